@@ -1,0 +1,39 @@
+"""Names of the anatomy and the one window that every stage shares."""
+
+from enum import Enum, IntEnum
+from typing import Final
+
+AIR_HU: Final = -1024
+"""What lies outside the scan."""
+
+
+class Lobe(IntEnum):
+    """The five lobes; the value is the label in masks (the numbering of lungmask)."""
+
+    LEFT_UPPER = 1
+    LEFT_LOWER = 2
+    RIGHT_UPPER = 3
+    RIGHT_MIDDLE = 4
+    RIGHT_LOWER = 5
+
+    @property
+    def slug(self) -> str:
+        """`left_upper`, as the report names it."""
+        return self.name.lower()
+
+    @property
+    def is_left(self) -> bool:
+        return self in LEFT_LOBES
+
+
+LEFT_LOBES: Final = (Lobe.LEFT_UPPER, Lobe.LEFT_LOWER)
+RIGHT_LOBES: Final = (Lobe.RIGHT_UPPER, Lobe.RIGHT_MIDDLE, Lobe.RIGHT_LOWER)
+
+
+class Landmark(Enum):
+    """The landmarks that place the lung region of interest (paper, "Lung and Lobe Segmentation")."""
+
+    CARINA = "carina"
+    """Where the trachea divides: the point of the air column's floor between both main bronchi."""
+    STERNUM_TIP = "sternum_tip"
+    """Lower end of the sternum: the tip of the xiphoid process. The fallback when there is no carina."""
