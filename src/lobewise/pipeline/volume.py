@@ -4,11 +4,10 @@ Arrays are z-y-x. What belongs to an array (shape, spacing) is z-y-x too; what b
 (points, origin, direction) is LPS millimetres, x-y-z: x grows to the patient's left, y to the back, z to the head.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 import SimpleITK as sitk
@@ -39,7 +38,7 @@ class Grid:
     direction: Matrix = IDENTITY
 
     @classmethod
-    def axis_aligned(cls, lower_mm: Sequence[float], upper_mm: Sequence[float], spacing_mm: Triple) -> Grid:
+    def axis_aligned(cls, lower_mm: Sequence[float], upper_mm: Sequence[float], spacing_mm: Triple) -> Self:
         """The grid with identity direction that covers the LPS box from `lower_mm` to `upper_mm` (x, y, z)."""
         spacing_xyz = np.asarray(spacing_mm[::-1], dtype=np.float64)
         extent = np.asarray(upper_mm, dtype=np.float64) - np.asarray(lower_mm, dtype=np.float64)
