@@ -64,11 +64,11 @@ class Grid:
 
     def to_lps(self, index_zyx: Float64[np.ndarray, "*n 3"]) -> Float64[np.ndarray, "*n 3"]:
         """LPS positions (x, y, z) of indices (z, y, x); fractions are allowed."""
-        return np.asarray(index_zyx) @ self.index_to_lps_matrix.T + np.asarray(self.origin_mm)
+        return np.asarray(index_zyx @ self.index_to_lps_matrix.T + np.asarray(self.origin_mm))
 
     def to_index(self, position_mm: Float64[np.ndarray, "*n 3"]) -> Float64[np.ndarray, "*n 3"]:
         """Fractional indices (z, y, x) of LPS positions (x, y, z)."""
-        return (np.asarray(position_mm) - np.asarray(self.origin_mm)) @ np.linalg.inv(self.index_to_lps_matrix).T
+        return np.asarray((position_mm - np.asarray(self.origin_mm)) @ np.linalg.inv(self.index_to_lps_matrix).T)
 
     def bounds_mm(self) -> tuple[Float64[np.ndarray, "3"], Float64[np.ndarray, "3"]]:
         """The smallest LPS box (lower, upper) that holds every voxel whole."""
