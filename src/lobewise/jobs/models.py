@@ -1,0 +1,221 @@
+"""The words both sides share: what a job is and what its report says. Versioned; the science may change freely behind it."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = "1.0"
+
+
+class JobStatus(StrEnum):
+    """The life of a job: queued -> running -> succeeded | failed | cancelled. The last three never change again."""
+
+    QUEUED = "queued"
+    """Accepted and durable; no worker has it. A job goes back here when its worker is lost."""
+    RUNNING = "running"
+    """One worker holds its lease."""
+    SUCCEEDED = "succeeded"
+    """Report and masks are stored."""
+    FAILED = "failed"
+    """It cannot be scored; `error` says why."""
+    CANCELLED = "cancelled"
+    """Stopped on request."""
+
+    @property
+    def is_final(self) -> bool:
+        return self in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED)
+
+
+class Stage(StrEnum):
+    """What a running job is doing, in order."""
+
+    FETCH = "fetch"
+    READ = "read"
+    LANDMARKS = "landmarks"
+    LUNGS = "lungs"
+    LESIONS = "lesions"
+    SEVERITY = "severity"
+    STORE = "store"
+
+
+class Priority(StrEnum):
+    """Which queue a job waits in; a worker empties them in this order."""
+
+    STAT = "stat"
+    ROUTINE = "routine"
+    BATCH = "batch"
+
+
+class MaskName(StrEnum):
+    """The masks of a succeeded job, each a gzipped NIfTI on the input's own grid."""
+
+    LUNGS = "lungs"
+    LOBES = "lobes"
+    LESIONS = "lesions"
+    HIGH_OPACITY = "high-opacity"
+
+
+class Model(BaseModel):
+    """Unknown fields are kept out of what we write and refused in what we read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class JobError(Model):
+    """Why a job failed: the `problem+json` members that hold without an HTTP response."""
+
+    type: str = Field(
+        description="URI of the problem type, documented at that address", examples=["/problems/lungs-not-found"]
+    )
+    title: str
+    detail: str
+    retryable: bool = Field(description="whether the same scan may succeed when it is submitted again")
+    evidence: dict[str, Any] = Field(default_factory=dict, description="what was seen, as data")
+
+
+class ScanSource(Model):
+    """Where the worker fetches a scan that was not uploaded."""
+
+    url: str = Field(
+        description="an https or s3 address that this service's operator allows",
+        examples=["https://pacs.example/ct/1.nii.gz"],
+    )
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
+        default=None, description="checked after fetching"
+    )
+
+
+class InputInfo(Model):
+    """The scan as it was accepted. File names are not kept: they carry patient names."""
+
+    size_bytes: int | None = Field(default=None, description="null until a `source` was fetched")
+    sha256: str | None = Field(default=None, description="null until a `source` was fetched")
+    source: ScanSource | None = None
+
+
+class JobRecord(Model):
+    """`job.json`: what is written once, before the 202. All else about a job follows from other blobs."""
+
+    schema_version: Literal["1.0"] = SCHEMA_VERSION
+    id: str
+    created_at: datetime
+    priority: Priority = Priority.ROUTINE
+    input: InputInfo
+    client_reference: str | None = None
+
+
+class JobState(Model):
+    """A job as it stands now, the record and the live view merged."""
+
+    id: str
+    status: JobStatus
+    created_at: datetime
+    updated_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    priority: Priority = Priority.ROUTINE
+    input: InputInfo
+    client_reference: str | None = None
+    stage: Stage | None = None
+    progress: float = Field(default=0.0, ge=0.0, le=1.0, description="share of the whole work that is done")
+    queue_position: int | None = Field(default=None, ge=1, description="1 is next; null when not queued or not known")
+    attempt: int = Field(default=0, ge=0, description="how many times a worker has begun it")
+    cancel_requested: bool = False
+    error: JobError | None = None
+    severity: "SeverityScores | None" = Field(default=None, description="present once succeeded")
+    revision: str = Field(description="changes whenever any other field does")
+
+
+class SeverityScores(Model):
+    percent_opacity: float = Field(ge=0, le=100)
+    percent_high_opacity: float = Field(ge=0, le=100)
+    lung_severity_score: int = Field(ge=0, le=20)
+    lung_high_opacity_score: int = Field(ge=0, le=20)
+
+
+class LungVolumes(Model):
+    volume_ml: float = Field(ge=0)
+    opacity_ml: float = Field(ge=0)
+    high_opacity_ml: float = Field(ge=0)
+
+
+class LobeScores(Model):
+    lobe: Literal["left_upper", "left_lower", "right_upper", "right_middle", "right_lower"]
+    label: int = Field(ge=1, le=5, description="value in the lobes mask")
+    volume_ml: float = Field(ge=0)
+    percent_opacity: float = Field(ge=0, le=100)
+    percent_high_opacity: float = Field(ge=0, le=100)
+    severity_score: int = Field(ge=0, le=4)
+    high_opacity_score: int = Field(ge=0, le=4)
+
+
+class LandmarkPoint(Model):
+    name: Literal["carina", "sternum_tip"]
+    found: bool
+    position_mm: tuple[float, float, float] | None = Field(description="LPS x, y, z; null when not in this scan")
+
+
+class QualityFinding(Model):
+    code: str = Field(examples=["thick-slices"])
+    severity: Literal["info", "warning", "error"]
+    message: str
+    evidence: dict[str, Any] = Field(default_factory=dict)
+
+
+class ModelProvenance(Model):
+    name: str
+    version: str
+    sha256: str
+
+
+class Provenance(Model):
+    input_sha256: str
+    software: str
+    models: list[ModelProvenance]
+    device: str
+    seconds: dict[str, float] = Field(description="by stage")
+
+
+class Report(Model):
+    """What the scan's scores are, schema 1. `masks` are filled with addresses by the API."""
+
+    schema_version: Literal["1.0"] = SCHEMA_VERSION
+    job_id: str
+    severity: SeverityScores
+    lungs: LungVolumes
+    lobes: list[LobeScores] = Field(min_length=5, max_length=5)
+    landmarks: list[LandmarkPoint]
+    quality: list[QualityFinding]
+    masks: dict[MaskName, str] = Field(default_factory=dict, description="address of each mask")
+    provenance: Provenance
+
+
+class MaskBlob(Model):
+    """A stored mask."""
+
+    name: MaskName
+    key: str
+    size_bytes: int
+    sha256: str
+
+
+class Manifest(Model):
+    """`manifest.json`: created once, never replaced; its existence ends the job. The winner of all attempts."""
+
+    schema_version: Literal["1.0"] = SCHEMA_VERSION
+    job_id: str
+    outcome: Literal["succeeded", "failed", "cancelled"]
+    attempt: int
+    started_at: datetime | None = None
+    finished_at: datetime
+    severity: SeverityScores | None = None
+    report_key: str | None = None
+    masks: list[MaskBlob] = Field(default_factory=list)
+    error: JobError | None = None
+    input_sha256: str | None = None
+    input_size_bytes: int | None = None
+
+
+JobState.model_rebuild()
