@@ -1,12 +1,15 @@
-"""The words both sides share: what a job is and what its report says. Versioned; the science may change freely behind it."""
+"""The words both sides share: what a job is and what its report says.
+
+Versioned; the science may change freely behind it.
+"""
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION: Final = "1.0"
 
 
 class JobStatus(StrEnum):
