@@ -1,0 +1,47 @@
+# Everything runs in .venv; a fresh machine needs Python 3.11 or newer, and no root.
+PYTHON ?= python3
+BIN := .venv/bin
+CT ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint types layers unit format constraints clean
+
+help: ## show the targets
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+install: .venv/.installed ## build .venv with everything
+
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Lobewise needs Python 3.11 or newer; say which one: make install PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[api,worker,dev]'
+	@touch $@
+
+demo: install ## score a scan over HTTP: make demo [CT=scan.nii.gz | CT=dicom.zip | CT=dicom-folder/]
+	$(BIN)/lobewise demo $(if $(CT),"$(CT)")
+
+test: install lint types layers unit ## all checks and tests
+
+lint: install ## ruff: style and common faults
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: install ## mypy, strict
+	$(BIN)/mypy
+
+layers: install ## who may import whom
+	$(BIN)/lint-imports
+
+unit: install ## pytest, on two processes
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
+
+format: install ## let ruff mend what it can
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+constraints: ## pin what .venv holds now into constraints.txt
+	$(BIN)/pip freeze --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//' > constraints.txt
+
+clean: ## remove .venv and everything that was generated
+	rm -rf .venv out lobewise-data .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
