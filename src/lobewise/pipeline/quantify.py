@@ -1,0 +1,150 @@
+"""What happens to a CT, in order: the table of contents of the science.
+
+landmarks -> lungs and lobes -> lesions -> severity. Each step has a file of its own; this page only calls them.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from lobewise.pipeline.anatomy import Landmark
+from lobewise.pipeline.landmarks import LandmarkNetwork, LandmarkPosition, find_landmarks
+from lobewise.pipeline.lesions import LesionNetwork, segment_lesions
+from lobewise.pipeline.lungs import LungNetwork, segment_lungs
+from lobewise.pipeline.networks.device import choose_device
+from lobewise.pipeline.networks.weights import ModelInfo, load_weights
+from lobewise.pipeline.quality import demand_chest, demand_hounsfield, findings_of_result
+from lobewise.pipeline.severity import Severity, high_opacity_of, score_severity
+from lobewise.pipeline.volume import Finding, LesionMask, LobeLabels, LungMask, Scan
+
+Progress = Callable[[str, float], None]
+"""Called with the stage that begins and the share of the whole work that is done, 0 to 1."""
+
+STAGE_BEGINS_AT: Final[Mapping[str, float]] = {"landmarks": 0.0, "lungs": 0.05, "lesions": 0.35, "severity": 0.97}
+"""The share of the time that each stage's forerunners take together, measured on two CPU cores."""
+
+
+@dataclass(frozen=True)
+class Models:
+    """The three networks of the paper, loaded once and used for every scan."""
+
+    landmarks: LandmarkNetwork
+    lungs: LungNetwork
+    lesions: LesionNetwork
+    device: torch.device
+
+    @property
+    def infos(self) -> tuple[ModelInfo, ...]:
+        return self.landmarks.info, self.lungs.info, self.lesions.info
+
+
+@dataclass(frozen=True, eq=False)
+class Quantification:
+    """What a chest CT turned out to show; every mask is on the scan's own grid.
+
+    Attributes:
+        lesions: opacities, inside the lungs.
+        high_opacity: the part of `lesions` at or above -200 HU.
+        findings: what was noticed while reading and about the result.
+        seconds: wall time by stage.
+        models: which weights gave this answer.
+    """
+
+    lungs: LungMask
+    lobes: LobeLabels
+    lesions: LesionMask
+    high_opacity: LesionMask
+    severity: Severity
+    landmarks: tuple[LandmarkPosition, ...]
+    findings: tuple[Finding, ...]
+    seconds: Mapping[str, float]
+    models: tuple[ModelInfo, ...]
+    device: str
+
+
+def load_models(device: str = "auto", weights_dir: Path | None = None) -> Models:
+    """Load the three networks onto `device` (`auto`, `cpu`, `cuda`, `cuda:1`, `mps`).
+
+    Args:
+        weights_dir: holds `landmarks.safetensors`, `lungs.safetensors`, `lesions.safetensors`; by default those that
+            come with the package.
+
+    Raises:
+        WeightsError: weights are missing or are not what they claim to be.
+        ValueError: there is no such device.
+    """
+    target = choose_device(device)
+    return Models(
+        landmarks=LandmarkNetwork.load(load_weights("landmarks", weights_dir), target),
+        lungs=LungNetwork.load(load_weights("lungs", weights_dir), target),
+        lesions=LesionNetwork.load(load_weights("lesions", weights_dir), target),
+        device=target,
+    )
+
+
+def ignore(_stage: str, _fraction: float) -> None:
+    """The progress that nobody watches."""
+
+
+def quantify(scan: Scan, models: Models, progress: Progress = ignore) -> Quantification:
+    """Score the opacities of a chest CT.
+
+    An exception raised by `progress` ends the work, which is how a job is cancelled.
+
+    Raises:
+        NotChestCTError: the values are not Hounsfield units, or neither landmark is in the scan.
+        LungsNotFoundError: a chest, but no lungs could be segmented.
+    """
+    volume = scan.volume
+    clock = _StageClock(progress)
+
+    with clock.stage("landmarks"):
+        demand_hounsfield(volume)
+        landmarks = find_landmarks(volume, models.landmarks)
+        demand_chest(volume, landmarks)
+
+    with clock.stage("lungs"):
+        lobes = segment_lungs(volume, landmarks, models.lungs)
+        lungs = lobes.lungs()
+
+    with clock.stage("lesions"):
+        candidates = segment_lesions(volume, lungs, models.lesions)
+        lesions = LesionMask(candidates.mask & lungs.mask, volume.grid)
+
+    with clock.stage("severity"):
+        high_opacity = LesionMask(high_opacity_of(volume, lesions.mask), volume.grid)
+        severity = score_severity(volume, lungs, lobes, lesions)
+        findings = (*scan.findings, *findings_of_result(volume, landmarks, lungs, severity))
+
+    return Quantification(
+        lungs=lungs,
+        lobes=lobes,
+        lesions=lesions,
+        high_opacity=high_opacity,
+        severity=severity,
+        landmarks=tuple(landmarks[mark] for mark in Landmark if mark in landmarks),
+        findings=findings,
+        seconds=clock.seconds,
+        models=models.infos,
+        device=str(models.device),
+    )
+
+
+@dataclass(frozen=True)
+class _StageClock:
+    """Tells `progress` what begins and keeps how long it took."""
+
+    progress: Progress
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        self.progress(name, STAGE_BEGINS_AT[name])
+        begin = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - begin, 3)
