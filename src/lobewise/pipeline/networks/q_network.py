@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor, nn
 
-from lobewise.pipeline.anatomy import AIR_HU, Landmark
+from lobewise.pipeline.anatomy import Landmark
 from lobewise.pipeline.networks.weights import ModelInfo, Weights, WeightsError
 
 STEPS_ZYX: Final[Int64[np.ndarray, "6 3"]] = np.array(
@@ -29,28 +29,33 @@ class LandmarkConfig:
     Attributes:
         scales_mm: voxel size of each level, coarse to fine, each twice the next.
         box: edge of the state, in voxels of its level; odd.
-        window_hu: clipped and mapped to 0-255; the lower end is what lies outside the scan.
+        window_hu: clipped and mapped to 0-255; air and what lies outside the scan are both 0.
         widths: channels of the three convolutions.
         hidden: units of the fully connected layer.
     """
 
-    scales_mm: tuple[float, ...] = (16.0, 8.0, 4.0)
-    box: int = 15
-    window_hu: tuple[int, int] = (AIR_HU, 400)
-    widths: tuple[int, int, int] = (16, 24, 32)
+    scales_mm: tuple[float, ...] = (12.0, 6.0, 3.0)
+    box: int = 17
+    window_hu: tuple[int, int] = (-1000, 400)
+    widths: tuple[int, int, int] = (16, 24, 48)
     hidden: int = 128
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:
         """The config stored beside the weights (JSON turns tuples into lists)."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**fields)
 
     def to_mapping(self) -> dict[str, Any]:
         return asdict(self)
 
 
 class QNetwork(nn.Module):
-    """Q-values of the six steps at one scale: three valid convolutions, the first two each halving the box."""
+    """Q-values of the six steps at one scale: three convolutions, each halving the box.
+
+    The head is a duelling one: the worth of the place plus the advantage of each step, which matters for the choice
+    and is small beside the worth.
+    """
 
     def __init__(self, config: LandmarkConfig) -> None:
         super().__init__()
@@ -60,19 +65,20 @@ class QNetwork(nn.Module):
             nn.LeakyReLU(0.01),
             nn.Conv3d(first, second, kernel_size=3, stride=2, padding=1),
             nn.LeakyReLU(0.01),
-            nn.Conv3d(second, third, kernel_size=3, padding=1),
+            nn.Conv3d(second, third, kernel_size=3, stride=2, padding=1),
             nn.LeakyReLU(0.01),
             nn.Flatten(),
         )
-        edge = (config.box + 3) // 4
+        edge = (config.box + 7) // 8
         self.head = nn.Sequential(
-            nn.Linear(third * edge**3, config.hidden), nn.LeakyReLU(0.01), nn.Linear(config.hidden, len(STEPS_ZYX))
+            nn.Linear(third * edge**3, config.hidden), nn.LeakyReLU(0.01), nn.Linear(config.hidden, len(STEPS_ZYX) + 1)
         )
 
     def forward(self, boxes: UInt8[Tensor, "n k k k"]) -> Float32[Tensor, "n 6"]:
         """Args: boxes: windowed intensities 0-255 centred on the agent."""
         centred = boxes.unsqueeze(1).float() / 127.5 - 1.0
-        q_values: Tensor = self.head(self.features(centred))
+        worth, advantages = self.head(self.features(centred)).split((1, len(STEPS_ZYX)), dim=1)
+        q_values: Tensor = worth + advantages - advantages.mean(dim=1, keepdim=True)
         return q_values
 
 
