@@ -1,0 +1,97 @@
+"""The scans the landmark agents learn on: real ones deformed many times, and phantoms, prepared once.
+
+A bank is a folder of `.npz` files, one a scan: its levels (`level0`, coarse, to `levelN`, 0-255) and, for each
+landmark whose place is known, in the scan or beyond its border, mm (z, y, x) from the lower corner.
+`training.landmarks` reads it.
+"""
+
+import json
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import SimpleITK as sitk
+
+from lobewise.pipeline.anatomy import AIR_HU, Landmark
+from lobewise.pipeline.landmarks import build_levels
+from lobewise.pipeline.networks.q_network import LandmarkConfig
+from lobewise.pipeline.volume import Grid, Triple, Volume, grid_of, resample, to_sitk
+
+BASE_SPACING_MM: Final[Triple] = (2.0, 2.0, 2.0)
+COPY_SPACING_MM: Final[Triple] = (3.0, 2.5, 2.5)
+Marks = Mapping[Landmark, Triple]
+
+
+def read_marks() -> dict[str, dict[Landmark, Triple]]:
+    """The marks on real scans, by case: LPS mm (x, y, z)."""
+    text = files("lobewise.pipeline.training").joinpath("landmark_marks.json").read_text()
+    marks: dict[str, dict[Landmark, Triple]] = {}
+    for mark in json.loads(text)["marks"]:
+        x, y, z = mark["position_mm"]
+        marks.setdefault(mark["case"], {})[Landmark(mark["landmark"])] = (x, y, z)
+    return marks
+
+
+def write_scan(path: Path, volume: Volume, marks_mm: Marks, config: LandmarkConfig) -> None:
+    """Add a scan with its landmarks (LPS mm, inside or outside of it) to a bank."""
+    margin = config.box // 2
+    levels = [level.padded[margin:-margin, margin:-margin, margin:-margin] for level in build_levels(volume, config)]
+    lower_xyz, _ = volume.grid.bounds_mm()
+    places = {mark.value: (np.array(xyz) - lower_xyz)[::-1] for mark, xyz in marks_mm.items()}
+    arrays = {f"level{number}": level for number, level in enumerate(levels)}
+    np.savez_compressed(path, **arrays, **places)  # type: ignore[arg-type]  # numpy's stub mixes in allow_pickle
+
+
+def base_of(volume: Volume) -> Volume:
+    """The scan at `BASE_SPACING_MM`, from which deformed copies are quick to make."""
+    lower, upper = (bound.tolist() for bound in volume.grid.bounds_mm())
+    grid = Grid.axis_aligned(lower, upper, BASE_SPACING_MM)
+    return Volume(np.rint(resample(volume.hu, volume.grid, grid)).astype(np.int16), grid)
+
+
+def deform(base: Volume, marks_mm: Marks, rng: np.random.Generator) -> tuple[Volume, dict[Landmark, Triple]]:
+    """A copy of a scan, turned, stretched, mirrored, noisy, sometimes of thick slices, and its landmarks.
+
+    Air is added around it, since the scans may be cut close to the chest.
+    """
+    image = sitk.Cast(to_sitk(base.hu, base.grid), sitk.sitkFloat32)
+    if rng.random() < 0.4:
+        image = sitk.RecursiveGaussian(image, sigma=float(rng.uniform(1.0, 3.5)), direction=2)
+    to_source = _random_affine(base.grid, rng)
+    grid = _copy_grid(base.grid, to_source, rng)
+    copy = sitk.Resample(image, to_sitk(np.zeros(grid.shape, np.uint8), grid), to_source, sitk.sitkLinear, AIR_HU)
+    hu = sitk.GetArrayFromImage(copy) + rng.normal(0, rng.uniform(0, 60), grid.shape) + rng.uniform(-30, 30)
+    to_copy = to_source.GetInverse()
+    marks = {mark: _triple(to_copy.TransformPoint(xyz)) for mark, xyz in marks_mm.items()}
+    return Volume(np.clip(np.rint(hu), AIR_HU, 3000).astype(np.int16), grid_of(copy)), marks
+
+
+def _random_affine(grid: Grid, rng: np.random.Generator) -> sitk.AffineTransform:
+    """Maps a point of the copy to a point of the source."""
+    lower, upper = grid.bounds_mm()
+    turn = sitk.Euler3DTransform()
+    turn.SetRotation(*(float(angle) for angle in np.radians(rng.uniform([-7, -7, -15], [7, 7, 15]))))
+    scale = rng.uniform(0.85, 1.18) * rng.uniform(0.92, 1.08, 3)
+    mirror = np.array([-1.0 if rng.random() < 0.5 else 1.0, 1.0, 1.0])
+    matrix = np.reshape(turn.GetMatrix(), (3, 3)) @ np.diag(mirror / scale)
+    transform = sitk.AffineTransform(3)
+    transform.SetCenter([float(c) for c in (lower + upper) / 2])
+    transform.SetMatrix([float(v) for v in matrix.ravel()])
+    return transform
+
+
+def _copy_grid(source: Grid, to_source: sitk.AffineTransform, rng: np.random.Generator) -> Grid:
+    """Around the source's box as the copy shows it; air beside the chest, none above and below."""
+    lower, upper = source.bounds_mm()
+    centre, half = (lower + upper) / 2, (upper - lower) / 2
+    inverse = np.linalg.inv(np.reshape(to_source.GetMatrix(), (3, 3)))
+    half = np.abs(np.diag(inverse)) * half
+    air = rng.uniform([0, 0, -25], [70, 90, 0], (2, 3)) * (1.0 if rng.random() < 0.6 else 0.1)
+    return Grid.axis_aligned((centre - half - air[0]).tolist(), (centre + half + air[1]).tolist(), COPY_SPACING_MM)
+
+
+def _triple(values: tuple[float, ...]) -> Triple:
+    x, y, z = values
+    return x, y, z

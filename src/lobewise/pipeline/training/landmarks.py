@@ -1,0 +1,482 @@
+"""Trains the landmark agents: a supervised start, then deep Q-learning on the agent's own walks (Ghesu et al. 2017).
+
+The reward of a step is how much closer it brings the agent (in voxels of its scale), so the return of the greedy walk
+is known in closed form wherever the landmark's place is known. The first phase regresses it at sampled places; the
+second is double DQN with experience replay, a target network and an epsilon-greedy policy. A scan is cropped at random,
+often so that the landmark lies beyond the border: then the way to it leads out of the scan.
+"""
+
+import argparse
+import csv
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final, Self
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float32, Float64, Int64, UInt8
+from torch import nn
+
+from lobewise.pipeline.anatomy import Landmark
+from lobewise.pipeline.networks.device import choose_device
+from lobewise.pipeline.networks.q_network import STEPS_ZYX, LandmarkConfig, QNetwork, agents_module
+from lobewise.pipeline.networks.weights import ModelInfo, save_weights
+
+RETURN_STEPS: Final = 80
+"""How far returns are followed; what comes later counts less than 0.9 ** 80 = 0.0002 of a step."""
+
+
+@dataclass(frozen=True)
+class LandmarkRecipe:
+    """Everything that decides what is learned, besides the bank.
+
+    Attributes:
+        gamma: discount of later rewards.
+        warm_steps: of the supervised phase, for each network.
+        dqn_steps: of the Q-learning phase; every walker takes one step in each.
+        learning_rates: at the start of both phases; they fall to a tenth (cosine).
+        walkers: agents that explore side by side.
+        epsilons: share of random steps, first and last.
+        target_every: steps between two copies of the network to the target network.
+        real_share: of the scenes, from real scans; the others are phantoms.
+        crop_share: of the scenes, cut at random.
+        far_share: of the places of the supervised phase, anywhere in the crop, by scale; the others near the landmark.
+        near_voxels: reach of the places near the landmark, by scale.
+    """
+
+    seed: int = 0
+    config: LandmarkConfig = field(default_factory=LandmarkConfig)
+    gamma: float = 0.9
+    batch: int = 64
+    warm_steps: int = 4000
+    dqn_steps: int = 2500
+    learning_rates: tuple[float, float] = (1e-3, 2e-4)
+    walkers: int = 32
+    walk_steps: int = 60
+    epsilons: tuple[float, float] = (0.5, 0.1)
+    replay: int = 20_000
+    target_every: int = 250
+    real_share: float = 0.5
+    crop_share: float = 0.5
+    far_share: tuple[float, ...] = (0.7, 0.2, 0.1)
+    near_voxels: tuple[float, ...] = (6.0, 9.0, 9.0)
+    save_every: int = 500
+
+
+@dataclass(frozen=True, eq=False)
+class BankScan:
+    """A prepared scan.
+
+    Attributes:
+        name: starts with `real` or `phantom`.
+        levels: coarse to fine, 0-255, each with a margin of half a box.
+        shapes: sizes of the levels without the margin.
+        landmarks_mm: places from the scan's lower corner, z-y-x, maybe beyond its border; what is missing is unknown.
+    """
+
+    name: str
+    levels: tuple[UInt8[np.ndarray, "z y x"], ...]
+    shapes: tuple[tuple[int, ...], ...]
+    landmarks_mm: Mapping[Landmark, Float64[np.ndarray, "3"]]
+
+    @classmethod
+    def read(cls, path: Path, config: LandmarkConfig) -> Self:
+        with np.load(path) as file:
+            arrays = [file[f"level{number}"] for number in range(len(config.scales_mm))]
+            places = {mark: file[mark.value] for mark in Landmark if mark.value in file}
+        levels = tuple(np.pad(array, config.box // 2) for array in arrays)
+        return cls(path.stem, levels, tuple(array.shape for array in arrays), places)
+
+
+def read_bank(folder: Path, config: LandmarkConfig) -> list[BankScan]:
+    """Every scan that `landmark_bank` prepared in `folder`, in the order of their names."""
+    return [BankScan.read(path, config) for path in sorted(folder.glob("*.npz"))]
+
+
+@dataclass(frozen=True, eq=False)
+class Scenes:
+    """A batch of situations at one scale: scans cut to a box, where the landmark is and the agent, in voxels z-y-x."""
+
+    scan: Int64[np.ndarray, " n"]
+    low: Int64[np.ndarray, "n 3"]
+    high: Int64[np.ndarray, "n 3"]
+    landmark: Float64[np.ndarray, "n 3"]
+    position: Int64[np.ndarray, "n 3"]
+
+    def __len__(self) -> int:
+        return len(self.scan)
+
+    def take(self, which: np.ndarray) -> Self:
+        return type(self)(*(getattr(self, name)[which] for name in self.__dataclass_fields__))
+
+    def moved(self, position: Int64[np.ndarray, "n 3"]) -> Self:
+        return type(self)(self.scan, self.low, self.high, self.landmark, position)
+
+    def inside(self) -> Bool[np.ndarray, " n"]:
+        """Whether the agent is still within its box."""
+        return np.asarray(((self.position >= self.low) & (self.position < self.high)).all(axis=1))
+
+    def offsets(self) -> Float64[np.ndarray, "n 3"]:
+        return np.asarray(self.landmark - self.position)
+
+
+def join(parts: Sequence[Scenes]) -> Scenes:
+    names = Scenes.__dataclass_fields__
+    return Scenes(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+
+def rewards(offsets: Float64[np.ndarray, "n 3"], moves: Int64[np.ndarray, "*b 3"]) -> Float64[np.ndarray, "*b"]:
+    """How much closer to the landmark, `offsets` away, the moves bring the agent: Euclidean, in voxels."""
+    return np.asarray(np.linalg.norm(offsets, axis=-1) - np.linalg.norm(offsets - moves, axis=-1))
+
+
+def greedy_return(offsets: Float64[np.ndarray, "n 3"], gamma: float) -> Float64[np.ndarray, " n"]:
+    """Discounted rewards of the walk that always shortens the longest coordinate, which gains most.
+
+    At the landmark it steps to and fro, as every policy must that cannot stand still.
+    """
+    offsets, returns, rows = offsets.copy(), np.zeros(len(offsets)), np.arange(len(offsets))
+    distance = np.linalg.norm(offsets, axis=1)
+    for step in range(RETURN_STEPS):
+        axis = np.abs(offsets).argmax(axis=1)
+        offsets[rows, axis] -= np.where(offsets[rows, axis] >= 0, 1.0, -1.0)
+        closer = np.linalg.norm(offsets, axis=1)
+        returns += gamma**step * (distance - closer)
+        distance = closer
+    return returns
+
+
+def closed_form_q(offsets: Float64[np.ndarray, "n 3"], gamma: float) -> Float64[np.ndarray, "n 6"]:
+    """What each of `STEPS_ZYX` is worth to an agent whose landmark is `offsets` away: reward, then the greedy walk."""
+    after = offsets[:, None] - STEPS_ZYX
+    later = greedy_return(after.reshape(-1, 3), gamma).reshape(len(offsets), len(STEPS_ZYX))
+    return np.asarray(rewards(offsets[:, None], np.broadcast_to(STEPS_ZYX, after.shape)) + gamma * later)
+
+
+class SceneSampler:
+    """Draws scenes of one landmark at one scale from a bank, and shows agents what they see there."""
+
+    def __init__(self, bank: Sequence[BankScan], landmark: Landmark, level: int, recipe: LandmarkRecipe) -> None:
+        known = [scan for scan in bank if landmark in scan.landmarks_mm]
+        self._recipe, self._level = recipe, level
+        mm = recipe.config.scales_mm[level]
+        self._scans = [scan.levels[level] for scan in known]
+        self._shapes = np.array([scan.shapes[level] for scan in known])
+        self._landmarks = np.array([scan.landmarks_mm[landmark] / mm - 0.5 for scan in known])
+        is_real = np.array([scan.name.startswith("real") for scan in known])
+        self._kinds = [np.flatnonzero(is_real), np.flatnonzero(~is_real)]
+
+    def draw(self, count: int, rng: np.random.Generator) -> Scenes:
+        """Scenes with the agent at a random place of each."""
+        return join([self._draw_one(rng) for _ in range(count)])
+
+    def boxes(self, scenes: Scenes) -> UInt8[np.ndarray, "n k k k"]:
+        """What the agents see; beyond their crop nothing."""
+        edge, half = self._recipe.config.box, self._recipe.config.box // 2
+        cut = [
+            self._scans[scan][z : z + edge, y : y + edge, x : x + edge]
+            for scan, (z, y, x) in zip(scenes.scan, scenes.position, strict=True)
+        ]
+        around = scenes.position[:, :, None] + np.arange(-half, half + 1)
+        seen = ((around >= scenes.low[:, :, None]) & (around < scenes.high[:, :, None])).astype(np.uint8)
+        boxes: np.ndarray = np.stack(cut)
+        boxes *= seen[:, 0, :, None, None]
+        boxes *= seen[:, 1, None, :, None]
+        boxes *= seen[:, 2, None, None, :]
+        return boxes
+
+    def _draw_one(self, rng: np.random.Generator) -> Scenes:
+        kind = self._kinds[int(rng.random() >= self._recipe.real_share)]
+        scan = int(rng.choice(kind if len(kind) else np.arange(len(self._scans))))
+        landmark, shape = self._landmarks[scan], self._shapes[scan]
+        low, high = self._crop(landmark, shape, rng)
+        position = rng.integers(low, high)
+        if rng.random() >= self._recipe.far_share[self._level]:
+            reach = self._recipe.near_voxels[self._level]
+            position = np.clip(np.rint(landmark + rng.uniform(-reach, reach, 3)).astype(np.int64), low, high - 1)
+        return Scenes(np.array([scan]), low[None], high[None], landmark[None], position[None])
+
+    def _crop(
+        self, landmark: Float64[np.ndarray, "3"], shape: Int64[np.ndarray, "3"], rng: np.random.Generator
+    ) -> tuple[Int64[np.ndarray, "3"], Int64[np.ndarray, "3"]]:
+        """The box of the scan that is kept: half of the cuts pass anywhere, half near the landmark."""
+        low, high = np.zeros(3, dtype=np.int64), shape.astype(np.int64)
+        if rng.random() < self._recipe.crop_share:
+            axis = 0 if rng.random() < 0.8 else int(rng.integers(1, 3))
+            near = landmark[axis] + rng.uniform(-1, 1) * self._recipe.near_voxels[self._level]
+            cut = near if rng.random() < 0.5 else rng.uniform(0, shape[axis])
+            at = int(np.clip(round(cut), min(3, shape[axis] - 1), max(shape[axis] - 3, 1)))
+            if rng.random() < 0.5:
+                low[axis] = at
+            else:
+                high[axis] = at
+        return low, high
+
+
+class Replay:
+    """The last transitions of all walkers, overwritten in a ring."""
+
+    def __init__(self, size: int) -> None:
+        self.slots, self.count = np.zeros((size, 14)), 0
+
+    def __len__(self) -> int:
+        return min(self.count, len(self.slots))
+
+    def add(self, scenes: Scenes, actions: Int64[np.ndarray, " n"]) -> None:
+        where = (self.count + np.arange(len(scenes))) % len(self.slots)
+        columns = (scenes.scan[:, None], scenes.low, scenes.high, scenes.landmark, scenes.position, actions[:, None])
+        self.slots[where] = np.concatenate(columns, axis=1)
+        self.count += len(scenes)
+
+    def sample(self, count: int, rng: np.random.Generator) -> tuple[Scenes, Int64[np.ndarray, " n"]]:
+        rows = self.slots[rng.integers(0, len(self), count)]
+        whole = rows.astype(np.int64)
+        scenes = Scenes(whole[:, 0], whole[:, 1:4], whole[:, 4:7], rows[:, 7:10], whole[:, 10:13])
+        return scenes, whole[:, 13]
+
+
+@torch.inference_mode()
+def q_values(network: nn.Module, boxes: UInt8[np.ndarray, "n k k k"]) -> Float32[np.ndarray, "n 6"]:
+    device = next(network.parameters()).device
+    values: np.ndarray = network(torch.from_numpy(boxes).to(device)).cpu().numpy()
+    return values
+
+
+def td_targets(
+    scenes: Scenes, actions: Int64[np.ndarray, " n"], sampler: SceneSampler, nets: "Nets", gamma: float
+) -> Float64[np.ndarray, " n"]:
+    """Double DQN: the network chooses the next step, the target network values it.
+
+    Beyond the border there is nothing to see and the walk ends; the rest of its return is taken in closed form, so that
+    the way to a landmark outside is worth as much as it would be in a larger scan.
+    """
+    after = scenes.moved(scenes.position + STEPS_ZYX[actions])
+    later = greedy_return(after.offsets(), gamma)
+    inside = np.flatnonzero(after.inside())
+    if len(inside):
+        boxes = sampler.boxes(after.take(inside))
+        chosen = q_values(nets.network, boxes).argmax(axis=1)
+        later[inside] = q_values(nets.target, boxes)[np.arange(len(inside)), chosen]
+    return np.asarray(rewards(scenes.offsets(), STEPS_ZYX[actions]) + gamma * later)
+
+
+def vary_intensity(boxes: UInt8[np.ndarray, "n k k k"], rng: np.random.Generator) -> UInt8[np.ndarray, "n k k k"]:
+    """Gain, shift and noise, for each box its own; air stays air, as the window clips it."""
+    one = (len(boxes), 1, 1, 1)
+    noise = rng.standard_normal(boxes.shape, dtype=np.float32) * rng.uniform(0, 6, one).astype(np.float32)
+    varied = (
+        boxes * rng.uniform(0.92, 1.08, one).astype(np.float32) + rng.uniform(-8, 8, one).astype(np.float32) + noise
+    )
+    return np.where(boxes > 0, np.clip(varied, 0, 255), 0).astype(np.uint8)
+
+
+class Walkers:
+    """Agents that explore side by side, each in a scene of its own until it leaves it or has walked long enough."""
+
+    def __init__(self, sampler: SceneSampler, recipe: LandmarkRecipe, rng: np.random.Generator) -> None:
+        self._sampler, self._recipe = sampler, recipe
+        self.scenes = sampler.draw(recipe.walkers, rng)
+        self.ages = rng.integers(0, recipe.walk_steps, recipe.walkers)
+
+    def step(
+        self, network: nn.Module, epsilon: float, rng: np.random.Generator
+    ) -> tuple[Scenes, Int64[np.ndarray, " n"]]:
+        """One epsilon-greedy step of all; returns where they were and what they did."""
+        before = self.scenes
+        actions = q_values(network, self._sampler.boxes(before)).argmax(axis=1)
+        explore = rng.random(len(before)) < epsilon
+        actions = np.where(explore, rng.integers(0, len(STEPS_ZYX), len(before)), actions)
+        after = before.moved(before.position + STEPS_ZYX[actions])
+        self.ages = self.ages + 1
+        self._replace(after, np.flatnonzero(~after.inside() | (self.ages >= self._recipe.walk_steps)), rng)
+        return before, actions
+
+    def _replace(self, after: Scenes, done: Int64[np.ndarray, " m"], rng: np.random.Generator) -> None:
+        self.ages[done] = 0
+        order = np.arange(len(after))
+        order[done] = len(after) + np.arange(len(done))
+        self.scenes = join([after, self._sampler.draw(len(done), rng)]).take(order) if len(done) else after
+
+
+@dataclass(eq=False)
+class Nets:
+    """A network in training, the frozen copy that values its next steps, and its optimiser."""
+
+    network: QNetwork
+    target: QNetwork
+    optimiser: torch.optim.Adam
+
+    @classmethod
+    def new(cls, recipe: LandmarkRecipe, device: torch.device) -> Self:
+        network, target = QNetwork(recipe.config).to(device), QNetwork(recipe.config).to(device)
+        return cls(network, target, torch.optim.Adam(network.parameters(), lr=recipe.learning_rates[0]))
+
+    def update(self, boxes: np.ndarray, targets: np.ndarray, actions: np.ndarray | None, rate: float) -> float:
+        """One optimiser step towards the values of all steps, or only of the `actions` taken."""
+        device = next(self.network.parameters()).device
+        values = self.network(torch.from_numpy(boxes).to(device))
+        if actions is not None:
+            values = values.gather(1, torch.from_numpy(actions[:, None]).to(device))[:, 0]
+        loss = nn.functional.smooth_l1_loss(values, torch.from_numpy(targets).float().to(device))
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimiser.step()
+        return float(loss.detach())
+
+
+def walk_error(network: nn.Module, sampler: SceneSampler, recipe: LandmarkRecipe, seed: int) -> tuple[float, float]:
+    """How greedy walks end in 64 scenes.
+
+    Returns:
+        The mean distance (voxels) at the end, of walks that stayed where the landmark is in the crop; and the share of
+        right ends, within 3 voxels of the landmark or out of a crop that does not hold it.
+    """
+    rng = np.random.default_rng(seed)
+    scenes = sampler.draw(64, rng)
+    present = ((scenes.landmark >= scenes.low - 0.5) & (scenes.landmark <= scenes.high - 0.5)).all(axis=1)
+    stayed = np.ones(len(scenes), dtype=bool)
+    for _ in range(recipe.walk_steps):
+        going = np.flatnonzero(stayed)
+        actions = q_values(network, sampler.boxes(scenes.take(going))).argmax(axis=1)
+        scenes.position[going] += STEPS_ZYX[actions]
+        stayed = scenes.inside()
+        if not stayed.any():
+            break
+    distances = np.linalg.norm(scenes.offsets(), axis=1)
+    right = np.where(present, stayed & (distances < 3), ~stayed)
+    reached = distances[present & stayed]
+    return float(reached.mean()) if len(reached) else float("nan"), float(right.mean())
+
+
+def train(recipe: LandmarkRecipe, bank: Sequence[BankScan], out: Path, device: torch.device) -> None:
+    """Train every network of every agent into `out`, one after another; goes on where a stopped run was.
+
+    Writes `<landmark>-<level>.pt` for each network that is finished, `checkpoint.pt` for the one that is not, and
+    `log.csv`.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    held_out = [scan for number, scan in enumerate(bank) if number % 10 == 9]
+    trained_on = [scan for number, scan in enumerate(bank) if number % 10 != 9]
+    for number, (landmark, level) in enumerate((m, n) for m in Landmark for n in range(len(recipe.config.scales_mm))):
+        finished = out / f"{landmark.value}-{level}.pt"
+        if finished.exists():
+            continue
+        rng = np.random.default_rng((recipe.seed, number))
+        torch.manual_seed(recipe.seed + number)
+        sampler = SceneSampler(trained_on, landmark, level, recipe)
+        check = SceneSampler(held_out, landmark, level, recipe)
+        nets, replay, walkers = Nets.new(recipe, device), Replay(recipe.replay), Walkers(sampler, recipe, rng)
+        first = _resume(out / "checkpoint.pt", finished.stem, nets, replay, walkers, rng)
+        started, losses = time.monotonic(), []
+        for step in range(first, recipe.warm_steps + recipe.dqn_steps):
+            if step < recipe.warm_steps:
+                scenes = sampler.draw(recipe.batch, rng)
+                targets, actions = closed_form_q(scenes.offsets(), recipe.gamma), None
+                rate = _cosine(recipe.learning_rates[0], step / recipe.warm_steps)
+            else:
+                share = (step - recipe.warm_steps) / recipe.dqn_steps
+                if (step - recipe.warm_steps) % recipe.target_every == 0:
+                    nets.target.load_state_dict(nets.network.state_dict())
+                epsilon = recipe.epsilons[0] + share * (recipe.epsilons[1] - recipe.epsilons[0])
+                replay.add(*walkers.step(nets.network, epsilon, rng))
+                scenes, actions = replay.sample(recipe.batch, rng)
+                targets = td_targets(scenes, actions, sampler, nets, recipe.gamma)
+                rate = _cosine(recipe.learning_rates[1], share)
+            boxes = vary_intensity(sampler.boxes(scenes), rng)
+            losses.append(nets.update(boxes, targets, actions, rate))
+            if (step + 1) % recipe.save_every == 0:
+                error, right = walk_error(nets.network, check, recipe, seed=step)
+                row = [landmark.value, level, step + 1, np.mean(losses), error, right, time.monotonic() - started]
+                _log(out / "log.csv", row)
+                _save(out / "checkpoint.pt", finished.stem, step + 1, nets, replay, walkers, rng)
+                losses = []
+        torch.save(nets.network.state_dict(), finished)
+
+
+def export(recipe: LandmarkRecipe, out: Path, weights: Path, version: str) -> ModelInfo:
+    """Gather the finished networks of `out` in one weights file (`landmarks.safetensors`)."""
+    agents = {mark: [QNetwork(recipe.config) for _ in recipe.config.scales_mm] for mark in Landmark}
+    for mark, nets in agents.items():
+        for level, net in enumerate(nets):
+            net.load_state_dict(torch.load(out / f"{mark.value}-{level}.pt", map_location="cpu", weights_only=True))
+    state = agents_module(agents).state_dict()
+    return save_weights(
+        weights, version=version, config=recipe.config.to_mapping(), recipe=asdict(recipe), tensors=state
+    )
+
+
+def _cosine(rate: float, share: float) -> float:
+    """From `rate` to a tenth of it as `share` goes from 0 to 1."""
+    return rate * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * share)))
+
+
+def _log(path: Path, row: Sequence[object]) -> None:
+    fresh = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.writer(file)
+        if fresh:
+            writer.writerow(["landmark", "level", "step", "loss", "walk_error_voxels", "right_share", "seconds"])
+        writer.writerow([f"{value:.4f}" if isinstance(value, float) else value for value in row])
+
+
+def _save(
+    path: Path, name: str, step: int, nets: Nets, replay: Replay, walkers: Walkers, rng: np.random.Generator
+) -> None:
+    """Everything that the next step depends on, whole or not at all."""
+    state = {
+        "name": name,
+        "step": step,
+        "network": nets.network.state_dict(),
+        "target": nets.target.state_dict(),
+        "optimiser": nets.optimiser.state_dict(),
+        "replay": {"slots": torch.from_numpy(replay.slots), "count": replay.count},
+        "scenes": {name: torch.from_numpy(values) for name, values in vars(walkers.scenes).items()},
+        "ages": torch.from_numpy(walkers.ages),
+        "rng": json.dumps(rng.bit_generator.state),
+    }
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    partial.replace(path)
+
+
+def _resume(path: Path, name: str, nets: Nets, replay: Replay, walkers: Walkers, rng: np.random.Generator) -> int:
+    """Restore what `_save` kept of the network called `name`; the step to go on with, 0 if there is nothing."""
+    state: dict[str, Any] = torch.load(path, weights_only=True) if path.exists() else {}
+    if state.get("name") != name:
+        return 0
+    nets.network.load_state_dict(state["network"])
+    nets.target.load_state_dict(state["target"])
+    nets.optimiser.load_state_dict(state["optimiser"])
+    replay.slots, replay.count = state["replay"]["slots"].numpy(), state["replay"]["count"]
+    walkers.scenes = Scenes(**{key: values.numpy() for key, values in state["scenes"].items()})
+    walkers.ages = state["ages"].numpy()
+    rng.bit_generator.state = json.loads(state["rng"])
+    step: int = state["step"]
+    return step
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """`python -m lobewise.pipeline.training.landmarks BANK OUT`."""
+    parser = argparse.ArgumentParser(description="Train the landmark agents on a prepared bank.")
+    parser.add_argument("bank", type=Path, help="folder that landmark_bank made")
+    parser.add_argument("out", type=Path, help="folder of the run; an unfinished run goes on")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--warm-steps", type=int, default=LandmarkRecipe.warm_steps)
+    parser.add_argument("--dqn-steps", type=int, default=LandmarkRecipe.dqn_steps)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--version", default="0.1.0", help="written into the weights file")
+    options = parser.parse_args(arguments)
+    recipe = LandmarkRecipe(seed=options.seed, warm_steps=options.warm_steps, dqn_steps=options.dqn_steps)
+    train(recipe, read_bank(options.bank, recipe.config), options.out, choose_device(options.device))
+    info = export(recipe, options.out, options.out / "landmarks.safetensors", options.version)
+    print(f"{info.name} {info.version} sha256 {info.sha256}")
+
+
+if __name__ == "__main__":
+    main()
