@@ -18,8 +18,9 @@ from lobewise.pipeline.lesions import LesionNetwork, segment_lesions
 from lobewise.pipeline.lungs import LungNetwork, segment_lungs
 from lobewise.pipeline.networks.device import choose_device
 from lobewise.pipeline.networks.weights import ModelInfo, load_weights
-from lobewise.pipeline.quality import demand_chest, demand_hounsfield, findings_of_result
+from lobewise.pipeline.quality import demand_hounsfield
 from lobewise.pipeline.severity import Severity, high_opacity_of, score_severity
+from lobewise.pipeline.verdict import demand_chest, findings_of_result
 from lobewise.pipeline.volume import Finding, LesionMask, LobeLabels, LungMask, Scan
 
 Progress = Callable[[str, float], None]
@@ -119,7 +120,7 @@ def quantify(scan: Scan, models: Models, progress: Progress = ignore) -> Quantif
     with clock.stage("severity"):
         high_opacity = LesionMask(high_opacity_of(volume, lesions.mask), volume.grid)
         severity = score_severity(volume, lungs, lobes, lesions)
-        findings = (*scan.findings, *findings_of_result(volume, landmarks, lungs, severity))
+        findings = (*scan.findings, *findings_of_result(landmarks, lungs, severity))
 
     return Quantification(
         lungs=lungs,

@@ -1,0 +1,8 @@
+"""The file formats a CT comes in. Everything here runs in the sandbox: it meets bytes that nobody vouches for.
+
+content     says what a file is, by what is in it
+archive     zip files and folders, as members that are safe to open
+images      NIfTI, NRRD and MetaImage
+dicom       DICOM series
+scan        picks one of them and leaves Hounsfield units behind
+"""

@@ -1,0 +1,78 @@
+"""Whether a scan shows a chest, and what is unusual about a result that was reached."""
+
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
+
+from lobewise.pipeline.anatomy import Landmark
+from lobewise.pipeline.errors import NotChestCTError
+from lobewise.pipeline.landmarks import LandmarkPosition
+from lobewise.pipeline.quality import histogram_evidence
+from lobewise.pipeline.severity import Severity
+from lobewise.pipeline.volume import Finding, LungMask, Volume
+
+PLAUSIBLE_LUNGS_ML: Final = (1000.0, 9000.0)
+"""Both lungs of an adult at inspiration hold 2 to 8 litres; beyond this either the scan or the mask is unusual."""
+
+CUT_OFF_CM2: Final = 5.0
+"""More lung than this on a face of the scan means that lung lies beyond it."""
+
+
+def demand_chest(volume: Volume, landmarks: Mapping[Landmark, LandmarkPosition]) -> None:
+    """Refuse a scan that shows neither the carina nor the sternum tip.
+
+    Raises:
+        NotChestCTError: no landmark was found; its evidence says what was seen instead.
+    """
+    if any(position.found for position in landmarks.values()):
+        return
+    z_mm, y_mm, x_mm = (round(edge) for edge in volume.grid.size_mm)
+    seen = histogram_evidence(volume)
+    raise NotChestCTError(
+        f"Neither the carina nor the tip of the sternum is in this scan of {x_mm} x {y_mm} x {z_mm} mm; "
+        f"{seen['air_in_body_percent']} % of the body is air or lung.",
+        evidence={"extent_mm": [x_mm, y_mm, z_mm], **seen},
+    )
+
+
+def findings_of_result(
+    landmarks: Mapping[Landmark, LandmarkPosition], lungs: LungMask, severity: Severity
+) -> tuple[Finding, ...]:
+    """What is unusual about a result that was reached."""
+    return (*_landmark_findings(landmarks), *_cut_off_findings(lungs), *_volume_findings(severity))
+
+
+def _landmark_findings(landmarks: Mapping[Landmark, LandmarkPosition]) -> tuple[Finding, ...]:
+    carina = landmarks.get(Landmark.CARINA)
+    if carina is not None and carina.found:
+        return ()
+    return (Finding("carina-not-found", "warning", "The lungs were placed by the sternum tip: no carina was found."),)
+
+
+def _cut_off_findings(lungs: LungMask) -> tuple[Finding, ...]:
+    """Lung on the outermost voxels of any face."""
+    largest = max(_area_on_face_cm2(lungs, axis, index) for axis in range(3) for index in (0, -1))
+    if largest < CUT_OFF_CM2:
+        return ()
+    message = "The scan does not hold the lungs whole: percentages are of the part that it shows."
+    return (Finding("lungs-cut-off", "warning", message, {"lung_on_face_cm2": round(largest, 1)}),)
+
+
+def _area_on_face_cm2(lungs: LungMask, axis: int, index: int) -> float:
+    area_mm2 = lungs.grid.voxel_volume_ml * 1000 / lungs.grid.spacing_mm[axis]
+    return int(np.count_nonzero(np.take(lungs.mask, index, axis=axis))) * area_mm2 / 100
+
+
+def _volume_findings(severity: Severity) -> tuple[Finding, ...]:
+    findings = []
+    low, high = PLAUSIBLE_LUNGS_ML
+    if not low <= severity.volume_ml <= high:
+        message = f"The lungs hold {severity.volume_ml:.0f} ml, outside of {low:.0f} to {high:.0f} ml."
+        evidence = {"volume_ml": round(severity.volume_ml, 1)}
+        findings.append(Finding("unusual-lung-volume", "warning", message, evidence))
+    missing = [lobe.lobe.slug for lobe in severity.lobes if lobe.volume_ml == 0]
+    if missing:
+        message = f"No voxel was given to {', '.join(missing)}: it scores 0, whatever its state."
+        findings.append(Finding("lobe-not-found", "warning", message, {"lobes": missing}))
+    return tuple(findings)
