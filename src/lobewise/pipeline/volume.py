@@ -7,7 +7,6 @@ Arrays are z-y-x. What belongs to an array (shape, spacing) is z-y-x too; what b
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Self
 
 import numpy as np
 import SimpleITK as sitk
@@ -38,7 +37,7 @@ class Grid:
     direction: Matrix = IDENTITY
 
     @classmethod
-    def axis_aligned(cls, lower_mm: Sequence[float], upper_mm: Sequence[float], spacing_mm: Triple) -> Self:
+    def axis_aligned(cls, lower_mm: Sequence[float], upper_mm: Sequence[float], spacing_mm: Triple) -> "Grid":
         """The grid with identity direction that covers the LPS box from `lower_mm` to `upper_mm` (x, y, z)."""
         spacing_xyz = np.asarray(spacing_mm[::-1], dtype=np.float64)
         extent = np.asarray(upper_mm, dtype=np.float64) - np.asarray(lower_mm, dtype=np.float64)
@@ -171,7 +170,7 @@ def grid_of(image: sitk.Image) -> Grid:
 
 
 def resample(
-    array: Shaped[np.ndarray, "z y x"], source: Grid, target: Grid, *, outside: float = AIR_HU
+    array: Shaped[np.ndarray, "z y x"], source: Grid, target: Grid, *, outside: int | float = AIR_HU
 ) -> Float32[np.ndarray, "zt yt xt"]:
     """Linear interpolation of `array` at the voxels of `target`; smoothed first where `target` is coarser.
 
@@ -199,7 +198,7 @@ def _antialias_sigma_mm(source: Grid, target: Grid) -> tuple[float, ...]:
     return tuple(float(t * 0.5) if t > 1.2 * s else 0.0 for t, s in zip(target_mm, source_mm, strict=True))
 
 
-def _on_grid(image: sitk.Image, target: Grid, interpolator: int, outside: float) -> np.ndarray:
+def _on_grid(image: sitk.Image, target: Grid, interpolator: int, outside: int | float) -> np.ndarray:
     filter_ = sitk.ResampleImageFilter()
     filter_.SetSize([int(n) for n in target.shape[::-1]])
     filter_.SetOutputSpacing([float(s) for s in target.spacing_mm[::-1]])

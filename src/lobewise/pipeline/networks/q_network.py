@@ -6,7 +6,7 @@ grid, and the output is the expected discounted gain in closeness, in voxels of 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ class LandmarkConfig:
     hidden: int = 128
 
     @classmethod
-    def from_mapping(cls, values: Mapping[str, Any]) -> Self:
+    def from_mapping(cls, values: Mapping[str, Any]) -> "LandmarkConfig":
         """The config stored beside the weights (JSON turns tuples into lists)."""
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**fields)
@@ -98,7 +98,7 @@ class LandmarkNetwork:
         self._agents = {mark: [net.to(device).eval() for net in nets] for mark, nets in agents.items()}
 
     @classmethod
-    def load(cls, weights: Weights, device: torch.device) -> Self:
+    def load(cls, weights: Weights, device: torch.device) -> "LandmarkNetwork":
         """Build the agents that `weights` holds.
 
         Raises:

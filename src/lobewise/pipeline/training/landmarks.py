@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -84,7 +84,7 @@ class BankScan:
     landmarks_mm: Mapping[Landmark, Float64[np.ndarray, "3"]]
 
     @classmethod
-    def read(cls, path: Path, config: LandmarkConfig) -> Self:
+    def read(cls, path: Path, config: LandmarkConfig) -> "BankScan":
         with np.load(path) as file:
             arrays = [file[f"level{number}"] for number in range(len(config.scales_mm))]
             places = {mark: file[mark.value] for mark in Landmark if mark.value in file}
@@ -110,11 +110,11 @@ class Scenes:
     def __len__(self) -> int:
         return len(self.scan)
 
-    def take(self, which: np.ndarray) -> Self:
-        return type(self)(*(getattr(self, name)[which] for name in self.__dataclass_fields__))
+    def take(self, which: np.ndarray) -> "Scenes":
+        return Scenes(*(getattr(self, name)[which] for name in self.__dataclass_fields__))
 
-    def moved(self, position: Int64[np.ndarray, "n 3"]) -> Self:
-        return type(self)(self.scan, self.low, self.high, self.landmark, position)
+    def moved(self, position: Int64[np.ndarray, "n 3"]) -> "Scenes":
+        return Scenes(self.scan, self.low, self.high, self.landmark, position)
 
     def inside(self) -> Bool[np.ndarray, " n"]:
         """Whether the agent is still within its box."""
@@ -311,7 +311,7 @@ class Nets:
     optimiser: torch.optim.Adam
 
     @classmethod
-    def new(cls, recipe: LandmarkRecipe, device: torch.device) -> Self:
+    def new(cls, recipe: LandmarkRecipe, device: torch.device) -> "Nets":
         network, target = QNetwork(recipe.config).to(device), QNetwork(recipe.config).to(device)
         return cls(network, target, torch.optim.Adam(network.parameters(), lr=recipe.learning_rates[0]))
 
