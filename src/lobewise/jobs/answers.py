@@ -1,0 +1,60 @@
+"""What `Jobs` answers with, apart from the contract in `models`."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal, Protocol
+
+from lobewise.jobs.models import InputInfo, JobState
+
+Sort = Literal["-created_at", "created_at", "severity"]
+
+
+@dataclass(frozen=True)
+class JobPage:
+    """Some jobs; `next_cursor` leads to the next ones, None after the last."""
+
+    items: tuple[JobState, ...]
+    next_cursor: str | None
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """Which parts answer. `workers` have their models loaded."""
+
+    broker: bool
+    blobs: bool
+    workers: int
+
+
+class StoredMask(Protocol):
+    """A mask of a succeeded job."""
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    @property
+    def sha256(self) -> str: ...
+
+    @property
+    def last_modified(self) -> datetime: ...
+
+    def read(self, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """The bytes from `start` up to, not including, `end`; in pieces."""
+        ...
+
+
+class UploadSink(Protocol):
+    """Takes an upload piece by piece, hashing on the way. End it with `finish` or `abort`."""
+
+    async def write(self, chunk: bytes) -> None:
+        """Raises UploadTooLargeError past the limit; nothing is kept then."""
+        ...
+
+    async def finish(self) -> InputInfo:
+        """Makes the upload durable."""
+        ...
+
+    async def abort(self) -> None:
+        """Forgets it; harmless after `finish` failed or when called twice."""
+        ...

@@ -1,0 +1,53 @@
+"""What an operator decides, read from the environment as `LOBEWISE_<NAME>`."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AliasChoices, Field, PositiveFloat, PositiveInt, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+GIB = 1 << 30
+
+
+class JobsSettings(BaseSettings):
+    """Where jobs live and how long things may take."""
+
+    model_config = SettingsConfigDict(env_prefix="LOBEWISE_", extra="ignore", populate_by_name=True, frozen=True)
+
+    data_dir: Path = Field(
+        default=Path("lobewise-data"), description="folder of the embedded server and of the local blobs"
+    )
+    redis_url: str | None = Field(
+        default=None,
+        validation_alias=AliasChoices("LOBEWISE_REDIS_URL", "REDIS_URL"),
+        description="a Redis or Valkey server; without it one is embedded in `data_dir`",
+    )
+    blob_url: str | None = Field(
+        default=None,
+        description="`file:///folder` or `s3://bucket/prefix` (credentials as the AWS tools read them); "
+        "without it the folder `blobs` in `data_dir`",
+    )
+    max_upload_bytes: PositiveInt = 2 * GIB
+    lease_seconds: PositiveFloat = Field(default=30.0, description="a worker silent for longer has lost its job")
+    heartbeat_seconds: PositiveFloat = Field(default=5.0, description="how often a worker renews its lease")
+    max_attempts: PositiveInt = Field(default=3, description="the last failed attempt ends the job")
+    retry_seconds: PositiveFloat = Field(default=5.0, description="pause before the second attempt, then doubled")
+    hard_limit_seconds: PositiveInt = Field(default=1800, description="an attempt that takes longer is killed")
+    cancel_grace_seconds: PositiveFloat = Field(default=10.0, description="then a cancelled attempt is killed")
+    reap_seconds: PositiveFloat = Field(default=10.0, description="how often lost jobs are looked for")
+    in_flight_seconds: PositiveFloat = Field(
+        default=120.0, description="then a retry may take over an idempotency key whose first request never ended"
+    )
+    broker_timeout_seconds: PositiveFloat = Field(default=1.0, description="then a silent broker counts as down")
+    source_allowlist: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="prefixes of addresses that `source` may name, separated by spaces; none are allowed by default",
+    )
+    max_source_bytes: PositiveInt = 2 * GIB
+    liveness_file: Path | None = Field(default=None, description="a worker touches it while its process is alive")
+    weights_dir: Path | None = Field(default=None, description="other weights than those that come with the package")
+
+    @field_validator("source_allowlist", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(value.split()) if isinstance(value, str) else value
