@@ -39,7 +39,7 @@ def demand_hounsfield(volume: Volume) -> None:
         raise NotChestCTError(finding.message, evidence=finding.evidence)
 
 
-def histogram_evidence(volume: Volume) -> dict[str, float]:
+def histogram_evidence(volume: Volume) -> dict[str, int | float]:
     """How the values are spread; every fourth voxel along each axis is enough."""
     sample = volume.hu[tuple(slice(None, None, 4 if n >= 64 else 1) for n in volume.hu.shape)]
     low, median, high = (round(float(v)) for v in np.percentile(sample, (1, 50, 99)))

@@ -16,6 +16,9 @@ from lobewise.pipeline.anatomy import AIR_HU, LEFT_LOBES, Lobe
 
 Triple = tuple[float, float, float]
 Matrix = tuple[Triple, Triple, Triple]
+Point = Sequence[float] | Float64[np.ndarray, "3"]
+"""An LPS position, x-y-z."""
+
 IDENTITY: Matrix = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 
 
@@ -37,7 +40,7 @@ class Grid:
     direction: Matrix = IDENTITY
 
     @classmethod
-    def axis_aligned(cls, lower_mm: Sequence[float], upper_mm: Sequence[float], spacing_mm: Triple) -> "Grid":
+    def axis_aligned(cls, lower_mm: Point, upper_mm: Point, spacing_mm: Triple) -> "Grid":
         """The grid with identity direction that covers the LPS box from `lower_mm` to `upper_mm` (x, y, z)."""
         spacing_xyz = np.asarray(spacing_mm[::-1], dtype=np.float64)
         extent = np.asarray(upper_mm, dtype=np.float64) - np.asarray(lower_mm, dtype=np.float64)
@@ -75,7 +78,7 @@ class Grid:
         corners = self.to_lps(np.array([(z, y, x) for z in edges[0] for y in edges[1] for x in edges[2]]))
         return corners.min(axis=0), corners.max(axis=0)
 
-    def contains(self, position_mm: Sequence[float]) -> bool:
+    def contains(self, position_mm: Point) -> bool:
         """Whether an LPS point lies within the voxels."""
         index = self.to_index(np.asarray(position_mm, dtype=np.float64))
         return bool(np.all(index >= -0.5) and np.all(index <= np.asarray(self.shape) - 0.5))

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Final, Protocol
+from typing import Final
 
 from lobewise.pipeline.errors import DamagedFileError, UnsupportedFormatError
 from lobewise.pipeline.formats.content import HEAD_BYTES, Content, identify
@@ -22,39 +22,38 @@ _ENCRYPTED: Final = 0x1
 _METHODS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
-class Member(Protocol):
-    """A file in a zip or in a folder."""
-
-    @property
-    def content(self) -> Content: ...
-
-    def as_file(self, target: Path) -> Path:
-        """A path that holds the member: `target`, or where it lies already."""
-        ...
-
-
 @dataclass(frozen=True)
-class FolderMember:
+class FileMember:
+    """A file that lies somewhere already: in a folder, or alone."""
+
     path: Path
     content: Content
 
-    def as_file(self, target: Path) -> Path:  # noqa: ARG002 (it lies somewhere already)
+    def as_file(self, target: Path) -> Path:  # noqa: ARG002 (a zip's member needs it)
+        """Where it lies."""
         return self.path
 
 
 @dataclass(frozen=True)
 class ZipMember:
+    """A file in a zip."""
+
     archive: zipfile.ZipFile
     info: zipfile.ZipInfo
     content: Content
 
     def as_file(self, target: Path) -> Path:
+        """Copy it to `target`; no more than it declares, which the limits were checked against."""
         try:
             with self.archive.open(self.info) as source, target.open("wb") as copy:
-                _copy(source, copy, self.info.file_size)
+                while copy.tell() <= self.info.file_size and (block := source.read(_COPY_BYTES)):
+                    copy.write(block)
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
             raise DamagedFileError("The zip is damaged: a member cannot be unpacked.") from error
         return target
+
+
+Member = FileMember | ZipMember
 
 
 def members_of_folder(folder: Path, limits: SizeLimits) -> Iterator[Member]:
@@ -64,7 +63,7 @@ def members_of_folder(folder: Path, limits: SizeLimits) -> Iterator[Member]:
     limits.check_bytes(sum(path.stat().st_size for path in paths))
     for path in paths:
         with path.open("rb") as file:
-            yield FolderMember(path, identify(file.read(HEAD_BYTES)))
+            yield FileMember(path, identify(file.read(HEAD_BYTES)))
 
 
 def members_of_zip(archive: zipfile.ZipFile, limits: SizeLimits) -> Iterator[Member]:
@@ -128,13 +127,3 @@ def _content_of(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Content:
     if content is Content.ZIP:
         raise UnsupportedFormatError("The zip holds another zip; send one series in one zip.")
     return content
-
-
-def _copy(source: IO[bytes], target: IO[bytes], declared: int) -> None:
-    """No more than was declared: the limits were checked against that."""
-    copied = 0
-    while block := source.read(_COPY_BYTES):
-        copied += len(block)
-        if copied > declared:
-            raise DamagedFileError("The zip is damaged: a member is longer than it says.")
-        target.write(block)

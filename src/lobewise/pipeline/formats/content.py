@@ -2,6 +2,7 @@
 
 import re
 import zlib
+from contextlib import suppress
 from enum import Enum
 from typing import Final
 
@@ -21,7 +22,7 @@ class Content(Enum):
     METAIMAGE = "MetaImage"
     DICOM = "DICOM"
     ZIP = "zip"
-    GZIP = "gzip of something that is not NIfTI"
+    GZIP = "a gzip of something that is not NIfTI"
     OTHER = "of an unknown format"
 
     @property
@@ -58,7 +59,9 @@ def _has_magic(head: bytes, magics: dict[bytes, int]) -> bool:
 
 
 def _inflate(head: bytes) -> bytes:
-    try:
-        return zlib.decompressobj(wbits=31).decompress(head, HEAD_BYTES)
-    except zlib.error:
-        return b""
+    """What `head` unpacks to before anything in it turns out to be damaged."""
+    stream, unpacked = zlib.decompressobj(wbits=31), b""
+    with suppress(zlib.error):
+        for begin in range(0, len(head), 16):
+            unpacked += stream.decompress(head[begin : begin + 16], HEAD_BYTES)
+    return unpacked

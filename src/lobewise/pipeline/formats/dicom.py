@@ -1,7 +1,7 @@
 """DICOM: which of the slices make the scan, where they lie, and what is wrong with how they lie.
 
 Slices are ordered by their position along their normal, never by number or name. What cannot be placed on a regular
-grid is stacked with the median distance and reported: a skewed stack (tilted gantry) keeps its voxels' volume, so
+grid is stacked with the mean distance and reported: a skewed stack (tilted gantry) keeps its voxels' volume, so
 percentages hold; missing or uneven slices make them approximate.
 
 Of the headers only the tags below are read. None that names a patient is among them.
@@ -23,8 +23,8 @@ from pydicom.errors import InvalidDicomError
 from lobewise.pipeline.errors import DamagedFileError, NotChestCTError, UnsupportedFormatError
 from lobewise.pipeline.formats.archive import Member
 from lobewise.pipeline.formats.limits import SizeLimits
-from lobewise.pipeline.formats.voxels import RawVolume, to_hounsfield
-from lobewise.pipeline.volume import Finding, Grid, Triple
+from lobewise.pipeline.formats.voxels import to_hounsfield
+from lobewise.pipeline.volume import Finding, Grid, Scan, Triple, Volume
 
 TAGS: Final = (
     "SOPClassUID",
@@ -97,7 +97,7 @@ class Slice:
         )
 
 
-def read_series(members: Iterable[Member], folder: Path, limits: SizeLimits) -> RawVolume:
+def read_series(members: Iterable[Member], folder: Path, limits: SizeLimits) -> Scan:
     """The largest CT stack among `members`, which are copied to `folder` as far as needed.
 
     Raises:
@@ -124,7 +124,7 @@ def read_series(members: Iterable[Member], folder: Path, limits: SizeLimits) -> 
         *findings,
         *_content_findings(chosen[0]),
     )
-    return RawVolume(_pixels(chosen), grid, everything_seen)
+    return Scan(Volume(_pixels(chosen), grid), everything_seen)
 
 
 # Headers
@@ -287,7 +287,7 @@ def place(stack: Sequence[Slice]) -> tuple[Grid, tuple[Finding, ...]]:
     row, column, normal = np.array(first.rows_and_columns[:3]), np.array(first.rows_and_columns[3:]), first.normal
     positions = np.array([s.position_mm for s in stack])
     steps_mm = np.diff(positions @ normal)
-    distance_mm = float(np.median(steps_mm))
+    distance_mm = _distance_mm(steps_mm)
     axes = np.stack([row, column, normal], axis=1)
     x, y, z = (tuple(float(v) for v in axis) for axis in axes)
     grid = Grid(
@@ -297,6 +297,16 @@ def place(stack: Sequence[Slice]) -> tuple[Grid, tuple[Finding, ...]]:
         direction=((x[0], x[1], x[2]), (y[0], y[1], y[2]), (z[0], z[1], z[2])),
     )
     return grid, (*_step_findings(steps_mm, distance_mm), *_tilt_findings(positions, normal))
+
+
+def _distance_mm(steps_mm: Float64[np.ndarray, " n"]) -> float:
+    """The mean of all steps that jump over no slice; the median says which do.
+
+    Positions are often rounded to a tenth: then no single step is the distance, the median least of all.
+    """
+    median_mm = float(np.median(steps_mm))
+    single = steps_mm[steps_mm < 1.5 * median_mm]
+    return median_mm if np.ptp(single) < 1e-3 else float(np.mean(single))
 
 
 def _step_findings(steps_mm: Float64[np.ndarray, " n"], distance_mm: float) -> tuple[Finding, ...]:
@@ -310,8 +320,8 @@ def _step_findings(steps_mm: Float64[np.ndarray, " n"], distance_mm: float) -> t
         evidence: dict[str, object] = {"missing": missing, "gaps": int(np.sum(multiples > 1))}
         findings.append(Finding("missing-slices", "error" if share > 0.1 else "warning", message, evidence))
     if off_mm > max(0.1, 0.05 * distance_mm):
-        extremes = {"smallest_mm": steps_mm.min(), "median_mm": distance_mm, "largest_mm": steps_mm.max()}
-        message = "The slices are unevenly spaced: they were stacked with the median distance."
+        extremes = {"smallest_mm": steps_mm.min(), "mean_mm": distance_mm, "largest_mm": steps_mm.max()}
+        message = "The slices are unevenly spaced: they were stacked with the mean distance."
         rounded = {name: round(float(value), 3) for name, value in extremes.items()}
         findings.append(Finding("uneven-spacing", "warning", message, rounded))
     return tuple(findings)

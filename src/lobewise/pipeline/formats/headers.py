@@ -1,92 +1,159 @@
-"""Headers of NIfTI, NRRD and MetaImage, read by ourselves before a parser of images sees the file.
+"""Headers of NIfTI, NRRD and MetaImage, read by ourselves.
 
-NRRD and MetaImage headers are text that may name other files. So they are not passed on: what is known and harmless
-is written anew.
+ITK turns a header's geometry into a grid, but it only ever sees headers that we wrote: what is known and harmless,
+anew. Headers of NRRD and MetaImage may name other files, and ITK would open them.
 """
 
 import math
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from enum import Enum
+from typing import Any, Final
+
+import numpy as np
 
 from lobewise.pipeline.errors import DamagedFileError, UnsupportedFormatError
 
 MAX_HEADER_BYTES: Final = 1 << 16
 
 
+class Packing(Enum):
+    """How the pixels are stored after the header."""
+
+    PLAIN = 0
+    ZLIB = 15
+    """The value is zlib's `wbits`."""
+    GZIP = 31
+
+
 @dataclass(frozen=True)
 class ImageHeader:
-    """What can be known before the pixels are read.
+    """What a file says about its pixels.
 
     Attributes:
-        sizes: voxels along the file's axes, fastest first; at least three, no trailing ones.
-        value_bytes: of one voxel.
+        sizes: voxels along the file's axes, fastest first: x, y, z.
+        dtype: of one voxel, byte order included.
         placed: whether the file says how the patient lies in the volume.
-        data_at: offset of the first pixel byte.
-        packed: whether the pixels are compressed inside the file.
-        rewritten: the header that may be passed on; empty where the file's own may.
+        data_at: offset of the first byte of pixels.
+        rewritten: a header for ITK to read the geometry from, without pixels.
+        slope, intercept: a voxel's value is `slope * stored + intercept`.
     """
 
-    sizes: tuple[int, ...]
-    value_bytes: int
+    sizes: tuple[int, int, int]
+    dtype: np.dtype[Any]
     placed: bool
     data_at: int
-    packed: bool = False
-    rewritten: bytes = field(default=b"", repr=False)
+    rewritten: bytes = field(repr=False)
+    packing: Packing = Packing.PLAIN
+    slope: float = 1.0
+    intercept: float = 0.0
 
     @property
     def data_bytes(self) -> int:
-        return math.prod(self.sizes) * self.value_bytes
+        return math.prod(self.sizes) * self.dtype.itemsize
 
 
 # NIfTI
 
-_NIFTI_BYTES: Final = {2: 1, 4: 2, 8: 4, 16: 4, 64: 8, 256: 1, 512: 2, 768: 4, 1024: 8, 1280: 8}
+_NIFTI_TYPES: Final = {
+    2: "u1",
+    4: "i2",
+    8: "i4",
+    16: "f4",
+    64: "f8",
+    256: "i1",
+    512: "u2",
+    768: "u4",
+    1024: "i8",
+    1280: "u8",
+}
+_NIFTI_1: Final[Mapping[str, tuple[int, str]]] = {
+    "dim": (40, "8h"),
+    "datatype": (70, "h"),
+    "bitpix": (72, "h"),
+    "pixdim": (76, "8f"),
+    "vox_offset": (108, "f"),
+    "scaling": (112, "2f"),
+    "xyzt_units": (123, "B"),
+    "codes": (252, "2h"),
+    "quaternion": (256, "6f"),
+    "affine": (280, "12f"),
+}
+_NIFTI_2: Final[Mapping[str, tuple[int, str]]] = {
+    "dim": (16, "8q"),
+    "datatype": (12, "h"),
+    "bitpix": (14, "h"),
+    "pixdim": (104, "8d"),
+    "vox_offset": (168, "q"),
+    "scaling": (176, "2d"),
+    "xyzt_units": (500, "i"),
+    "codes": (344, "2i"),
+    "quaternion": (352, "6d"),
+    "affine": (400, "12d"),
+}
 
 
 def parse_nifti(head: bytes) -> ImageHeader:
     """A single-file NIfTI-1 or NIfTI-2 header, of either byte order."""
-    order, version = _nifti_kind(head)
-    if version == 1:
-        dims = struct.unpack_from(f"{order}8h", head, 40)
-        (datatype,) = struct.unpack_from(f"{order}h", head, 70)
-        (data_at,) = struct.unpack_from(f"{order}f", head, 108)
-        codes = struct.unpack_from(f"{order}2h", head, 252)
-    else:
-        dims = struct.unpack_from(f"{order}8q", head, 16)
-        (datatype,) = struct.unpack_from(f"{order}h", head, 12)
-        (data_at,) = struct.unpack_from(f"{order}q", head, 168)
-        codes = struct.unpack_from(f"{order}2i", head, 344)
-    if datatype not in _NIFTI_BYTES:
-        raise UnsupportedFormatError("The NIfTI file holds colours or complex numbers, not a CT.")
-    if not 1 <= dims[0] <= 7 or not 0 <= data_at <= MAX_HEADER_BYTES * 16:
+    order, layout = _nifti_kind(head)
+    fields = {name: struct.unpack_from(order + code, head, at) for name, (at, code) in layout.items()}
+    axes, data_at = fields["dim"][0], fields["vox_offset"][0]
+    if not 1 <= axes <= 7 or not 0 <= data_at <= 1 << 20:
         raise DamagedFileError("The NIfTI header is damaged.")
-    sizes = _volume_sizes(dims[1 : dims[0] + 1])
-    return ImageHeader(sizes, _NIFTI_BYTES[datatype], placed=any(code > 0 for code in codes), data_at=int(data_at))
+    if fields["datatype"][0] not in _NIFTI_TYPES:
+        raise UnsupportedFormatError("The NIfTI file holds colours or complex numbers, not a CT.")
+    slope, intercept = fields["scaling"]
+    is_scaled = slope != 0 and math.isfinite(slope) and math.isfinite(intercept)
+    return ImageHeader(
+        sizes=_volume_sizes(fields["dim"][1 : axes + 1]),
+        dtype=np.dtype(order + _NIFTI_TYPES[fields["datatype"][0]]),
+        placed=any(code > 0 for code in fields["codes"]),
+        data_at=int(data_at),
+        rewritten=_nifti_1(fields),
+        slope=float(slope) if is_scaled else 1.0,
+        intercept=float(intercept) if is_scaled else 0.0,
+    )
 
 
-def _nifti_kind(head: bytes) -> tuple[str, int]:
+def _nifti_kind(head: bytes) -> tuple[str, Mapping[str, tuple[int, str]]]:
     for order in "<>":
-        for version, size, length in ((1, 348, 348), (2, 540, 540)):
-            if len(head) >= length and struct.unpack_from(f"{order}i", head)[0] == size:
-                return order, version
+        for size, layout in ((348, _NIFTI_1), (540, _NIFTI_2)):
+            if len(head) >= size and struct.unpack_from(f"{order}i", head)[0] == size:
+                return order, layout
     raise DamagedFileError("The NIfTI header is damaged or cut short.")
+
+
+def _nifti_1(fields: Mapping[str, tuple[Any, ...]]) -> bytes:
+    """The same geometry as a little-endian NIfTI-1 header without a scaling, which ITK reads."""
+    kept = {**fields, "vox_offset": (352.0,), "scaling": (0.0, 0.0)}
+    header = bytearray(352)
+    struct.pack_into("<i", header, 0, 348)
+    try:
+        for name, (at, code) in _NIFTI_1.items():
+            struct.pack_into("<" + code, header, at, *kept[name])
+    except (struct.error, OverflowError) as error:
+        raise DamagedFileError("The NIfTI header is damaged: a number is out of range.") from error
+    header[344:348] = b"n+1\0"
+    return bytes(header)
 
 
 # NRRD
 
-_NRRD_BYTES: Final = {
-    **dict.fromkeys(("signed char", "int8", "int8_t", "uchar", "unsigned char", "uint8", "uint8_t"), 1),
-    **dict.fromkeys(("short", "short int", "signed short", "signed short int", "int16", "int16_t"), 2),
-    **dict.fromkeys(("ushort", "unsigned short", "unsigned short int", "uint16", "uint16_t"), 2),
-    **dict.fromkeys(
-        ("int", "signed int", "int32", "int32_t", "uint", "unsigned int", "uint32", "uint32_t", "float"), 4
-    ),
-    **dict.fromkeys(("longlong", "long long", "long long int", "signed long long", "int64", "int64_t"), 8),
-    **dict.fromkeys(("ulonglong", "unsigned long long", "uint64", "uint64_t", "double"), 8),
+_NRRD_TYPES: Final = {
+    **dict.fromkeys(("signed char", "int8", "int8_t"), "i1"),
+    **dict.fromkeys(("uchar", "unsigned char", "uint8", "uint8_t"), "u1"),
+    **dict.fromkeys(("short", "short int", "signed short", "signed short int", "int16", "int16_t"), "i2"),
+    **dict.fromkeys(("ushort", "unsigned short", "unsigned short int", "uint16", "uint16_t"), "u2"),
+    **dict.fromkeys(("int", "signed int", "int32", "int32_t"), "i4"),
+    **dict.fromkeys(("uint", "unsigned int", "uint32", "uint32_t"), "u4"),
+    **dict.fromkeys(("longlong", "long long", "signed long long", "long long int", "int64", "int64_t"), "i8"),
+    **dict.fromkeys(("ulonglong", "unsigned long long", "unsigned long long int", "uint64", "uint64_t"), "u8"),
+    "float": "f4",
+    "double": "f8",
 }
+_NRRD_ORDERS: Final = {"little": "<", "big": ">"}
 _NRRD_PASSED_ON: Final = (
     "type",
     "dimension",
@@ -98,7 +165,6 @@ _NRRD_PASSED_ON: Final = (
     "space origin",
     "kinds",
     "endian",
-    "encoding",
 )
 _NRRD_PLACES: Final = tuple(
     name
@@ -106,7 +172,7 @@ _NRRD_PLACES: Final = tuple(
     for face in ("anterior", "posterior")
     for name in (f"{side}-{face}-superior", f"{side[0]}{face[0]}s")
 )
-_NRRD_ENCODINGS: Final = {"raw": False, "gzip": True, "gz": True}
+_NRRD_PACKINGS: Final = {"raw": Packing.PLAIN, "gzip": Packing.GZIP, "gz": Packing.GZIP}
 
 
 def parse_nrrd(head: bytes) -> ImageHeader:
@@ -117,21 +183,23 @@ def parse_nrrd(head: bytes) -> ImageHeader:
         raise UnsupportedFormatError("The NRRD header points to another file; send one .nrrd that holds its pixels.")
     if any(fields.get(skip, "0") != "0" for skip in ("line skip", "lineskip", "byte skip", "byteskip")):
         raise UnsupportedFormatError("NRRD files that skip lines or bytes are not supported.")
-    encoding = fields.get("encoding", "").lower()
-    if encoding not in _NRRD_ENCODINGS:
+    packing = _NRRD_PACKINGS.get(fields.get("encoding", "").lower())
+    if packing is None:
         raise UnsupportedFormatError("NRRD files are read with encoding raw or gzip.")
-    sizes = _volume_sizes(_whole_numbers(fields.get("sizes", ""), "NRRD"))
-    value_bytes = _NRRD_BYTES.get(fields.get("type", "").lower())
-    if value_bytes is None:
+    kind = _NRRD_TYPES.get(fields.get("type", "").lower())
+    if kind is None:
         raise UnsupportedFormatError("The NRRD file holds no plain numbers.")
+    order = _NRRD_ORDERS.get(fields.get("endian", "").lower())
+    if order is None and kind[1] != "1":
+        raise DamagedFileError("The NRRD header is damaged: it does not say its byte order.")
     passed_on = "".join(f"{name}: {fields[name]}\n" for name in _NRRD_PASSED_ON if name in fields)
     return ImageHeader(
-        sizes,
-        value_bytes,
+        sizes=_volume_sizes(_whole_numbers(fields.get("sizes", ""), "NRRD")),
+        dtype=np.dtype((order or "<") + kind),
         placed=fields.get("space", "").lower() in _NRRD_PLACES and "space directions" in fields,
         data_at=data_at,
-        packed=_NRRD_ENCODINGS[encoding],
-        rewritten=f"NRRD0005\n{passed_on}\n".encode("ascii", "replace"),
+        rewritten=f"NRRD0005\n{passed_on}encoding: raw\n\n".encode("ascii", "replace"),
+        packing=packing,
     )
 
 
@@ -154,19 +222,21 @@ def _nrrd_fields(text: str) -> dict[str, str]:
 
 # MetaImage
 
-_META_BYTES: Final = {
-    **dict.fromkeys(("MET_CHAR", "MET_UCHAR"), 1),
-    **dict.fromkeys(("MET_SHORT", "MET_USHORT"), 2),
-    **dict.fromkeys(("MET_INT", "MET_UINT", "MET_FLOAT"), 4),
-    **dict.fromkeys(("MET_LONG", "MET_ULONG", "MET_LONG_LONG", "MET_ULONG_LONG", "MET_DOUBLE"), 8),
+_META_TYPES: Final = {
+    "MET_CHAR": "i1",
+    "MET_UCHAR": "u1",
+    "MET_SHORT": "i2",
+    "MET_USHORT": "u2",
+    "MET_INT": "i4",
+    "MET_UINT": "u4",
+    "MET_LONG_LONG": "i8",
+    "MET_ULONG_LONG": "u8",
+    "MET_FLOAT": "f4",
+    "MET_DOUBLE": "f8",
 }
+"""Not MET_LONG: its size depends on who wrote it."""
 _META_PASSED_ON: Final = (
     "NDims",
-    "BinaryData",
-    "BinaryDataByteOrderMSB",
-    "ElementByteOrderMSB",
-    "CompressedData",
-    "CompressedDataSize",
     "TransformMatrix",
     "Rotation",
     "Orientation",
@@ -190,20 +260,24 @@ def parse_metaimage(head: bytes) -> ImageHeader:
         raise UnsupportedFormatError("MetaImage files that skip bytes are not supported.")
     if fields.get("ElementNumberOfChannels", "1") != "1":
         raise UnsupportedFormatError("The MetaImage file holds colours, not a CT.")
-    if fields.get("ElementType") not in _META_BYTES:
+    if fields.get("ElementType") not in _META_TYPES:
         raise UnsupportedFormatError("The MetaImage file holds no plain numbers.")
-    if fields.get("BinaryData", "True").lower() != "true":
+    if not _is_true(fields, "BinaryData", default="True"):
         raise UnsupportedFormatError("MetaImage files with pixels as text are not supported.")
-    sizes = _volume_sizes(_whole_numbers(fields.get("DimSize", ""), "MetaImage"))
+    is_big_endian = _is_true(fields, "BinaryDataByteOrderMSB") or _is_true(fields, "ElementByteOrderMSB")
     passed_on = "".join(f"{name} = {fields[name]}\n" for name in _META_PASSED_ON if name in fields)
     return ImageHeader(
-        sizes,
-        _META_BYTES[fields["ElementType"]],
+        sizes=_volume_sizes(_whole_numbers(fields.get("DimSize", ""), "MetaImage")),
+        dtype=np.dtype((">" if is_big_endian else "<") + _META_TYPES[fields["ElementType"]]),
         placed=any(name in fields for name in ("TransformMatrix", "Rotation", "Orientation")),
         data_at=data_at,
-        packed=fields.get("CompressedData", "False").lower() == "true",
         rewritten=f"ObjectType = Image\n{passed_on}ElementDataFile = LOCAL\n".encode("ascii", "replace"),
+        packing=Packing.ZLIB if _is_true(fields, "CompressedData") else Packing.PLAIN,
     )
+
+
+def _is_true(fields: Mapping[str, str], name: str, default: str = "False") -> bool:
+    return fields.get(name, default).lower() in ("true", "1")
 
 
 def _meta_fields(head: bytes) -> tuple[dict[str, str], int]:
@@ -228,8 +302,8 @@ def _whole_numbers(text: str, format_name: str) -> tuple[int, ...]:
         raise DamagedFileError(f"The {format_name} header is damaged: its sizes are no numbers.") from error
 
 
-def _volume_sizes(sizes: Sequence[int]) -> tuple[int, ...]:
-    """Three sizes, whatever axes of length one follow them.
+def _volume_sizes(sizes: Sequence[int]) -> tuple[int, int, int]:
+    """The first three sizes; only axes of length one may follow them.
 
     Raises:
         UnsupportedFormatError: a picture, a time series, or several channels.
@@ -242,4 +316,4 @@ def _volume_sizes(sizes: Sequence[int]) -> tuple[int, ...]:
         raise UnsupportedFormatError(
             "The file holds several volumes or channels; send one volume.", evidence={"size": list(sizes)}
         )
-    return tuple(sizes)
+    return sizes[0], sizes[1], sizes[2]

@@ -9,13 +9,12 @@ from typing import Any, Final
 import numpy as np
 
 from lobewise.pipeline.errors import DamagedFileError, UnsupportedFormatError
-from lobewise.pipeline.formats.archive import Member, members_of_folder, members_of_zip, open_zip
+from lobewise.pipeline.formats.archive import FileMember, Member, members_of_folder, members_of_zip, open_zip
 from lobewise.pipeline.formats.content import HEAD_BYTES, Content, identify
 from lobewise.pipeline.formats.dicom import read_series
 from lobewise.pipeline.formats.images import read_image
 from lobewise.pipeline.formats.limits import SizeLimits
-from lobewise.pipeline.formats.voxels import RawVolume, to_hounsfield
-from lobewise.pipeline.volume import Grid
+from lobewise.pipeline.volume import Grid, Scan
 
 HU_FILE: Final = "hu.npy"
 
@@ -38,15 +37,13 @@ def leave_hounsfield(path: str, max_voxels: int, max_bytes: int, max_files: int)
         PipelineError: as its kinds say.
     """
     limits = SizeLimits(max_voxels, max_bytes, max_files)
-    raw = _read(Path(path), Path.cwd(), limits)
-    _check_geometry(raw.grid)
-    limits.check_voxels(raw.grid.shape[::-1])
-    hu, findings = to_hounsfield(raw.values)
-    np.save(HU_FILE, hu, allow_pickle=False)
-    return {"grid": asdict(raw.grid), "findings": [asdict(finding) for finding in (*raw.findings, *findings)]}
+    scan = _read(Path(path), Path.cwd(), limits)
+    _check_geometry(scan.volume.grid)
+    np.save(HU_FILE, scan.volume.hu, allow_pickle=False)
+    return {"grid": asdict(scan.volume.grid), "findings": [asdict(finding) for finding in scan.findings]}
 
 
-def _read(path: Path, folder: Path, limits: SizeLimits) -> RawVolume:
+def _read(path: Path, folder: Path, limits: SizeLimits) -> Scan:
     if path.is_dir():
         return _read_members(members_of_folder(path, limits), folder, limits)
     limits.check_bytes(path.stat().st_size)
@@ -55,13 +52,13 @@ def _read(path: Path, folder: Path, limits: SizeLimits) -> RawVolume:
         with open_zip(path) as archive:
             return _read_members(members_of_zip(archive, limits), folder, limits)
     if content is Content.DICOM:
-        return read_series([_Alone(path)], folder, limits)
+        return read_series([FileMember(path, content)], folder, limits)
     if content.is_image:
         return read_image(path, content, folder, limits)
     raise UnsupportedFormatError(_what_it_is(content))
 
 
-def _read_members(members: Iterable[Member], folder: Path, limits: SizeLimits) -> RawVolume:
+def _read_members(members: Iterable[Member], folder: Path, limits: SizeLimits) -> Scan:
     """The DICOM series among them, or else the only image."""
     listed = list(members)
     series = [member for member in listed if member.content is Content.DICOM]
@@ -73,18 +70,6 @@ def _read_members(members: Iterable[Member], folder: Path, limits: SizeLimits) -
     if images:
         raise UnsupportedFormatError(f"There are {len(images)} images; send one.", evidence={"images": len(images)})
     raise UnsupportedFormatError(f"None of the {len(listed)} files holds a CT. Read are {READ_AS}.")
-
-
-class _Alone:
-    """A single file, as the only member."""
-
-    content = Content.DICOM
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def as_file(self, target: Path) -> Path:  # noqa: ARG002 (it lies somewhere already)
-        return self._path
 
 
 def _content_of(path: Path) -> Content:
