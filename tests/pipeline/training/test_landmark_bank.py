@@ -56,7 +56,7 @@ def test_landmarks_beyond_the_border_are_kept_with_their_scan(tmp_path):
 
 def test_both_landmarks_are_marked_on_every_real_scan():
     marks = read_marks()
-    assert {"case01", "case02", "case03", "case04", "case05", "lidc-1011", "lung-dx-a0001"} == set(marks)
+    assert {"case01", "case02", "case03", "case04", "case05", "lidc-1011", "lung-dx-a0001", "ct-64"} == set(marks)
     assert all(set(mark) == set(Landmark) for mark in marks.values())
 
 

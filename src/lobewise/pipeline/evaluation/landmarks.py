@@ -3,7 +3,7 @@
     python -m lobewise.pipeline.evaluation.landmarks --phantoms 24 --data DATA --pictures OUT
 
 Phantoms are drawn from seeds that training never uses. `DATA` holds the public scans that `landmark_marks.json` marks
-(`lctsc/caseNN_ct.nii.gz`, `dicom/NAME.zip`); their marks are traced or read by eye, good to 3 mm for the carina and to
+(`lctsc/caseNN_ct.nii.gz`, `dicom/NAME.zip`, `fissures/ct-64.nrrd`); their marks are traced or read by eye, good to 3 mm for the carina and to
 8 mm for the sternum tip. Every scan is also asked in pieces that end 25 mm above or below a landmark.
 """
 
@@ -21,7 +21,7 @@ from lobewise.pipeline.landmarks import LandmarkNetwork, LandmarkPosition, find_
 from lobewise.pipeline.networks.weights import load_weights
 from lobewise.pipeline.phantom import PhantomRecipe, make_phantom
 from lobewise.pipeline.reading import read_ct
-from lobewise.pipeline.training.landmark_bank import read_marks
+from lobewise.pipeline.training.landmark_bank import read_marks, real_path
 from lobewise.pipeline.volume import Grid, Triple, Volume
 
 FIRST_UNSEEN_SEED: Final = 1_000_000
@@ -128,9 +128,8 @@ def phantom_cases(count: int) -> Iterator[Case]:
 def real_cases(data: Path) -> Iterator[Case]:
     """The marked public scans that are in `data`."""
     for name, truth in read_marks().items():
-        for path in (data / "lctsc" / f"{name}_ct.nii.gz", data / "dicom" / f"{name}.zip"):
-            if path.is_file():
-                yield Case(name, read_ct(path).volume, truth)
+        if (path := real_path(data, name)) is not None:
+            yield Case(name, read_ct(path).volume, truth)
 
 
 def draw(case: Case, path: Path, answers: Sequence[Answer] = ()) -> None:

@@ -21,6 +21,8 @@ from lobewise.pipeline.volume import Grid, Triple, Volume, grid_of, resample, to
 
 BASE_SPACING_MM: Final[Triple] = (2.0, 2.0, 2.0)
 COPY_SPACING_MM: Final[Triple] = (3.0, 2.5, 2.5)
+REAL_CASES: Final = ("case01", "case02", "case03", "case04", "ct-64")
+"""The real scans that the agents learn on; all other marked ones are for evaluation."""
 Marks = Mapping[Landmark, Triple]
 
 
@@ -32,6 +34,12 @@ def read_marks() -> dict[str, dict[Landmark, Triple]]:
         x, y, z = mark["position_mm"]
         marks.setdefault(mark["case"], {})[Landmark(mark["landmark"])] = (x, y, z)
     return marks
+
+
+def real_path(data: Path, name: str) -> Path | None:
+    """Where a marked scan lies in the folder of public data, if it is there."""
+    places = (f"lctsc/{name}_ct.nii.gz", f"dicom/{name}.zip", f"fissures/{name}.nrrd")
+    return next((data / place for place in places if (data / place).is_file()), None)
 
 
 def write_scan(path: Path, volume: Volume, marks_mm: Marks, config: LandmarkConfig) -> None:

@@ -26,6 +26,7 @@ from lobewise.pipeline.networks.device import choose_device
 from lobewise.pipeline.networks.q_network import STEPS_ZYX, LandmarkConfig, QNetwork, agents_module
 from lobewise.pipeline.networks.weights import ModelInfo, save_weights
 
+CHECK_STEPS: Final = 60
 RETURN_STEPS: Final = 80
 """How far returns are followed; what comes later counts less than 0.9 ** 80 = 0.0002 of a step."""
 
@@ -40,6 +41,7 @@ class LandmarkRecipe:
         dqn_steps: of the Q-learning phase; every walker takes one step in each.
         learning_rates: at the start of both phases; they fall to a tenth (cosine).
         walkers: agents that explore side by side.
+        walk_steps: after which they go to another scene, by scale.
         epsilons: share of random steps, first and last.
         replay: transitions that are remembered; learning starts at `replay_first`.
         target_every: steps between two copies of the network to the target network.
@@ -53,11 +55,11 @@ class LandmarkRecipe:
     config: LandmarkConfig = field(default_factory=LandmarkConfig)
     gamma: float = 0.9
     batch: int = 64
-    warm_steps: int = 4000
-    dqn_steps: int = 2500
+    warm_steps: int = 3000
+    dqn_steps: int = 3000
     learning_rates: tuple[float, float] = (1e-3, 2e-4)
     walkers: int = 32
-    walk_steps: int = 60
+    walk_steps: tuple[int, ...] = (60, 20, 20)
     epsilons: tuple[float, float] = (0.5, 0.1)
     replay: int = 20_000
     replay_first: int = 2_000
@@ -65,7 +67,7 @@ class LandmarkRecipe:
     real_share: float = 0.5
     crop_share: float = 0.5
     far_share: tuple[float, ...] = (0.7, 0.2, 0.1)
-    near_voxels: tuple[float, ...] = (6.0, 9.0, 9.0)
+    near_voxels: tuple[float, ...] = (6.0, 6.0, 6.0)
     save_every: int = 500
 
 
@@ -280,10 +282,10 @@ def vary_intensity(boxes: UInt8[np.ndarray, "n k k k"], rng: np.random.Generator
 class Walkers:
     """Agents that explore side by side, each in a scene of its own until it leaves it or has walked long enough."""
 
-    def __init__(self, sampler: SceneSampler, recipe: LandmarkRecipe, rng: np.random.Generator) -> None:
-        self._sampler, self._recipe = sampler, recipe
+    def __init__(self, sampler: SceneSampler, recipe: LandmarkRecipe, level: int, rng: np.random.Generator) -> None:
+        self._sampler, self._walk_steps = sampler, recipe.walk_steps[level]
         self.scenes = sampler.draw(recipe.walkers, rng)
-        self.ages = rng.integers(0, recipe.walk_steps, recipe.walkers)
+        self.ages = rng.integers(0, self._walk_steps, recipe.walkers)
 
     def step(
         self, network: nn.Module, epsilon: float, rng: np.random.Generator
@@ -295,7 +297,7 @@ class Walkers:
         actions = np.where(explore, rng.integers(0, len(STEPS_ZYX), len(before)), actions)
         after = before.moved(before.position + STEPS_ZYX[actions])
         self.ages = self.ages + 1
-        self._replace(after, np.flatnonzero(~after.inside() | (self.ages >= self._recipe.walk_steps)), rng)
+        self._replace(after, np.flatnonzero(~after.inside() | (self.ages >= self._walk_steps)), rng)
         return before, actions
 
     def _replace(self, after: Scenes, done: Int64[np.ndarray, " m"], rng: np.random.Generator) -> None:
@@ -343,7 +345,7 @@ def walk_error(network: nn.Module, sampler: SceneSampler, recipe: LandmarkRecipe
     scenes = sampler.draw(128, np.random.default_rng(0))
     present = ((scenes.landmark >= scenes.low - 0.5) & (scenes.landmark <= scenes.high - 0.5)).all(axis=1)
     stayed = np.ones(len(scenes), dtype=bool)
-    for _ in range(recipe.walk_steps):
+    for _ in range(CHECK_STEPS):
         going = np.flatnonzero(stayed)
         actions = q_values(network, sampler.boxes(scenes.take(going))).argmax(axis=1)
         scenes.position[going] += STEPS_ZYX[actions]
@@ -373,7 +375,7 @@ def train(recipe: LandmarkRecipe, bank: Sequence[BankScan], out: Path, device: t
         torch.manual_seed(recipe.seed + number)
         sampler = SceneSampler(trained_on, landmark, level, recipe)
         check = SceneSampler(held_out, landmark, level, recipe)
-        nets, replay, walkers = Nets.new(recipe, device), Replay(recipe.replay), Walkers(sampler, recipe, rng)
+        nets, replay, walkers = Nets.new(recipe, device), Replay(recipe.replay), Walkers(sampler, recipe, level, rng)
         first = _resume(out / "checkpoint.pt", finished.stem, nets, replay, walkers, rng)
         started, losses = time.monotonic(), []
         for step in range(first, recipe.warm_steps + recipe.dqn_steps):
