@@ -13,10 +13,13 @@ from typing import Final
 import torch
 
 from lobewise.pipeline.anatomy import Landmark
-from lobewise.pipeline.landmarks import LandmarkNetwork, LandmarkPosition, find_landmarks
-from lobewise.pipeline.lesions import LesionNetwork, segment_lesions
-from lobewise.pipeline.lungs import LungNetwork, segment_lungs
+from lobewise.pipeline.landmarks import LandmarkPosition, find_landmarks
+from lobewise.pipeline.lesions import segment_lesions
+from lobewise.pipeline.lungs import segment_lungs
+from lobewise.pipeline.networks.dense_unet import LesionNetwork
 from lobewise.pipeline.networks.device import choose_device
+from lobewise.pipeline.networks.di2in import LungNetwork
+from lobewise.pipeline.networks.q_network import LandmarkNetwork
 from lobewise.pipeline.networks.weights import ModelInfo, load_weights
 from lobewise.pipeline.quality import demand_hounsfield
 from lobewise.pipeline.severity import Severity, high_opacity_of, score_severity
@@ -24,10 +27,15 @@ from lobewise.pipeline.verdict import demand_chest, findings_of_result
 from lobewise.pipeline.volume import Finding, LesionMask, LobeLabels, LungMask, Scan
 
 Progress = Callable[[str, float], None]
-"""Called with the stage that begins and the share of the whole work that is done, 0 to 1."""
+"""Called with the stage that runs and the share of the whole work that is done, 0 to 1."""
 
-STAGE_BEGINS_AT: Final[Mapping[str, float]] = {"landmarks": 0.0, "lungs": 0.05, "lesions": 0.35, "severity": 0.97}
-"""The share of the time that each stage's forerunners take together, measured on two CPU cores."""
+STAGE_SHARES: Final[Mapping[str, tuple[float, float]]] = {
+    "landmarks": (0.0, 0.05),
+    "lungs": (0.05, 0.35),
+    "lesions": (0.35, 0.97),
+    "severity": (0.97, 1.0),
+}
+"""Where each stage begins and ends in the time that a scan takes, measured on two CPU cores."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +117,8 @@ def quantify(scan: Scan, models: Models, progress: Progress = ignore) -> Quantif
         landmarks = find_landmarks(volume, models.landmarks)
         demand_chest(volume, landmarks)
 
-    with clock.stage("lungs"):
-        lobes = segment_lungs(volume, landmarks, models.lungs)
+    with clock.stage("lungs") as part_done:
+        lobes = segment_lungs(volume, landmarks, models.lungs, part_done)
         lungs = lobes.lungs()
 
     with clock.stage("lesions"):
@@ -144,8 +152,14 @@ class _StageClock:
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        self.progress(name, STAGE_BEGINS_AT[name])
+    def stage(self, name: str) -> Iterator[Callable[[float], None]]:
+        """Yields what the stage calls with the share of its own work that is done."""
+        first, last = STAGE_SHARES[name]
+
+        def part_done(share: float) -> None:
+            self.progress(name, first + share * (last - first))
+
+        part_done(0.0)
         begin = time.perf_counter()
-        yield
+        yield part_done
         self.seconds[name] = round(time.perf_counter() - begin, 3)
