@@ -32,6 +32,13 @@ class TowardsTheLight(nn.Module):
         return pull @ torch.from_numpy(STEPS_ZYX).float().T
 
 
+class TowardsTheDim(TowardsTheLight):
+    """Blind to what is bright."""
+
+    def forward(self, boxes: Tensor) -> Tensor:
+        return super().forward(torch.where(boxes < 150, boxes, 0))
+
+
 def network_of(*landmarks: Landmark) -> LandmarkNetwork:
     agents = {mark: [TowardsTheLight() for _ in CONFIG.scales_mm] for mark in landmarks}
     return LandmarkNetwork(ModelInfo("landmarks", "0", "0"), CONFIG, agents, torch.device("cpu"))
@@ -149,6 +156,28 @@ def test_the_agreed_position_is_the_mean_of_its_supporters_alone():
     consensus = agree([(10.0, 10.0, 10.0), (12.0, 10.0, 10.0), (40.0, 40.0, 40.0)])
     assert consensus.index == (11.0, 10.0, 10.0)
     assert consensus.share == pytest.approx(2 / 3)
+
+
+class TowardsTheHead(nn.Module):
+    """Steps to the head while the box is dim, to the feet where it is bright: ends where brightness begins."""
+
+    def forward(self, boxes: Tensor) -> Tensor:
+        q = torch.zeros((len(boxes), 6))
+        q[:, 0] = 1.0
+        q[boxes.amax((1, 2, 3)) > 200, 1] = 2.0
+        return q
+
+
+@pytest.mark.parametrize(("gap_mm", "found"), [(30.0, True), (90.0, False)])
+def test_a_finer_scale_may_correct_the_coarser_one_but_not_wander_off(gap_mm, found):
+    """The coarse agent stops at the dim ball; the fine ones go on until they see the bright slab above it."""
+    grid = Grid((110, 60, 60), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0))
+    dim = lit_volume((60.0, 60.0, 60.0), grid)
+    hu = np.where(dim.hu > 0, -600, -1000).astype(np.int16)
+    hu[30 + int(gap_mm / 2) + 12 :] = 400
+    agents = {Landmark.CARINA: [TowardsTheDim(), TowardsTheHead(), TowardsTheHead()]}
+    network = LandmarkNetwork(ModelInfo("landmarks", "0", "0"), CONFIG, agents, torch.device("cpu"))
+    assert find_landmarks(Volume(hu, grid), network)[Landmark.CARINA].found is found
 
 
 def test_halving_takes_means_and_counts_what_lies_outside_as_air():

@@ -22,6 +22,7 @@ from lobewise.pipeline.volume import Grid, Triple, Volume, grid_of, resample, to
 __all__ = ["LandmarkNetwork", "LandmarkPosition", "find_landmarks"]
 
 Index = tuple[int, int, int]
+End = tuple[float, float, float] | None
 QFunction = Callable[[UInt8[np.ndarray, "n k k k"]], Float32[np.ndarray, "n 6"]]
 
 START_FRACTIONS_ZYX: Final = ((0.15, 0.4, 0.6, 0.85), (0.35, 0.6), (0.35, 0.65))
@@ -30,6 +31,8 @@ RESTARTS_ZYX: Final = ((0, 0, 0), (2, 0, 0), (-2, 0, 0), (0, 2, 0), (0, -2, 0), 
 """Where they start at finer scales, in voxels around the position of the scale before."""
 TOGETHER_VOXELS: Final = 2.5
 """Walks that end no farther apart agree."""
+FARTHEST_CORRECTION_MM: Final = 36.0
+"""A finer scale that walks farther than this from where the scale before ended is lost, not better informed."""
 QUORUM: Final = 0.5
 """Share of the walks that must agree on a position for the landmark to be in the scan."""
 
@@ -124,7 +127,7 @@ def pad(values: UInt8[np.ndarray, "z y x"], config: LandmarkConfig) -> UInt8[np.
     return np.pad(values, config.box // 2)
 
 
-def walk(q_function: QFunction, level: Level, starts: Sequence[Index]) -> list[tuple[float, float, float] | None]:
+def walk(q_function: QFunction, level: Level, starts: Sequence[Index]) -> list[End]:
     """Follow the greedy policy from each start until it oscillates or leaves.
 
     Returns:
@@ -142,7 +145,7 @@ def walk(q_function: QFunction, level: Level, starts: Sequence[Index]) -> list[t
     return [_end(path, level) for path in paths]
 
 
-def agree(ends: Sequence[tuple[float, float, float] | None]) -> Consensus:
+def agree(ends: Sequence[End]) -> Consensus:
     """The position on which most walks agree, if at least `QUORUM` of all do."""
     stayed = np.array([end for end in ends if end is not None], dtype=np.float64).reshape(-1, 3)
     if not len(stayed):
@@ -161,7 +164,10 @@ def _find(landmark: Landmark, levels: Sequence[Level], network: LandmarkNetwork)
     for number, level in enumerate(levels):
         if number > 0:
             starts = _restarts(level, position_mm)
-        consensus = agree(walk(partial(network.q_values, landmark, number), level, starts))
+        ends = walk(partial(network.q_values, landmark, number), level, starts)
+        if number > 0:
+            ends = _without_strays(ends, level, position_mm)
+        consensus = agree(ends)
         if consensus.index is None:
             return LandmarkPosition(landmark, None, consensus.share)
         position_mm = level.grid.to_lps(np.array(consensus.index))
@@ -184,6 +190,13 @@ def _restarts(level: Level, position_mm: Float64[np.ndarray, "3"]) -> list[Index
     return [position for position in around if level.holds(position)]
 
 
+def _without_strays(ends: Sequence[End], level: Level, position_mm: Float64[np.ndarray, "3"]) -> list[End]:
+    """Ends far from the position of the scale before become None, as if the walk had left."""
+    index = level.grid.to_index(position_mm)
+    farthest = FARTHEST_CORRECTION_MM / level.grid.spacing_mm[0]
+    return [end if end is not None and np.linalg.norm(np.array(end) - index) <= farthest else None for end in ends]
+
+
 def _greedy_steps(q_function: QFunction, level: Level, positions: Sequence[Index]) -> Iterator[Index]:
     array = np.array(positions, dtype=np.int64)
     best = q_function(level.boxes(array)).argmax(axis=1)
@@ -199,7 +212,7 @@ def _advance(path: list[Index], next_of: Mapping[Index, Index], level: Level) ->
     return level.holds(position) and not revisited
 
 
-def _end(path: Sequence[Index], level: Level) -> tuple[float, float, float] | None:
+def _end(path: Sequence[Index], level: Level) -> End:
     if not level.holds(path[-1]):
         return None
     cycle = np.array(path[path.index(path[-1]) : -1] or path)

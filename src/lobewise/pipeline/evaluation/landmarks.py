@@ -3,8 +3,9 @@
     python -m lobewise.pipeline.evaluation.landmarks --phantoms 24 --data DATA --pictures OUT
 
 Phantoms are drawn from seeds that training never uses. `DATA` holds the public scans that `landmark_marks.json` marks
-(`lctsc/caseNN_ct.nii.gz`, `dicom/NAME.zip`, `fissures/ct-64.nrrd`); their marks are traced or read by eye, good to 3 mm for the carina and to
-8 mm for the sternum tip. Every scan is also asked in pieces that end 25 mm above or below a landmark.
+(`lctsc/caseNN_ct.nii.gz`, `dicom/NAME.zip`, `fissures/ct-64.nrrd`); their marks are traced or read by eye, good to 3 mm
+for the carina and to 8 mm for the sternum tip. Every scan is also asked in pieces that end 25 mm above or below a
+landmark.
 """
 
 import argparse

@@ -335,7 +335,7 @@ class Nets:
         return float(loss.detach())
 
 
-def walk_error(network: nn.Module, sampler: SceneSampler, recipe: LandmarkRecipe) -> tuple[float, float]:
+def walk_error(network: nn.Module, sampler: SceneSampler) -> tuple[float, float]:
     """How greedy walks end in 128 scenes, always the same.
 
     Returns:
@@ -397,7 +397,7 @@ def train(recipe: LandmarkRecipe, bank: Sequence[BankScan], out: Path, device: t
             boxes = vary_intensity(sampler.boxes(scenes), rng)
             losses.append(nets.update(boxes, targets, actions, rate))
             if (step + 1) % recipe.save_every == 0:
-                error, right = walk_error(nets.network, check, recipe)
+                error, right = walk_error(nets.network, check)
                 row = [landmark.value, level, step + 1, np.mean(losses), error, right, time.monotonic() - started]
                 _log(out / "log.csv", row)
                 _save(out / "checkpoint.pt", finished.stem, step + 1, nets, replay, walkers, rng)
