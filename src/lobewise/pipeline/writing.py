@@ -1,4 +1,4 @@
-"""Masks as gzipped NIfTI on the scan's own grid."""
+"""Masks and CTs as gzipped NIfTI on their own grid."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ import SimpleITK as sitk
 from isal import igzip
 from jaxtyping import Shaped
 
-from lobewise.pipeline.volume import Grid, to_sitk
+from lobewise.pipeline.volume import Grid, Volume, to_sitk
 
 
 def write_mask(path: Path, mask: Shaped[np.ndarray, "z y x"], grid: Grid) -> None:
@@ -19,9 +19,18 @@ def write_mask(path: Path, mask: Shaped[np.ndarray, "z y x"], grid: Grid) -> Non
     Size, spacing, origin and direction are the grid's, left-handed ones too (sform and qform). The same mask gives
     the same bytes.
     """
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".mask-") as folder:
-        plain, packed = Path(folder, "mask.nii"), Path(folder, "mask.nii.gz")
-        sitk.WriteImage(to_sitk(mask.astype(np.uint8, copy=False), grid), str(plain), imageIO="NiftiImageIO")
+    _write(path, mask.astype(np.uint8, copy=False), grid)
+
+
+def write_ct(path: Path, volume: Volume) -> None:
+    """Write a CT to `path` (`.nii.gz`) as int16 Hounsfield units, in the same way."""
+    _write(path, volume.hu, volume.grid)
+
+
+def _write(path: Path, array: Shaped[np.ndarray, "z y x"], grid: Grid) -> None:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as folder:
+        plain, packed = Path(folder, "array.nii"), Path(folder, "array.nii.gz")
+        sitk.WriteImage(to_sitk(array, grid), str(plain), imageIO="NiftiImageIO")
         _gzip(plain, packed)
         os.replace(packed, path)
 

@@ -1,0 +1,223 @@
+"""The commands. What they do is in the modules that they import when they are called."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from lobewise import __version__
+from lobewise.cli.exits import Exit, err, fail, needs, out
+
+app = typer.Typer(
+    name="lobewise",
+    help="Severity of lung opacities on chest CT, per lobe. Research use only; not a medical device.",
+    epilog="Exit codes: 0 done, 1 unexpected fault, 2 wrong call or missing part, 3 scan refused, 4 service problem.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,  # locals may hold a patient's data
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")]
+Port = Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", envvar="LOBEWISE_DEVICE")]
+Weights = Annotated[
+    Path | None,
+    typer.Option(help="Folder of other weights than those that come with the package.", envvar="LOBEWISE_WEIGHTS_DIR"),
+]
+ScanPath = Annotated[
+    Path, typer.Argument(help="NIfTI, NRRD, MetaImage, or a DICOM series as zip or folder.", exists=True)
+]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder for masks and report.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of a table.")]
+Service = Annotated[str, typer.Option("--service", "-s", help="Address of the service.", envvar="LOBEWISE_SERVICE")]
+
+
+def main() -> None:
+    """The entry point of the `lobewise` command."""
+    from lobewise.cli.processes import end_with_supervisor
+
+    end_with_supervisor()
+    app()
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"lobewise {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version_wanted: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(
+    epilog="Examples:  [bold]lobewise score scan.nii.gz[/]   [bold]lobewise score dicom.zip --out result[/]   "
+    "[bold]lobewise score dicom-folder --json | jq .severity[/]"
+)
+def score(
+    scan: ScanPath,
+    out_dir: Out = None,
+    as_json: AsJson = False,
+    device: Device = "auto",
+    weights: Weights = None,
+) -> None:
+    """Score one scan here, without a service."""
+    from lobewise.cli.scoring import save, score_here
+    from lobewise.cli.tables import print_report
+
+    scored = score_here(scan, device, weights)
+    paths = save(scored, out_dir) if out_dir else []
+    if as_json:
+        typer.echo(scored.report.model_dump_json(indent=2))
+    else:
+        print_report(out, scored.report)
+    _say_where(paths)
+
+
+@app.command(
+    epilog="Examples:  [bold]lobewise submit scan.nii.gz[/]   "
+    "[bold]lobewise submit dicom-folder -s https://lobewise.example --priority stat --out result[/]"
+)
+def submit(
+    scan: ScanPath,
+    service: Service = "http://127.0.0.1:8000",
+    out_dir: Out = None,
+    as_json: AsJson = False,
+    priority: Annotated[str, typer.Option(help="stat, routine or batch.")] = "routine",
+) -> None:
+    """Send one scan to a running service, and wait for its scores. A folder is zipped on the way."""
+    from lobewise.cli.client import ServiceClient, ServiceError
+    from lobewise.cli.results import bring_home, score_remotely
+    from lobewise.cli.tables import print_report
+
+    try:
+        with ServiceClient(service) as client:
+            job_id, report = score_remotely(client, scan, priority)
+            paths = bring_home(client, job_id, report, out_dir) if out_dir else []
+    except ServiceError as error:
+        raise fail(Exit.SERVICE_PROBLEM, escape(str(error)), "Start one with: lobewise serve") from error
+    if as_json:
+        typer.echo(report.model_dump_json(indent=2))
+    else:
+        print_report(out, report)
+    _say_where(paths)
+
+
+@app.command(epilog="Example:  [bold]lobewise serve --port 8080[/], then [bold]curl localhost:8080/readyz[/]")
+def serve(
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder of jobs, masks and reports.", envvar="LOBEWISE_DATA_DIR"),
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Run the whole service here: embedded server, gateway and one worker. Ctrl-C stops it.
+
+    /readyz answers 200 once the worker has loaded its models. Jobs in the data folder outlive the service.
+    """
+    from lobewise.cli.local import local_service
+    from lobewise.cli.processes import ServiceFailedError, terminated_like_interrupted, watch
+
+    try:
+        with terminated_like_interrupted(), local_service(host, port, data_dir, device) as local:
+            err.print(f"Ready at {local.address}  (description: {local.address}/docs)", highlight=False)
+            watch(local.children)
+    except ServiceFailedError as error:
+        raise fail(Exit.SERVICE_PROBLEM, escape(str(error))) from error
+    except KeyboardInterrupt:
+        err.print("Stopped.")
+
+
+@app.command(epilog="Settings are environment variables, LOBEWISE_*, such as LOBEWISE_REDIS_URL and LOBEWISE_BLOB_URL.")
+def api(host: Host = "127.0.0.1", port: Port = 8000) -> None:
+    """Run the gateway alone: HTTP in, jobs out. Workers elsewhere do the work."""
+    with needs("api"):
+        from lobewise.api.app import run
+    run(host=host, port=port)
+
+
+@app.command(epilog="Settings are environment variables, LOBEWISE_*, such as LOBEWISE_REDIS_URL and LOBEWISE_BLOB_URL.")
+def worker() -> None:
+    """Run one worker alone: it takes jobs from the queue and scores them, one at a time."""
+    with needs("worker"):
+        import torch  # noqa: F401
+
+        from lobewise.worker.main import run
+    run()
+
+
+@app.command(
+    epilog="Example:  [bold]lobewise phantom out/phantom --opacity 12 --seed 7[/], then "
+    "[bold]lobewise score out/phantom/ct.nii.gz[/]"
+)
+def phantom(
+    folder: Annotated[Path, typer.Argument(help="Folder for ct.nii.gz, the true masks and truth.json.")],
+    seed: Annotated[int, typer.Option(help="The same seed makes the same patient.")] = 0,
+    spacing: Annotated[
+        tuple[float, float, float], typer.Option(help="Voxel size in mm: between slices, rows, columns.")
+    ] = (2.0, 1.5, 1.5),
+    opacity: Annotated[
+        float | None, typer.Option(help="Percent of the lungs that is opaque; drawn from the seed by default.")
+    ] = None,
+    orientation: Annotated[
+        str, typer.Option(help="Where the array's x, y and z axis lead: one each of L/R, P/A, S/I.")
+    ] = "LPS",
+    fit: Annotated[
+        str, typer.Option(help="What the scan covers: chest, upper-chest, lower-chest, abdomen or head.")
+    ] = "chest",
+) -> None:
+    """Make a thorax whose scores are known: for trying out, testing and teaching."""
+    from lobewise.cli.phantoms import direction_of, recipe_of, save_phantom
+    from lobewise.cli.tables import print_report
+
+    try:
+        recipe = recipe_of(seed=seed, spacing_mm=spacing, direction=direction_of(orientation), fit=fit, opacity=opacity)
+    except ValueError as error:
+        raise fail(Exit.USAGE, str(error)) from error
+    truth, paths = save_phantom(recipe, folder)
+    print_report(out, truth)
+    _say_where(paths)
+
+
+@app.command(epilog="Example:  [bold]lobewise models --verify[/]")
+def models(
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Fail unless every file is the one its card describes.")
+    ] = False,
+    weights: Weights = None,
+) -> None:
+    """List the networks' weights, with what identifies them."""
+    from lobewise.cli.weights import look_at, table_of
+
+    rows = list(look_at(weights))
+    out.print(table_of(rows))
+    if verify and not all(row.is_ok for row in rows):
+        raise fail(Exit.UNEXPECTED, "Not all weights are what their cards describe.")
+
+
+@app.command(
+    epilog="Examples:  [bold]lobewise demo[/]   [bold]lobewise demo scan.nii.gz[/]   [bold]lobewise demo dicom/[/]"
+)
+def demo(
+    scan: Annotated[Path | None, typer.Argument(help="A scan; a phantom by default.", exists=True)] = None,
+    folder: Annotated[Path, typer.Option("--out", "-o", help="Folder for masks, report and logs.")] = Path("out/demo"),
+    device: Device = "auto",
+) -> None:
+    """Start the service, send it a scan over HTTP, print its scores, and stop everything again."""
+    from lobewise.cli.demo import run
+
+    run(scan, folder, device)
+
+
+def _say_where(paths: list[Path]) -> None:
+    for path in paths:
+        err.print(f"wrote {path}", highlight=False)

@@ -1,0 +1,55 @@
+"""Gateway and worker on this machine, for `serve` and `demo`: embedded server, local blobs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from lobewise.cli.client import ServiceClient
+from lobewise.cli.exits import needs
+from lobewise.cli.processes import Child, started, wait_until
+
+READY_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class LocalService:
+    """Where it listens, and what runs."""
+
+    address: str
+    children: list[Child]
+
+
+@contextmanager
+def local_service(
+    host: str, port: int, data_dir: Path | None, device: str, logs: Path | None = None
+) -> Iterator[LocalService]:
+    """Both processes, ready for jobs; ended with the block.
+
+    This process holds the embedded server, which both join.
+
+    Raises:
+        ServiceFailedError: a process ended, or no worker became ready.
+    """
+    with needs("api,worker"):
+        import fastapi  # noqa: F401
+        import torch  # noqa: F401
+
+        from lobewise.jobs.bootstrap import connect
+        from lobewise.jobs.settings import JobsSettings
+
+    settings = JobsSettings() if data_dir is None else JobsSettings(data_dir=data_dir)
+    environment = {"LOBEWISE_DATA_DIR": str(settings.data_dir.resolve()), "LOBEWISE_DEVICE": device}
+    address = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"  # noqa: S104 (it compares, it does not bind)
+    jobs = connect(settings)
+    try:
+        api = ["api", "--host", host, "--port", str(port)]
+        with (
+            started("gateway", api, environment, logs and logs / "api.log") as gateway,
+            started("worker", ["worker"], environment, logs and logs / "worker.log") as worker,
+            ServiceClient(address) as client,
+        ):
+            wait_until(client.is_ready, [gateway, worker], READY_SECONDS)
+            yield LocalService(address, [gateway, worker])
+    finally:
+        jobs.close()

@@ -1,0 +1,92 @@
+"""`lobewise score`: the pipeline in this process, without a service."""
+
+import hashlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+
+from lobewise.cli.exits import Exit, fail, needs
+from lobewise.cli.progress import bar
+from lobewise.cli.results import write_report
+from lobewise.jobs.models import Report
+
+with needs("worker"):
+    from lobewise.pipeline.errors import PipelineError
+    from lobewise.pipeline.networks.weights import WeightsError
+    from lobewise.pipeline.quantify import Models, Quantification, load_models, quantify
+    from lobewise.pipeline.reading import read_ct
+    from lobewise.pipeline.volume import Scan
+    from lobewise.pipeline.writing import write_mask
+    from lobewise.worker.reporting import masks_of, report_of
+
+READ_SHARE = 0.05
+"""Of the whole time, roughly."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """A scan, what was found in it, and the report about it."""
+
+    scan: Scan
+    result: Quantification
+    report: Report
+
+
+def score_here(path: Path, device: str, weights: Path | None) -> Scored:
+    """Read and quantify one scan.
+
+    Raises:
+        typer.Exit: the scan was refused, the weights are missing or the device is unknown.
+    """
+    try:
+        with bar("reading the scan") as shown:
+            begin = time.perf_counter()
+            scan = read_ct(path)
+            seconds = {"read": round(time.perf_counter() - begin, 3)}
+            shown.show("loading the networks", READ_SHARE)
+            models = _models(device, weights)
+            result = quantify(scan, models, lambda stage, done: shown.show(stage, READ_SHARE + done * (1 - READ_SHARE)))
+            shown.show("done", 1.0)
+    except PipelineError as error:
+        raise refused(error) from error
+    report = report_of(result, job_id=path.name, input_sha256=_sha256_of(path), seconds=seconds)
+    return Scored(scan, result, report)
+
+
+def refused(error: PipelineError) -> typer.Exit:
+    seen = ", ".join(f"{name} {value}" for name, value in error.evidence.items())
+    return fail(Exit.SCAN_REFUSED, f"{error.title}: {error.detail}", *([f"What was seen: {seen}"] if seen else []))
+
+
+def save(scored: Scored, folder: Path) -> list[Path]:
+    """Masks, overview and report, written to `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, mask in masks_of(scored.result).items():
+        paths.append(folder / f"{name.value}.nii.gz")
+        write_mask(paths[-1], mask.labels if hasattr(mask, "labels") else mask.mask, mask.grid)
+    return [*paths, write_report(scored.report, folder)]
+
+
+def _models(device: str, weights: Path | None) -> Models:
+    try:
+        return load_models(device, weights)
+    except (WeightsError, ValueError) as error:
+        raise fail(Exit.USAGE, str(error)) from error
+
+
+def _sha256_of(path: Path) -> str:
+    """Of a file; of a folder, of its files in the order of their paths."""
+    digest = hashlib.sha256()
+    for file in _files_of(path):
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _files_of(path: Path) -> Iterator[Path]:
+    yield from [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())

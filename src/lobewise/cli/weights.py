@@ -1,0 +1,67 @@
+"""`lobewise models`: which weights there are, and whether they are what their cards say."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from lobewise.cli.exits import needs
+
+with needs("worker"):
+    from lobewise.pipeline.networks.weights import MODEL_NAMES, WeightsError, load_weights, shipped_weights_dir
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """A network's weights, as they lie on disk.
+
+    Attributes:
+        verdict: `ok`, or what is wrong with them.
+    """
+
+    name: str
+    version: str
+    sha256: str
+    parameters: int
+    verdict: str
+
+    @property
+    def is_ok(self) -> bool:
+        return self.verdict == "ok"
+
+
+def look_at(folder: Path | None) -> Iterator[ModelRow]:
+    """Each of the three networks."""
+    where = folder or shipped_weights_dir()
+    for name in MODEL_NAMES:
+        try:
+            weights = load_weights(name, where)
+        except WeightsError as error:
+            yield ModelRow(name, "", "", 0, str(error))
+            continue
+        parameters = sum(tensor.numel() for tensor in weights.tensors.values())
+        verdict = _compared_with_card(where / f"{name}.md", weights.info.sha256)
+        yield ModelRow(name, weights.info.version, weights.info.sha256, parameters, verdict)
+
+
+def table_of(rows: list[ModelRow]) -> Table:
+    table = Table(title="Networks", title_justify="left", title_style="bold")
+    for column in ("name", "version", "parameters", "sha256", "verdict"):
+        table.add_column(column, justify="right" if column == "parameters" else "left", overflow="fold")
+    for row in rows:
+        colour = "green" if row.is_ok else "red"
+        cells = (row.name, row.version, f"{row.parameters:,}", row.sha256[:16])
+        table.add_row(*cells, f"[{colour}]{row.verdict}[/]")
+    return table
+
+
+def _compared_with_card(card: Path, sha256: str) -> str:
+    """A card names the weights that it describes."""
+    if not card.is_file():
+        return "no model card"
+    named = re.findall(r"\b[0-9a-f]{64}\b", card.read_text(encoding="utf-8"))
+    if not named:
+        return "the card names no sha256"
+    return "ok" if sha256 in named else "not the weights that the card describes"

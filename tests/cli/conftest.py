@@ -1,0 +1,27 @@
+"""A listener that accepts and says nothing, and the command line as a process."""
+
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def silent_service() -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.fixture
+def lobewise() -> Run:
+    """`lobewise("score", path)` as people run it."""
+
+    def run(*arguments: object, timeout: float = 120) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "lobewise.cli", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+
+    return run

@@ -1,0 +1,103 @@
+"""Commands as people call them: what they print, and how they end."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lobewise import __version__
+from lobewise.cli.processes import free_port
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+COMMANDS = ("score", "submit", "serve", "api", "worker", "phantom", "models", "demo")
+
+
+def test_help_names_every_command_and_exit_code(lobewise: Run) -> None:
+    result = lobewise("--help")
+    assert result.returncode == 0
+    assert all(command in result.stdout for command in (*COMMANDS, "Exit codes"))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str, lobewise: Run) -> None:
+    result = lobewise(command, "--help")
+    assert result.returncode == 0
+    assert "Example" in result.stdout or "LOBEWISE_" in result.stdout
+
+
+def test_the_version(lobewise: Run) -> None:
+    assert lobewise("--version").stdout.strip() == f"lobewise {__version__}"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("score",),
+        ("score", "/no/such/scan"),
+        ("serve", "--port", "0"),
+        ("phantom", "x", "--orientation", "LLS"),
+        ("?",),
+    ],
+)
+def test_wrong_calls_end_with_2(arguments: tuple[str, ...], lobewise: Run, tmp_path: Path) -> None:
+    result = lobewise(*arguments)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+
+
+def test_a_scan_that_is_none_ends_with_3_and_says_what_it_is(lobewise: Run, tmp_path: Path) -> None:
+    (tmp_path / "scan.nii.gz").write_bytes(b"%PDF-1.7")
+    result = lobewise("score", tmp_path / "scan.nii.gz")
+    assert result.returncode == 3
+    assert "format is not supported" in result.stderr
+    assert result.stdout == ""
+
+
+def test_no_service_ends_with_4_and_says_how_to_start_one(lobewise: Run, tmp_path: Path) -> None:
+    (tmp_path / "scan").write_bytes(b"x")
+    result = lobewise("submit", tmp_path / "scan", "--service", f"http://127.0.0.1:{free_port()}")
+    assert result.returncode == 4
+    assert "does not answer" in result.stderr
+    assert "lobewise serve" in result.stderr
+
+
+def test_missing_weights_end_with_2(lobewise: Run, tmp_path: Path) -> None:
+    result = lobewise("models", "--verify", "--weights", tmp_path)
+    assert result.returncode == 1
+    assert result.stdout.count("no weights for") == 3
+
+
+@pytest.mark.parametrize(
+    ("missing", "command", "extra"),
+    [
+        ("torch", ("score", __file__), "worker"),
+        ("SimpleITK", ("score", __file__), "worker"),
+        ("fastapi", ("api",), "api"),
+        ("torch", ("worker",), "worker"),
+        ("safetensors", ("models",), "worker"),
+        ("numpy", ("phantom", "x"), "worker"),
+        ("fastapi", ("serve",), "api,worker"),
+    ],
+)
+def test_a_missing_part_is_named_with_what_installs_it(missing: str, command: tuple[str, ...], extra: str) -> None:
+    program = f"import sys; sys.modules[{missing!r}] = None; sys.argv = ['lobewise', *{command!r}]\n"
+    program += "from lobewise.cli import main; main()"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 2, result.stderr
+    assert f"pip install 'lobewise[{extra}]'" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_the_client_needs_neither_science_nor_server(tmp_path: Path) -> None:
+    (tmp_path / "scan").write_bytes(b"x")
+    blocked = ("numpy", "torch", "SimpleITK", "fastapi", "uvicorn", "celery")
+    program = f"import sys; sys.modules.update(dict.fromkeys({blocked!r}))\n"
+    program += (
+        f"sys.argv = ['lobewise', 'submit', {str(tmp_path / 'scan')!r}, '-s', 'http://127.0.0.1:{free_port()}']\n"
+    )
+    program += "from lobewise.cli import main; main()"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 4, result.stderr
