@@ -1,0 +1,233 @@
+"""Draws the lungs and their five lobes (paper, "Lung and Lobe Segmentation").
+
+A landmark places a box of fixed size around the lungs, the box is resampled to 2 mm, a DI2IN labels it, and the labels
+are brought back to the voxels of the scan.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final
+
+import cc3d
+import numpy as np
+import SimpleITK as sitk
+from jaxtyping import Bool, Float32, UInt8
+from scipy import ndimage
+
+from lobewise.pipeline.anatomy import LEFT_LOBES, RIGHT_LOBES, Landmark, Lobe
+from lobewise.pipeline.errors import LungsNotFoundError
+from lobewise.pipeline.landmarks import LandmarkPosition
+from lobewise.pipeline.networks.di2in import CLASSES, LungConfig, LungNetwork
+from lobewise.pipeline.volume import Grid, LobeLabels, Volume, grid_of, resample, to_sitk
+
+__all__ = ["LungNetwork", "prepare", "roi_grid", "segment_lungs"]
+
+Landmarks = Mapping[Landmark, LandmarkPosition]
+Progress = Callable[[float], None]
+"""Called with the share of this stage that is done, 0 to 1."""
+Labels = UInt8[np.ndarray, "z y x"]
+Probabilities = Float32[np.ndarray, "6 z y x"]
+
+MIN_LUNGS_ML: Final = 200.0
+"""Less than this is not taken for lungs; two lungs of an adult hold litres, even collapsed ones more than this."""
+KEPT_SHARE: Final = 0.05
+"""A separate part of a lung is kept if it holds at least this share of the side's largest part."""
+SLAB_SLICES: Final = 48
+"""Slices of the scan that are labelled at a time, which bounds the memory."""
+
+
+def _unwatched(_fraction: float) -> None:
+    pass
+
+
+def segment_lungs(
+    volume: Volume, landmarks: Landmarks, network: LungNetwork, progress: Progress = _unwatched
+) -> LobeLabels:
+    """The lobes on the scan's own grid; opacities belong to the lungs, effusion does not.
+
+    Raises:
+        LungsNotFoundError: there is no landmark, or what the network found is too small to be lungs.
+    """
+    roi = roi_grid(volume.grid, landmarks, network.config)
+    image = prepare(volume, roi, network.config)
+    progress(0.1)
+    probabilities = network.probabilities(image)
+    progress(0.6)
+    labels = clean_labels(probabilities)
+    _demand_lungs(labels, roi, landmarks)
+    on_scan = _on_grid(_agreeing(probabilities, labels), roi, volume.grid, labels > 0, progress)
+    return LobeLabels(on_scan, volume.grid)
+
+
+def roi_grid(scan: Grid, landmarks: Landmarks, config: LungConfig) -> Grid:
+    """The region of interest: the box that `config` ties to the landmark, as far as the scan reaches.
+
+    Aligned with the patient's axes whatever the scan's direction; every edge is a multiple of the network's stride.
+
+    Raises:
+        LungsNotFoundError: there is no landmark, or the box lies beside the scan.
+    """
+    landmark = next((mark for mark in (Landmark.CARINA, Landmark.STERNUM_TIP) if _found(landmarks, mark)), None)
+    if landmark is None:
+        raise LungsNotFoundError(
+            "Neither the carina nor the sternum tip is in the scan, so the lungs cannot be placed."
+        )
+    centre = np.asarray(landmarks[landmark].position_mm)
+    box = np.asarray(config.box_mm(landmark)) + centre
+    bounds = np.asarray(scan.bounds_mm())
+    lower, upper = np.maximum(box[0], bounds[0]), np.minimum(box[1], bounds[1])
+    if np.any(upper <= lower):
+        raise LungsNotFoundError(
+            f"The {landmark.value} lies so far outside of the scan that no lungs can be in it.",
+            evidence={"landmark": landmark.value, "position_mm": centre.tolist()},
+        )
+    multiple_mm = config.stride * config.spacing_mm
+    upper = lower + np.ceil((upper - lower) / multiple_mm - 1e-6) * multiple_mm
+    return Grid.axis_aligned(lower.tolist(), upper.tolist(), (config.spacing_mm,) * 3)
+
+
+def prepare(volume: Volume, roi: Grid, config: LungConfig) -> Float32[np.ndarray, "z y x"]:
+    """The scan in the region of interest, in [-1, 1]; what lies outside of the scan is air. Training shares this."""
+    near = _shrunk(_cropped(volume, roi), config.spacing_mm)
+    return normalise(resample(near.hu, near.grid, roi), config)
+
+
+def normalise(hu: Float32[np.ndarray, "z y x"], config: LungConfig) -> Float32[np.ndarray, "z y x"]:
+    """HU in the window of `config` as [-1, 1]."""
+    low, high = config.window_hu
+    return np.asarray((np.clip(hu, low, high) - low) * np.float32(2.0 / (high - low)) - 1.0, dtype=np.float32)
+
+
+def clean_labels(probabilities: Probabilities) -> Labels:
+    """The likeliest labels as anatomy has them: two lungs without holes, each lobe in one piece."""
+    labels = probabilities.argmax(axis=0).astype(np.uint8)
+    lungs = np.zeros(labels.shape, dtype=np.bool_)
+    for side in (LEFT_LOBES, RIGHT_LOBES):
+        lungs |= _main_parts(np.isin(labels, side))
+    lungs = _without_holes(lungs)
+    labels = np.where(lungs, 1 + probabilities[1:].argmax(axis=0), 0).astype(np.uint8)
+    return _without_islands(labels)
+
+
+def _found(landmarks: Landmarks, landmark: Landmark) -> bool:
+    return landmark in landmarks and landmarks[landmark].position_mm is not None
+
+
+def _demand_lungs(labels: Labels, roi: Grid, landmarks: Landmarks) -> None:
+    volume_ml = np.count_nonzero(labels) * roi.voxel_volume_ml
+    if volume_ml < MIN_LUNGS_ML:
+        raise LungsNotFoundError(
+            f"Only {volume_ml:.0f} ml of the scan look like lung, less than {MIN_LUNGS_ML:.0f} ml.",
+            evidence={
+                "lungs_ml": round(volume_ml, 1),
+                "least_ml": MIN_LUNGS_ML,
+                "searched_mm": [bound.round(1).tolist() for bound in roi.bounds_mm()],
+                "landmarks_mm": {mark.value: found.position_mm for mark, found in landmarks.items()},
+            },
+        )
+
+
+def _cropped(volume: Volume, roi: Grid) -> Volume:
+    """The part of the scan that holds the region of interest, with two voxels to spare."""
+    slices = _index_box(roi, np.zeros(3), np.asarray(roi.shape) - 1.0, volume.grid, spare=2)
+    return Volume(volume.hu[slices], _part(volume.grid, slices))
+
+
+def _shrunk(volume: Volume, spacing_mm: float) -> Volume:
+    """Whole voxels averaged while they stay at or below half of `spacing_mm`; thin slices get cheap."""
+    factors = [max(int(spacing_mm / 2 / mm), 1) for mm in volume.grid.spacing_mm[::-1]]
+    if max(factors) == 1:
+        return volume
+    image = sitk.BinShrink(to_sitk(volume.hu, volume.grid), factors)
+    return Volume(np.asarray(sitk.GetArrayFromImage(image)), grid_of(image))
+
+
+def _main_parts(side: Bool[np.ndarray, "z y x"]) -> Bool[np.ndarray, "z y x"]:
+    """The largest connected part of a lung and those not much smaller."""
+    parts = np.asarray(cc3d.connected_components(side, connectivity=6))
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    return np.asarray((sizes >= max(KEPT_SHARE * sizes.max(), 1))[parts])
+
+
+def _without_holes(lungs: Bool[np.ndarray, "z y x"]) -> Bool[np.ndarray, "z y x"]:
+    return np.asarray(ndimage.binary_fill_holes(lungs))
+
+
+def _without_islands(labels: Labels) -> Labels:
+    """Every lobe in one piece: its other pieces go to the lobe that is nearest."""
+    mainland = np.zeros_like(labels)
+    for lobe in Lobe:
+        mainland[_largest(labels == lobe)] = lobe
+    islands = (labels > 0) & (mainland == 0)
+    if not islands.any() or not mainland.any():
+        return mainland
+    nearest = ndimage.distance_transform_edt(mainland == 0, return_distances=False, return_indices=True)
+    mainland[islands] = mainland[tuple(axis[islands] for axis in nearest)]
+    return mainland
+
+
+def _largest(mask: Bool[np.ndarray, "z y x"]) -> Bool[np.ndarray, "z y x"]:
+    if not mask.any():
+        return mask
+    return np.asarray(cc3d.largest_k(mask, k=1, connectivity=6) > 0)
+
+
+def _agreeing(probabilities: Probabilities, labels: Labels) -> Probabilities:
+    """The probabilities, certain where the cleaned labels are not the likeliest ones."""
+    changed = probabilities.argmax(axis=0) != labels
+    certain = np.arange(CLASSES)[:, None] == labels[changed]
+    probabilities[:, changed] = certain
+    return probabilities
+
+
+def _on_grid(
+    probabilities: Probabilities, roi: Grid, scan: Grid, lungs: Bool[np.ndarray, "z y x"], progress: Progress
+) -> Labels:
+    """The likeliest label at each voxel of the scan, the probabilities interpolated linearly."""
+    labels = np.zeros(scan.shape, dtype=np.uint8)
+    occupied = np.argwhere(lungs)
+    low, high = occupied.min(axis=0) - 1.0, occupied.max(axis=0) + 1.0
+    slabs = list(_slabs(_index_box(roi, low, high, scan, spare=1)))
+    for number, slices in enumerate(slabs):
+        labels[slices] = _likeliest(probabilities, roi, _part(scan, slices))
+        progress(0.6 + 0.4 * (number + 1) / len(slabs))
+    return labels
+
+
+def _likeliest(probabilities: Probabilities, roi: Grid, target: Grid) -> Labels:
+    """One class at a time, so that only two are in memory."""
+    best = resample(probabilities[0], roi, target, outside=1)
+    labels = np.zeros(target.shape, dtype=np.uint8)
+    for label in Lobe:
+        probability = resample(probabilities[label], roi, target, outside=0)
+        better = probability > best
+        labels[better] = label
+        np.maximum(best, probability, out=best)
+    return labels
+
+
+def _index_box(
+    grid: Grid, low: np.ndarray, high: np.ndarray, target: Grid, *, spare: int
+) -> tuple[slice, slice, slice]:
+    """Slices of `target` that hold the voxels `low` to `high` (z, y, x) of `grid`, whatever the directions."""
+    ends = np.stack([low - 0.5, high + 0.5])
+    corners = np.array([(ends[i, 0], ends[j, 1], ends[k, 2]) for i in (0, 1) for j in (0, 1) for k in (0, 1)])
+    index = target.to_index(grid.to_lps(corners))
+    begin = np.clip(np.floor(index.min(axis=0)).astype(int) - spare, 0, np.asarray(target.shape) - 1)
+    end = np.clip(np.ceil(index.max(axis=0)).astype(int) + spare + 1, begin + 1, target.shape)
+    z, y, x = (slice(int(a), int(b)) for a, b in zip(begin, end, strict=True))
+    return z, y, x
+
+
+def _part(grid: Grid, slices: tuple[slice, slice, slice]) -> Grid:
+    """The grid of a part of an array."""
+    z, y, x = slices
+    origin = grid.to_lps(np.array([z.start, y.start, x.start], dtype=np.float64))
+    shape = (z.stop - z.start, y.stop - y.start, x.stop - x.start)
+    return Grid(shape, grid.spacing_mm, (float(origin[0]), float(origin[1]), float(origin[2])), grid.direction)
+
+
+def _slabs(slices: tuple[slice, slice, slice]) -> Iterator[tuple[slice, slice, slice]]:
+    z, y, x = slices
+    for start in range(z.start, z.stop, SLAB_SLICES):
+        yield slice(start, min(start + SLAB_SLICES, z.stop)), y, x

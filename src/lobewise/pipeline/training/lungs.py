@@ -1,0 +1,396 @@
+"""Trains the lung network on a prepared bank: `python -m lobewise.pipeline.training.lungs BANK RUN`.
+
+First the trunk, which draws at 4 mm and sees the whole region of interest; then the detail stage at 2 mm on crops, the
+trunk held still. Only torch and numpy are needed. A run that was ended goes on from its last checkpoint when the same
+command is given again.
+"""
+
+import argparse
+import csv
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, UInt8
+from torch import Tensor
+from torch.nn import functional
+
+from lobewise.pipeline.networks.device import choose_device
+from lobewise.pipeline.networks.di2in import CLASSES, Di2in, LungConfig
+from lobewise.pipeline.networks.weights import ModelInfo, save_weights
+
+UNKNOWN_LOBE: Final = CLASSES
+"""Label of lung whose lobe is not known."""
+OPAQUE: Final = 8
+"""Bit that marks lung filled with opacity."""
+MEASURE_EVERY: Final = 10
+"""Steps between two looks at the Dice."""
+COLUMNS: Final = ("step", "stage", "seconds", "loss", "lungs_dice", "lobes_dice", "learning_rate")
+Image = UInt8[np.ndarray, "z y x"]
+Targets = Float[Tensor, "b 7 z y x"]
+
+
+@dataclass(frozen=True)
+class LungRecipe:
+    """How the network is trained; stored in the weights.
+
+    Attributes:
+        trunk_steps, detail_steps: optimiser steps of either stage, one volume each.
+        learning_rate: at the start of a stage, after the warm-up; falls to a hundredth along a cosine.
+        opaque_weight: how much more a voxel of opaque lung counts.
+        crop: largest part of a volume (voxels, z-y-x) in a trunk step.
+        whole_share: share of the trunk steps that see the whole volume instead.
+        detail_crop: part of a volume in a detail step.
+        level_weights: of the losses at 4, 8 and 16 mm (deep supervision).
+        source_weights: how often each kind of volume is drawn (the file name up to the first hyphen, digits left out).
+        smoothing: decay of the running mean of the weights, which is what is exported.
+    """
+
+    seed: int = 0
+    trunk_steps: int = 2400
+    detail_steps: int = 500
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-4
+    warmup_steps: int = 50
+    opaque_weight: float = 4.0
+    crop: tuple[int, int, int] = (144, 128, 176)
+    whole_share: float = 0.1
+    detail_crop: tuple[int, int, int] = (64, 96, 96)
+    level_weights: tuple[float, ...] = (1.0, 0.4, 0.2)
+    source_weights: Mapping[str, float] = field(default_factory=lambda: {"case": 1.0, "phantom": 1.0, "covid": 0.4})
+    smoothing: float = 0.995
+    bfloat16: bool = True
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> "LungRecipe":
+        """The fields given, the others by default (JSON knows no tuples)."""
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**fields)
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """What one step learns from.
+
+    Attributes:
+        image: in [-1, 1].
+        targets: one channel a class, and one for lung of unknown lobe.
+        weights: how much each voxel counts.
+    """
+
+    image: Float32[Tensor, "1 1 z y x"]
+    targets: Float32[Tensor, "1 7 z y x"]
+    weights: Float32[Tensor, "1 1 z y x"]
+
+
+class Bank:
+    """Prepared volumes in a folder, drawn by kind."""
+
+    def __init__(self, folder: Path, recipe: LungRecipe) -> None:
+        self._folder = folder
+        self._weights = recipe.source_weights
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look again: a bank may still be growing while the training runs."""
+        kinds: dict[str, list[Path]] = {}
+        for path in sorted(self._folder.rglob("*.npz")):
+            kinds.setdefault(path.name.split("-")[0].rstrip("0123456789"), []).append(path)
+        self._kinds = {kind: paths for kind, paths in kinds.items() if self._weights.get(kind, 0) > 0}
+        if not self._kinds:
+            raise FileNotFoundError(f"no prepared volumes in {self._folder}")
+
+    def draw(self, rng: np.random.Generator) -> tuple[Image, Image]:
+        """Image and labels of a volume."""
+        kinds = sorted(self._kinds)
+        shares = np.array([self._weights[kind] for kind in kinds])
+        paths = self._kinds[kinds[rng.choice(len(kinds), p=shares / shares.sum())]]
+        return read_volume(paths[rng.integers(len(paths))])
+
+
+def read_volume(path: Path) -> tuple[Image, Image]:
+    """Image and labels of a prepared volume."""
+    with np.load(path) as arrays:
+        return arrays["image"], arrays["labels"]
+
+
+def make_sample(image: Image, labels: Image, recipe: LungRecipe, stride: int, rng: np.random.Generator) -> Sample:
+    """Intensities varied, as tensors whose edges are multiples of `stride`; what is added is air."""
+    lifted = _vary_intensity(image, rng)
+    pads = [(0, -n % stride) for n in image.shape]
+    lifted = np.pad(lifted, pads, constant_values=-1.0)
+    padded = np.pad(labels, pads)
+    target = torch.from_numpy((padded & (OPAQUE - 1)).astype(np.int64))
+    weights = 1.0 + (recipe.opaque_weight - 1.0) * torch.from_numpy((padded >= OPAQUE).astype(np.float32))
+    channels = torch.stack([(target == label).float() for label in range(CLASSES + 1)])
+    return Sample(torch.from_numpy(lifted)[None, None], channels[None], weights[None, None])
+
+
+def random_crop(image: Image, labels: Image, edges: Sequence[int], rng: np.random.Generator) -> tuple[Image, Image]:
+    """A part of at most `edges` voxels, anywhere."""
+    starts = [int(rng.integers(0, max(n - edge, 0) + 1)) for n, edge in zip(image.shape, edges, strict=True)]
+    slices = tuple(slice(start, start + edge) for start, edge in zip(starts, edges, strict=True))
+    return image[slices], labels[slices]
+
+
+def crop_on_boundary(
+    image: Image, labels: Image, edges: Sequence[int], rng: np.random.Generator
+) -> tuple[Image, Image]:
+    """A part around a voxel where two labels meet, where the detail is."""
+    lobes = labels & (OPAQUE - 1)
+    z, y, x = np.nonzero(lobes[:-1] != lobes[1:])
+    if not len(z):
+        return random_crop(image, labels, edges, rng)
+    pick = int(rng.integers(len(z)))
+    slices = []
+    for centre, edge, n in zip((z[pick], y[pick], x[pick]), edges, image.shape, strict=True):
+        start = int(np.clip(centre - rng.integers(edge // 4, 3 * edge // 4 + 1), 0, max(n - edge, 0)))
+        slices.append(slice(start, start + edge))
+    return image[tuple(slices)], labels[tuple(slices)]
+
+
+def segmentation_loss(logits: Float[Tensor, "b 6 z y x"], targets: Targets, weights: Tensor) -> Tensor:
+    """Weighted cross-entropy plus one minus the mean Dice of the lobes and of the lungs.
+
+    Targets may be fractions. Lung of unknown lobe asks only that some lobe be likely there, and where a volume has
+    such lung its lobes have no Dice.
+    """
+    log_p = logits.float().log_softmax(dim=1)
+    log_lungs = log_p[:, 1:].logsumexp(dim=1, keepdim=True)
+    likelihood = (targets[:, :CLASSES] * log_p).sum(dim=1, keepdim=True) + targets[:, CLASSES:] * log_lungs
+    cross_entropy = -(weights * likelihood).sum() / weights.sum()
+    lungs = _dice(log_lungs.exp(), targets[:, 1:].sum(dim=1, keepdim=True), weights)
+    if bool(targets[:, CLASSES].any()):
+        return cross_entropy + 1.0 - lungs.mean()
+    lobes = _dice(log_p[:, 1:].exp(), targets[:, 1:CLASSES], weights)
+    present = targets[:, 1:CLASSES].sum(dim=(0, 2, 3, 4)) > 8
+    return cross_entropy + 1.0 - 0.5 * lungs.mean() - 0.5 * lobes[present].mean() if present.any() else cross_entropy
+
+
+def trunk_loss(network: Di2in, sample: Sample, recipe: LungRecipe) -> tuple[Tensor, Tensor]:
+    """Deep supervision: the losses at 4, 8 and 16 mm against averaged targets; also the 4 mm logits."""
+    with _autocast(recipe, sample.image.device):
+        _, logits = network.trunk(sample.image)
+    loss = torch.zeros((), device=sample.image.device)
+    targets, weights = sample.targets, sample.weights
+    for weight, level in zip(recipe.level_weights, logits, strict=True):
+        targets, weights = functional.avg_pool3d(targets, 2), functional.avg_pool3d(weights, 2)
+        loss = loss + weight * segmentation_loss(level, targets, weights)
+    return loss, logits[0]
+
+
+def detail_loss(network: Di2in, sample: Sample, recipe: LungRecipe) -> tuple[Tensor, Tensor]:
+    """The loss at 2 mm, which only the detail stage learns from; also its logits."""
+    with _autocast(recipe, sample.image.device):
+        with torch.no_grad():
+            features, logits = network.trunk(sample.image)
+        drawn = network.draw(sample.image, features, logits[0])
+    return segmentation_loss(drawn, sample.targets, sample.weights), drawn
+
+
+def dice_scores(logits: Float[Tensor, "b 6 z y x"], targets: Targets) -> tuple[float, float]:
+    """Dice of the lungs, and the mean over the lobes that are present, of hard labels."""
+    wanted = targets.argmax(dim=1)
+    found = logits.argmax(dim=1)
+    lungs = _overlap(found > 0, wanted > 0)
+    lobes = [_overlap(found == lobe, wanted == lobe) for lobe in range(1, CLASSES) if (wanted == lobe).any()]
+    return lungs, float(np.mean(lobes)) if lobes else float("nan")
+
+
+@dataclass(eq=False)
+class Run:
+    """A training in progress: the network, the running mean of its weights, and where it stands."""
+
+    folder: Path
+    config: LungConfig
+    recipe: LungRecipe
+    network: Di2in
+    smooth: dict[str, Tensor]
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+
+    @classmethod
+    def begin(cls, folder: Path, config: LungConfig, recipe: LungRecipe, device: torch.device) -> "Run":
+        """A new run, or the one that `folder` holds a checkpoint of."""
+        torch.manual_seed(recipe.seed)
+        network = Di2in(config).to(device)
+        network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # missing from torch's stub
+        optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+        smooth = {name: value.detach().clone() for name, value in network.state_dict().items()}
+        run = cls(folder, config, recipe, network, smooth, optimizer)
+        if run.checkpoint.is_file():
+            run.restore(torch.load(run.checkpoint, map_location=device, weights_only=True))
+        return run
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint.pt"
+
+    @property
+    def in_detail(self) -> bool:
+        return self.step >= self.recipe.trunk_steps
+
+    @property
+    def learning_rate(self) -> float:
+        """Warm-up and cosine, anew for each stage."""
+        recipe = self.recipe
+        done = self.step - recipe.trunk_steps if self.in_detail else self.step
+        steps = recipe.detail_steps if self.in_detail else recipe.trunk_steps
+        warm = min((done + 1) / max(recipe.warmup_steps, 1), 1.0)
+        return recipe.learning_rate * warm * (0.01 + 0.99 * 0.5 * (1 + float(np.cos(np.pi * done / max(steps, 1)))))
+
+    def learn(self, loss: Tensor) -> None:
+        """One step down the gradient, and the running mean after it."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
+        self.optimizer.step()
+        self.step += 1
+        decay = min(self.recipe.smoothing, self.step / (self.step + 20))
+        for name, value in self.network.state_dict().items():
+            self.smooth[name].lerp_(value, 1.0 - decay)
+
+    def save(self) -> None:
+        """Write the checkpoint, whole or not at all."""
+        state = {
+            "step": self.step,
+            "network": self.network.state_dict(),
+            "smooth": self.smooth,
+            "optimizer": self.optimizer.state_dict(),
+        }
+        partial = self.checkpoint.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(self.checkpoint)
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.step = state["step"]
+        self.network.load_state_dict(state["network"])
+        self.smooth = dict(state["smooth"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def export(self, path: Path, version: str) -> ModelInfo:
+        """The running mean of the weights as a weights file."""
+        recipe = {**asdict(self.recipe), "steps_done": self.step}
+        return save_weights(path, version=version, config=self.config.to_mapping(), recipe=recipe, tensors=self.smooth)
+
+
+def train(run: Run, bank: Bank, device: torch.device, *, save_every: int = 100) -> Iterator[dict[str, float | str]]:
+    """Take the steps that are left; yields a row of the log after each `save_every`, when a checkpoint is written."""
+    total = run.recipe.trunk_steps + run.recipe.detail_steps
+    rows: list[tuple[float, float, float]] = []
+    unmeasured = (float("nan"), float("nan"))
+    begin = time.perf_counter()
+    while run.step < total:
+        rng = np.random.default_rng([run.recipe.seed, run.step])
+        detail = run.in_detail
+        sample = _draw(run, bank, rng, detail=detail, device=device)
+        loss, logits = (detail_loss if detail else trunk_loss)(run.network, sample, run.recipe)
+        run.learn(loss)
+        scores = _scores(logits, sample) if run.step % MEASURE_EVERY == 0 else unmeasured
+        rows.append((float(loss.detach()), *scores))
+        if run.step % save_every == 0 or run.step == total:
+            run.save()
+            bank.refresh()
+            yield _row(run, "detail" if detail else "trunk", time.perf_counter() - begin, rows)
+            rows.clear()
+
+
+def _scores(logits: Tensor, sample: Sample) -> tuple[float, float]:
+    """Dice at the resolution of the logits."""
+    factor = sample.image.shape[2] // logits.shape[2]
+    return dice_scores(logits.detach(), functional.avg_pool3d(sample.targets, factor))
+
+
+def _draw(run: Run, bank: Bank, rng: np.random.Generator, *, detail: bool, device: torch.device) -> Sample:
+    image, labels = bank.draw(rng)
+    if detail:
+        image, labels = crop_on_boundary(image, labels, run.recipe.detail_crop, rng)
+    elif rng.random() >= run.recipe.whole_share:
+        image, labels = random_crop(image, labels, run.recipe.crop, rng)
+    sample = make_sample(image, labels, run.recipe, run.config.stride, rng)
+    image_ = sample.image.to(device, memory_format=torch.channels_last_3d)
+    return Sample(image_, sample.targets.to(device), sample.weights.to(device))
+
+
+def _vary_intensity(image: Image, rng: np.random.Generator) -> Float32[np.ndarray, "z y x"]:
+    """Air, lung and tissue a little lighter or darker, another contrast, noise; in [-1, 1]."""
+    knots = np.array([0.0, 40.0, 130.0, 165.0, 255.0])
+    levels = knots + np.array([0.0, *rng.normal(0, [6, 10, 5]), 0.0])
+    if rng.random() < 0.3:
+        levels[4] = rng.uniform(200, 255)
+        levels[3] += rng.uniform(-6, 14)
+    table = np.interp(np.arange(256), knots, np.maximum.accumulate(levels)).astype(np.float32)
+    varied = table[image]
+    if rng.random() < 0.5:
+        varied += rng.standard_normal(image.shape, dtype=np.float32) * np.float32(rng.uniform(0, 8))
+    varied[image == 0] = 0.0
+    return np.asarray(np.clip(varied, 0, 255) / np.float32(127.5) - 1.0, dtype=np.float32)
+
+
+def _dice(found: Tensor, wanted: Tensor, weights: Tensor) -> Float[Tensor, " c"]:
+    shared = (weights * found * wanted).sum(dim=(0, 2, 3, 4))
+    both = (weights * (found + wanted)).sum(dim=(0, 2, 3, 4))
+    return (2 * shared + 1.0) / (both + 1.0)
+
+
+def _overlap(found: Tensor, wanted: Tensor) -> float:
+    both = int(found.sum()) + int(wanted.sum())
+    return 2 * int((found & wanted).sum()) / both if both else 1.0
+
+
+def _autocast(recipe: LungRecipe, device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.bfloat16)
+
+
+def _row(run: Run, stage: str, seconds: float, rows: Sequence[tuple[float, float, float]]) -> dict[str, float | str]:
+    loss, lungs, lobes = (round(float(value), 4) for value in np.nanmean(np.array(rows), axis=0))
+    values = (run.step, stage, round(seconds, 1), loss, lungs, lobes, round(run.learning_rate, 6))
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def _append(path: Path, row: Mapping[str, float | str]) -> None:
+    fresh = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        if fresh:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train, or go on with a training that was ended; `--export` only writes the weights of the last checkpoint."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bank", type=Path)
+    parser.add_argument("run", type=Path, help="folder of the checkpoint, the log and the weights")
+    parser.add_argument("--recipe", type=json.loads, default={}, help="fields of LungRecipe as JSON")
+    parser.add_argument("--config", type=json.loads, default={}, help="fields of LungConfig as JSON")
+    parser.add_argument("--version", default="0.1.0")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; all by default")
+    parser.add_argument("--export", action="store_true", help="write the weights of the last checkpoint and end")
+    options = parser.parse_args(arguments)
+    options.run.mkdir(parents=True, exist_ok=True)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device = choose_device(options.device)
+    recipe = LungRecipe.from_mapping(options.recipe)
+    run = Run.begin(options.run, LungConfig.from_mapping(options.config), recipe, device)
+    if not options.export:
+        for row in train(run, Bank(options.bank, recipe), device):
+            _append(options.run / "log.csv", row)
+            sys.stdout.write(json.dumps(row) + "\n")
+            sys.stdout.flush()
+    info = run.export(options.run / "lungs.safetensors", options.version)
+    sys.stdout.write(f"{info.name} {info.version} {info.sha256}\n")
+
+
+if __name__ == "__main__":
+    main()
