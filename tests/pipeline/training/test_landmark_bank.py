@@ -3,8 +3,18 @@ import pytest
 
 from lobewise.pipeline.anatomy import AIR_HU, Landmark
 from lobewise.pipeline.networks.q_network import LandmarkConfig
-from lobewise.pipeline.training.landmark_bank import BASE_SPACING_MM, base_of, deform, read_marks, write_scan
-from lobewise.pipeline.training.landmarks import BankScan
+from lobewise.pipeline.training import landmark_bank
+from lobewise.pipeline.training.landmark_bank import (
+    BASE_SPACING_MM,
+    REAL_CASES,
+    add_phantoms,
+    add_real,
+    base_of,
+    deform,
+    read_marks,
+    write_scan,
+)
+from lobewise.pipeline.training.landmarks import BankScan, read_bank
 from lobewise.pipeline.volume import Grid, Volume
 
 CENTRE = (60.0, 50.0, 40.0)
@@ -65,3 +75,22 @@ def test_the_carina_lies_above_and_behind_the_sternum_tip():
         gap = np.subtract(marks[Landmark.CARINA], marks[Landmark.STERNUM_TIP])
         assert gap[1] > 70, case
         assert gap[2] > 70, case
+
+
+def test_a_phantom_without_its_carina_knows_where_it_would_be(tmp_path, monkeypatch):
+    monkeypatch.setattr(landmark_bank, "PHANTOM_SPACING_MM", (12.0, 10.0, 10.0))
+    config = LandmarkConfig(scales_mm=(24.0, 12.0), box=9)
+    added = list(add_phantoms(tmp_path, [0], 2, config))
+    assert added == ["phantom 0 chest", "phantom 0 abdomen"]
+    abdomen, other_abdomen, chest, other_chest = read_bank(tmp_path, config)
+    for scan in (chest, other_chest):
+        for place in scan.landmarks_mm.values():
+            assert (place > 0).all()
+            assert (place < np.array(scan.shapes[1]) * 12).all()
+    for scan in (abdomen, other_abdomen):
+        assert scan.landmarks_mm[Landmark.CARINA][0] > scan.shapes[1][0] * 12
+
+
+def test_a_missing_real_scan_is_told(tmp_path):
+    with pytest.raises(FileNotFoundError, match=REAL_CASES[0]):
+        list(add_real(tmp_path, tmp_path, 1, LandmarkConfig()))

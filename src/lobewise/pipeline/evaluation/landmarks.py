@@ -20,9 +20,9 @@ import torch
 from lobewise.pipeline.anatomy import Landmark
 from lobewise.pipeline.landmarks import LandmarkNetwork, LandmarkPosition, find_landmarks
 from lobewise.pipeline.networks.weights import load_weights
-from lobewise.pipeline.phantom import PhantomRecipe, make_phantom
+from lobewise.pipeline.phantom import Fit, PhantomRecipe, make_phantom
 from lobewise.pipeline.reading import read_ct
-from lobewise.pipeline.training.landmark_bank import read_marks, real_path
+from lobewise.pipeline.training.landmark_bank import OTHER_FITS, read_marks, real_path
 from lobewise.pipeline.volume import Grid, Triple, Volume
 
 FIRST_UNSEEN_SEED: Final = 1_000_000
@@ -119,11 +119,14 @@ def slab(volume: Volume, start: int, stop: int) -> Volume:
     return Volume(volume.hu[start:stop], grid)
 
 
-def phantom_cases(count: int) -> Iterator[Case]:
-    """Phantoms that no training has seen."""
-    for seed in range(FIRST_UNSEEN_SEED, FIRST_UNSEEN_SEED + count):
-        phantom = make_phantom(PhantomRecipe(seed=seed, spacing_mm=(3.0, 2.0, 2.0)))
-        yield Case(f"phantom {seed}", phantom.volume, phantom.landmarks)
+def phantom_cases(count: int, fits: Sequence[Fit] = ("chest",)) -> Iterator[Case]:
+    """Phantoms that no training has seen, which show `fits` in turn."""
+    for number in range(count):
+        recipe = PhantomRecipe(
+            seed=FIRST_UNSEEN_SEED + number, spacing_mm=(3.0, 2.0, 2.0), fit=fits[number % len(fits)]
+        )
+        phantom = make_phantom(recipe)
+        yield Case(f"phantom {recipe.seed} {recipe.fit}", phantom.volume, phantom.landmarks)
 
 
 def real_cases(data: Path) -> Iterator[Case]:
@@ -166,7 +169,7 @@ def _draw_cross(panel: Any, grid: Grid, axis: int, position_mm: Triple, colour: 
 def main(arguments: Sequence[str] | None = None) -> None:
     """`python -m lobewise.pipeline.evaluation.landmarks`."""
     parser = argparse.ArgumentParser(description="Evaluate the landmark agents.")
-    parser.add_argument("--phantoms", type=int, default=24, help="how many")
+    parser.add_argument("--phantoms", type=int, default=24, help="chests; half as many show something else")
     parser.add_argument("--data", type=Path, help="folder of the marked public scans")
     parser.add_argument("--weights", type=Path, help="folder of landmarks.safetensors; else the shipped ones")
     parser.add_argument("--pictures", type=Path, help="folder for a picture of each real case")
@@ -174,7 +177,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     network = LandmarkNetwork.load(load_weights("landmarks", options.weights), torch.device("cpu"))
     if options.data:
         _report("real", real_cases(options.data), network, options.pictures)
-    _report("phantoms", phantom_cases(options.phantoms), network, None)
+    _report("chest phantoms", phantom_cases(options.phantoms), network, None)
+    _report("other phantoms", phantom_cases(options.phantoms // 2, OTHER_FITS), network, None)
 
 
 def _report(title: str, cases: Iterable[Case], network: LandmarkNetwork, pictures: Path | None) -> None:

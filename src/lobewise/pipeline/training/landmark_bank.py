@@ -1,13 +1,18 @@
 """The scans the landmark agents learn on: real ones deformed many times, and phantoms, prepared once.
 
+    python -m lobewise.pipeline.training.landmark_bank --data DATA BANK
+
 A bank is a folder of `.npz` files, one a scan: its levels (`level0`, coarse, to `levelN`, 0-255) and, for each
 landmark whose place is known, in the scan or beyond its border, mm (z, y, x) from the lower corner.
 `training.landmarks` reads it.
 """
 
+import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -17,12 +22,17 @@ import SimpleITK as sitk
 from lobewise.pipeline.anatomy import AIR_HU, Landmark
 from lobewise.pipeline.landmarks import build_levels
 from lobewise.pipeline.networks.q_network import LandmarkConfig
+from lobewise.pipeline.phantom import Fit, PhantomRecipe, make_phantom
+from lobewise.pipeline.reading import read_ct
 from lobewise.pipeline.volume import Grid, Triple, Volume, grid_of, resample, to_sitk
 
 BASE_SPACING_MM: Final[Triple] = (2.0, 2.0, 2.0)
 COPY_SPACING_MM: Final[Triple] = (3.0, 2.5, 2.5)
 REAL_CASES: Final = ("case01", "case02", "case03", "case04", "ct-64")
 """The real scans that the agents learn on; all other marked ones are for evaluation."""
+OTHER_FITS: Final[tuple[Fit, ...]] = ("abdomen", "upper-chest", "head", "lower-chest")
+"""What every third phantom is shown as too, in turn. Its landmarks, out of sight, are known from its chest."""
+PHANTOM_SPACING_MM: Final[Triple] = (4.0, 3.0, 3.0)
 Marks = Mapping[Landmark, Triple]
 
 
@@ -34,6 +44,38 @@ def read_marks() -> dict[str, dict[Landmark, Triple]]:
         x, y, z = mark["position_mm"]
         marks.setdefault(mark["case"], {})[Landmark(mark["landmark"])] = (x, y, z)
     return marks
+
+
+def add_real(bank: Path, data: Path, copies: int, config: LandmarkConfig) -> Iterator[str]:
+    """Add each case of `REAL_CASES` as it is and deformed; yields what has been added."""
+    marks = read_marks()
+    for number, name in enumerate(REAL_CASES):
+        path = real_path(data, name)
+        if path is None:
+            raise FileNotFoundError(f"{name} is not in {data}")
+        volume = read_ct(path).volume
+        write_scan(bank / f"real-{name}-00.npz", volume, marks[name], config)
+        base = base_of(volume)
+        for copy in range(1, copies):
+            rng = np.random.default_rng((number, copy))
+            write_scan(bank / f"real-{name}-{copy:02}.npz", *deform(base, marks[name], rng), config)
+            yield f"{name} {copy}"
+
+
+def add_phantoms(bank: Path, seeds: Iterable[int], copies: int, config: LandmarkConfig) -> Iterator[str]:
+    """Add a phantom's chest for each seed, of every third also another part; each as it is and deformed."""
+    for seed in seeds:
+        chest = make_phantom(PhantomRecipe(seed=seed, spacing_mm=PHANTOM_SPACING_MM))
+        shown = [chest]
+        if seed % 3 == 0:
+            fit = OTHER_FITS[seed // 3 % len(OTHER_FITS)]
+            shown.append(make_phantom(replace(chest.recipe, fit=fit)))
+        for phantom in shown:
+            for copy in range(copies):
+                rng = np.random.default_rng((seed, copy))
+                scan = deform(phantom.volume, chest.landmarks, rng) if copy else (phantom.volume, chest.landmarks)
+                write_scan(bank / f"phantom-{seed:04}-{phantom.recipe.fit}-{copy}.npz", *scan, config)
+            yield f"phantom {seed} {phantom.recipe.fit}"
 
 
 def real_path(data: Path, name: str) -> Path | None:
@@ -103,3 +145,24 @@ def _copy_grid(source: Grid, to_source: sitk.AffineTransform, rng: np.random.Gen
 def _triple(values: tuple[float, ...]) -> Triple:
     x, y, z = values
     return x, y, z
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """`python -m lobewise.pipeline.training.landmark_bank`."""
+    parser = argparse.ArgumentParser(description="Prepare the scans that the landmark agents learn on.")
+    parser.add_argument("bank", type=Path, help="folder that is made")
+    parser.add_argument("--data", type=Path, help="folder of the public scans; without it, phantoms alone")
+    parser.add_argument("--copies", type=int, default=40, help="of each real scan")
+    parser.add_argument("--phantom-copies", type=int, default=4, help="of each phantom")
+    parser.add_argument("--phantoms", type=int, default=36, help="how many; seeds from 0")
+    options = parser.parse_args(arguments)
+    options.bank.mkdir(parents=True, exist_ok=True)
+    config = LandmarkConfig()
+    real = add_real(options.bank, options.data, options.copies, config) if options.data else ()
+    phantoms = add_phantoms(options.bank, range(options.phantoms), options.phantom_copies, config)
+    for added in chain(real, phantoms):
+        print(added, flush=True)
+
+
+if __name__ == "__main__":
+    main()
