@@ -137,15 +137,26 @@ def serve(
         err.print("Stopped.")
 
 
-@app.command(epilog="Settings are environment variables, LOBEWISE_*, such as LOBEWISE_REDIS_URL and LOBEWISE_BLOB_URL.")
-def api(host: Host = "127.0.0.1", port: Port = 8000) -> None:
+@app.command(
+    epilog="Other settings are environment variables: LOBEWISE_REDIS_URL, LOBEWISE_BLOB_URL, LOBEWISE_DATA_DIR, "
+    "LOBEWISE_API_PUBLIC_URL and more."
+)
+def api(
+    host: Annotated[str, typer.Option(help="Address to listen on.", envvar="LOBEWISE_API_HOST")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(help="Port to listen on; 0 takes any.", min=0, max=65535, envvar="LOBEWISE_API_PORT")
+    ] = 8000,
+) -> None:
     """Run the gateway alone: HTTP in, jobs out. Workers elsewhere do the work."""
     with needs("api"):
         from lobewise.api.app import run
-    run(host=host, port=port)
+        from lobewise.api.settings import ApiSettings
+    run(ApiSettings(host=host, port=port))
 
 
-@app.command(epilog="Settings are environment variables, LOBEWISE_*, such as LOBEWISE_REDIS_URL and LOBEWISE_BLOB_URL.")
+@app.command(
+    epilog="Other settings are environment variables: LOBEWISE_REDIS_URL, LOBEWISE_BLOB_URL, LOBEWISE_DATA_DIR and more."
+)
 def worker() -> None:
     """Run one worker alone: it takes jobs from the queue and scores them, one at a time."""
     with needs("worker"):

@@ -1,26 +1,31 @@
 """`lobewise score`: the pipeline in this process, without a service."""
 
+from __future__ import annotations
+
 import hashlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-import typer
+from typing import TYPE_CHECKING
 
 from lobewise.cli.exits import Exit, fail, needs
-from lobewise.cli.progress import bar
+from lobewise.cli.progress import Bar, bar
 from lobewise.cli.results import write_report
 from lobewise.jobs.models import Report
 
 with needs("worker"):
+    from lobewise.pipeline.drawing import draw_overview
     from lobewise.pipeline.errors import PipelineError
-    from lobewise.pipeline.networks.weights import WeightsError
-    from lobewise.pipeline.quantify import Models, Quantification, load_models, quantify
     from lobewise.pipeline.reading import read_ct
-    from lobewise.pipeline.volume import Scan
+    from lobewise.pipeline.volume import LobeLabels, Scan
     from lobewise.pipeline.writing import write_mask
     from lobewise.worker.reporting import masks_of, report_of
+
+if TYPE_CHECKING:  # it imports torch, which takes seconds: a scan that cannot be read is refused before
+    import typer
+
+    from lobewise.pipeline.quantify import Quantification
 
 READ_SHARE = 0.05
 """Of the whole time, roughly."""
@@ -46,19 +51,11 @@ def score_here(path: Path, device: str, weights: Path | None) -> Scored:
             begin = time.perf_counter()
             scan = read_ct(path)
             seconds = {"read": round(time.perf_counter() - begin, 3)}
-            shown.show("loading the networks", READ_SHARE)
-            models = _models(device, weights)
-            result = quantify(scan, models, lambda stage, done: shown.show(stage, READ_SHARE + done * (1 - READ_SHARE)))
-            shown.show("done", 1.0)
+            result = _quantified(scan, device, weights, shown)
     except PipelineError as error:
-        raise refused(error) from error
+        raise _refused(error) from error
     report = report_of(result, job_id=path.name, input_sha256=_sha256_of(path), seconds=seconds)
     return Scored(scan, result, report)
-
-
-def refused(error: PipelineError) -> typer.Exit:
-    seen = ", ".join(f"{name} {value}" for name, value in error.evidence.items())
-    return fail(Exit.SCAN_REFUSED, f"{error.title}: {error.detail}", *([f"What was seen: {seen}"] if seen else []))
 
 
 def save(scored: Scored, folder: Path) -> list[Path]:
@@ -67,15 +64,29 @@ def save(scored: Scored, folder: Path) -> list[Path]:
     paths = []
     for name, mask in masks_of(scored.result).items():
         paths.append(folder / f"{name.value}.nii.gz")
-        write_mask(paths[-1], mask.labels if hasattr(mask, "labels") else mask.mask, mask.grid)
-    return [*paths, write_report(scored.report, folder)]
+        write_mask(paths[-1], mask.labels if isinstance(mask, LobeLabels) else mask.mask, mask.grid)
+    overview = folder / "overview.png"
+    draw_overview(overview, scored.scan.volume, scored.result.lobes, scored.result.lesions)
+    return [*paths, overview, write_report(scored.report, folder)]
 
 
-def _models(device: str, weights: Path | None) -> Models:
+def _quantified(scan: Scan, device: str, weights: Path | None, shown: Bar) -> Quantification:
+    shown.show("loading the networks", READ_SHARE)
+    with needs("worker"):
+        from lobewise.pipeline.networks.weights import WeightsError
+        from lobewise.pipeline.quantify import load_models, quantify
     try:
-        return load_models(device, weights)
+        models = load_models(device, weights)
     except (WeightsError, ValueError) as error:
         raise fail(Exit.USAGE, str(error)) from error
+    result = quantify(scan, models, lambda stage, done: shown.show(stage, READ_SHARE + done * (1 - READ_SHARE)))
+    shown.show("scored", 1.0)
+    return result
+
+
+def _refused(error: PipelineError) -> typer.Exit:
+    seen = ", ".join(f"{name} {value}" for name, value in error.evidence.items())
+    return fail(Exit.SCAN_REFUSED, f"{error.title}: {error.detail}", *([f"What was seen: {seen}"] if seen else []))
 
 
 def _sha256_of(path: Path) -> str:

@@ -1,7 +1,9 @@
 """From what the science found to what the contract says: the only translation between both."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 from lobewise import __version__
 from lobewise.jobs.models import (
@@ -15,10 +17,12 @@ from lobewise.jobs.models import (
     Report,
     SeverityScores,
 )
-from lobewise.pipeline.landmarks import LandmarkPosition
-from lobewise.pipeline.quantify import Quantification
 from lobewise.pipeline.severity import LobeSeverity, Severity
 from lobewise.pipeline.volume import Finding, LesionMask, LobeLabels, LungMask
+
+if TYPE_CHECKING:  # they import torch, which takes seconds, and only their attributes are used here
+    from lobewise.pipeline.landmarks import LandmarkPosition
+    from lobewise.pipeline.quantify import Quantification
 
 LobeName = Literal["left_upper", "left_lower", "right_upper", "right_middle", "right_lower"]
 
