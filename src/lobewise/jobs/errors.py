@@ -12,10 +12,18 @@ JobsError
 │   └── CancelRequestedError  someone asked to stop the job
 ├── InvalidCursorError        a page cursor that this service did not make
 ├── UploadTooLargeError       more bytes than the limit
+├── SourceError               a scan that the worker should fetch cannot be had; the job fails
+│   ├── SourceNotAllowedError     its address is not one that the operator allows
+│   ├── SourceNotFoundError       its server says that there is no such scan, or not for us
+│   ├── SourceTooLargeError       more bytes than the limit
+│   └── SourceMismatchError       other bytes than its sha256 says
 └── UnavailableError          a part that we depend on does not answer; try again later
     ├── BrokerUnavailableError
     └── BlobStoreUnavailableError
 """
+
+from collections.abc import Mapping
+from typing import ClassVar
 
 
 class JobsError(Exception):
@@ -75,6 +83,38 @@ class UploadTooLargeError(JobsError):
     def __init__(self, limit_bytes: int) -> None:
         super().__init__(f"the upload is larger than {limit_bytes} bytes")
         self.limit_bytes = limit_bytes
+
+
+class SourceError(JobsError):
+    """Ends the job `failed`: trying again would end the same way. Has what a `JobError` needs."""
+
+    code: ClassVar[str] = "source"
+    title: ClassVar[str] = "The scan could not be fetched"
+
+    def __init__(self, detail: str, *, evidence: Mapping[str, object] | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.evidence: dict[str, object] = dict(evidence or {})
+
+
+class SourceNotAllowedError(SourceError):
+    code = "source-not-allowed"
+    title = "The scan's address is not allowed"
+
+
+class SourceNotFoundError(SourceError):
+    code = "source-not-found"
+    title = "There is no scan at this address"
+
+
+class SourceTooLargeError(SourceError):
+    code = "source-too-large"
+    title = "The scan is larger than this service fetches"
+
+
+class SourceMismatchError(SourceError):
+    code = "source-mismatch"
+    title = "The scan at this address is not the one announced"
 
 
 class UnavailableError(JobsError):

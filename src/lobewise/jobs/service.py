@@ -1,12 +1,56 @@
 """Jobs, as the API and the workers see them: accept, look, cancel, purge; claim, report, finish."""
 
+import hashlib
+import logging
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Final
 
+from lobewise.jobs import ids, outcomes, sources, states
 from lobewise.jobs.answers import JobPage, Readiness, Sort, StoredMask, UploadSink
+from lobewise.jobs.blobs import Blobs
+from lobewise.jobs.errors import (
+    BlobStoreUnavailableError,
+    BrokerUnavailableError,
+    CancelRequestedError,
+    IdempotencyInFlightError,
+    JobNotFoundError,
+    JobPurgedError,
+    LeaseLostError,
+    WrongStateError,
+)
 from lobewise.jobs.idempotency import Idempotency
-from lobewise.jobs.models import JobRecord, JobState, JobStatus, MaskName, Priority, Report
+from lobewise.jobs.leases import Lease
+from lobewise.jobs.listing import Query, id_of
+from lobewise.jobs.models import (
+    InputInfo,
+    JobError,
+    JobRecord,
+    JobState,
+    JobStatus,
+    Manifest,
+    MaskBlob,
+    MaskName,
+    Priority,
+    Report,
+)
+from lobewise.jobs.outcomes import Parts
+from lobewise.jobs.reaper import Reaper
+from lobewise.jobs.records import Claim, Ending
 from lobewise.jobs.settings import JobsSettings
+from lobewise.jobs.uploads import BlobUpload
+
+log = logging.getLogger(__name__)
+
+_Found = list[tuple[str, JobState]]
+
+_POLL_SECONDS: Final = 0.1
+_SLOW_POLL_SECONDS: Final = 1.0
 
 
 class Jobs:
@@ -16,22 +60,32 @@ class Jobs:
     where it says so; all else works without the broker, if more slowly.
     """
 
-    settings: JobsSettings
-    idempotency: Idempotency
+    def __init__(self, parts: Parts, on_close: Callable[[], None] = lambda: None) -> None:
+        self._parts = parts
+        self._records, self._live = parts.records, parts.live
+        self._reaper = Reaper(parts)
+        self._on_close = on_close
+        self.idempotency = Idempotency(parts.records, parts.settings.in_flight_seconds)
+
+    @property
+    def settings(self) -> JobsSettings:
+        """With `redis_url` filled in, an embedded server's too."""
+        return self._parts.settings
 
     # The gateway's side
 
     def new_id(self) -> str:
         """An id that sorts by time (UUIDv7) and cannot be guessed."""
-        raise NotImplementedError
+        return ids.new_id()
 
     async def open_upload(self, job_id: str) -> UploadSink:
         """Where the scan of a job to come is written to."""
-        raise NotImplementedError
+        return BlobUpload(self._records.blobs, self._records.key(job_id, "input"), self.settings.max_upload_bytes)
 
     def discard_upload(self, job_id: str) -> None:
         """Forget a finished upload that will not become a job, such as the body of a replayed request."""
-        raise NotImplementedError
+        if not self._records.files(job_id).is_job:
+            self._records.blobs.delete(self._records.key(job_id, "input"))
 
     def accept(self, record: JobRecord) -> JobState:
         """Make the job durable, then queue it. Once this returns, the job is never lost, broker or not.
@@ -39,11 +93,25 @@ class Jobs:
         Raises:
             IdempotencyInFlightError: its idempotency key was taken over meanwhile; the job is not accepted.
         """
-        raise NotImplementedError
+        if not self._records.create_job(record):
+            self._records.blobs.delete(self._records.key(record.id, "input"))
+            raise IdempotencyInFlightError("another request with this idempotency key came first")
+        state = states.queued(record)
+        try:
+            self._live.put(state, guard="new")
+            self._parts.queue.publish(record.id, record.priority)
+            return self._live.get(record.id) or state
+        except BrokerUnavailableError:
+            log.warning("job %s is accepted but not queued yet", record.id)
+            return state
 
     def get(self, job_id: str) -> JobState:
         """Raises JobNotFoundError, JobPurgedError."""
-        raise NotImplementedError
+        try:
+            shown = self._live.get(job_id) if ids.is_id(job_id) else None
+        except BrokerUnavailableError:
+            shown = None
+        return shown or self._records.state(job_id)
 
     def list(
         self,
@@ -59,11 +127,26 @@ class Jobs:
         Raises:
             InvalidCursorError: not a cursor of this service, or one of another sort or filter.
         """
-        raise NotImplementedError
+        query = Query(sort, status, priority)
+        after = query.decode(cursor) if cursor else None
+        found = self._page(query, after, limit + 1)
+        items = tuple(state for _, state in found[:limit])
+        return JobPage(items, query.encode(found[limit - 1][0]) if len(found) > limit else None)
 
     def wait(self, job_id: str, timeout_seconds: float) -> JobState:
         """The job once it is final, or as it stands after the timeout."""
-        raise NotImplementedError
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            pause_seconds = _POLL_SECONDS
+            try:
+                status = self._live.status(job_id)
+            except BrokerUnavailableError:
+                pause_seconds, status = _SLOW_POLL_SECONDS, None
+            status = status or self.get(job_id).status
+            remaining_seconds = deadline - time.monotonic()
+            if status.is_final or remaining_seconds <= 0:
+                return self.get(job_id)
+            time.sleep(min(pause_seconds, remaining_seconds))
 
     def cancel(self, job_id: str) -> JobState:
         """Queued: cancelled at once. Running: requested. Already requested: as it stands.
@@ -71,40 +154,286 @@ class Jobs:
         Raises:
             WrongStateError: it is final already.
         """
-        raise NotImplementedError
+        record = self._records.record(job_id)
+        self._demand_open(job_id)
+        self._records.request_cancel(job_id)
+        state = self.get(job_id)
+        if state.status == JobStatus.QUEUED:
+            if not outcomes.conclude(self._parts, record, outcomes.cancelled(record, state.attempt)):
+                self._demand_open(job_id, but="cancelled")
+        elif state.status == JobStatus.RUNNING:
+            with suppress(BrokerUnavailableError):  # the worker reads the blob
+                self._live.request_cancel(job_id)
+        return self.get(job_id)
 
     def purge(self, job_id: str) -> None:
         """Delete the job and all that belongs to it, running or not; later reads raise JobPurgedError."""
-        raise NotImplementedError
+        state = self._records.state(job_id)
+        self._records.purge(job_id)
+        with suppress(BrokerUnavailableError):  # reads find the tombstone; the reaper forgets the rest
+            self._live.remove(state)
 
     def report(self, job_id: str) -> Report:
         """Raises WrongStateError unless succeeded."""
-        raise NotImplementedError
+        manifest = self._demand_succeeded(job_id)
+        data = self._records.blobs.read(manifest.report_key or "")
+        if data is None:
+            self._records.record(job_id)  # purged this very moment?
+            raise BlobStoreUnavailableError(f"the report of job {job_id} is missing")
+        return Report.model_validate_json(data)
 
     def mask(self, job_id: str, name: MaskName) -> StoredMask:
         """Raises WrongStateError unless succeeded."""
-        raise NotImplementedError
+        stored = next(mask for mask in self._demand_succeeded(job_id).masks if mask.name == name)
+        info = self._records.blobs.info(stored.key)
+        if info is None:
+            self._records.record(job_id)
+            raise BlobStoreUnavailableError(f"a mask of job {job_id} is missing")
+        return _Mask(self._records.blobs, stored.key, stored.size_bytes, stored.sha256, info.last_modified)
 
     def check_broker(self) -> None:
         """Raises BrokerUnavailableError within about a second when the broker does not answer."""
-        raise NotImplementedError
+        self._live.ping()
 
     def readiness(self) -> Readiness:
         """Never raises."""
-        raise NotImplementedError
+        try:
+            workers, broker = self._live.ready_workers(), True
+        except BrokerUnavailableError:
+            workers, broker = 0, False
+        try:
+            self._records.blobs.check()
+        except BlobStoreUnavailableError:
+            return Readiness(broker, blobs=False, workers=workers)
+        return Readiness(broker, blobs=True, workers=workers)
+
+    # Both sides
 
     def start_reaper(self) -> None:
         """Look for lost jobs in a background thread until `close`; one process at a time does it."""
-        raise NotImplementedError
+        self._reaper.start()
+
+    def reap(self) -> int:
+        """Look for lost jobs once, unless another process does; how many were put on their way again.
+
+        Raises:
+            BrokerUnavailableError: nothing can be done without it.
+        """
+        return self._reaper.reap()
+
+    def rebuild(self) -> int:
+        """Bring the live view and the queue back from the blobs; how many jobs were missing.
+
+        Raises:
+            BrokerUnavailableError: nothing can be done without it.
+        """
+        return self._reaper.rebuild()
 
     def close(self) -> None:
-        """Stop threads and connections, and the embedded server if this process started it."""
-        raise NotImplementedError
+        """Stop threads and connections; the embedded server too, if nobody else uses it."""
+        self._reaper.stop()
+        self._parts.queue.close()
+        self._live.close()
+        self._on_close()
 
     # The workers' side
 
-    def claim(self, job_id: str, worker: str) -> Any:
-        raise NotImplementedError
+    def announce(self, worker: str, seconds: float) -> None:
+        """`worker` can score; say so again before `seconds` have passed. Raises BrokerUnavailableError."""
+        self._live.announce(worker, seconds)
 
-    def fetch_input(self, lease: Any, folder: Path) -> Path:
-        raise NotImplementedError
+    def claim(self, job_id: str, worker: str) -> Lease:
+        """Begin an attempt.
+
+        Raises:
+            JobNotFoundError, JobPurgedError: there is nothing to do.
+            WrongStateError: the job is final, or has just become so: cancelled, or attempted too often.
+            LeaseLostError: another worker has it.
+            BrokerUnavailableError: leases cannot be had now.
+        """
+        record = self._records.record(job_id)
+        attempt = self._records.files(job_id).attempt + 1
+        value = f"{attempt}:{secrets.token_hex(8)}"
+        if not self._live.lease(job_id, value, self.settings.lease_seconds):
+            raise LeaseLostError(f"job {job_id} is in other hands")
+        claim = Claim(attempt=attempt, started_at=states.now(), worker=worker)
+        lease = Lease(self._parts, record, claim, value)
+        try:
+            self._begin(lease)
+        except BaseException:
+            lease.drop()
+            raise
+        return lease
+
+    def fetch_input(self, lease: Lease, folder: Path) -> Path:
+        """Copy the scan into `folder`, checked against its sha256.
+
+        Raises:
+            SourceError: a `source` that cannot be had; the job should fail.
+        """
+        path = folder / "scan"
+        if lease.record.input.source is not None:
+            settings = self.settings
+            lease.scan = sources.fetch(
+                lease.record.input.source,
+                path,
+                allowlist=settings.source_allowlist,
+                limit_bytes=settings.max_source_bytes,
+            )
+        else:
+            self._records.blobs.read_file(self._records.key(lease.job_id, "input"), path)
+            _demand_sha256(path, lease.record.input)
+        return path
+
+    def succeed(self, lease: Lease, report: Report, masks: Mapping[MaskName, Path]) -> None:
+        """Store report and masks, then the manifest that makes the job succeeded.
+
+        Raises:
+            LeaseLostError: this attempt may not publish; nothing of it will be seen.
+            CancelRequestedError, JobPurgedError: it is no longer wanted.
+        """
+        lease.fence()
+        stored = [self._store_mask(lease, name, path) for name, path in masks.items()]
+        report_key = self._records.attempt_key(lease.job_id, lease.attempt, "report.json")
+        self._records.blobs.write(report_key, report.model_dump_json().encode())
+        manifest = Manifest(
+            job_id=lease.job_id,
+            outcome="succeeded",
+            attempt=lease.attempt,
+            started_at=lease.claim.started_at,
+            finished_at=states.now(),
+            severity=report.severity,
+            report_key=report_key,
+            masks=stored,
+            input_sha256=lease.scan.sha256,
+            input_size_bytes=lease.scan.size_bytes,
+        )
+        self._publish(lease, manifest)
+
+    def fail(self, lease: Lease, error: JobError) -> None:
+        """The scan cannot be scored: the job ends here. Raises as `succeed` does."""
+        self._publish(lease, outcomes.failed(lease.record, lease.claim, error, lease.scan))
+
+    def confirm_cancel(self, lease: Lease) -> None:
+        """The work has stopped as requested."""
+        try:
+            lease.fence()
+        except (JobPurgedError, LeaseLostError):
+            return
+        except CancelRequestedError:
+            manifest = outcomes.cancelled(lease.record, lease.attempt, lease.claim.started_at)
+            outcomes.conclude(self._parts, lease.record, manifest)
+        finally:
+            lease.drop()
+
+    def release(self, lease: Lease, fault: BaseException) -> None:
+        """The attempt failed for a reason that is not the scan's: try again later, or give up after the last."""
+        ending = Ending(reason="fault", fault=type(fault).__name__, ended_at=states.now())
+        try:
+            outcomes.end_attempt(self._parts, lease.record, lease.claim, ending, guard=lease.value)
+        finally:
+            lease.drop()
+
+    # Inside
+
+    def _page(self, query: Query, after: str | None, limit: int) -> _Found:
+        try:
+            members = self._live.page(query, after, limit)
+            if members is not None:
+                return self._shown(members)
+        except BrokerUnavailableError:
+            log.warning("jobs are listed from the blobs, which is slow")
+        return self._scan(query, after, limit)
+
+    def _shown(self, members: Sequence[str]) -> _Found:
+        states_shown = self._live.get_many([id_of(member) for member in members])
+        return [(member, state) for member, state in zip(members, states_shown, strict=True) if state is not None]
+
+    def _scan(self, query: Query, after: str | None, limit: int) -> _Found:
+        found = sorted(self._scanned(query), key=lambda item: item[0], reverse=query.is_descending)
+        if after is not None:
+            found = [item for item in found if (item[0] < after if query.is_descending else item[0] > after)]
+        return found[:limit]
+
+    def _scanned(self, query: Query) -> Iterator[tuple[str, JobState]]:
+        for files in self._records.all_files():
+            with suppress(JobNotFoundError, JobPurgedError):  # deleted while we looked
+                state = self._records.state(files.job_id, files)
+                member = query.member(state)
+                if member is not None:
+                    yield member, state
+
+    def _demand_open(self, job_id: str, but: str | None = None) -> None:
+        manifest = self._records.manifest(job_id)
+        if manifest is not None and manifest.outcome != but:
+            raise WrongStateError(job_id, manifest.outcome, f"the job is already {manifest.outcome}")
+
+    def _demand_succeeded(self, job_id: str) -> Manifest:
+        manifest = self._records.manifest(job_id)
+        if manifest is None:
+            status: str = self.get(job_id).status
+            raise WrongStateError(job_id, status, f"the job is {status}")
+        if manifest.outcome != "succeeded":
+            raise WrongStateError(job_id, manifest.outcome, f"the job {manifest.outcome}")
+        return manifest
+
+    def _begin(self, lease: Lease) -> None:
+        """Under the lease: settle what earlier attempts left, then make the new one durable before any work."""
+        files = self._records.files(lease.job_id)
+        manifest = self._records.manifest(lease.job_id) if files.is_final else None
+        if manifest is not None:
+            outcomes.show(self._parts, states.final(lease.record, manifest))
+            raise WrongStateError(lease.job_id, manifest.outcome, "there is nothing left to do")
+        if files.cancel_requested:
+            outcomes.conclude(self._parts, lease.record, outcomes.cancelled(lease.record, files.attempt))
+            raise WrongStateError(lease.job_id, "cancelled", "the job was cancelled")
+        self._settle(lease, files.attempt)
+        if not self._records.create_claim(lease.job_id, lease.claim):
+            raise LeaseLostError(f"job {lease.job_id} is in other hands")
+        lease.fence()
+        self._live.put(
+            states.running(lease.record, attempt=lease.attempt, started_at=lease.claim.started_at), guard=lease.value
+        )
+
+    def _settle(self, lease: Lease, attempt: int) -> None:
+        """An attempt whose lease ran out can publish nothing from now on; the last one allowed ends the job."""
+        previous = self._records.claim(lease.job_id, attempt) if attempt else None
+        if previous is None:
+            return
+        self._records.create_ending(lease.job_id, previous.attempt, Ending(reason="worker-lost", ended_at=states.now()))
+        if previous.attempt >= self.settings.max_attempts:
+            outcomes.give_up(self._parts, lease.record, previous)
+            raise WrongStateError(lease.job_id, "failed", "the job was attempted too often")
+
+    def _store_mask(self, lease: Lease, name: MaskName, path: Path) -> MaskBlob:
+        key = self._records.attempt_key(lease.job_id, lease.attempt, f"{name}.nii.gz")
+        sha256 = self._records.blobs.write_file(key, path)
+        return MaskBlob(name=name, key=key, size_bytes=path.stat().st_size, sha256=sha256)
+
+    def _publish(self, lease: Lease, manifest: Manifest) -> None:
+        lease.fence()
+        won = outcomes.conclude(self._parts, lease.record, manifest)
+        if self._records.is_purged(lease.job_id):
+            self._records.sweep(lease.job_id)
+            raise JobPurgedError(lease.job_id)
+        if not won:
+            raise LeaseLostError(f"job {lease.job_id} was ended by another")
+
+
+@dataclass(frozen=True)
+class _Mask:
+    blobs: Blobs
+    key: str
+    size_bytes: int
+    sha256: str
+    last_modified: datetime
+
+    def read(self, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        return self.blobs.pieces(self.key, start, end)
+
+
+def _demand_sha256(path: Path, expected: InputInfo) -> None:
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if expected.sha256 not in (None, found):
+        raise BlobStoreUnavailableError("the blob store gave other bytes than it took")

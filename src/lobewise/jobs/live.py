@@ -1,0 +1,375 @@
+"""The live view in Redis: states, orders, leases and ready workers. All of it can be rebuilt from the blobs.
+
+```
+lobewise:epoch                          set once the view is whole; missing after a wipe
+lobewise:job:{id}                       hash: state, status, attempt, cancel, since_ms, published_ms, retry_ms
+lobewise:lease:{id}                     "{attempt}:{token}" with a time to live
+lobewise:index:{status|*}:{priority|*}  ids, in order
+lobewise:severity:{priority|*}          members of `listing.severity_member`, in order
+lobewise:workers                        ready workers by the time at which their word expires
+lobewise:reaper                         who looks for lost jobs now
+```
+
+Times are Redis' own, so that clocks of machines need not agree.
+"""
+
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from lobewise.jobs import states
+from lobewise.jobs.errors import BrokerUnavailableError
+from lobewise.jobs.listing import Query, severity_member
+from lobewise.jobs.models import JobState, JobStatus, Priority
+
+PREFIX: Final = "lobewise:"
+REBUILT: Final = "rebuilt"
+"""Token of a lease that a rebuild grants, in place of the worker's own that was wiped."""
+
+_PRIORITIES: Final = tuple(Priority)
+
+_PUT: Final = """
+-- KEYS: job, lease.  ARGV: prefix, id, priority, status, attempt, state, guard, severity member, retry after (ms).
+-- guard: 'free' = only without a lease, 'new' = only if unknown, 'any', or the lease that must be held.
+local old = redis.call('HMGET', KEYS[1], 'status', 'attempt')
+local lease = redis.call('GET', KEYS[2])
+local ends = ARGV[4] == 'succeeded' or ARGV[4] == 'failed' or ARGV[4] == 'cancelled'
+if old[1] == 'succeeded' or old[1] == 'failed' or old[1] == 'cancelled' then return 0 end
+if not ends and old[2] and tonumber(old[2]) > tonumber(ARGV[5]) then return 0 end
+if ARGV[7] == 'free' then
+  if lease then return 0 end
+elseif ARGV[7] == 'new' then
+  if old[1] then return 0 end
+elseif ARGV[7] ~= 'any' and ARGV[7] ~= lease then
+  return 0
+end
+redis.call('HSET', KEYS[1], 'status', ARGV[4], 'attempt', ARGV[5], 'state', ARGV[6])
+if old[1] ~= ARGV[4] then
+  local t = redis.call('TIME')
+  local now = t[1] * 1000 + math.floor(t[2] / 1000)
+  redis.call('HSET', KEYS[1], 'since_ms', now)
+  redis.call('HDEL', KEYS[1], 'published_ms', 'retry_ms')
+  if ARGV[9] ~= '' then redis.call('HSET', KEYS[1], 'retry_ms', now + tonumber(ARGV[9])) end
+  for _, priority in ipairs({'*', ARGV[3]}) do
+    if old[1] then redis.call('ZREM', ARGV[1] .. 'index:' .. old[1] .. ':' .. priority, ARGV[2]) end
+    redis.call('ZADD', ARGV[1] .. 'index:' .. ARGV[4] .. ':' .. priority, 0, ARGV[2])
+    redis.call('ZADD', ARGV[1] .. 'index:*:' .. priority, 0, ARGV[2])
+    if ARGV[8] ~= '' then redis.call('ZADD', ARGV[1] .. 'severity:' .. priority, 0, ARGV[8]) end
+  end
+end
+if ends then redis.call('DEL', KEYS[2]) end
+return 1
+"""
+
+_RENEW: Final = """
+-- KEYS: job, lease.  ARGV: lease value, attempt, milliseconds.  1 while the job is still this attempt's.
+local lease = redis.call('GET', KEYS[2])
+if lease == ARGV[1] or lease == ARGV[2] .. ':rebuilt' then
+  redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[3])
+  return 1
+end
+if lease then return 0 end
+local job = redis.call('HMGET', KEYS[1], 'status', 'attempt')
+-- Wiped, or late but not yet noticed: the lease can be had again. Otherwise the job was taken away.
+if not job[1] or (job[1] == 'running' and job[2] == ARGV[2]) then
+  redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[3])
+  return 1
+end
+return 0
+"""
+
+_DROP: Final = """
+-- KEYS: lease.  ARGV: lease value.
+if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
+return 0
+"""
+
+_LEAD: Final = """
+-- KEYS: leader.  ARGV: who, milliseconds.
+local leader = redis.call('GET', KEYS[1])
+if leader and leader ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
+"""
+
+_READY: Final = """
+-- KEYS: workers.  ARGV: who or '', milliseconds.  The answer is how many are ready.
+local t = redis.call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
+if ARGV[1] ~= '' then redis.call('ZADD', KEYS[1], now + tonumber(ARGV[2]), ARGV[1]) end
+return redis.call('ZCARD', KEYS[1])
+"""
+
+_MARK: Final = """
+-- KEYS: job.  Notes the time at which a message was sent.
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+local t = redis.call('TIME')
+redis.call('HSET', KEYS[1], 'published_ms', t[1] * 1000 + math.floor(t[2] / 1000))
+redis.call('HDEL', KEYS[1], 'retry_ms')
+return 1
+"""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A queued job, as the reaper sees it. Ages in milliseconds."""
+
+    job_id: str
+    queued_for_ms: int
+    published_ms_ago: int | None
+    retry_in_ms: int | None
+
+
+class LiveView:
+    """Every method raises BrokerUnavailableError when Redis does not answer in time."""
+
+    def __init__(self, url: str, timeout_seconds: float) -> None:
+        # One retry, at once and only for a broken connection: a pooled connection may be older than the server.
+        retry = Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,))
+        self._redis = redis.Redis.from_url(
+            url,
+            decode_responses=True,
+            socket_timeout=timeout_seconds,
+            socket_connect_timeout=timeout_seconds,
+            retry=retry,
+        )
+        scripts = (_PUT, _RENEW, _DROP, _LEAD, _READY, _MARK)
+        self._put, self._renew, self._drop, self._lead, self._ready, self._mark = map(
+            self._redis.register_script, scripts
+        )
+
+    def close(self) -> None:
+        self._redis.close()
+
+    def ping(self) -> None:
+        with broker_errors():
+            self._redis.ping()
+
+    # States
+
+    def put(self, state: JobState, *, guard: str = "any", retry_after_seconds: float | None = None) -> bool:
+        """Show a state. False, and nothing changed, if the job is final, a later attempt runs or `guard` forbids it.
+
+        Args:
+            guard: `free`: only without a lease; `new`: only if unknown; `any`; or the lease that must be held.
+        """
+        shown = state.model_dump_json(exclude={"revision", "queue_position"})
+        retry_ms = "" if retry_after_seconds is None else round(retry_after_seconds * 1000)
+        keys = [_job(state.id), _lease(state.id)]
+        args: list[str | int] = [PREFIX, state.id, state.priority, state.status, state.attempt, shown, guard]
+        with broker_errors():
+            return bool(self._put(keys=keys, args=[*args, severity_member(state) or "", retry_ms]))
+
+    def get(self, job_id: str) -> JobState | None:
+        """None when unknown here."""
+        return self._states([job_id])[0]
+
+    def get_many(self, job_ids: Sequence[str]) -> list[JobState | None]:
+        return self._states(job_ids) if job_ids else []
+
+    def status(self, job_id: str) -> JobStatus | None:
+        with broker_errors():
+            status = cast("str | None", self._redis.hget(_job(job_id), "status"))
+        return JobStatus(status) if status else None
+
+    def request_cancel(self, job_id: str) -> None:
+        with broker_errors():
+            if self._redis.exists(_job(job_id)):
+                self._redis.hset(_job(job_id), "cancel", "1")
+
+    def remove(self, state: JobState) -> None:
+        """Forget a job. The lease stays until it expires: its worker learns from the blobs."""
+        with broker_errors(), self._redis.pipeline() as pipe:
+            pipe.delete(_job(state.id))
+            for priority in ("*", state.priority):
+                for status in ("*", *JobStatus):
+                    pipe.zrem(_index(status, priority), state.id)
+                if member := severity_member(state):
+                    pipe.zrem(_severity(priority), member)
+            pipe.execute()
+
+    def page(self, query: Query, after: str | None, limit: int) -> list[str] | None:
+        """Up to `limit` members of a list after one; None when the view is not whole."""
+        key = _severity(query.priority or "*") if query.sort == "severity" else None
+        key = key or _index(query.status or "*", query.priority or "*")
+        if query.sort == "severity" and query.status not in (None, JobStatus.SUCCEEDED):
+            return []
+        with broker_errors(), self._redis.pipeline() as pipe:
+            pipe.exists(PREFIX + "epoch")
+            if query.is_descending:
+                pipe.zrevrangebylex(key, f"({after}" if after else "+", "-", 0, limit)
+            else:
+                pipe.zrangebylex(key, f"({after}" if after else "-", "+", 0, limit)
+            is_whole, members = pipe.execute()
+        return list(members) if is_whole else None
+
+    def _states(self, job_ids: Sequence[str]) -> list[JobState | None]:
+        with broker_errors(), self._redis.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                pipe.hmget(_job(job_id), "state", "cancel")
+                for priority in _PRIORITIES:
+                    pipe.zlexcount(_index(JobStatus.QUEUED, priority), "-", f"[{job_id}")
+                    pipe.zcard(_index(JobStatus.QUEUED, priority))
+            answers = pipe.execute()
+        width = 1 + 2 * len(_PRIORITIES)
+        return [_state(*answers[at : at + width]) for at in range(0, len(answers), width)]
+
+    # Leases
+
+    def lease(self, job_id: str, value: str, seconds: float) -> bool:
+        """Take the lease if nobody holds it."""
+        with broker_errors():
+            return bool(self._redis.set(_lease(job_id), value, nx=True, px=round(seconds * 1000)))
+
+    def renew_lease(self, job_id: str, value: str, attempt: int, seconds: float) -> bool:
+        """False when the job is no longer this attempt's."""
+        with broker_errors():
+            keys = [_job(job_id), _lease(job_id)]
+            return bool(self._renew(keys=keys, args=[value, attempt, round(seconds * 1000)]))
+
+    def drop_lease(self, job_id: str, value: str) -> None:
+        with broker_errors():
+            self._drop(keys=[_lease(job_id)], args=[value])
+
+    # For the reaper
+
+    def lead(self, who: str, seconds: float) -> bool:
+        """Whether `who` is the one that looks for lost jobs."""
+        with broker_errors():
+            return bool(self._lead(keys=[PREFIX + "reaper"], args=[who, round(seconds * 1000)]))
+
+    def is_whole(self) -> bool:
+        """False after a wipe, until a rebuild."""
+        with broker_errors():
+            return bool(self._redis.exists(PREFIX + "epoch"))
+
+    def declare_whole(self) -> None:
+        with broker_errors():
+            self._redis.set(PREFIX + "epoch", secrets.token_hex(8), nx=True)
+
+    def running_without_lease(self) -> list[str]:
+        with broker_errors():
+            job_ids = self._ids(JobStatus.RUNNING)
+            with self._redis.pipeline(transaction=False) as pipe:
+                for job_id in job_ids:
+                    pipe.exists(_lease(job_id))
+                return [job_id for job_id, held in zip(job_ids, pipe.execute(), strict=True) if not held]
+
+    def waiting(self) -> list[Waiting]:
+        """Every queued job, oldest first."""
+        with broker_errors():
+            job_ids = self._ids(JobStatus.QUEUED)
+            with self._redis.pipeline(transaction=False) as pipe:
+                pipe.time()
+                for job_id in job_ids:
+                    pipe.hmget(_job(job_id), "since_ms", "published_ms", "retry_ms")
+                (seconds, microseconds), *rows = pipe.execute()
+        now_ms = seconds * 1000 + microseconds // 1000
+        return [_waiting(job_id, row, now_ms) for job_id, row in zip(job_ids, rows, strict=True)]
+
+    def unknown(self, job_ids: Iterable[str]) -> list[str]:
+        """Those that the view does not have."""
+        wanted = list(job_ids)
+        with broker_errors(), self._redis.pipeline(transaction=False) as pipe:
+            for job_id in wanted:
+                pipe.exists(_job(job_id))
+            return [job_id for job_id, known in zip(wanted, pipe.execute(), strict=True) if not known]
+
+    def mark_published(self, job_id: str) -> None:
+        with broker_errors():
+            self._mark(keys=[_job(job_id)])
+
+    def _ids(self, status: JobStatus) -> list[str]:
+        return cast("list[str]", self._redis.zrange(_index(status, "*"), 0, -1))
+
+    # Ready workers
+
+    def announce(self, worker: str, seconds: float) -> None:
+        """`worker` has its models loaded; its word holds for some seconds."""
+        with broker_errors():
+            self._ready(keys=[PREFIX + "workers"], args=[worker, round(seconds * 1000)])
+
+    def ready_workers(self) -> int:
+        with broker_errors():
+            return int(cast("int", self._ready(keys=[PREFIX + "workers"], args=["", 0])))
+
+    # Messages of the broker, which lie in the same server
+
+    def messages(self, queues: Iterable[str]) -> list[str]:
+        """Every message that waits in these queues, raw."""
+        with broker_errors(), self._redis.pipeline(transaction=False) as pipe:
+            for queue in queues:
+                pipe.lrange(queue, 0, -1)
+            return [message for queue in pipe.execute() for message in queue]
+
+    def delivered_messages(self, younger_than_seconds: float) -> list[str]:
+        """Messages that a worker took lately and has not acknowledged, raw."""
+        with broker_errors():
+            seconds, microseconds = self._redis.time()
+            oldest = seconds + microseconds / 1e6 - younger_than_seconds
+            tags = cast("list[str]", self._redis.zrangebyscore("unacked_index", oldest, "+inf"))
+            found = cast("list[str | None]", self._redis.hmget("unacked", tags)) if tags else []
+        return [message for message in found if message is not None]
+
+
+@contextmanager
+def broker_errors() -> Iterator[None]:
+    """Turns an answer that did not come, or that a full or read-only server refused, into BrokerUnavailableError."""
+    try:
+        yield
+    except (redis.ConnectionError, redis.TimeoutError, redis.exceptions.OutOfMemoryError) as error:
+        raise BrokerUnavailableError(f"the broker does not answer: {type(error).__name__}") from error
+    except redis.exceptions.ReadOnlyError as error:
+        raise BrokerUnavailableError("the broker is read-only") from error
+
+
+def _job(job_id: str) -> str:
+    return f"{PREFIX}job:{job_id}"
+
+
+def _lease(job_id: str) -> str:
+    return f"{PREFIX}lease:{job_id}"
+
+
+def _index(status: str, priority: str) -> str:
+    return f"{PREFIX}index:{status}:{priority}"
+
+
+def _severity(priority: str) -> str:
+    return f"{PREFIX}severity:{priority}"
+
+
+def _state(fields: Sequence[str | None], *counts: int) -> JobState | None:
+    shown, cancel = fields
+    if shown is None:
+        return None
+    state = JobState.model_validate_json(shown[:-1] + ',"revision":""}')
+    return states.changed(
+        state,
+        queue_position=_position(state, counts) if state.status == JobStatus.QUEUED else None,
+        cancel_requested=state.cancel_requested or (cancel == "1" and not state.status.is_final),
+    )
+
+
+def _position(state: JobState, counts: Sequence[int]) -> int:
+    """`counts` holds for each priority, in their order: queued jobs up to this one, and all queued jobs."""
+    rank = _PRIORITIES.index(state.priority)
+    ahead = sum(counts[1 : 2 * rank : 2])
+    return max(ahead + counts[2 * rank], 1)
+
+
+def _waiting(job_id: str, row: Sequence[Any], now_ms: int) -> Waiting:
+    since, published, retry = (int(value) if value else None for value in row)
+    return Waiting(
+        job_id,
+        queued_for_ms=now_ms - since if since else 0,
+        published_ms_ago=now_ms - published if published else None,
+        retry_in_ms=max(retry - now_ms, 0) if retry else None,
+    )

@@ -1,0 +1,95 @@
+"""How attempts and jobs end: first in the blobs, which decide, then in the live view, which shows it."""
+
+import logging
+from dataclasses import dataclass
+from datetime import datetime
+
+from lobewise.jobs import states
+from lobewise.jobs.errors import BrokerUnavailableError
+from lobewise.jobs.live import LiveView
+from lobewise.jobs.models import InputInfo, JobError, JobRecord, JobState, Manifest
+from lobewise.jobs.queue import JobQueue
+from lobewise.jobs.records import Claim, Ending, Records
+from lobewise.jobs.settings import JobsSettings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What jobs are made of."""
+
+    settings: JobsSettings
+    records: Records
+    live: LiveView
+    queue: JobQueue
+
+
+def conclude(parts: Parts, record: JobRecord, manifest: Manifest) -> bool:
+    """End the job. Of all that try, one wins and gets True; the others show the winner's outcome."""
+    won = parts.records.create_manifest(manifest)
+    winner = manifest if won else parts.records.manifest(record.id)
+    if winner is not None:
+        show(parts, states.final(record, winner))
+    return won
+
+
+def show(parts: Parts, state: JobState, guard: str = "any") -> None:
+    """Update the live view if it can be reached; the reaper makes up for it later."""
+    try:
+        parts.live.put(state, guard=guard)
+    except BrokerUnavailableError:
+        log.warning("job %s: the live view is behind", state.id)
+
+
+def cancelled(record: JobRecord, attempt: int, started_at: datetime | None = None) -> Manifest:
+    return Manifest(
+        job_id=record.id, outcome="cancelled", attempt=attempt, started_at=started_at, finished_at=states.now()
+    )
+
+
+def failed(record: JobRecord, claim: Claim, error: JobError, scan: InputInfo | None = None) -> Manifest:
+    return Manifest(
+        job_id=record.id,
+        outcome="failed",
+        attempt=claim.attempt,
+        started_at=claim.started_at,
+        finished_at=states.now(),
+        error=error,
+        input_sha256=scan.sha256 if scan else None,
+        input_size_bytes=scan.size_bytes if scan else None,
+    )
+
+
+def end_attempt(parts: Parts, record: JobRecord, claim: Claim, ending: Ending, *, guard: str) -> None:
+    """An attempt came to nothing. Queue the job again, after a pause if it was a fault; the last attempt ends it.
+
+    The ending is durable before anything else: from then on this attempt can publish nothing.
+    """
+    parts.records.create_ending(record.id, claim.attempt, ending)
+    if claim.attempt >= parts.settings.max_attempts:
+        give_up(parts, record, claim)
+        return
+    is_fault = ending.reason == "fault"
+    pause_seconds = parts.settings.retry_seconds * 2 ** (claim.attempt - 1) if is_fault else None
+    state = states.queued(record, attempt=claim.attempt, updated_at=states.now())
+    if parts.live.put(state, guard=guard, retry_after_seconds=pause_seconds) and not is_fault:
+        parts.queue.publish(record.id, record.priority)
+
+
+def give_up(parts: Parts, record: JobRecord, claim: Claim) -> None:
+    """The last attempt that is allowed came to nothing."""
+    conclude(parts, record, failed(record, claim, _exhausted(parts, record, claim)))
+
+
+def _exhausted(parts: Parts, record: JobRecord, claim: Claim) -> JobError:
+    endings = parts.records.endings(record.id, claim.attempt)
+    was_lost = endings[-1].reason == "worker-lost"
+    evidence = {"attempts": claim.attempt, "endings": [e.model_dump(mode="json", exclude_none=True) for e in endings]}
+    return JobError(
+        type="/problems/worker-lost" if was_lost else "/problems/attempts-exhausted",
+        title="The workers were lost" if was_lost else "The work failed too often",
+        detail=f"None of {claim.attempt} attempts came to an end. This is a fault of the service, not of the scan.",
+        retryable=True,
+        evidence=evidence,
+    )
