@@ -95,7 +95,9 @@ def phantom_region(seed: int, config: LungConfig) -> tuple[Hu, Labels]:
     return hu, labels
 
 
-def with_opacities(hu: Hu, labels: Labels, rng: np.random.Generator) -> tuple[Hu, Labels]:
+def with_opacities(
+    hu: Hu, labels: Labels, rng: np.random.Generator, spacing_mm: Triple = (2.0, 2.0, 2.0)
+) -> tuple[Hu, Labels]:
     """Some ground glass and consolidation in the lungs, often touching the pleura; the anatomy stays."""
     hu, lungs = hu.copy(), labels > 0
     depth = ndimage.distance_transform_edt(lungs)
@@ -103,7 +105,8 @@ def with_opacities(hu: Hu, labels: Labels, rng: np.random.Generator) -> tuple[Hu
     marked = labels.copy()
     for _ in range(int(rng.integers(1, 7))):
         centre = _pick_centre(where, depth, rng)
-        share = _blob(lungs, centre, float(rng.uniform(12, 45) if rng.random() < 0.7 else rng.uniform(45, 90)), rng)
+        radius_mm = float(rng.uniform(12, 45) if rng.random() < 0.7 else rng.uniform(45, 90))
+        share = _blob(lungs, centre, radius_mm / np.array(spacing_mm), rng)
         _fill(hu, share, rng)
         marked[(share > 0.5) & lungs & (hu > OPAQUE_HU)] |= OPAQUE
     return hu, marked
@@ -173,10 +176,10 @@ def _pick_centre(where: np.ndarray, depth: np.ndarray, rng: np.random.Generator)
 
 
 def _blob(
-    lungs: Bool[np.ndarray, "z y x"], centre: tuple[int, int, int], radius_mm: float, rng: np.random.Generator
+    lungs: Bool[np.ndarray, "z y x"], centre: tuple[int, int, int], voxels: np.ndarray, rng: np.random.Generator
 ) -> Float32[np.ndarray, "z y x"]:
-    """An irregular ball of soft edge, 0 to 1, cut by the lungs."""
-    radius = radius_mm / 2.0 * rng.uniform(0.7, 1.3, 3)
+    """An irregular ball of soft edge, 0 to 1, cut by the lungs; its radius is about `voxels` (z, y, x)."""
+    radius = voxels * rng.uniform(0.7, 1.3, 3)
     axes = [(np.arange(n) - c) / r for n, c, r in zip(lungs.shape, centre, radius, strict=True)]
     distance = np.sqrt(axes[0][:, None, None] ** 2 + axes[1][None, :, None] ** 2 + axes[2][None, None, :] ** 2)
     coarse = rng.normal(size=tuple(n // 6 + 2 for n in lungs.shape))

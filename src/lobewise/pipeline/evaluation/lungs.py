@@ -1,0 +1,203 @@
+"""Measures the lung stage by itself: `python -m lobewise.pipeline.evaluation.lungs --phantoms 10 --data FOLDER`.
+
+Phantoms are of seeds that no training sees; with the folder of public scans also the case of the Lung CT Segmentation
+Challenge that is left out of all training, as it is and with consolidation pasted into its lungs, and two scans
+without truth, whose lobes must have plausible volumes. Beside each figure of the network stands that of a plain
+threshold. Landmarks are the true ones, so that this stage answers for itself alone.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import cc3d
+import numpy as np
+import SimpleITK as sitk
+from jaxtyping import Bool, UInt8
+from scipy import ndimage
+
+from lobewise.pipeline.anatomy import Landmark, Lobe
+from lobewise.pipeline.evaluation.overlap import dice, recall, surface_distance_95_mm
+from lobewise.pipeline.landmarks import LandmarkPosition
+from lobewise.pipeline.lungs import segment_lungs
+from lobewise.pipeline.networks.device import choose_device
+from lobewise.pipeline.networks.di2in import LungNetwork
+from lobewise.pipeline.networks.weights import load_weights
+from lobewise.pipeline.phantom import PhantomRecipe, make_phantom
+from lobewise.pipeline.reading import read_ct
+from lobewise.pipeline.training.landmark_bank import read_marks, real_path
+from lobewise.pipeline.training.lung_bank import OPAQUE, with_opacities
+from lobewise.pipeline.volume import LobeLabels, Triple, Volume
+
+FIRST_UNSEEN_SEED: Final = 1_000_000
+HELD_OUT_CASE: Final = "case05"
+SCANS: Final = ("lidc-1011", "lung-dx-a0001")
+PASTED_COPIES: Final = 3
+THRESHOLD_HU: Final = -400
+CLOSING_MM: Final = 8.0
+Mask = Bool[np.ndarray, "z y x"]
+Row = dict[str, object]
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A scan with what is known about it.
+
+    Attributes:
+        lungs: the true mask, if there is one.
+        lobes: the true labels, if there are any.
+        opaque: lung filled with opacity, if known.
+    """
+
+    name: str
+    volume: Volume
+    landmarks_mm: Mapping[Landmark, Triple]
+    lungs: Mask | None = None
+    lobes: UInt8[np.ndarray, "z y x"] | None = None
+    opaque: Mask | None = None
+
+
+def evaluate(case: Case, network: LungNetwork) -> Row:
+    """The figures of one scan."""
+    landmarks = {mark: LandmarkPosition(mark, position, 1.0) for mark, position in case.landmarks_mm.items()}
+    found = segment_lungs(case.volume, landmarks, network)
+    row: Row = {"case": case.name, "lungs_ml": round(found.lungs().volume_ml())}
+    row["lobes_ml"] = {lobe.slug: round(_volume_ml(found, lobe)) for lobe in Lobe}
+    row["sides_right"] = sides_are_right(found)
+    if case.lungs is not None:
+        row |= _compare("", case, found.lungs().mask) | _compare("threshold_", case, threshold_lungs(case.volume))
+    if case.lobes is not None:
+        scores = {lobe.slug: round(dice(case.lobes == lobe, found.of(lobe)), 3) for lobe in Lobe}
+        row |= {"lobe_dice": scores, "lobes_dice": round(float(np.mean(list(scores.values()))), 3)}
+    return row
+
+
+def sides_are_right(lobes: LobeLabels) -> bool:
+    """Whether all five lobes are there, the left ones to the patient's left, the upper ones above the lower ones."""
+    centres = {}
+    for lobe in Lobe:
+        where = np.argwhere(lobes.of(lobe))
+        if not len(where):
+            return False
+        centres[lobe] = lobes.grid.to_lps(where.mean(axis=0))
+    leftmost_right = max(centres[lobe][0] for lobe in Lobe if not lobe.is_left)
+    rightmost_left = min(centres[lobe][0] for lobe in Lobe if lobe.is_left)
+    above = centres[Lobe.LEFT_UPPER][2] > centres[Lobe.LEFT_LOWER][2]
+    return bool(
+        leftmost_right < rightmost_left and above and centres[Lobe.RIGHT_UPPER][2] > centres[Lobe.RIGHT_LOWER][2]
+    )
+
+
+def threshold_lungs(volume: Volume) -> Mask:
+    """The plain rival: air inside the body, its two largest parts, closed; it leaves out what is filled."""
+    parts = np.asarray(cc3d.connected_components(volume.hu < THRESHOLD_HU, connectivity=6))
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    faces = [parts[:, 0], parts[:, -1], parts[:, :, 0], parts[:, :, -1]]
+    sizes[np.unique(np.concatenate([face.ravel() for face in faces]))] = 0
+    largest = np.argsort(sizes)[-2:]
+    mask = np.isin(parts, largest[sizes[largest] > 0.1 * sizes.max()])
+    radius = [max(round(CLOSING_MM / mm), 1) for mm in volume.grid.spacing_mm]
+    ball = _ball(radius)
+    padded = np.pad(mask, [(r, r) for r in radius])
+    closed = ndimage.binary_closing(padded, ball)
+    inner = tuple(slice(r, -r) for r in radius)
+    return np.asarray(ndimage.binary_fill_holes(closed[inner]))
+
+
+def phantom_cases(count: int) -> Iterator[Case]:
+    """Phantoms that no training has seen."""
+    for seed in range(FIRST_UNSEEN_SEED, FIRST_UNSEEN_SEED + count):
+        phantom = make_phantom(PhantomRecipe(seed=seed))
+        labels = phantom.lobes.labels
+        opaque = phantom.lesions.mask & (phantom.volume.hu > -250)
+        yield Case(f"phantom {seed}", phantom.volume, phantom.landmarks, labels > 0, labels, opaque)
+
+
+def real_cases(data: Path) -> Iterator[Case]:
+    """The held-out case, its copies with pasted opacities, and the scans without truth."""
+    marks = read_marks()
+    held_out = _held_out_case(data, marks[HELD_OUT_CASE])
+    yield held_out
+    for number in range(PASTED_COPIES):
+        yield _with_pasted(held_out, number)
+    for name in SCANS:
+        if (path := real_path(data, name)) is not None:
+            yield Case(name, read_ct(path).volume, marks[name])
+
+
+def summarise(rows: Sequence[Row]) -> Row:
+    """Mean and worst over phantoms."""
+    summary: Row = {"phantoms": len(rows)}
+    for key in ("lungs_dice", "lobes_dice", "opaque_recall", "threshold_lungs_dice", "threshold_opaque_recall"):
+        values = np.array([row[key] for row in rows if isinstance(row.get(key), float)], dtype=np.float64)
+        if len(values):
+            summary[key] = {"mean": round(float(np.nanmean(values)), 3), "worst": round(float(np.nanmin(values)), 3)}
+    return summary
+
+
+def _held_out_case(data: Path, marks: Mapping[Landmark, Triple]) -> Case:
+    volume = read_ct(data / "lctsc" / f"{HELD_OUT_CASE}_ct.nii.gz").volume
+    mask = sitk.GetArrayFromImage(sitk.ReadImage(str(data / "lctsc" / f"{HELD_OUT_CASE}_lungs.nii.gz")))
+    return Case(HELD_OUT_CASE, volume, marks, mask > 0)
+
+
+def _with_pasted(case: Case, number: int) -> Case:
+    assert case.lungs is not None  # noqa: S101 (the held-out case has a mask)
+    rng = np.random.default_rng([FIRST_UNSEEN_SEED, number])
+    hu, labels = with_opacities(
+        case.volume.hu.astype(np.float32), case.lungs.astype(np.uint8), rng, case.volume.grid.spacing_mm
+    )
+    volume = Volume(np.rint(hu).astype(np.int16), case.volume.grid)
+    return Case(f"{case.name} pasted {number}", volume, case.landmarks_mm, case.lungs, None, labels >= OPAQUE)
+
+
+def _compare(prefix: str, case: Case, found: Mask) -> Row:
+    assert case.lungs is not None  # noqa: S101 (asked by the caller)
+    row: Row = {
+        f"{prefix}lungs_dice": round(dice(case.lungs, found), 4),
+        f"{prefix}surface_95_mm": round(surface_distance_95_mm(case.lungs, found, case.volume.grid), 2),
+    }
+    if case.opaque is not None and case.opaque.any():
+        row[f"{prefix}opaque_recall"] = round(recall(found, case.opaque), 3)
+    return row
+
+
+def _volume_ml(lobes: LobeLabels, lobe: Lobe) -> float:
+    return float(np.count_nonzero(lobes.of(lobe)) * lobes.grid.voxel_volume_ml)
+
+
+def _ball(radius: Sequence[int]) -> Mask:
+    axes = np.ogrid[tuple(slice(-r, r + 1) for r in radius)]
+    return np.asarray(sum((axis / r) ** 2 for axis, r in zip(axes, radius, strict=True)) <= 1.0)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print one JSON row a case, then the summary of the phantoms."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--phantoms", type=int, default=10)
+    parser.add_argument("--data", type=Path, default=None, help="folder of the public scans")
+    parser.add_argument("--weights", type=Path, default=None, help="folder of weights; the shipped ones by default")
+    parser.add_argument("--device", default="auto")
+    options = parser.parse_args(arguments)
+    network = LungNetwork.load(load_weights("lungs", options.weights), choose_device(options.device))
+    rows = [_print(evaluate(case, network)) for case in phantom_cases(options.phantoms)]
+    if rows:
+        _print(summarise(rows))
+    if options.data:
+        for case in real_cases(options.data):
+            _print(evaluate(case, network))
+
+
+def _print(row: Row) -> Row:
+    sys.stdout.write(json.dumps(row) + "\n")
+    sys.stdout.flush()
+    return row
+
+
+if __name__ == "__main__":
+    main()
