@@ -7,6 +7,7 @@ lobewise:lease:{id}                     "{attempt}:{token}" with a time to live
 lobewise:index:{status|*}:{priority|*}  ids, in order
 lobewise:severity:{priority|*}          members of `listing.severity_member`, in order
 lobewise:workers                        ready workers by the time at which their word expires
+lobewise:models:{worker}                the models it has loaded, JSON, with a time to live
 lobewise:reaper                         who looks for lost jobs now
 ```
 
@@ -20,19 +21,21 @@ from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import redis
+from pydantic import TypeAdapter
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from lobewise.jobs import states
 from lobewise.jobs.errors import BrokerUnavailableError
 from lobewise.jobs.listing import Query, severity_member
-from lobewise.jobs.models import JobState, JobStatus, Priority
+from lobewise.jobs.models import JobState, JobStatus, ModelProvenance, Priority
 
 PREFIX: Final = "lobewise:"
 REBUILT: Final = "rebuilt"
 """Token of a lease that a rebuild grants, in place of the worker's own that was wiped."""
 
 _PRIORITIES: Final = tuple(Priority)
+_MODELS: Final = TypeAdapter(list[ModelProvenance])
 
 _PUT: Final = """
 -- KEYS: job, lease.  ARGV: prefix, id, priority, status, attempt, state, guard, severity member, retry after (ms).
@@ -291,14 +294,32 @@ class LiveView:
 
     # Ready workers
 
-    def announce(self, worker: str, seconds: float) -> None:
-        """`worker` has its models loaded; its word holds for some seconds."""
+    def announce(self, worker: str, seconds: float, models: Sequence[ModelProvenance] = ()) -> None:
+        """`worker` has these models loaded; its word holds for some seconds."""
+        milliseconds = round(seconds * 1000)
         with broker_errors():
-            self._ready(keys=[PREFIX + "workers"], args=[worker, round(seconds * 1000)])
+            self._redis.set(_models(worker), _MODELS.dump_json(list(models)), px=milliseconds)
+            self._ready(keys=[PREFIX + "workers"], args=[worker, milliseconds])
 
     def ready_workers(self) -> int:
         with broker_errors():
             return int(cast("int", self._ready(keys=[PREFIX + "workers"], args=["", 0])))
+
+    def models(self) -> list[ModelProvenance]:
+        """What the ready workers have loaded, each once."""
+        with broker_errors():
+            self.ready_workers()  # forgets those that fell silent
+            workers = cast("list[str]", self._redis.zrange(PREFIX + "workers", 0, -1))
+            words = cast("list[str | None]", self._redis.mget(map(_models, workers))) if workers else []
+        found = {model for word in words if word for model in _MODELS.validate_json(word)}
+        return sorted(found, key=lambda model: (model.name, model.version, model.sha256))
+
+    def counts(self) -> dict[JobStatus, int]:
+        """How many jobs have each status."""
+        with broker_errors(), self._redis.pipeline(transaction=False) as pipe:
+            for status in JobStatus:
+                pipe.zcard(_index(status, "*"))
+            return dict(zip(JobStatus, pipe.execute(), strict=True))
 
     # Messages of the broker, which lie in the same server
 
@@ -336,6 +357,10 @@ def _job(job_id: str) -> str:
 
 def _lease(job_id: str) -> str:
     return f"{PREFIX}lease:{job_id}"
+
+
+def _models(worker: str) -> str:
+    return f"{PREFIX}models:{worker}"
 
 
 def _index(status: str, priority: str) -> str:

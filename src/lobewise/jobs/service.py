@@ -36,6 +36,7 @@ from lobewise.jobs.models import (
     Manifest,
     MaskBlob,
     MaskName,
+    ModelProvenance,
     Priority,
     Report,
 )
@@ -207,6 +208,14 @@ class Jobs:
             return Readiness(broker, blobs=False, workers=workers)
         return Readiness(broker, blobs=True, workers=workers)
 
+    def models(self) -> Sequence[ModelProvenance]:
+        """What the ready workers have loaded, each once. Raises BrokerUnavailableError."""
+        return self._live.models()
+
+    def counts(self) -> Mapping[JobStatus, int]:
+        """How many jobs have each status. Raises BrokerUnavailableError."""
+        return self._live.counts()
+
     # Both sides
 
     def start_reaper(self) -> None:
@@ -238,9 +247,9 @@ class Jobs:
 
     # The workers' side
 
-    def announce(self, worker: str, seconds: float) -> None:
-        """`worker` can score; say so again before `seconds` have passed. Raises BrokerUnavailableError."""
-        self._live.announce(worker, seconds)
+    def announce(self, worker: str, seconds: float, models: Sequence[ModelProvenance] = ()) -> None:
+        """`worker` can score with these; say so again before `seconds` have passed. Raises BrokerUnavailableError."""
+        self._live.announce(worker, seconds, models)
 
     def claim(self, job_id: str, worker: str) -> Lease:
         """Begin an attempt.
