@@ -1,0 +1,90 @@
+"""Puts the gateway together."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+import uvicorn
+from fastapi import FastAPI
+
+from lobewise import __version__
+from lobewise.api import errors, openapi
+from lobewise.api.metrics import Metrics
+from lobewise.api.middleware import RequestEnvelope
+from lobewise.api.routes import jobs as job_routes
+from lobewise.api.routes import results, service, submission
+from lobewise.api.settings import ApiSettings
+from lobewise.jobs.bootstrap import connect
+from lobewise.jobs.service import Jobs
+from lobewise.jobs.settings import JobsSettings
+
+
+def create_app(settings: ApiSettings | None = None, jobs: Jobs | None = None) -> FastAPI:
+    """The gateway as an ASGI application; settings come from the environment where none are given.
+
+    Without `jobs` it connects when it starts, and closes when it stops; given ones are the caller's to close.
+    """
+    settings = settings or ApiSettings()
+    app = FastAPI(
+        title="Lobewise",
+        version=__version__,
+        summary="Severity of lung opacities on chest CT, per lobe.",
+        description=openapi.DESCRIPTION,
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        openapi_tags=openapi.TAGS,
+        root_path=settings.root_path,
+        redirect_slashes=False,
+        redoc_url=None,
+        lifespan=_lifespan,
+    )
+    app.state.settings = settings
+    app.state.metrics = Metrics()
+    app.state.waiting = anyio.CapacityLimiter(settings.max_waiting)
+    app.state.jobs = None
+    if jobs is not None:
+        _use(app, jobs)
+    for routes in (submission, job_routes, results, service):
+        app.include_router(routes.router)
+    errors.install(app)
+    openapi.install(app)
+    app.add_middleware(RequestEnvelope, metrics=app.state.metrics)
+    return app
+
+
+def run(host: str | None = None, port: int | None = None, jobs_settings: JobsSettings | None = None) -> None:
+    """Serve until a signal says stop; what is not given comes from the environment."""
+    given = {"host": host, "port": port}
+    settings = ApiSettings.model_validate({name: value for name, value in given.items() if value is not None})
+    jobs = connect(jobs_settings)
+    try:
+        uvicorn.run(
+            create_app(settings, jobs),
+            host=settings.host,
+            port=settings.port,
+            access_log=False,  # the gateway logs its requests itself
+            server_header=False,
+            proxy_headers=True,
+            forwarded_allow_ips=settings.forwarded_allow_ips,
+            timeout_graceful_shutdown=settings.shutdown_seconds,
+        )
+    finally:
+        jobs.close()
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    owned: Jobs | None = None
+    if app.state.jobs is None:
+        owned = await anyio.to_thread.run_sync(connect)
+        _use(app, owned)
+    app.state.jobs.start_reaper()
+    try:
+        yield
+    finally:
+        if owned is not None:
+            await anyio.to_thread.run_sync(owned.close)
+
+
+def _use(app: FastAPI, jobs: Jobs) -> None:
+    app.state.jobs = jobs
+    app.state.metrics.watch(jobs)

@@ -1,0 +1,56 @@
+"""What every route needs: the jobs, the settings, the metrics, and addresses to link to."""
+
+import re
+from typing import Annotated, Final
+
+from fastapi import Depends, Request
+
+from lobewise.api.metrics import Metrics
+from lobewise.api.settings import ApiSettings
+from lobewise.jobs.service import Jobs
+
+_HOST: Final = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
+
+
+def _jobs(request: Request) -> Jobs:
+    jobs: Jobs = request.app.state.jobs
+    return jobs
+
+
+def _settings(request: Request) -> ApiSettings:
+    settings: ApiSettings = request.app.state.settings
+    return settings
+
+
+def _metrics(request: Request) -> Metrics:
+    metrics: Metrics = request.app.state.metrics
+    return metrics
+
+
+class Addresses:
+    """Absolute addresses of what belongs to a job."""
+
+    def __init__(self, base: str) -> None:
+        self._base = base
+
+    def jobs(self, query: str = "") -> str:
+        return f"{self._base}/v1/jobs" + (f"?{query}" if query else "")
+
+    def job(self, job_id: str, *below: str) -> str:
+        return "/".join((self.jobs(), job_id, *below))
+
+
+def _addresses(request: Request) -> Addresses:
+    """A Host header that cannot be one leaves the addresses relative."""
+    settings = _settings(request)
+    if settings.public_url is not None:
+        return Addresses(str(settings.public_url).rstrip("/"))
+    host = request.headers.get("host", "")
+    root = request.scope.get("root_path", "").rstrip("/")
+    return Addresses(f"{request.url.scheme}://{host}{root}" if _HOST.fullmatch(host) else root)
+
+
+JobsDep = Annotated[Jobs, Depends(_jobs)]
+SettingsDep = Annotated[ApiSettings, Depends(_settings)]
+MetricsDep = Annotated[Metrics, Depends(_metrics)]
+AddressesDep = Annotated[Addresses, Depends(_addresses)]

@@ -1,0 +1,152 @@
+"""One made-up scan, told through every example of the OpenAPI document."""
+
+from datetime import UTC, datetime
+from typing import Any, Final, Literal
+
+from lobewise.api.context import Addresses
+from lobewise.api.views import job_view, report_view
+from lobewise.jobs.models import (
+    InputInfo,
+    JobError,
+    JobState,
+    JobStatus,
+    LandmarkPoint,
+    LobeScores,
+    LungVolumes,
+    ModelProvenance,
+    Provenance,
+    QualityFinding,
+    Report,
+    SeverityScores,
+    Stage,
+)
+
+LobeName = Literal["left_upper", "left_lower", "right_upper", "right_middle", "right_lower"]
+
+ADDRESSES: Final = Addresses("https://lobewise.example")
+JOB_ID: Final = "01935f3a-7c1e-7b6a-9d53-2f1c7e0a4b11"
+SHA256: Final = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+REVISION: Final = "5d41402abc4b2a76"
+CURSOR: Final = "MDE5MzVmM2E"
+MODELS: Final = [
+    ModelProvenance(
+        name="landmarks", version="1", sha256="2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae"
+    ),
+    ModelProvenance(
+        name="lungs", version="1", sha256="fcde2b2edba56bf408601fb721fe9b5c338d10ee429ea04fae5511b68fbf8fb9"
+    ),
+    ModelProvenance(
+        name="lesions", version="1", sha256="baa5a0964d3320fbc0c6a922140453c8513ea24ab8fd0577034804a967248096"
+    ),
+]
+SEVERITY: Final = SeverityScores(
+    percent_opacity=12.3, percent_high_opacity=2.1, lung_severity_score=5, lung_high_opacity_score=2
+)
+FAILURE: Final = JobError(
+    type="/problems/lungs-not-found",
+    title="No lungs were found in the scan",
+    detail="The segmentation found 0.1 ml of lung.",
+    retryable=False,
+    evidence={"lung_volume_ml": 0.1},
+)
+
+
+def _moment(second: int) -> datetime:
+    return datetime(2026, 3, 2, 9, 30, second, tzinfo=UTC)
+
+
+def _state(status: JobStatus, **live: Any) -> JobState:
+    return JobState(
+        id=JOB_ID,
+        status=status,
+        created_at=_moment(0),
+        input=InputInfo(size_bytes=68_157_440, sha256=SHA256),
+        client_reference="worklist-4711",
+        revision=REVISION,
+        **{"updated_at": _moment(0), **live},
+    )
+
+
+def _lobe(
+    lobe: LobeName, label: int, volume_ml: float, percent: tuple[float, float], score: tuple[int, int]
+) -> LobeScores:
+    return LobeScores(
+        lobe=lobe,
+        label=label,
+        volume_ml=volume_ml,
+        percent_opacity=percent[0],
+        percent_high_opacity=percent[1],
+        severity_score=score[0],
+        high_opacity_score=score[1],
+    )
+
+
+QUEUED: Final = _state(JobStatus.QUEUED, queue_position=1)
+RUNNING: Final = _state(
+    JobStatus.RUNNING, updated_at=_moment(9), started_at=_moment(2), stage=Stage.LUNGS, progress=0.4, attempt=1
+)
+CANCELLING: Final = RUNNING.model_copy(update={"cancel_requested": True})
+SUCCEEDED: Final = _state(
+    JobStatus.SUCCEEDED,
+    updated_at=_moment(41),
+    started_at=_moment(2),
+    finished_at=_moment(41),
+    progress=1.0,
+    attempt=1,
+    severity=SEVERITY,
+)
+FAILED: Final = _state(
+    JobStatus.FAILED, updated_at=_moment(12), started_at=_moment(2), finished_at=_moment(12), attempt=1, error=FAILURE
+)
+
+_LOBES: Final = [
+    _lobe("left_upper", 1, 1101.0, (3.0, 0.2), (1, 0)),
+    _lobe("left_lower", 2, 1090.5, (21.4, 4.3), (1, 1)),
+    _lobe("right_upper", 3, 1004.1, (2.6, 0.1), (1, 0)),
+    _lobe("right_middle", 4, 412.3, (1.4, 0.0), (1, 0)),
+    _lobe("right_lower", 5, 1202.3, (24.3, 4.3), (1, 1)),
+]
+REPORT: Final = Report(
+    job_id=JOB_ID,
+    severity=SEVERITY,
+    lungs=LungVolumes(volume_ml=4810.2, opacity_ml=590.4, high_opacity_ml=101.8),
+    lobes=_LOBES,
+    landmarks=[
+        LandmarkPoint(name="carina", found=True, position_mm=(1.2, -30.5, -210.0)),
+        LandmarkPoint(name="sternum_tip", found=False, position_mm=None),
+    ],
+    quality=[
+        QualityFinding(
+            code="thick-slices",
+            severity="warning",
+            message="Slices are 5 mm apart; small lesions may be missed.",
+            evidence={"spacing_mm": 5.0},
+        )
+    ],
+    provenance=Provenance(
+        input_sha256=SHA256,
+        software="0.1.0",
+        models=MODELS,
+        device="cpu",
+        seconds={"read": 0.7, "landmarks": 2.4, "lungs": 9.8, "lesions": 21.0, "severity": 0.6, "store": 1.9},
+    ),
+)
+
+
+def job_examples(*states: JobState) -> dict[str, Any]:
+    return {
+        state.status.value: {"summary": f"a {state.status.value} job", "value": _json(job_view(state, ADDRESSES))}
+        for state in states
+    }
+
+
+def report_example() -> Any:
+    return _json(report_view(REPORT, ADDRESSES))
+
+
+def list_example() -> Any:
+    return {"items": [_json(job_view(SUCCEEDED, ADDRESSES))], "next_cursor": CURSOR}
+
+
+def _json(model: Any) -> Any:
+    return model.model_dump(mode="json", by_alias=True)

@@ -1,0 +1,76 @@
+"""What an operator watches, in the text format of Prometheus."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from lobewise.jobs.errors import BrokerUnavailableError
+from lobewise.jobs.service import Jobs
+
+MEDIA_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+_SECONDS: Final = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+
+
+class Metrics:
+    """The figures of one gateway process. Routes are templates, so that no job id becomes a label."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "lobewise_http_requests",
+            "Answers by route and status",
+            ["method", "route", "status"],
+            registry=self.registry,
+        )
+        self._seconds = Histogram(
+            "lobewise_http_request_seconds",
+            "Time from the first byte of a request to the last of its answer",
+            ["method", "route"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.accepted = Counter(
+            "lobewise_jobs_accepted", "Jobs accepted by this process", ["priority"], registry=self.registry
+        )
+        self.upload_bytes = Counter(
+            "lobewise_upload_bytes", "Bytes of the scans accepted by this process", registry=self.registry
+        )
+
+    def watch(self, jobs: Jobs) -> None:
+        """Add what the jobs themselves know, asked for at each scrape."""
+        self.registry.register(_JobsCollector(jobs))
+
+    def answered(self, method: str, route: str, status: int, seconds: float) -> None:
+        self._requests.labels(method, route, str(status)).inc()
+        self._seconds.labels(method, route).observe(seconds)
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)
+
+
+class _JobsCollector(Collector):
+    def __init__(self, jobs: Jobs) -> None:
+        self._jobs = jobs
+
+    def describe(self) -> Iterator[Metric]:
+        """Nothing is asked of the jobs before the first scrape."""
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
+        ready = self._jobs.readiness()
+        yield GaugeMetricFamily("lobewise_broker_up", "1 if the broker answers", value=ready.broker)
+        yield GaugeMetricFamily("lobewise_blobs_up", "1 if the store of scans and results answers", value=ready.blobs)
+        yield GaugeMetricFamily("lobewise_workers_ready", "Workers with their models loaded", value=ready.workers)
+        if ready.broker:
+            with suppress(BrokerUnavailableError):  # it went down just now
+                yield self._by_status()
+
+    def _by_status(self) -> Metric:
+        gauge = GaugeMetricFamily("lobewise_jobs", "Jobs by status", labels=["status"])
+        for status, count in self._jobs.counts().items():
+            gauge.add_metric([status], count)
+        return gauge

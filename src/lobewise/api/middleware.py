@@ -1,0 +1,75 @@
+"""What surrounds every request: its id, its log line, its figures, safe headers, and the answer to a fault."""
+
+import logging
+import re
+import time
+from typing import Final
+from uuid import uuid4
+
+from fastapi import Request
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from lobewise.api.errors import internal_error
+from lobewise.api.metrics import Metrics
+
+logger = logging.getLogger("lobewise.api")
+
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_SAFE_HEADERS: Final = {
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",  # results belong to patients
+    "Referrer-Policy": "no-referrer",
+    "X-Frame-Options": "DENY",
+}
+
+
+class RequestEnvelope:
+    """Logs hold the route's template, the status and the request id: no file names, no client references."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        envelope = _Envelope(scope, send)
+        try:
+            await self._app(scope, receive, envelope.send)
+        except Exception:
+            logger.exception("request %s failed", envelope.request_id)
+            if envelope.status:  # too late for another answer; the server closes the connection
+                raise
+            await internal_error(Request(scope))(scope, receive, envelope.send)
+        finally:
+            self._record(scope, envelope)
+
+    def _record(self, scope: Scope, envelope: "_Envelope") -> None:
+        seconds = time.perf_counter() - envelope.began
+        route = getattr(scope.get("route"), "path", "(none)")
+        method = scope["method"] if scope["method"] in _METHODS else "(other)"
+        self._metrics.answered(method, route, envelope.status, seconds)
+        logger.info("%s %s %d %.3f s, request %s", method, route, envelope.status, seconds, envelope.request_id)
+
+
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+class _Envelope:
+    def __init__(self, scope: Scope, send: Send) -> None:
+        given = Headers(scope=scope).get("x-request-id", "")
+        self.request_id = given if _REQUEST_ID.fullmatch(given) else uuid4().hex
+        self.began = time.perf_counter()
+        self.status = 0
+        self._send = send
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            headers["X-Request-ID"] = self.request_id
+            for name, value in _SAFE_HEADERS.items():
+                headers.setdefault(name, value)
+        await self._send(message)

@@ -1,0 +1,214 @@
+"""Every type of problem that a client can meet, in one table.
+
+`docs/problems.md` and the pages under `/problems/` show this table; `errors` says which HTTP status a type has.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True)
+class ProblemType:
+    """A stable kind of problem (RFC 9457). `retryable`: the same request, or scan, may succeed later."""
+
+    slug: str
+    title: str
+    meaning: str
+    remedy: str
+    retryable: bool = False
+
+    @property
+    def uri(self) -> str:
+        return f"/problems/{self.slug}"
+
+
+MALFORMED_REQUEST: Final = ProblemType(
+    "malformed-request",
+    "The request cannot be read",
+    "The body is not the multipart form or the JSON that its Content-Type promises, or it ends before its end.",
+    "Send a complete `multipart/form-data` body with its boundary, or a JSON object.",
+)
+INVALID_PARAMETERS: Final = ProblemType(
+    "invalid-parameters",
+    "A parameter is missing or not valid",
+    "`errors` lists every parameter that was refused. Each `pointer` is a JSON pointer (RFC 6901) into the request: "
+    "`/body/…`, `/query/…` or `/header/…`.",
+    "Correct the parameters that `errors` names.",
+)
+REQUEST_TIMEOUT: Final = ProblemType(
+    "request-timeout",
+    "The upload stood still for too long",
+    "No byte of the body arrived for the time that `evidence.idle_seconds` says. Nothing was kept.",
+    "Send the scan again over a steadier connection.",
+    retryable=True,
+)
+UPLOAD_TOO_LARGE: Final = ProblemType(
+    "upload-too-large",
+    "The upload is larger than this service takes",
+    "The body has more bytes than `evidence.limit_bytes`. Nothing was kept.",
+    "Compress the scan, or crop it to the chest. The operator sets the limit.",
+)
+UNSUPPORTED_CONTENT_TYPE: Final = ProblemType(
+    "unsupported-content-type",
+    "The Content-Type is not supported",
+    "Jobs are created from `multipart/form-data` with a part named `file`, or from `application/json` with a `source`.",
+    "Set the Content-Type, and for a form its boundary.",
+)
+UNSUPPORTED_FORMAT: Final = ProblemType(
+    "unsupported-format",
+    "The file format is not supported",
+    "The file does not begin as a NIfTI, NRRD, MetaImage or zip file does, or what a zip or gzip file holds is none of "
+    "these. A single DICOM file is one slice and cannot be scored.",
+    "Send `.nii`, `.nii.gz`, `.nrrd`, `.mha`, or one zip file with all slices of one DICOM series.",
+)
+NOT_FOUND: Final = ProblemType(
+    "not-found",
+    "There is nothing at this address",
+    "The path, or the name of the mask in it, is not one that this service has.",
+    "See `/openapi.json` for all paths.",
+)
+METHOD_NOT_ALLOWED: Final = ProblemType(
+    "method-not-allowed",
+    "The address does not take this method",
+    "The path exists, but not for this HTTP method. The `Allow` header names the methods it takes.",
+    "Use one of the methods in `Allow`.",
+)
+JOB_NOT_FOUND: Final = ProblemType(
+    "job-not-found",
+    "There is no such job",
+    "No job with this id was ever accepted here.",
+    "Check the id; it stands in the answer to `POST /v1/jobs` and in its `Location` header.",
+)
+JOB_PURGED: Final = ProblemType(
+    "job-purged",
+    "The job was deleted",
+    "The job was deleted with its scan, report and masks. They cannot be brought back.",
+    "Submit the scan again if you still need its scores.",
+)
+WRONG_STATE: Final = ProblemType(
+    "wrong-state",
+    "The job's status does not allow this",
+    "Reports and masks exist only once a job has succeeded; a finished job cannot be cancelled. "
+    "`evidence.status` is the status that the job has.",
+    "Look at the job's `status` first. While it is `queued` or `running`, wait as `Retry-After` says.",
+)
+IDEMPOTENCY_KEY_REUSED: Final = ProblemType(
+    "idempotency-key-reused",
+    "The Idempotency-Key belongs to another request",
+    "The key was used before, with another scan (compared by sha256), priority or client reference.",
+    "Use a new key for every new request; repeat a key only to repeat its request.",
+)
+IDEMPOTENCY_IN_FLIGHT: Final = ProblemType(
+    "idempotency-in-flight",
+    "The first request with this Idempotency-Key is not done",
+    "Another request with the same key is being received at this moment.",
+    "Repeat the request after `Retry-After`; it then gets the first one's answer.",
+    retryable=True,
+)
+SOURCE_NOT_ALLOWED: Final = ProblemType(
+    "source-not-allowed",
+    "Scans may not be fetched from this address",
+    "The operator lists the addresses that a `source` may name, and this one is not among them.",
+    "Upload the file, or ask the operator to allow the address.",
+)
+RANGE_NOT_SATISFIABLE: Final = ProblemType(
+    "range-not-satisfiable",
+    "The range lies outside of the file",
+    "The `Range` header asks for bytes after the end. `Content-Range` and `evidence.size_bytes` say how long the file "
+    "is.",
+    "Ask for a range that begins inside the file.",
+)
+BROKER_UNAVAILABLE: Final = ProblemType(
+    "broker-unavailable",
+    "New jobs cannot be queued now",
+    "The broker does not answer. Nothing of this request was kept; jobs accepted before are safe and can be read.",
+    "Send the request again after `Retry-After`, with the same Idempotency-Key.",
+    retryable=True,
+)
+STORAGE_UNAVAILABLE: Final = ProblemType(
+    "storage-unavailable",
+    "The storage does not answer",
+    "The store of scans and results cannot be reached now.",
+    "Send the request again after `Retry-After`, with the same Idempotency-Key.",
+    retryable=True,
+)
+NOT_READY: Final = ProblemType(
+    "not-ready",
+    "The service is not ready",
+    "A part is missing that jobs need: `evidence` says whether the broker and the storage answer and how many workers "
+    "have their models loaded.",
+    "Wait; a worker needs some seconds to load its models. If it lasts, look at the part that `evidence` shows.",
+    retryable=True,
+)
+INTERNAL_ERROR: Final = ProblemType(
+    "internal-error",
+    "Something went wrong on our side",
+    "This is a fault of the service. Its log has the details under the `X-Request-ID` of the answer.",
+    "Try again; if it lasts, tell the operator the `X-Request-ID`.",
+    retryable=True,
+)
+DAMAGED_FILE: Final = ProblemType(
+    "damaged-file",
+    "The file is damaged",
+    "The file has the right format, but it is truncated, contradicts itself or holds what no scanner writes.",
+    "Export the scan again and compare its sha256 with the job's `input.sha256`.",
+)
+SCAN_TOO_LARGE: Final = ProblemType(
+    "scan-too-large",
+    "The scan is larger than this service reads",
+    "The unpacked scan has more voxels or bytes than the limits in `evidence`.",
+    "Crop the scan to the chest or resample it.",
+)
+NOT_CHEST_CT: Final = ProblemType(
+    "not-chest-ct",
+    "The scan is not a CT of the chest",
+    "The file can be read, but its values are not Hounsfield units, or it does not show the chest. "
+    "`evidence` says what was seen.",
+    "Send a CT that covers the lungs, in Hounsfield units.",
+)
+LUNGS_NOT_FOUND: Final = ProblemType(
+    "lungs-not-found",
+    "No lungs were found in the scan",
+    "The scan looks like a CT of the chest, but no lungs could be segmented in it. `evidence` says what was seen.",
+    "Check that the scan covers both lungs and that it is not a localizer.",
+)
+
+SOURCE_NOT_FOUND: Final = ProblemType(
+    "source-not-found",
+    "There is no scan at this address",
+    "The server that `source` names says that there is no such scan, or that this service may not have it. "
+    "`evidence.http_status` is its answer.",
+    "Check the address, and that the service may read it.",
+)
+SOURCE_TOO_LARGE: Final = ProblemType(
+    "source-too-large",
+    "The scan is larger than this service fetches",
+    "The scan at the `source` has more bytes than `evidence.limit_bytes`.",
+    "Compress the scan, or crop it to the chest. The operator sets the limit.",
+)
+SOURCE_MISMATCH: Final = ProblemType(
+    "source-mismatch",
+    "The scan at this address is not the one announced",
+    "The bytes at the `source` have another sha256 than the one given with it; `evidence` has both.",
+    "Check that the address still leads to the scan that you meant.",
+)
+WORKER_LOST: Final = ProblemType(
+    "worker-lost",
+    "The workers were lost",
+    "Every worker that began this job died or fell silent, as often as the service tries. `evidence.endings` has each "
+    "attempt. It may be that the scan needs more memory than a worker has.",
+    "Submit the scan again; if it lasts, tell the operator the job's id.",
+    retryable=True,
+)
+ATTEMPTS_EXHAUSTED: Final = ProblemType(
+    "attempts-exhausted",
+    "The work failed too often",
+    "A fault of the service ended every attempt at this job. `evidence.endings` has each of them.",
+    "Submit the scan again; if it lasts, tell the operator the job's id.",
+    retryable=True,
+)
+
+PROBLEM_TYPES: Final[tuple[ProblemType, ...]] = tuple(
+    value for value in list(globals().values()) if isinstance(value, ProblemType)
+)
+BY_SLUG: Final = {problem.slug: problem for problem in PROBLEM_TYPES}

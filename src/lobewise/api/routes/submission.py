@@ -1,0 +1,253 @@
+"""Creating jobs: POST /v1/jobs."""
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Final
+
+import anyio
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Header, Request, Response
+from fastapi.responses import JSONResponse
+
+from lobewise.api import examples, openapi, problems
+from lobewise.api.conditional import quoted
+from lobewise.api.context import AddressesDep, JobsDep, MetricsDep, SettingsDep
+from lobewise.api.errors import SourceNotAllowedError, UnsupportedContentTypeError
+from lobewise.api.metrics import Metrics
+from lobewise.api.multipart import boundary_of
+from lobewise.api.schemas import Job, JobOptions
+from lobewise.api.settings import ApiSettings
+from lobewise.api.uploads import (
+    FORM_OVERHEAD_BYTES,
+    MAX_JSON_BYTES,
+    HashSink,
+    Sink,
+    body_chunks,
+    demand_length,
+    read_form,
+    read_json,
+)
+from lobewise.api.views import job_view
+from lobewise.jobs.idempotency import FirstAnswer
+from lobewise.jobs.models import InputInfo, JobRecord, JobState
+from lobewise.jobs.service import Jobs
+from lobewise.jobs.sources import is_allowed
+
+router = APIRouter(tags=["jobs"])
+
+_WAIT: Final = re.compile(r'(?:^|,)\s*wait\s*=\s*"?(\d{1,6})"?\s*(?=[,;]|$)', re.IGNORECASE)
+_WAIT_SLICE_SECONDS: Final = 1.0
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=128,
+        pattern=r"^[\x21-\x7e]+$",
+        description="Any string of yours, new for each new request; a UUID is best. Repeat the request with its key "
+        "after a lost answer, and no second job is made. The requests are the same when the scan's sha256 (or the "
+        "source), the priority and the client reference are. Keys are remembered as long as their jobs.",
+        examples=["8e03978e-40d5-43dd-bc93-6894a57f9324"],
+    ),
+]
+Prefer = Annotated[
+    str | None,
+    Header(
+        description="`wait=N` (RFC 7240) holds the answer back for up to N seconds, until the job is finished",
+        examples=["wait=20"],
+    ),
+]
+_BODY: Final = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {"$ref": "#/components/schemas/UploadSubmission"},
+            "encoding": {"file": {"contentType": "application/octet-stream"}},
+        },
+        "application/json": {
+            "schema": {"$ref": "#/components/schemas/SourceSubmission"},
+            "examples": {
+                "source": {
+                    "summary": "a scan that the worker fetches",
+                    "value": {
+                        "source": {"url": "https://pacs.example/ct/1.nii.gz", "sha256": examples.SHA256},
+                        "priority": "stat",
+                    },
+                }
+            },
+        },
+    },
+}
+
+
+@router.post(
+    "/v1/jobs",
+    operation_id="create_job",
+    summary="Submit a scan",
+    status_code=202,
+    response_model=Job,
+    responses={
+        200: openapi.json_answer(
+            "Accepted, and finished within the time that `Prefer: wait` gave.",
+            examples.job_examples(examples.SUCCEEDED, examples.FAILED),
+            "Location",
+            "ETag",
+            "Preference-Applied",
+            "Idempotent-Replayed",
+        )
+        | {"model": Job},
+        202: openapi.json_answer(
+            "Accepted: the job is durable and will be worked on.",
+            examples.job_examples(examples.QUEUED),
+            "Location",
+            "Retry-After",
+            "ETag",
+            "Preference-Applied",
+            "Idempotent-Replayed",
+        ),
+        **openapi.problem_answers(
+            problems.MALFORMED_REQUEST,
+            problems.REQUEST_TIMEOUT,
+            problems.IDEMPOTENCY_IN_FLIGHT,
+            problems.JOB_PURGED,
+            problems.UPLOAD_TOO_LARGE,
+            problems.UNSUPPORTED_CONTENT_TYPE,
+            problems.UNSUPPORTED_FORMAT,
+            problems.INVALID_PARAMETERS,
+            problems.IDEMPOTENCY_KEY_REUSED,
+            problems.SOURCE_NOT_ALLOWED,
+            problems.BROKER_UNAVAILABLE,
+            problems.STORAGE_UNAVAILABLE,
+        ),
+    },
+    openapi_extra={"requestBody": _BODY},
+)
+async def create_job(
+    request: Request,
+    jobs: JobsDep,
+    settings: SettingsDep,
+    metrics: MetricsDep,
+    addresses: AddressesDep,
+    idempotency_key: IdempotencyKey = None,
+    prefer: Prefer = None,
+) -> Response:
+    """Upload a scan, or name an address where the worker fetches it.
+
+    The upload streams; nothing is kept of one that fails. Once you have the 202, the job survives restarts.
+    `file` is checked here by its first bytes only; what is found to be damaged later ends the job as `failed`.
+    """
+    submission = _Submission(request, jobs, settings, metrics)
+    accepted = await submission.submit(idempotency_key)
+    wanted_seconds = _wanted_seconds(prefer, settings)
+    state, waited = await _wait(jobs, accepted.state, wanted_seconds, request.app.state.waiting)
+    headers = {"Location": addresses.job(state.id), "ETag": quoted(state.revision)}
+    if not state.status.is_final:
+        headers["Retry-After"] = str(settings.poll_seconds)
+    if waited:
+        headers["Preference-Applied"] = f"wait={wanted_seconds:g}"
+    if accepted.is_replay:
+        headers["Idempotent-Replayed"] = "true"
+    body = job_view(state, addresses).model_dump(mode="json", by_alias=True)
+    return JSONResponse(body, 200 if waited and state.status.is_final else 202, headers)
+
+
+@dataclass(frozen=True)
+class _Accepted:
+    state: JobState
+    is_replay: bool
+
+
+class _Submission:
+    """One request on its way to a job."""
+
+    def __init__(self, request: Request, jobs: Jobs, settings: ApiSettings, metrics: Metrics) -> None:
+        self._request = request
+        self._jobs = jobs
+        self._settings = settings
+        self._metrics = metrics
+        self._content_type = request.headers.get("content-type", "")
+
+    async def submit(self, key: str | None) -> _Accepted:
+        """The new job, or the one that the first request with `key` made."""
+        await run_sync(self._jobs.check_broker)
+        self._demand_readable()
+        job_id = self._jobs.new_id()
+        first = await run_sync(self._jobs.idempotency.begin, key, job_id) if key else None
+        if first is not None:
+            return await self._replay(first)
+        record = await self._receive(job_id, key)
+        state = await run_sync(self._jobs.accept, record)
+        self._metrics.accepted.labels(record.priority.value).inc()
+        self._metrics.upload_bytes.inc(record.input.size_bytes or 0)
+        return _Accepted(state, is_replay=False)
+
+    @property
+    def _is_form(self) -> bool:
+        return self._media_type == "multipart/form-data"
+
+    @property
+    def _media_type(self) -> str:
+        return self._content_type.partition(";")[0].strip().lower()
+
+    @property
+    def _limit_bytes(self) -> int:
+        return self._jobs.settings.max_upload_bytes + FORM_OVERHEAD_BYTES if self._is_form else MAX_JSON_BYTES
+
+    def _demand_readable(self) -> None:
+        """All that can be refused before a byte of the body is read."""
+        if self._media_type not in ("multipart/form-data", "application/json"):
+            raise UnsupportedContentTypeError("send multipart/form-data or application/json")
+        if self._is_form:
+            boundary_of(self._content_type)
+        demand_length(self._request, self._limit_bytes)
+
+    async def _replay(self, first: FirstAnswer) -> _Accepted:
+        record = await self._read("", HashSink())
+        await run_sync(first.demand_same, record)
+        return _Accepted(await run_sync(self._jobs.get, first.job_id), is_replay=True)
+
+    async def _receive(self, job_id: str, key: str | None) -> JobRecord:
+        """The key is free again if this fails."""
+        try:
+            return await self._read(job_id, await self._jobs.open_upload(job_id) if self._is_form else HashSink())
+        except BaseException:
+            if key:
+                with anyio.CancelScope(shield=True):
+                    await run_sync(self._jobs.idempotency.abandon, key, job_id)
+            raise
+
+    async def _read(self, job_id: str, sink: Sink) -> JobRecord:
+        chunks = body_chunks(self._request, self._limit_bytes, self._settings.idle_seconds)
+        if self._is_form:
+            return _record(job_id, *await read_form(chunks, boundary_of(self._content_type), sink))
+        submission = await read_json(chunks)
+        if not is_allowed(submission.source.url, self._jobs.settings.source_allowlist):
+            raise SourceNotAllowedError("the operator has not allowed this address")
+        return _record(job_id, InputInfo(source=submission.source), submission)
+
+
+def _record(job_id: str, scan: InputInfo, options: JobOptions) -> JobRecord:
+    return JobRecord(
+        id=job_id,
+        created_at=datetime.now(UTC),
+        priority=options.priority,
+        input=scan,
+        client_reference=options.client_reference,
+    )
+
+
+def _wanted_seconds(prefer: str | None, settings: ApiSettings) -> float:
+    """0 if no wait is asked for. What is not understood is ignored, as RFC 7240 says."""
+    match = _WAIT.search(prefer or "")
+    return min(float(match.group(1)), settings.max_wait_seconds) if match else 0.0
+
+
+async def _wait(jobs: Jobs, state: JobState, seconds: float, limiter: anyio.CapacityLimiter) -> tuple[JobState, bool]:
+    """Hold the answer back, if not too many do so already. Says whether it did."""
+    if seconds <= 0 or limiter.available_tokens < 1:
+        return state, False
+    deadline = anyio.current_time() + seconds
+    while not state.status.is_final and (left := deadline - anyio.current_time()) > 0:
+        state = await run_sync(jobs.wait, state.id, min(left, _WAIT_SLICE_SECONDS), limiter=limiter)
+    return state, True

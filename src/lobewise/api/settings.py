@@ -1,0 +1,27 @@
+"""What an operator decides about the gateway, read from the environment as `LOBEWISE_API_<NAME>`."""
+
+from pydantic import Field, HttpUrl, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class ApiSettings(BaseSettings):
+    """Where the gateway listens and how long it lets things take."""
+
+    model_config = SettingsConfigDict(env_prefix="LOBEWISE_API_", extra="ignore", frozen=True)
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535, description="0 takes any free port")
+    root_path: str = Field(default="", description="prefix that a proxy strips from the path, such as /lobewise")
+    public_url: HttpUrl | None = Field(
+        default=None,
+        description="what the links in answers begin with; without it they begin with the request's Host header",
+    )
+    forwarded_allow_ips: str = Field(
+        default="127.0.0.1", description="proxies whose X-Forwarded headers are believed, separated by commas"
+    )
+    max_wait_seconds: NonNegativeFloat = Field(default=60.0, description="the longest `Prefer: wait` that is granted")
+    max_waiting: PositiveInt = Field(default=64, description="how many requests may wait at once; others get 202")
+    poll_seconds: PositiveInt = Field(default=2, description="Retry-After of a job that is not finished")
+    unavailable_seconds: PositiveInt = Field(default=5, description="Retry-After while a part is down")
+    idle_seconds: PositiveFloat = Field(default=60.0, description="a body that stands still for longer ends in 408")
+    shutdown_seconds: PositiveInt = Field(default=10, description="how long requests may finish when the gateway stops")
