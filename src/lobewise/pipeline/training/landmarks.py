@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,7 +27,10 @@ from lobewise.pipeline.networks.device import choose_device
 from lobewise.pipeline.networks.q_network import STEPS_ZYX, LandmarkConfig, QNetwork, agents_module
 from lobewise.pipeline.networks.weights import ModelInfo, save_weights
 
+MIN_CROP: Final = 3
+"""Voxels that a cut leaves at least, where the scan has as many."""
 CHECK_STEPS: Final = 60
+"""Of the walks that are watched during training."""
 RETURN_STEPS: Final = 80
 """How far returns are followed; what comes later counts less than 0.9 ** 80 = 0.0002 of a step."""
 
@@ -46,7 +50,7 @@ class LandmarkRecipe:
         replay: transitions that are remembered; learning starts at `replay_first`.
         target_every: steps between two copies of the network to the target network.
         real_share: of the scenes, from real scans; the others are phantoms.
-        crop_share: of the scenes, cut at random.
+        cut_shares: of the scenes, cut at random at either end of z, y and x.
         far_share: of the places of the supervised phase, anywhere in the crop, by scale; the others near the landmark.
         near_voxels: reach of the places near the landmark, by scale.
     """
@@ -55,8 +59,8 @@ class LandmarkRecipe:
     config: LandmarkConfig = field(default_factory=LandmarkConfig)
     gamma: float = 0.9
     batch: int = 64
-    warm_steps: int = 3000
-    dqn_steps: int = 3000
+    warm_steps: int = 2000
+    dqn_steps: int = 2000
     learning_rates: tuple[float, float] = (1e-3, 2e-4)
     walkers: int = 32
     walk_steps: tuple[int, ...] = (60, 20, 20)
@@ -65,7 +69,7 @@ class LandmarkRecipe:
     replay_first: int = 2_000
     target_every: int = 250
     real_share: float = 0.5
-    crop_share: float = 0.5
+    cut_shares: tuple[float, float, float] = (0.25, 0.04, 0.04)
     far_share: tuple[float, ...] = (0.7, 0.2, 0.1)
     near_voxels: tuple[float, ...] = (6.0, 6.0, 6.0)
     save_every: int = 500
@@ -210,15 +214,14 @@ class SceneSampler:
     ) -> tuple[Int64[np.ndarray, "3"], Int64[np.ndarray, "3"]]:
         """The box of the scan that is kept: half of the cuts pass anywhere, half near the landmark."""
         low, high = np.zeros(3, dtype=np.int64), shape.astype(np.int64)
-        if rng.random() < self._recipe.crop_share:
-            axis = 0 if rng.random() < 0.8 else int(rng.integers(1, 3))
-            near = landmark[axis] + rng.uniform(-1, 1) * self._recipe.near_voxels[self._level]
-            cut = near if rng.random() < 0.5 else rng.uniform(0, shape[axis])
-            at = int(np.clip(round(cut), min(3, shape[axis] - 1), max(shape[axis] - 3, 1)))
-            if rng.random() < 0.5:
-                low[axis] = at
-            else:
-                high[axis] = at
+        for axis, side in product(range(3), (0, 1)):
+            if rng.random() < self._recipe.cut_shares[axis]:
+                near = landmark[axis] + rng.uniform(-1, 1) * self._recipe.near_voxels[self._level]
+                cut = round(near if rng.random() < 0.5 else rng.uniform(0, shape[axis]))
+                if side == 0:
+                    low[axis] = np.clip(cut, 0, max(high[axis] - MIN_CROP, 0))
+                else:
+                    high[axis] = np.clip(cut, min(low[axis] + MIN_CROP, shape[axis]), shape[axis])
         return low, high
 
 
@@ -476,8 +479,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--warm-steps", type=int, default=LandmarkRecipe.warm_steps)
     parser.add_argument("--dqn-steps", type=int, default=LandmarkRecipe.dqn_steps)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0 lets torch decide")
     parser.add_argument("--version", default="0.1.0", help="written into the weights file")
     options = parser.parse_args(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
     recipe = LandmarkRecipe(seed=options.seed, warm_steps=options.warm_steps, dqn_steps=options.dqn_steps)
     train(recipe, read_bank(options.bank, recipe.config), options.out, choose_device(options.device))
     info = export(recipe, options.out, options.out / "landmarks.safetensors", options.version)
