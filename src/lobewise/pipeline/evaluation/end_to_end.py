@@ -1,0 +1,148 @@
+"""The whole pipeline against truth: phantoms it never saw, and scans for a look at their plausibility.
+
+    python -m lobewise.pipeline.evaluation.end_to_end --phantoms 10 --scan lidc.zip --scan other.nii.gz
+
+Prints one row a case and, for phantoms, the summary that the model cards quote. Phantom figures are synthetic.
+"""
+
+import argparse
+import json
+import resource
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lobewise.pipeline.anatomy import Landmark, Lobe
+from lobewise.pipeline.evaluation.overlap import dice
+from lobewise.pipeline.phantom import Phantom, PhantomRecipe, make_phantom
+from lobewise.pipeline.quantify import Models, Quantification, load_models, quantify
+from lobewise.pipeline.reading import read_ct
+from lobewise.pipeline.volume import Scan
+
+FIRST_UNSEEN_SEED = 1_000_000
+"""Training draws its phantoms from seeds below 10 000."""
+
+
+@dataclass(frozen=True)
+class PhantomResult:
+    """One phantom: overlap with the truth, distance of the carina and error of the scores."""
+
+    seed: int
+    lungs_dice: float
+    lobes_dice: float
+    lesions_dice: float | None
+    carina_error_mm: float | None
+    true_percent_opacity: float
+    percent_opacity: float
+    true_lung_severity_score: int
+    lung_severity_score: int
+
+
+@dataclass(frozen=True)
+class ScanResult:
+    """One scan without truth: what was found and how long it took."""
+
+    name: str
+    lung_volume_ml: float
+    lobe_volumes_ml: dict[str, float]
+    percent_opacity: float
+    percent_high_opacity: float
+    carina_mm: tuple[float, float, float] | None
+    seconds: dict[str, float]
+    peak_memory_mib: int
+
+
+def compare(seed: int, phantom: Phantom, found: Quantification) -> PhantomResult:
+    """Score one answer against the phantom's truth."""
+    truth = phantom.severity
+    return PhantomResult(
+        seed=seed,
+        lungs_dice=dice(phantom.lobes.labels > 0, found.lungs.mask),
+        lobes_dice=float(np.mean([dice(phantom.lobes.of(lobe), found.lobes.of(lobe)) for lobe in Lobe])),
+        lesions_dice=dice(phantom.lesions.mask, found.lesions.mask) if truth.opacity_ml > 0 else None,
+        carina_error_mm=_carina_error_mm(phantom, found),
+        true_percent_opacity=truth.percent_opacity,
+        percent_opacity=found.severity.percent_opacity,
+        true_lung_severity_score=truth.lung_severity_score,
+        lung_severity_score=found.severity.lung_severity_score,
+    )
+
+
+def _carina_error_mm(phantom: Phantom, found: Quantification) -> float | None:
+    position = next((mark.position_mm for mark in found.landmarks if mark.landmark is Landmark.CARINA), None)
+    if position is None:
+        return None
+    return float(np.linalg.norm(np.subtract(position, phantom.landmarks[Landmark.CARINA])))
+
+
+def evaluate_phantoms(models: Models, count: int) -> Iterator[PhantomResult]:
+    """Quantify `count` phantoms that no training saw."""
+    for seed in range(FIRST_UNSEEN_SEED, FIRST_UNSEEN_SEED + count):
+        phantom = make_phantom(PhantomRecipe(seed=seed))
+        yield compare(seed, phantom, quantify(Scan(phantom.volume), models))
+
+
+def summarise(results: Sequence[PhantomResult]) -> dict[str, float]:
+    """The figures that the bars are about; a carina that was not found counts as missed."""
+    lesions = [r.lesions_dice for r in results if r.lesions_dice is not None]
+    opacity_errors = [abs(r.percent_opacity - r.true_percent_opacity) for r in results]
+    near = [r.carina_error_mm is not None and r.carina_error_mm <= 10.0 for r in results]
+    return {
+        "lungs_dice_mean": float(np.mean([r.lungs_dice for r in results])),
+        "lungs_dice_worst": float(np.min([r.lungs_dice for r in results])),
+        "lobes_dice_mean": float(np.mean([r.lobes_dice for r in results])),
+        "lobes_dice_worst": float(np.min([r.lobes_dice for r in results])),
+        "lesions_dice_mean": float(np.mean(lesions)) if lesions else float("nan"),
+        "lesions_dice_worst": float(np.min(lesions)) if lesions else float("nan"),
+        "carina_within_10_mm": float(np.mean(near)),
+        "percent_opacity_error_mean": float(np.mean(opacity_errors)),
+        "percent_opacity_error_worst": float(np.max(opacity_errors)),
+    }
+
+
+def evaluate_scan(models: Models, path: Path) -> ScanResult:
+    """Quantify one file."""
+    found = quantify(read_ct(path), models)
+    carina = next((mark.position_mm for mark in found.landmarks if mark.landmark is Landmark.CARINA), None)
+    return ScanResult(
+        name=path.name,
+        lung_volume_ml=found.severity.volume_ml,
+        lobe_volumes_ml={lobe.lobe.slug: round(lobe.volume_ml, 1) for lobe in found.severity.lobes},
+        percent_opacity=found.severity.percent_opacity,
+        percent_high_opacity=found.severity.percent_high_opacity,
+        carina_mm=carina,
+        seconds=dict(found.seconds),
+        peak_memory_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print one JSON row a case, then the summary."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--phantoms", type=int, default=10, help="how many phantoms, from seed 1 000 000 on")
+    parser.add_argument("--scan", type=Path, action="append", default=[], help="a scan without truth; may be repeated")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--weights", type=Path, default=None, help="folder of weights; the shipped ones by default")
+    options = parser.parse_args(arguments)
+    models = load_models(options.device, options.weights)
+    results = []
+    for result in evaluate_phantoms(models, options.phantoms):
+        results.append(result)
+        _print_row(asdict(result))
+    if results:
+        _print_row({"phantoms": len(results), **summarise(results)})
+    for path in options.scan:
+        _print_row(asdict(evaluate_scan(models, path)))
+
+
+def _print_row(row: dict[str, object]) -> None:
+    rounded = {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}
+    sys.stdout.write(json.dumps(rounded) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
