@@ -45,6 +45,8 @@ class JobsSettings(BaseSettings):
     )
     max_source_bytes: PositiveInt = 2 * GIB
     liveness_file: Path | None = Field(default=None, description="a worker touches it while its process is alive")
+    device: str = Field(default="auto", description="where the networks run: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`")
+    concurrency: PositiveInt = Field(default=1, description="processes of a worker, each with models of its own")
     weights_dir: Path | None = Field(default=None, description="other weights than those that come with the package")
 
     @field_validator("source_allowlist", mode="before")

@@ -1,0 +1,117 @@
+"""The Celery app of a worker: its configuration, its one task, and what happens when one of its processes starts."""
+
+import logging
+import os
+import signal
+import socket
+import threading
+from typing import Any, Final
+
+from celery import Celery
+from celery.signals import worker_process_init
+
+from lobewise.jobs.bootstrap import connect
+from lobewise.jobs.errors import BrokerUnavailableError
+from lobewise.jobs.queue import TASK_NAME, celery_config
+from lobewise.jobs.service import Jobs
+from lobewise.jobs.settings import JobsSettings
+from lobewise.worker.analysis import Load, load_pipeline
+from lobewise.worker.scratch import open_scratch
+from lobewise.worker.tasks import Desk, work_on
+
+log = logging.getLogger(__name__)
+
+ANNOUNCE_EVERY_SECONDS: Final = 5.0
+ANNOUNCED_FOR_SECONDS: Final = 15.0
+LOAD_SECONDS: Final = 600.0
+"""How long a process may take to load its models."""
+
+
+class WorkerApp(Celery):  # type: ignore[misc]  # Celery ships no types
+    """A Celery app that a spawned process can build again."""
+
+    def __init__(self, settings: JobsSettings, device: str, load: Load) -> None:
+        super().__init__("lobewise", set_as_current=False)
+        self._recipe = (settings, device, load)
+
+    def __reduce__(self) -> Any:
+        return build_app, self._recipe
+
+
+def build_app(settings: JobsSettings, device: str = "auto", load: Load = load_pipeline) -> WorkerApp:
+    """The app of a worker.
+
+    Args:
+        settings: with `redis_url` filled in, as `Jobs.settings` has it.
+        load: makes the analysis in each worker process.
+    """
+    app = WorkerApp(settings, device, load)
+    app.conf.update(celery_config(settings))
+    app.conf.update(_worker_config())
+    process = _Process(settings, device, load)
+    worker_process_init.connect(process.start, weak=False, dispatch_uid="lobewise")
+    app.task(name=TASK_NAME, time_limit=settings.hard_limit_seconds)(process.score)
+    return app
+
+
+def _worker_config() -> dict[str, Any]:
+    return {
+        # Spawned processes: time limits and kills work, and CUDA is safe.
+        "worker_pool": "prefork",
+        "worker_pool_start_method": "spawn",
+        "worker_proc_alive_timeout": LOAD_SECONDS,
+        "worker_lost_wait": 1.0,
+        # One message at a time, acknowledged after the work; a lost one comes back through the reaper.
+        "task_acks_late": True,
+        "worker_prefetch_multiplier": 1,
+        "worker_disable_prefetch": True,
+        # Workers come and go with their broker.
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+        # Nobody controls workers through the broker: a cancelled job is stopped by its own heartbeat.
+        "worker_enable_remote_control": False,
+        "worker_send_task_events": False,
+    }
+
+
+class _Process:
+    """One process of the pool."""
+
+    def __init__(self, settings: JobsSettings, device: str, load: Load) -> None:
+        self._settings, self._device, self._load = settings, device, load
+        self._desk: Desk | None = None
+
+    def score(self, job_id: str) -> None:
+        """The task."""
+        if self._desk is None:
+            raise RuntimeError("this process has not started")
+        work_on(self._desk, job_id)
+
+    def start(self, **_signal: object) -> None:
+        """Load the models, then say that we are ready. A worker that cannot load them ends."""
+        open_scratch()
+        try:
+            jobs = connect(self._settings)
+            analysis = self._load(self._settings, self._device)
+        except Exception:
+            log.exception("the worker cannot start")
+            os.kill(os.getppid(), signal.SIGTERM)
+            raise
+        worker = f"{socket.gethostname()}:{os.getpid()}"
+        self._desk = Desk(jobs, analysis, worker, stop_hard=_kill_this_process)
+        threading.Thread(target=_announce, args=(jobs, worker), name="announce", daemon=True).start()
+
+
+def _announce(jobs: Jobs, worker: str) -> None:
+    pause = threading.Event()
+    while True:
+        try:
+            jobs.announce(worker, ANNOUNCED_FOR_SECONDS)
+        except BrokerUnavailableError as error:
+            log.warning("cannot say that this worker is ready: %s", error)
+        pause.wait(ANNOUNCE_EVERY_SECONDS)
+
+
+def _kill_this_process() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)

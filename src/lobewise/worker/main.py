@@ -1,0 +1,76 @@
+"""Runs a worker until it is told to stop."""
+
+import os
+import secrets
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from lobewise.jobs.bootstrap import connect
+from lobewise.jobs.settings import JobsSettings
+from lobewise.worker.analysis import Load, load_pipeline
+from lobewise.worker.app import build_app
+
+ALIVE_EVERY_SECONDS: Final = 5.0
+
+
+def run(
+    settings: JobsSettings | None = None,
+    concurrency: int | None = None,
+    device: str | None = None,
+    *,
+    load: Load = load_pipeline,
+    loglevel: str = "INFO",
+) -> int:
+    """Work until SIGTERM or Ctrl-C, which let the job in hand finish; the answer is the exit code.
+
+    Args:
+        concurrency: processes, each with models of its own, instead of the settings' number. One per GPU, or per
+            four CPU cores, is enough.
+        device: where the networks run, instead of the settings' device.
+        load: makes the analysis in each process; the paper's pipeline by default.
+    """
+    jobs = connect(settings)
+    try:
+        jobs.start_reaper()
+        app = build_app(jobs.settings, device or jobs.settings.device, load)
+        worker = app.Worker(
+            hostname=f"lobewise-{secrets.token_hex(4)}@{socket.gethostname()}",
+            concurrency=concurrency or jobs.settings.concurrency,
+            loglevel=loglevel,
+            quiet=True,
+            without_gossip=True,
+            without_mingle=True,
+            without_heartbeat=True,
+        )
+        with _alive(jobs.settings.liveness_file):
+            worker.start()
+        return int(worker.exitcode or os.EX_OK)
+    finally:
+        jobs.close()
+
+
+@contextmanager
+def _alive(path: Path | None) -> Iterator[None]:
+    """Touch a file while this process lives, for a liveness probe."""
+    if path is None:
+        yield
+        return
+    stop = threading.Event()
+    thread = threading.Thread(target=_touch, args=(path, stop), name="alive", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _touch(path: Path, stop: threading.Event) -> None:
+    while True:
+        path.touch()
+        if stop.wait(ALIVE_EVERY_SECONDS):
+            return

@@ -1,0 +1,153 @@
+"""One job, from claim to outcome. Knows both sides, the jobs and the pipeline, and little else."""
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from lobewise.jobs.errors import (
+    CancelRequestedError,
+    JobNotFoundError,
+    JobPurgedError,
+    LeaseLostError,
+    SourceError,
+    WrongStateError,
+)
+from lobewise.jobs.leases import Lease
+from lobewise.jobs.models import JobError, MaskName, Stage
+from lobewise.jobs.service import Jobs
+from lobewise.pipeline.errors import PipelineError
+from lobewise.pipeline.volume import LobeLabels
+from lobewise.pipeline.writing import write_mask
+from lobewise.worker.analysis import Analysis
+from lobewise.worker.reporting import masks_of, report_of
+
+if TYPE_CHECKING:  # it imports torch, which the parent of the worker processes does not need
+    from lobewise.pipeline.quantify import Quantification
+
+log = logging.getLogger(__name__)
+
+READ_AT: Final = 0.02
+QUANTIFY_FROM: Final = 0.08
+QUANTIFY_TO: Final = 0.97
+"""Shares of the whole work that are done when a stage begins; the pipeline's own stages lie between the last two."""
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What a worker process has at hand.
+
+    Attributes:
+        stop_hard: ends this process, when a cancelled or lost job does not stop by itself.
+    """
+
+    jobs: Jobs
+    analysis: Analysis
+    worker: str
+    stop_hard: Callable[[], None]
+
+
+def work_on(desk: Desk, job_id: str) -> None:
+    """Make an attempt at a job, if there is still something to do.
+
+    Returns when the job is final, released for another attempt or in other hands. What is raised is a fault that
+    left the job to the reaper.
+    """
+    try:
+        lease = desk.jobs.claim(job_id, desk.worker)
+    except (JobNotFoundError, JobPurgedError, WrongStateError, LeaseLostError) as reason:
+        log.info("job %s: nothing to do (%s)", job_id, type(reason).__name__)
+        return
+    lease.on_overdue = lambda overdue: _stop_hard(desk, overdue)
+    with lease, tempfile.TemporaryDirectory(prefix="lobewise-job-") as folder:
+        _attempt(desk, lease, Path(folder))
+
+
+def _attempt(desk: Desk, lease: Lease, folder: Path) -> None:
+    log.info("job %s: attempt %d begins", lease.job_id, lease.attempt)
+    try:
+        _score(desk, lease, folder)
+    except CancelRequestedError:
+        desk.jobs.confirm_cancel(lease)
+        log.info("job %s: cancelled", lease.job_id)
+    except (LeaseLostError, JobPurgedError) as reason:
+        log.warning("job %s: attempt %d is no longer wanted (%s)", lease.job_id, lease.attempt, type(reason).__name__)
+    except Exception as fault:  # every fault of ours counts as an attempt, and is shown in full here
+        log.exception("job %s: attempt %d failed", lease.job_id, lease.attempt)
+        desk.jobs.release(lease, fault)
+    else:
+        log.info("job %s: attempt %d is done", lease.job_id, lease.attempt)
+
+
+def _score(desk: Desk, lease: Lease, folder: Path) -> None:
+    """Succeed, or fail for a reason that is the scan's own."""
+    try:
+        _fetch_score_store(desk, lease, folder)
+    except (PipelineError, SourceError) as error:
+        log.info("job %s: %s", lease.job_id, error.code)
+        desk.jobs.fail(lease, job_error(error))
+
+
+def _fetch_score_store(desk: Desk, lease: Lease, folder: Path) -> None:
+    clock = _Clock(lease)
+    with clock.stage(Stage.FETCH, 0.0):
+        path = desk.jobs.fetch_input(lease, folder)
+    with clock.stage(Stage.READ, READ_AT):
+        scan = desk.analysis.read(path)
+    path.unlink()  # the masks need the room
+    result = desk.analysis.quantify(scan, clock.within)
+    with clock.stage(Stage.STORE, QUANTIFY_TO):
+        masks = write_masks(result, folder)
+    report = report_of(result, job_id=lease.job_id, input_sha256=lease.scan.sha256 or "", seconds=clock.seconds)
+    desk.jobs.succeed(lease, report, masks)
+
+
+def write_masks(result: "Quantification", folder: Path) -> dict[MaskName, Path]:
+    """The four masks as gzipped NIfTI in `folder`, on the input's own grid."""
+    paths = {}
+    for name, mask in masks_of(result).items():
+        paths[name] = folder / f"{name}.nii.gz"
+        write_mask(paths[name], mask.labels if isinstance(mask, LobeLabels) else mask.mask, mask.grid)
+    return paths
+
+
+def job_error(error: PipelineError | SourceError) -> JobError:
+    """The problem that ends a job whose scan cannot be scored."""
+    return JobError(
+        type=f"/problems/{error.code}",
+        title=error.title,
+        detail=error.detail,
+        retryable=False,
+        evidence=error.evidence,
+    )
+
+
+def _stop_hard(desk: Desk, lease: Lease) -> None:
+    log.warning("job %s: did not stop in time; its process ends", lease.job_id)
+    try:
+        desk.jobs.confirm_cancel(lease)
+    finally:
+        desk.stop_hard()
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """Shows what begins and keeps how long it took."""
+
+    lease: Lease
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, stage: Stage, progress: float) -> Iterator[None]:
+        self.lease.report(stage, progress)
+        begin = time.perf_counter()
+        yield
+        self.seconds[stage.value] = round(time.perf_counter() - begin, 3)
+
+    def within(self, stage: str, share: float) -> None:
+        """The pipeline's progress as a part of the whole."""
+        self.lease.report(Stage(stage), QUANTIFY_FROM + share * (QUANTIFY_TO - QUANTIFY_FROM))

@@ -1,0 +1,81 @@
+"""A real worker with a tiny analysis: `python tiny_worker.py`, configured by the environment as any other.
+
+The "scan" says in JSON what happens to it: `{"do": "score", "opacity": 25, "seconds": 0.5}`. Nothing here imports
+torch, which takes seconds: the result has the attributes of a `Quantification`.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from lobewise.jobs.settings import JobsSettings
+from lobewise.pipeline.anatomy import Landmark
+from lobewise.pipeline.errors import LungsNotFoundError
+from lobewise.pipeline.severity import high_opacity_of, score_severity
+from lobewise.pipeline.volume import Finding, Grid, LesionMask, LobeLabels, Scan, Volume
+from lobewise.worker.main import run
+
+OBLIQUE = ((0.0, 0.0, 1.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
+GRID = Grid((5, 10, 20), (2.0, 1.0, 0.5), (-10.0, 20.0, 30.0), OBLIQUE)
+
+
+class Tiny:
+    """Each of five slices is a lobe; the share `opacity` (percent) of each is lesion."""
+
+    def read(self, path: Path) -> Scan:
+        self._order = json.loads(path.read_text())
+        return Scan(Volume(np.full(GRID.shape, -100, dtype=np.int16), GRID), (Finding("thick-slices", "warning", "."),))
+
+    def quantify(self, scan: Scan, progress: Callable[[str, float], None]) -> SimpleNamespace:
+        progress("landmarks", 0.0)
+        self._obey(progress)
+        return quantification(scan, self._order.get("opacity", 25.0))
+
+    def _obey(self, progress: Callable[[str, float], None]) -> None:
+        match self._order["do"]:
+            case "not-chest":
+                raise LungsNotFoundError("There are no lungs.", evidence={"air_ml": 0})
+            case "fault":
+                raise RuntimeError("a fault of ours")
+            case "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "hang":
+                time.sleep(600)
+        end = time.monotonic() + self._order.get("seconds", 0.0)
+        while time.monotonic() < end:
+            progress("lesions", 0.5)
+            time.sleep(0.02)
+
+
+def quantification(scan: Scan, opacity_percent: float) -> SimpleNamespace:
+    labels = np.broadcast_to(np.arange(1, 6, dtype=np.uint8)[:, None, None], GRID.shape).copy()
+    lesion = np.zeros(GRID.shape, dtype=bool)
+    lesion.reshape(5, -1)[:, : round(200 * opacity_percent / 100)] = True
+    lobes, lesions = LobeLabels(labels, GRID), LesionMask(lesion, GRID)
+    return SimpleNamespace(
+        lungs=lobes.lungs(),
+        lobes=lobes,
+        lesions=lesions,
+        high_opacity=LesionMask(high_opacity_of(scan.volume, lesion), GRID),
+        severity=score_severity(scan.volume, lobes.lungs(), lobes, lesions),
+        landmarks=(SimpleNamespace(landmark=Landmark.CARINA, position_mm=(1.0, 2.0, 3.0), found=True),),
+        findings=scan.findings,
+        seconds={"lungs": 0.1},
+        models=(SimpleNamespace(name="lungs", version="1", sha256="0" * 64),),
+        device="cpu",
+    )
+
+
+def load_tiny(settings: JobsSettings, device: str) -> Tiny:
+    return Tiny()
+
+
+if __name__ == "__main__":
+    sys.exit(run(load=load_tiny, device="cpu"))
