@@ -6,7 +6,7 @@ a scanner sees an edge.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Final
 
 import numpy as np
 from jaxtyping import Float32
@@ -33,7 +33,7 @@ class Space:
     z: Field
 
     @classmethod
-    def of(cls, grid: Grid) -> Self:
+    def of(cls, grid: Grid) -> "Space":
         matrix = grid.index_to_lps_matrix.astype(np.float32)
         steps = [np.arange(n, dtype=np.float32) for n in grid.shape]
         axes = [
@@ -89,7 +89,7 @@ class RandomField:
     length_mm: float
 
     @classmethod
-    def draw(cls, rng: Generator, length_mm: float) -> Self:
+    def draw(cls, rng: Generator, length_mm: float) -> "RandomField":
         lower, upper = SPACE_MM
         shape = [int((b - a) / length_mm) + 3 for a, b in zip(lower, upper, strict=True)]
         noise = gaussian_filter(rng.standard_normal(shape, dtype=np.float32), 0.7)

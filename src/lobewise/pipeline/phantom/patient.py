@@ -5,7 +5,6 @@ diaphragm a rib space above the left), widened so that networks see more than th
 """
 
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 from numpy.random import Generator
@@ -47,7 +46,7 @@ class Patient:
     fov_z: tuple[float, float]
 
     @classmethod
-    def draw(cls, rng: Generator, contrast: bool | None) -> Self:
+    def draw(cls, rng: Generator, contrast: bool | None) -> "Patient":
         draw = rng.uniform
         s = draw(0.87, 1.13)
         cage_x, cage_y, fat = draw(118, 142) * s, draw(82, 102) * s, draw(8, 40)

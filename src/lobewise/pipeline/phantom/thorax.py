@@ -5,7 +5,6 @@ cut it from below, which gives them their real neighbours: heart, spine, aorta, 
 """
 
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -38,7 +37,7 @@ class Bend:
     reach_mm: tuple[float, float, float]
 
     @classmethod
-    def draw(cls, rng: Generator) -> Self:
+    def draw(cls, rng: Generator) -> "Bend":
         x, y, z = (RandomField.draw(rng, 60.0) for _ in range(3))
         return cls((x, y, z), tuple(rng.uniform(1.5, 4.5, 3)))
 
