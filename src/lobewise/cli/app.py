@@ -155,7 +155,7 @@ def api(
 
 
 @app.command(
-    epilog="Other settings are environment variables: LOBEWISE_REDIS_URL, LOBEWISE_BLOB_URL, LOBEWISE_DATA_DIR and more."
+    epilog="Other settings are environment variables: LOBEWISE_REDIS_URL, LOBEWISE_BLOB_URL, LOBEWISE_DEVICE and more."
 )
 def worker() -> None:
     """Run one worker alone: it takes jobs from the queue and scores them, one at a time."""
