@@ -150,20 +150,24 @@ def api(
     """Run the gateway alone: HTTP in, jobs out. Workers elsewhere do the work."""
     with needs("api"):
         from lobewise.api.app import run
-        from lobewise.api.settings import ApiSettings
-    run(ApiSettings(host=host, port=port))
+    run(host=host, port=port)
 
 
 @app.command(
     epilog="Other settings are environment variables: LOBEWISE_REDIS_URL, LOBEWISE_BLOB_URL, LOBEWISE_DEVICE and more."
 )
-def worker() -> None:
-    """Run one worker alone: it takes jobs from the queue and scores them, one at a time."""
+def worker(
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", show_default="auto")] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(help="Scans at a time, each with models of its own.", min=1, show_default="1")
+    ] = None,
+) -> None:
+    """Run a worker alone: it takes jobs from the queue and scores them."""
     with needs("worker"):
         import torch  # noqa: F401
 
         from lobewise.worker.main import run
-    run()
+    raise typer.Exit(run(device=device, concurrency=concurrency))
 
 
 @app.command(

@@ -14,9 +14,8 @@ import torch
 
 from lobewise.pipeline.anatomy import Landmark
 from lobewise.pipeline.landmarks import LandmarkPosition, find_landmarks
-from lobewise.pipeline.lesions import segment_lesions
+from lobewise.pipeline.lesions import LesionNetwork, segment_lesions
 from lobewise.pipeline.lungs import segment_lungs
-from lobewise.pipeline.networks.dense_unet import LesionNetwork
 from lobewise.pipeline.networks.device import choose_device
 from lobewise.pipeline.networks.di2in import LungNetwork
 from lobewise.pipeline.networks.q_network import LandmarkNetwork
@@ -121,8 +120,8 @@ def quantify(scan: Scan, models: Models, progress: Progress = ignore) -> Quantif
         lobes = segment_lungs(volume, landmarks, models.lungs, part_done)
         lungs = lobes.lungs()
 
-    with clock.stage("lesions"):
-        candidates = segment_lesions(volume, lungs, models.lesions)
+    with clock.stage("lesions") as part_done:
+        candidates = segment_lesions(volume, lungs, models.lesions, part_done)
         lesions = LesionMask(candidates.mask & lungs.mask, volume.grid)
 
     with clock.stage("severity"):
