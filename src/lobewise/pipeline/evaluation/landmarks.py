@@ -22,7 +22,7 @@ from lobewise.pipeline.landmarks import LandmarkNetwork, LandmarkPosition, find_
 from lobewise.pipeline.networks.weights import load_weights
 from lobewise.pipeline.phantom import Fit, PhantomRecipe, make_phantom
 from lobewise.pipeline.reading import read_ct
-from lobewise.pipeline.training.landmark_bank import OTHER_FITS, read_marks, real_path
+from lobewise.pipeline.training.landmark_bank import OTHER_FITS, PHANTOM_SPACING_MM, read_marks, real_path
 from lobewise.pipeline.volume import Grid, Triple, Volume
 
 FIRST_UNSEEN_SEED: Final = 1_000_000
@@ -123,7 +123,7 @@ def phantom_cases(count: int, fits: Sequence[Fit] = ("chest",)) -> Iterator[Case
     """Phantoms that no training has seen, which show `fits` in turn."""
     for number in range(count):
         recipe = PhantomRecipe(
-            seed=FIRST_UNSEEN_SEED + number, spacing_mm=(3.0, 2.0, 2.0), fit=fits[number % len(fits)]
+            seed=FIRST_UNSEEN_SEED + number, spacing_mm=PHANTOM_SPACING_MM, fit=fits[number % len(fits)]
         )
         phantom = make_phantom(recipe)
         yield Case(f"phantom {recipe.seed} {recipe.fit}", phantom.volume, phantom.landmarks)

@@ -59,8 +59,8 @@ class LandmarkRecipe:
     config: LandmarkConfig = field(default_factory=LandmarkConfig)
     gamma: float = 0.9
     batch: int = 64
-    warm_steps: int = 2000
-    dqn_steps: int = 2000
+    warm_steps: int = 1200
+    dqn_steps: int = 1300
     learning_rates: tuple[float, float] = (1e-3, 2e-4)
     walkers: int = 32
     walk_steps: tuple[int, ...] = (60, 20, 20)
