@@ -25,6 +25,7 @@ Landmarks = Mapping[Landmark, LandmarkPosition]
 Progress = Callable[[float], None]
 """Called with the share of this stage that is done, 0 to 1."""
 Labels = UInt8[np.ndarray, "z y x"]
+ScanLabels = UInt8[np.ndarray, "zs ys xs"]
 Probabilities = Float32[np.ndarray, "6 z y x"]
 
 MIN_LUNGS_ML: Final = 200.0
@@ -182,7 +183,7 @@ def _agreeing(probabilities: Probabilities, labels: Labels) -> Probabilities:
 
 def _on_grid(
     probabilities: Probabilities, roi: Grid, scan: Grid, lungs: Bool[np.ndarray, "z y x"], progress: Progress
-) -> Labels:
+) -> ScanLabels:
     """The likeliest label at each voxel of the scan, the probabilities interpolated linearly."""
     labels = np.zeros(scan.shape, dtype=np.uint8)
     occupied = np.argwhere(lungs)
@@ -194,7 +195,7 @@ def _on_grid(
     return labels
 
 
-def _likeliest(probabilities: Probabilities, roi: Grid, target: Grid) -> Labels:
+def _likeliest(probabilities: Probabilities, roi: Grid, target: Grid) -> ScanLabels:
     """One class at a time, so that only two are in memory."""
     best = resample(probabilities[0], roi, target, outside=1)
     labels = np.zeros(target.shape, dtype=np.uint8)

@@ -124,7 +124,7 @@ class Di2in(nn.Module):
 class LungNetwork:
     """The trained network with the configuration it was trained for."""
 
-    def __init__(self, info: ModelInfo, config: LungConfig, network: Di2in, device: torch.device) -> None:
+    def __init__(self, info: ModelInfo, config: LungConfig, network: nn.Module, device: torch.device) -> None:
         self.info = info
         self.config = config
         self.device = device
