@@ -43,8 +43,10 @@ def create_app(settings: ApiSettings | None = None, jobs: Jobs | None = None) ->
     app.state.jobs = None
     if jobs is not None:
         _use(app, jobs)
-    for routes in (submission, job_routes, results, service):
-        app.include_router(routes.router)
+    routers = [module.router for module in (submission, job_routes, results, service)]
+    app.state.routes = [route for router in routers for route in router.routes]
+    for router in routers:
+        app.include_router(router)
     errors.install(app)
     openapi.install(app)
     app.add_middleware(RequestEnvelope, metrics=app.state.metrics)

@@ -243,7 +243,7 @@ def _on_http_exception(request: Request, error: HTTPException) -> Response:
         raise error
     headers = dict(error.headers or {})
     if problem is problems.METHOD_NOT_ALLOWED:
-        headers["Allow"] = ", ".join(sorted(_allowed_methods(request.app.routes, request)))
+        headers["Allow"] = ", ".join(sorted(_allowed_methods(request.app.state.routes, request)))
     return problem_response(request, problem, problem.meaning, headers=headers)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from lobewise.api import examples, problems
@@ -123,7 +124,7 @@ def install(app: FastAPI) -> None:
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = _completed(generate())
+            app.openapi_schema = _completed(generate(), app.state.routes)
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way
@@ -158,7 +159,7 @@ def _problem_example(problem: ProblemType) -> dict[str, Any]:
     return {"summary": problem.title, "value": value}
 
 
-def _completed(document: dict[str, Any]) -> dict[str, Any]:
+def _completed(document: dict[str, Any], routes: Iterable[APIRoute]) -> dict[str, Any]:
     schemas = document["components"]["schemas"]
     for model in (Problem, SourceSubmission):
         schemas.update(_schemas_of(model))
@@ -168,7 +169,18 @@ def _completed(document: dict[str, Any]) -> dict[str, Any]:
     for path in document["paths"].values():
         for operation in path.values():
             _complete(operation)
+    for route in routes:
+        for method in route.methods:
+            _restore_examples(document["paths"][route.path][method.lower()], route)
     return document
+
+
+def _restore_examples(operation: dict[str, Any], route: APIRoute) -> None:
+    """FastAPI drops every null from the document, also where an example means it."""
+    for status, answer in route.responses.items():
+        for media_type, content in answer.get("content", {}).items():
+            if "examples" in content:
+                operation["responses"][str(status)]["content"][media_type]["examples"] = content["examples"]
 
 
 def _complete(operation: dict[str, Any]) -> None:

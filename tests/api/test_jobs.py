@@ -1,0 +1,156 @@
+"""Looking at jobs, stopping and deleting them."""
+
+import pytest
+
+from lobewise.jobs.models import Priority, Stage
+
+from .conftest import Service, demand_problem
+
+UNKNOWN = "01935f3a-7c1e-7b6a-9d53-2f1c7e0a4b11"
+BELOW = ["", "/report", "/masks/lungs"]
+
+
+def test_a_job_is_followed_by_its_etag(shared: Service) -> None:
+    path = f"/v1/jobs/{shared.submit()}"
+    first = shared.client.get(path)
+    assert first.status_code == 200
+    same = shared.client.get(path, headers={"If-None-Match": f'"other", W/{first.headers["etag"]}'})
+    assert (same.status_code, same.content, same.headers["etag"]) == (304, b"", first.headers["etag"])
+    assert int(same.headers["retry-after"]) == int(first.headers["retry-after"]) > 0
+
+    job_id = first.json()["id"]
+    with shared.jobs.claim(job_id, "test") as lease:
+        lease.report(Stage.LUNGS, 0.5)
+        running = shared.client.get(path, headers={"If-None-Match": first.headers["etag"]})
+        lease.drop()
+    assert running.status_code == 200
+    assert (running.json()["status"], running.json()["stage"], running.json()["progress"]) == ("running", "lungs", 0.5)
+    assert running.json()["attempt"] == 1
+    assert running.headers["etag"] != first.headers["etag"]
+
+
+def test_a_succeeded_job_has_scores_and_links(shared: Service) -> None:
+    job_id = shared.succeeded()
+    answer = shared.client.get(f"/v1/jobs/{job_id}")
+    job = answer.json()
+    assert "retry-after" not in answer.headers
+    assert job["status"] == "succeeded"
+    assert job["severity"]["percent_opacity"] == 12.3
+    assert job["links"]["cancel"] is None
+    assert job["links"]["report"] == f"{shared.address}/v1/jobs/{job_id}/report"
+    assert set(job["links"]["masks"]) == {"lungs", "lobes", "lesions", "high-opacity"}
+
+
+def test_a_failed_job_is_a_200_with_the_problem_inside(shared: Service) -> None:
+    job_id = shared.submit()
+    shared.worker.fail(job_id)
+    answer = shared.client.get(f"/v1/jobs/{job_id}")
+    assert answer.status_code == 200
+    assert answer.json()["status"] == "failed"
+    assert answer.json()["error"]["type"] == "/problems/lungs-not-found"
+    assert shared.client.get(answer.json()["error"]["type"]).status_code == 200
+
+
+@pytest.mark.parametrize("job_id", [UNKNOWN, "7", "..", "%00", "a%2Fb", "é"])
+@pytest.mark.parametrize("below", BELOW)
+def test_an_unknown_job_is_404(shared: Service, job_id: str, below: str) -> None:
+    answer = shared.client.get(f"/v1/jobs/{job_id}{below}")
+    assert answer.status_code == 404
+    assert answer.json()["type"] in ("/problems/job-not-found", "/problems/not-found")
+
+
+def test_a_queued_job_is_cancelled_at_once(shared: Service) -> None:
+    job_id = shared.submit()
+    answer = shared.client.post(f"/v1/jobs/{job_id}/cancel")
+    assert (answer.status_code, answer.json()["status"]) == (202, "cancelled")
+    problem = demand_problem(shared.client.post(f"/v1/jobs/{job_id}/cancel"), 409, "wrong-state")
+    assert problem["evidence"] == {"status": "cancelled"}
+
+
+def test_a_running_job_is_asked_to_stop(shared: Service) -> None:
+    job_id = shared.submit()
+    with shared.jobs.claim(job_id, "test") as lease:
+        answers = [shared.client.post(f"/v1/jobs/{job_id}/cancel") for _ in range(2)]
+        assert [(a.status_code, a.json()["status"], a.json()["cancel_requested"]) for a in answers] == [
+            (202, "running", True)
+        ] * 2
+        shared.jobs.confirm_cancel(lease)
+    assert shared.client.get(f"/v1/jobs/{job_id}").json()["status"] == "cancelled"
+
+
+def test_a_deleted_job_is_gone_with_all_its_files(alone: Service) -> None:
+    job_id = alone.succeeded()
+    assert alone.client.delete(f"/v1/jobs/{job_id}").status_code == 204
+    for below in BELOW:
+        demand_problem(alone.client.get(f"/v1/jobs/{job_id}{below}"), 410, "job-purged")
+    demand_problem(alone.client.delete(f"/v1/jobs/{job_id}"), 410, "job-purged")
+    demand_problem(alone.client.post(f"/v1/jobs/{job_id}/cancel"), 410, "job-purged")
+    assert alone.client.get("/v1/jobs").json()["items"] == []
+    assert not [path for path in alone.stored_files() if path.name == "input" or "attempts" in path.parts]
+
+
+# Lists
+
+
+def pages(service: Service, query: str) -> list[list[str]]:
+    """The client references page by page, led by the Link header."""
+    found, address = [], f"/v1/jobs?{query}"
+    while address:
+        answer = service.client.get(address)
+        assert answer.status_code == 200, answer.text
+        found.append([job["client_reference"] for job in answer.json()["items"]])
+        link = answer.headers.get("link")
+        assert (link is None) is (answer.json()["next_cursor"] is None)
+        address = link.removesuffix('>; rel="next"').removeprefix("<") if link else ""
+    return found
+
+
+def test_jobs_are_listed_in_pages(alone: Service) -> None:
+    for name in "abcde":
+        alone.submit(client_reference=name, priority="stat" if name in "bd" else "batch")
+    assert pages(alone, "limit=2") == [["e", "d"], ["c", "b"], ["a"]]
+    assert pages(alone, "limit=2&sort=created_at") == [["a", "b"], ["c", "d"], ["e"]]
+    assert pages(alone, "limit=5") == [["e", "d", "c", "b", "a"]]
+    assert pages(alone, "limit=1&priority=stat") == [["d"], ["b"]]
+    assert pages(alone, "status=running") == [[]]
+
+
+def test_the_worst_lungs_come_first(alone: Service) -> None:
+    for name, percent in [("mild", 3.5), ("severe", 61.0), ("clear", 0.0), ("moderate", 24.9)]:
+        alone.succeeded(percent, client_reference=name)
+    alone.submit(client_reference="waiting")
+    assert pages(alone, "sort=severity&limit=3") == [["severe", "moderate", "mild"], ["clear"]]
+    assert pages(alone, "sort=severity&priority=routine") == [["severe", "moderate", "mild", "clear"]]
+    assert pages(alone, "status=queued") == [["waiting"]]
+
+
+@pytest.mark.parametrize(
+    ("query", "pointer"),
+    [
+        ("limit=0", "/query/limit"),
+        ("limit=201", "/query/limit"),
+        ("limit=ten", "/query/limit"),
+        ("status=done", "/query/status"),
+        ("priority=high", "/query/priority"),
+        ("sort=name", "/query/sort"),
+        ("cursor=forged", "/query/cursor"),
+        ("statuss=failed", "/query/statuss"),
+    ],
+)
+def test_a_wrong_parameter_is_pointed_at(shared: Service, query: str, pointer: str) -> None:
+    problem = demand_problem(shared.client.get(f"/v1/jobs?{query}"), 422, "invalid-parameters")
+    assert [error["pointer"] for error in problem["errors"]] == [pointer]
+
+
+def test_a_cursor_belongs_to_its_query(alone: Service) -> None:
+    alone.submit()
+    alone.submit()
+    cursor = alone.client.get("/v1/jobs?limit=1").json()["next_cursor"]
+    answer = alone.client.get("/v1/jobs", params={"cursor": cursor, "sort": "created_at"})
+    demand_problem(answer, 422, "invalid-parameters")
+
+
+@pytest.mark.parametrize("priority", list(Priority))
+def test_every_priority_is_taken(shared: Service, priority: Priority) -> None:
+    job_id = shared.submit(priority=priority)
+    assert shared.client.get(f"/v1/jobs/{job_id}").json()["priority"] == priority

@@ -1,0 +1,74 @@
+"""The OpenAPI document: valid, complete, and true."""
+
+from typing import Any
+
+import jsonschema
+import pytest
+from openapi_spec_validator import OpenAPIV31SpecValidator
+
+from .conftest import DOCUMENT, Service
+
+OPERATIONS = [
+    (f"{method} {path}", operation)
+    for path, methods in DOCUMENT["paths"].items()
+    for method, operation in methods.items()
+]
+
+
+def test_the_document_is_valid() -> None:
+    assert DOCUMENT["openapi"].startswith("3.1")
+    assert not [error.message for error in OpenAPIV31SpecValidator(DOCUMENT).iter_errors()]
+
+
+def test_operations_have_names_for_clients() -> None:
+    names = {operation["operationId"] for _, operation in OPERATIONS}
+    assert names == {
+        "create_job", "list_jobs", "get_job", "cancel_job", "delete_job", "get_report", "get_mask", "head_mask",
+        "list_models", "get_health", "get_readiness", "get_metrics", "get_problem_type",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "operation"), OPERATIONS)
+def test_an_operation_is_complete(name: str, operation: dict[str, Any]) -> None:
+    assert operation["summary"]
+    assert operation["description"]
+    assert operation["tags"]
+    assert all(parameter["description"] for parameter in operation.get("parameters", []))
+    for status, answer in operation["responses"].items():
+        assert answer["description"], status
+        assert "X-Request-ID" in answer["headers"]
+        assert all(header["description"] and "example" in header for header in answer["headers"].values())
+        if int(status) >= 400:
+            assert set(answer["content"]) == {"application/problem+json"}
+    assert "500" in operation["responses"]
+
+
+def examples() -> list[tuple[str, Any, dict[str, Any]]]:
+    found = []
+    for name, operation in OPERATIONS:
+        bodies = [("request", operation["requestBody"])] if "requestBody" in operation else []
+        for where, body in [*bodies, *operation["responses"].items()]:
+            for media_type, content in body.get("content", {}).items():
+                given = content.get("examples", {}).items()
+                found += [(f"{name} {where} {key}", example["value"], content["schema"]) for key, example in given]
+                if media_type.endswith("json"):
+                    assert given, f"{name} {where} has no example"
+    return found
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "schema"), examples(), ids=lambda part: part if isinstance(part, str) else ""
+)
+def test_an_example_follows_its_schema(where: str, value: Any, schema: dict[str, Any]) -> None:
+    jsonschema.Draft202012Validator({**schema, "components": DOCUMENT["components"]}).validate(value)
+
+
+def test_the_gateway_serves_it(shared: Service) -> None:
+    assert shared.client.get("/openapi.json").json() == DOCUMENT
+    assert shared.client.get("/docs").status_code == 200
+
+
+def test_every_schema_is_used() -> None:
+    text = str(DOCUMENT)
+    for name in DOCUMENT["components"]["schemas"]:
+        assert f"'#/components/schemas/{name}'" in text, name

@@ -1,0 +1,200 @@
+"""Health, metrics, problem pages, request ids, faults, and a broker that is down."""
+
+import logging
+import re
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from lobewise.api import examples, problem_pages
+from lobewise.api.app import create_app
+from lobewise.api.errors import STATUS
+from lobewise.api.problems import BY_SLUG, PROBLEM_TYPES
+from lobewise.api.settings import ApiSettings
+from lobewise.jobs.bootstrap import connect
+from lobewise.jobs.errors import SourceError
+from lobewise.jobs.service import Jobs
+from lobewise.jobs.settings import JobsSettings
+from lobewise.pipeline.errors import PipelineError, UnreadableScanError
+
+from .conftest import Service, Worker, demand_problem, nifti, running_service, serving
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_it_is_ready_once_a_worker_is(alone: Service) -> None:
+    assert alone.client.get("/healthz").json() == {"status": "ok"}
+    problem = demand_problem(alone.client.get("/readyz"), 503, "not-ready")
+    assert problem["evidence"] == {"broker": True, "blobs": True, "workers": 0}
+    assert alone.client.get("/v1/models").json() == {"items": []}
+    alone.jobs.announce("w1", 60, examples.MODELS)
+    alone.jobs.announce("w2", 60, examples.MODELS[:2])
+    answer = alone.client.get("/readyz")
+    assert (answer.status_code, answer.json()) == (200, {"broker": True, "blobs": True, "workers": 2})
+    named = {model["name"]: model["sha256"] for model in alone.client.get("/v1/models").json()["items"]}
+    assert named == {model.name: model.sha256 for model in examples.MODELS}
+
+
+def figures(service: Service) -> dict[str, float]:
+    lines = service.client.get("/metrics").text.splitlines()
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
+
+
+def test_metrics_count_what_happened(alone: Service) -> None:
+    alone.succeeded(priority="stat")
+    alone.submit(nifti(3000))
+    alone.client.get("/v1/jobs/unknown")
+    found = figures(alone)
+    assert found['lobewise_jobs{status="succeeded"}'] == 1
+    assert found['lobewise_jobs{status="queued"}'] == 1
+    assert found['lobewise_jobs_accepted_total{priority="stat"}'] == 1
+    assert found["lobewise_upload_bytes_total"] == 5000
+    assert found['lobewise_http_requests_total{method="POST",route="/v1/jobs",status="202"}'] == 2
+    assert found['lobewise_http_requests_total{method="GET",route="/v1/jobs/{job_id}",status="404"}'] == 1
+    assert found['lobewise_http_request_seconds_count{method="POST",route="/v1/jobs"}'] == 2
+    assert (found["lobewise_broker_up"], found["lobewise_blobs_up"], found["lobewise_workers_ready"]) == (1, 1, 0)
+
+
+@pytest.mark.parametrize("problem", PROBLEM_TYPES, ids=lambda problem: problem.slug)
+def test_every_type_leads_to_its_page(shared: Service, problem: problem_pages.ProblemType) -> None:
+    answer = shared.client.get(problem.uri)
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/html")
+    assert problem.slug in answer.text
+
+
+def test_the_pages_and_the_docs_are_one() -> None:
+    assert (ROOT / "docs/problems.md").read_text() == problem_pages.markdown()
+
+
+def test_every_way_a_job_fails_is_documented() -> None:
+    def leaves(error: type) -> set[type]:
+        return set().union(*map(leaves, error.__subclasses__())) if error.__subclasses__() else {error}
+
+    for error in leaves(PipelineError) | leaves(SourceError):
+        assert error.code in BY_SLUG, error
+    assert UnreadableScanError not in leaves(PipelineError)
+    given = {slug for path in (ROOT / "src").rglob("*.py") for slug in _slugs(path.read_text())}
+    assert given <= set(BY_SLUG), "a problem type that no page explains"
+
+
+def _slugs(source: str) -> set[str]:
+    return set(re.findall(r'"/problems/([a-z-]+)"', source))
+
+
+def test_an_unknown_type_is_404(shared: Service) -> None:
+    demand_problem(shared.client.get("/problems/unheard-of"), 404, "not-found")
+
+
+@pytest.mark.parametrize("path", ["/", "/v1", "/v2/jobs", "/v1/jobs/", "/%ff", "/v1/jobs/a/b/c", "//v1/jobs"])
+def test_the_routers_own_404_is_a_problem(shared: Service, path: str) -> None:
+    demand_problem(httpx.get(shared.address + path), 404, "not-found")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allow"),
+    [
+        ("PUT", "/v1/jobs", "GET, POST"),
+        ("DELETE", "/v1/jobs/x/masks/lungs", "GET, HEAD"),
+        ("POST", "/v1/jobs/x", "DELETE, GET"),
+        ("GET", "/v1/jobs/x/cancel", "POST"),
+        ("TRACE", "/healthz", "GET"),
+    ],
+)
+def test_the_routers_own_405_is_a_problem(shared: Service, method: str, path: str, allow: str) -> None:
+    answer = shared.client.request(method, path)
+    demand_problem(answer, 405, "method-not-allowed")
+    assert answer.headers["allow"] == allow
+
+
+def test_request_ids_come_back_if_they_are_harmless(shared: Service) -> None:
+    assert shared.client.get("/healthz", headers={"X-Request-ID": "abc-1.2_3"}).headers["x-request-id"] == "abc-1.2_3"
+    for bad in ("a b", "x" * 65, "<script>", ""):
+        given = shared.client.get("/healthz", headers={"X-Request-ID": bad}).headers["x-request-id"]
+        assert given not in ("", bad)
+    ids = {shared.client.get("/healthz").headers["x-request-id"] for _ in range(3)}
+    assert len(ids) == 3
+
+
+def test_a_fault_says_nothing_of_the_inside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(Jobs):
+        def get(self, job_id: str) -> object:  # noqa: ARG002
+            raise ZeroDivisionError("a secret of the inside")
+
+    real = connect(JobsSettings(data_dir=tmp_path))
+    broken = Broken(real._parts)
+    with serving(create_app(ApiSettings(), broken)) as address:
+        answer = httpx.get(f"{address}/v1/jobs/x", headers={"X-Request-ID": "trace-me"})
+    broken.close()
+    real.close()
+    demand_problem(answer, 500, "internal-error")
+    assert "secret" not in answer.text
+    assert answer.headers["x-request-id"] == "trace-me"
+    faults = [record for record in caplog.records if "trace-me" in record.getMessage() and record.exc_info]
+    assert len(faults) == 1
+
+
+def test_the_log_holds_no_names(alone: Service, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    alone.client.post("/v1/jobs", files={"file": ("MEIER.nii", nifti())}, data={"client_reference": "REF-77"})
+    alone.client.post("/v1/jobs", files={"file": ("MEIER.nii", b"bad")}, data={"client_reference": "REF-77" * 50})
+    ours = [record.getMessage() for record in caplog.records if record.name.startswith("lobewise")]
+    assert any("POST /v1/jobs 202" in line for line in ours)
+    assert not any("MEIER" in line or "REF-77" in line for line in ours)
+
+
+def test_links_follow_the_public_url(tmp_path: Path) -> None:
+    settings = ApiSettings(public_url="https://ct.example/lobewise/")
+    with running_service(tmp_path / "service", settings) as service:
+        job_id = service.succeeded()
+        job = service.client.get(f"/v1/jobs/{job_id}").json()
+        report = service.client.get(f"/v1/jobs/{job_id}/report").json()
+    assert job["links"]["self"] == f"https://ct.example/lobewise/v1/jobs/{job_id}"
+    assert report["masks"]["lungs"] == f"https://ct.example/lobewise/v1/jobs/{job_id}/masks/lungs"
+
+
+def test_a_host_header_that_is_none_leaves_links_relative(shared: Service) -> None:
+    answer = shared.client.post("/v1/jobs", files={"file": nifti()}, headers={"Host": 'a"b c'})
+    assert answer.status_code in (202, 400)
+    if answer.status_code == 202:
+        assert answer.headers["location"].startswith("/v1/jobs/")
+
+
+def test_while_the_broker_is_down_nothing_is_taken_but_all_can_be_read(tmp_path: Path) -> None:
+    """The gateway talks to a server of its own that is stopped midway."""
+    from lobewise.jobs import embedded
+
+    server = embedded.join(tmp_path / "valkey")
+    jobs = connect(JobsSettings(data_dir=tmp_path, redis_url=server.url))
+    worker = Worker(jobs, tmp_path)
+    with serving(create_app(ApiSettings(), jobs)) as address, httpx.Client(base_url=address, timeout=30) as client:
+        service = Service(jobs, client, worker, tmp_path / "blobs")
+        done, waiting = service.succeeded(), service.submit()
+        server.close()
+        before = service.stored_files()
+
+        begun = time.monotonic()
+        answer = client.post("/v1/jobs", files={"file": nifti()}, headers={"Idempotency-Key": "k"})
+        seconds = time.monotonic() - begun
+        problem = demand_problem(answer, 503, "broker-unavailable")
+        assert problem["retryable"]
+        assert seconds < 2  # what the contract promises
+        assert service.stored_files() == before
+
+        assert client.get(f"/v1/jobs/{waiting}").json()["status"] == "queued"
+        assert client.get(f"/v1/jobs/{done}").json()["status"] == "succeeded"
+        assert client.get(f"/v1/jobs/{done}/report").status_code == 200
+        assert client.get(f"/v1/jobs/{done}/masks/lungs", headers={"Range": "bytes=0-3"}).status_code == 206
+        assert {job["id"] for job in client.get("/v1/jobs").json()["items"]} == {done, waiting}
+        assert demand_problem(client.get("/readyz"), 503, "not-ready")["evidence"]["broker"] is False
+        demand_problem(client.get("/v1/models"), 503, "broker-unavailable")
+        assert "lobewise_broker_up 0.0" in client.get("/metrics").text
+        assert client.get("/healthz").status_code == 200
+    jobs.close()
+
+
+def test_every_status_of_the_table_is_an_error() -> None:
+    assert set(STATUS) <= set(PROBLEM_TYPES)
+    assert all(400 <= status < 600 for status in STATUS.values())
