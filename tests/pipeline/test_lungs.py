@@ -202,19 +202,31 @@ def two_lungs() -> np.ndarray:
 
 
 def test_clean_labels_are_left_alone(two_lungs: np.ndarray) -> None:
-    np.testing.assert_array_equal(clean_labels(certain(two_lungs)), two_lungs)
+    np.testing.assert_array_equal(clean_labels(certain(two_lungs), 2.0), two_lungs)
 
 
 def test_an_island_goes_to_the_lobe_around_it(two_lungs: np.ndarray) -> None:
     wrong = two_lungs.copy()
     wrong[17:19, 10:12, 30:32] = Lobe.RIGHT_LOWER
-    np.testing.assert_array_equal(clean_labels(certain(wrong)), two_lungs)
+    np.testing.assert_array_equal(clean_labels(certain(wrong), 2.0), two_lungs)
 
 
 def test_a_speck_outside_of_the_lungs_is_dropped(two_lungs: np.ndarray) -> None:
     wrong = two_lungs.copy()
     wrong[0, 0, 19:21] = Lobe.RIGHT_UPPER
-    np.testing.assert_array_equal(clean_labels(certain(wrong)), two_lungs)
+    np.testing.assert_array_equal(clean_labels(certain(wrong), 2.0), two_lungs)
+
+
+def test_a_part_of_a_lung_cut_off_by_opacity_is_kept_but_not_what_lies_beyond_the_chest_wall(
+    two_lungs: np.ndarray,
+) -> None:
+    cut = two_lungs.copy()
+    cut[5:7, :, 24:38] = 0
+    np.testing.assert_array_equal(clean_labels(certain(cut), 2.0) > 0, cut > 0)
+    far = np.pad(two_lungs, [(0, 0), (0, 0), (0, 20)])
+    beyond = far.copy()
+    beyond[2:22, 2:18, 50:58] = Lobe.LEFT_UPPER
+    np.testing.assert_array_equal(clean_labels(certain(beyond), 2.0), far)
 
 
 def test_a_hole_is_filled_by_the_likeliest_lobe(two_lungs: np.ndarray) -> None:
@@ -222,11 +234,11 @@ def test_a_hole_is_filled_by_the_likeliest_lobe(two_lungs: np.ndarray) -> None:
     probabilities[:, 17:19, 10:12, 30:32] = 0.1
     probabilities[0, 17:19, 10:12, 30:32] = 0.4
     probabilities[Lobe.LEFT_UPPER, 17:19, 10:12, 30:32] = 0.3
-    np.testing.assert_array_equal(clean_labels(probabilities), two_lungs)
+    np.testing.assert_array_equal(clean_labels(probabilities, 2.0), two_lungs)
 
 
 def test_nothing_stays_nothing() -> None:
-    assert not clean_labels(certain(np.zeros((4, 4, 4), dtype=np.uint8))).any()
+    assert not clean_labels(certain(np.zeros((4, 4, 4), dtype=np.uint8)), 2.0).any()
 
 
 @pytest.mark.slow

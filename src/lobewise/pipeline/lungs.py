@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 import cc3d
+import edt
 import numpy as np
 import SimpleITK as sitk
 from jaxtyping import Bool, Float32, UInt8
@@ -30,8 +31,10 @@ Probabilities = Float32[np.ndarray, "6 z y x"]
 
 MIN_LUNGS_ML: Final = 200.0
 """Less than this is not taken for lungs; two lungs of an adult hold litres, even collapsed ones more than this."""
-KEPT_SHARE: Final = 0.05
-"""A separate part of a lung is kept if it holds at least this share of the side's largest part."""
+KEPT_SHARE: Final = 0.02
+"""A separate part of a lung is kept if it holds at least this share of the side's largest part ..."""
+KEPT_GAP_MM: Final = 12.0
+"""... and comes this near to it. What lies beyond the chest wall is a blanket or an arm, not lung."""
 SLAB_SLICES: Final = 48
 """Slices of the scan that are labelled at a time, which bounds the memory."""
 
@@ -53,7 +56,7 @@ def segment_lungs(
     progress(0.1)
     probabilities = network.probabilities(image)
     progress(0.6)
-    labels = clean_labels(probabilities)
+    labels = clean_labels(probabilities, network.config.spacing_mm)
     _demand_lungs(labels, roi, landmarks)
     on_scan = _on_grid(_agreeing(probabilities, labels), roi, volume.grid, labels > 0, progress)
     return LobeLabels(on_scan, volume.grid)
@@ -98,12 +101,12 @@ def normalise(hu: Float32[np.ndarray, "z y x"], config: LungConfig) -> Float32[n
     return np.asarray((np.clip(hu, low, high) - low) * np.float32(2.0 / (high - low)) - 1.0, dtype=np.float32)
 
 
-def clean_labels(probabilities: Probabilities) -> Labels:
+def clean_labels(probabilities: Probabilities, spacing_mm: float) -> Labels:
     """The likeliest labels as anatomy has them: two lungs without holes, each lobe in one piece."""
     labels = probabilities.argmax(axis=0).astype(np.uint8)
     lungs = np.zeros(labels.shape, dtype=np.bool_)
     for side in (LEFT_LOBES, RIGHT_LOBES):
-        lungs |= _main_parts(np.isin(labels, side))
+        lungs |= _main_parts(np.isin(labels, side), spacing_mm)
     lungs = _without_holes(lungs)
     labels = np.where(lungs, 1 + probabilities[1:].argmax(axis=0), 0).astype(np.uint8)
     return _without_islands(labels)
@@ -142,12 +145,17 @@ def _shrunk(volume: Volume, spacing_mm: float) -> Volume:
     return Volume(np.asarray(sitk.GetArrayFromImage(image)), grid_of(image))
 
 
-def _main_parts(side: Bool[np.ndarray, "z y x"]) -> Bool[np.ndarray, "z y x"]:
-    """The largest connected part of a lung and those not much smaller."""
+def _main_parts(side: Bool[np.ndarray, "z y x"], spacing_mm: float) -> Bool[np.ndarray, "z y x"]:
+    """The largest connected part of a lung, and others that are large enough and near it."""
     parts = np.asarray(cc3d.connected_components(side, connectivity=6))
     sizes = np.bincount(parts.ravel())
     sizes[0] = 0
-    return np.asarray((sizes >= max(KEPT_SHARE * sizes.max(), 1))[parts])
+    main = int(np.argmax(sizes))
+    if sizes[main] == 0:
+        return side
+    gap_mm = edt.edt(parts != main, anisotropy=(spacing_mm,) * 3, black_border=False, parallel=1)
+    near = np.bincount(parts[gap_mm <= KEPT_GAP_MM], minlength=len(sizes)) > 0
+    return np.asarray((near & (sizes >= KEPT_SHARE * sizes[main]) & (sizes > 0))[parts])
 
 
 def _without_holes(lungs: Bool[np.ndarray, "z y x"]) -> Bool[np.ndarray, "z y x"]:

@@ -122,7 +122,7 @@ def read_volume(path: Path) -> tuple[Image, Image]:
 
 def make_sample(image: Image, labels: Image, recipe: LungRecipe, stride: int, rng: np.random.Generator) -> Sample:
     """Intensities varied, as tensors whose edges are multiples of `stride`; what is added is air."""
-    lifted = _vary_intensity(image, rng)
+    lifted = _vary_intensity(_with_clutter(image, labels, rng), rng)
     pads = [(0, -n % stride) for n in image.shape]
     lifted = np.pad(lifted, pads, constant_values=-1.0)
     padded = np.pad(labels, pads)
@@ -318,6 +318,16 @@ def _draw(run: Run, bank: Bank, rng: np.random.Generator, *, detail: bool, devic
     sample = make_sample(image, labels, run.recipe, run.config.stride, rng)
     image_ = sample.image.to(device, memory_format=torch.channels_last_3d)
     return Sample(image_, sample.targets.to(device), sample.weights.to(device))
+
+
+def _with_clutter(image: Image, labels: Image, rng: np.random.Generator) -> Image:
+    """Sometimes the air outside of the lungs holds what blankets and cushions do: a thin, uneven haze."""
+    if rng.random() < 0.6:
+        return image
+    coarse = torch.from_numpy(rng.random((1, 1, *(n // 12 + 2 for n in image.shape)), dtype=np.float32))
+    smooth = functional.interpolate(coarse, size=image.shape, mode="trilinear")[0, 0].numpy()
+    haze = np.clip((smooth - rng.uniform(0.4, 0.6)) * rng.uniform(60, 220), 0, 60).astype(np.uint8)
+    return np.where((labels == 0) & (image < 12), image + haze, image).astype(np.uint8)
 
 
 def _vary_intensity(image: Image, rng: np.random.Generator) -> Float32[np.ndarray, "z y x"]:
