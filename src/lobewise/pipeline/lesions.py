@@ -6,11 +6,11 @@ back onto the scan's own grid and kept inside the lungs.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Final
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Num
+from jaxtyping import Float32, Num
 
 from lobewise.pipeline.networks.dense_unet import TOTAL_STRIDE, DenseUNet, DenseUNetConfig
 from lobewise.pipeline.networks.weights import ModelInfo, Weights
@@ -38,7 +38,7 @@ class LesionNetwork:
     info: ModelInfo
 
     @classmethod
-    def load(cls, weights: Weights, device: torch.device) -> Self:
+    def load(cls, weights: Weights, device: torch.device) -> "LesionNetwork":
         network = DenseUNet(DenseUNetConfig(**weights.config))
         network.load_state_dict(dict(weights.tensors))
         return cls(network.to(device, memory_format=torch.channels_last_3d).eval(), device, weights.info)
@@ -104,11 +104,6 @@ def predict(
             probability[keep] = answer[keep.start - begin : keep.stop - begin]
         progress(keep.stop / slices)
     return probability
-
-
-def clean(probability: Float32[np.ndarray, "z y x"], lungs: Bool[np.ndarray, "z y x"]) -> Bool[np.ndarray, "z y x"]:
-    """The decision: at least as likely lesion as not, inside the lungs."""
-    return np.asarray((probability >= 0.5) & lungs)
 
 
 def _slabs(slices: int) -> Iterator[tuple[int, slice]]:

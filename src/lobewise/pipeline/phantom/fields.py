@@ -110,7 +110,8 @@ def _stretch(values: np.ndarray, axis: int, count: int, stride: int) -> np.ndarr
     shape = [1, 1, 1]
     shape[axis] = count
     weight = (position - low).astype(np.float32).reshape(shape)
-    below, above = np.take(values, low, axis), np.take(values, high, axis)
+    below: np.ndarray = np.take(values, low, axis)
+    above: np.ndarray = np.take(values, high, axis)
     above -= below
     above *= weight
     above += below

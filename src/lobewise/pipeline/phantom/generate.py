@@ -143,7 +143,7 @@ def _paint_trunk(painter: _Painter, thorax: Thorax, patient: Patient, rng: Gener
     painter.fill(Tissue.ORGAN, belly * liver, rng.uniform(50, 65))
     painter.fill(Tissue.ORGAN, belly * ~liver, rng.uniform(30, 50))
     bubble, radius = shapes.stomach_bubble(patient, rng)
-    painter.fill_ball(Tissue.ORGAN, bubble, radius, -950, within=8 - thorax.below_diaphragm)
+    painter.fill_ball(Tissue.ORGAN, bubble, radius, -950.0, within=8 - thorax.below_diaphragm)
     _paint_bowel(painter, patient, rng)
     above = thorax.below_diaphragm < 0
     middle = np.maximum(thorax.mediastinum, thorax.cage + 3)
@@ -179,15 +179,15 @@ def _paint_lungs(
     space, edge = painter.space, painter.space.edge_mm
     if not lung.any():
         for tube in thorax.airways[:1]:
-            painter.fill_tube(Tissue.AIRWAY, tube, -990)
+            painter.fill_tube(Tissue.AIRWAY, tube, -990.0)
         return
     base, gradient, emphysema = rng.uniform(-895, -790), rng.uniform(10, 60), rng.uniform() < 0.15
     fine, coarse = space.random(rng, 9.0), space.random(rng, 14.0)
-    tissue = base + gradient * space.y / patient.cage_y + 14 * fine + 12 * coarse
+    tissue = base + gradient * space.y / np.float32(patient.cage_y) + 14 * fine + 12 * coarse
     if emphysema:
         tissue = tissue - 90 * (coarse > 1.2)
     cover = inside(thorax.lungs, 1.2 * edge)
-    painter.fill(Tissue.LUNG, cover, tissue)
+    painter.fill(Tissue.LUNG, cover, np.asarray(tissue, dtype=np.float32))
     # A fissure is half a millimetre thick: a voxel shows it as faintly as it is thin.
     width = np.sqrt(0.45**2 + (0.35 * edge) ** 2)
     painter.hu[...] += (
@@ -195,9 +195,9 @@ def _paint_lungs(
     )
     _paint_vessels(painter, cover, patient, rng)
     for tube in thorax.airways:
-        painter.fill_tube(Tissue.SOFT, tube, 30, wall_mm=1.5)
+        painter.fill_tube(Tissue.SOFT, tube, 30.0, wall_mm=1.5)
     for tube in thorax.airways:
-        painter.fill_tube(Tissue.AIRWAY, tube, -990)
+        painter.fill_tube(Tissue.AIRWAY, tube, -990.0)
 
 
 def _paint_vessels(painter: _Painter, cover: Field, patient: Patient, rng: Generator) -> None:
@@ -214,14 +214,18 @@ def _paint_vessels(painter: _Painter, cover: Field, patient: Patient, rng: Gener
         painter.hu[box] += np.maximum(blood - painter.hu[box], 0) * share
 
 
+def _either(where: Bool[np.ndarray, "z y x"], yes: float, no: float) -> Field:
+    return np.where(where, np.float32(yes), np.float32(no))
+
+
 def _paint_bones(painter: _Painter, thorax: Thorax, patient: Patient, rng: Generator) -> None:
     space, edge = painter.space, painter.space.edge_mm
     cartilage = space.y < -0.75 * patient.cage_y
     in_body = inside(thorax.body + 4, edge)
     rib = inside(shapes.ribs(space, thorax.cage, patient, rng), edge) * in_body
-    painter.fill(Tissue.BONE, rib, np.where(cartilage, rng.uniform(90, 160), rng.uniform(250, 480)))
+    painter.fill(Tissue.BONE, rib, _either(cartilage, rng.uniform(90, 160), rng.uniform(250, 480)))
     body, disc = shapes.vertebra(space, patient), shapes.in_disc(space, patient)
-    painter.fill_shape(Tissue.BONE, body, np.where(disc, 90.0, rng.uniform(180, 300)))
+    painter.fill_shape(Tissue.BONE, body, _either(disc, 90.0, rng.uniform(180, 300)))
     painter.fill(Tissue.BONE, inside(np.abs(body) - 1, edge) * ~disc, 500.0)
     painter.fill(Tissue.BONE, inside(shapes.vertebral_arch(space, patient), edge) * ~disc, 400.0)
     plate = shapes.sternum(space, patient)
@@ -240,9 +244,9 @@ def _paint_head(painter: _Painter, patient: Patient, rng: Generator) -> None:
     painter.fill_shape(Tissue.BONE, skull.astype(np.float32), 900.0)
     painter.fill_shape(Tissue.SOFT, (skull + 7).astype(np.float32), rng.uniform(30, 38))
     for side in (-1, 1):
-        painter.fill_ball(Tissue.AIRWAY, (side * 24 * s, -62 * s, centre_z - 45 * s), 13 * s, -980)
+        painter.fill_ball(Tissue.AIRWAY, (side * 24 * s, -62 * s, centre_z - 45 * s), 13 * s, -980.0)
     throat = Tube((0.0, -18 * s, centre_z - 30 * s), (0.0, -10 * s, patient.apex_z), 9 * s, 9 * s)
-    painter.fill_tube(Tissue.AIRWAY, throat, -990)
+    painter.fill_tube(Tissue.AIRWAY, throat, -990.0)
 
 
 def _with_table(hu: Field, tissues: UInt8[np.ndarray, "z y x"], space: Space, patient: Patient) -> Field:

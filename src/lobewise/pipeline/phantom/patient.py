@@ -6,7 +6,6 @@ diaphragm a rib space above the left), widened so that networks see more than th
 
 from dataclasses import dataclass
 
-import numpy as np
 from numpy.random import Generator
 
 Point = tuple[float, float, float]
@@ -64,14 +63,15 @@ class Patient:
             spine_y=draw(57, 69) * s,
             sternum_tip=(draw(-3, 3), -(cage_y + 6), draw(-118, -92) * s),
             carina=carina,
-            right_hilum=_shifted(carina, (-30 * s * draw(0.9, 1.1), 8 * s, -24 * s * draw(0.9, 1.1))),
-            left_hilum=_shifted(carina, (41 * s * draw(0.9, 1.1), 9 * s, -27 * s * draw(0.9, 1.1))),
+            right_hilum=shifted(carina, (-30 * s * draw(0.9, 1.1), 8 * s, -24 * s * draw(0.9, 1.1))),
+            left_hilum=shifted(carina, (41 * s * draw(0.9, 1.1), 9 * s, -27 * s * draw(0.9, 1.1))),
             blood_hu=enhanced_hu if (enhanced if contrast is None else contrast) else plain_hu,
             fov_half=max(cage_x + fat + 35, 165.0) + draw(0, 25),
             fov_z=(draw(-245, -212) * s, draw(112, 150) * s),
         )
 
 
-def _shifted(point: Point, by: Point) -> Point:
-    x, y, z = np.add(point, by)
-    return float(x), float(y), float(z)
+def shifted(point: Point, way: Point, scale: float = 1.0) -> Point:
+    """The point `scale` times `way` further on."""
+    x, y, z = (p + scale * w for p, w in zip(point, way, strict=True))
+    return x, y, z

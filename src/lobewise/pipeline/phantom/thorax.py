@@ -4,6 +4,7 @@ The lungs are what is left of the rib cage's inside once mediastinum and airways
 cut it from below, which gives them their real neighbours: heart, spine, aorta, domes.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.random import Generator
 
 from lobewise.pipeline.anatomy import Lobe
 from lobewise.pipeline.phantom.fields import Field, RandomField, Space, Tube
-from lobewise.pipeline.phantom.patient import Patient, Point
+from lobewise.pipeline.phantom.patient import Patient, Point, shifted
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +40,7 @@ class Bend:
     @classmethod
     def draw(cls, rng: Generator) -> "Bend":
         x, y, z = (RandomField.draw(rng, 60.0) for _ in range(3))
-        return cls((x, y, z), tuple(rng.uniform(1.5, 4.5, 3)))
+        return cls((x, y, z), (rng.uniform(1.5, 4.5), rng.uniform(1.5, 4.5), rng.uniform(1.5, 4.5)))
 
     def __call__(self, space: Space) -> Space:
         """Where each voxel of the scan lies in the unbent patient."""
@@ -109,8 +110,8 @@ def heart_shape(space: Space, patient: Patient, rng: Generator) -> Field:
     s, tilt = patient.scale, rng.uniform(0.3, 0.7)
     x, z = space.x - rng.uniform(16, 30) * s, space.z - rng.uniform(-84, -62) * s
     y = space.y - rng.uniform(-35, -22) * s
-    along, across = x * np.cos(tilt) - z * np.sin(tilt), x * np.sin(tilt) + z * np.cos(tilt)
-    half = rng.uniform((50, 42, 46), (68, 55, 60)) * s
+    along, across = x * math.cos(tilt) - z * math.sin(tilt), x * math.sin(tilt) + z * math.cos(tilt)
+    half = rng.uniform(50, 68) * s, rng.uniform(42, 55) * s, rng.uniform(46, 60) * s
     ratio = np.sqrt((along / half[0]) ** 2 + (y / half[1]) ** 2 + (across / half[2]) ** 2)
     return np.asarray(((ratio - 1) * half[1]), dtype=np.float32)
 
@@ -128,7 +129,7 @@ def great_vessels(space: Space, patient: Patient, rng: Generator) -> Field:
     ]
     distance = np.full_like(space.x, 80.0)
     for tube in tubes:
-        _merge(distance, space, tube, margin_mm=70)
+        _merge(distance, space, tube, margin_mm=70.0)
     return distance
 
 
@@ -159,7 +160,7 @@ def airway_tubes(patient: Patient, rng: Generator) -> tuple[Tube, ...]:
         (left, (16, -12, 12)),
         (left, (10, 14, -22)),
     ]
-    lobar = [Tube(root, tuple(np.add(root, np.multiply(way, s))), 4 * s, 3 * s) for root, way in ways]
+    lobar = [Tube(root, shifted(root, way, s), 4 * s, 3 * s) for root, way in ways]
     return (*trunk, *lobar)
 
 
@@ -189,10 +190,10 @@ def divide_lungs(space: Space, lung: Bool[np.ndarray, "z y x"], patient: Patient
 
 def _oblique(space: Space, patient: Patient, side: int, rng: Generator) -> Field:
     """Negative below and behind; it rises from the front below to the back above."""
-    slope = np.float32(rng.uniform(0.9, 1.4))
+    slope = rng.uniform(0.9, 1.4)
     height = rng.uniform(-60, -38) * patient.scale + (4 if side > 0 else -4)
     bumps = rng.uniform(3, 9) * space.random(rng, 55.0)
-    return np.asarray(((space.z - height - slope * space.y - bumps) / np.sqrt(1 + slope**2)), dtype=np.float32)
+    return np.asarray(((space.z - height - slope * space.y - bumps) / math.sqrt(1 + slope**2)), dtype=np.float32)
 
 
 def _horizontal(space: Space, patient: Patient, rng: Generator) -> Field:
@@ -238,9 +239,8 @@ def sternum(space: Space, patient: Patient) -> Field:
     narrowing = np.clip((space.z - tip) / 25, 0.15, 1)
     width = narrowing * np.where(space.z > 35 * s, 26, 15) * s
     thickness = np.abs(space.y - y) - 5.5
-    return np.maximum.reduce([np.abs(space.x - x) - width, thickness, tip - space.z, space.z - 65 * s]).astype(
-        np.float32
-    )
+    shape = np.maximum.reduce([np.abs(space.x - x) - width, thickness, tip - space.z, space.z - 65 * s])
+    return np.asarray(shape, dtype=np.float32)
 
 
 def stomach_bubble(patient: Patient, rng: Generator) -> tuple[Point, float]:
@@ -250,7 +250,7 @@ def stomach_bubble(patient: Patient, rng: Generator) -> tuple[Point, float]:
     return (x, y, patient.dome_z[1] - depth), rng.uniform(12, 32) * s
 
 
-def _merge(distance: Field, space: Space, tube: Tube, margin_mm: float = 40) -> None:
+def _merge(distance: Field, space: Space, tube: Tube, margin_mm: float = 40.0) -> None:
     """Lower `distance` to the tube's where that is nearer; far from the tube nothing changes."""
     box = space.box_around([tube.begin, tube.end], margin_mm)
     if box is not None:

@@ -37,7 +37,7 @@ def _grow(tubes: list[Tube], hilum: Point, way: np.ndarray, radius: float, rng: 
         begin, way, radius, length, generation = buds.pop()
         way = way / np.linalg.norm(way)
         end = begin + way * length * rng.uniform(0.7, 1.3)
-        tubes.append(Tube(tuple(begin), tuple(end), radius, radius * 0.82))
+        tubes.append(Tube(tuple(begin.tolist()), tuple(end.tolist()), radius, radius * 0.82))
         if generation == GENERATIONS or radius < THINNEST_MM:
             continue
         for _ in range(2 if generation < 2 else int(rng.integers(1, 4))):

@@ -1,0 +1,99 @@
+"""The lesion stage around a network that answers by rule."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lobewise.pipeline.lesions import (
+    SLAB_SLICES,
+    LesionNetwork,
+    _slabs,
+    lesion_grid,
+    predict,
+    prepare,
+    segment_lesions,
+    window,
+)
+from lobewise.pipeline.networks.dense_unet import TOTAL_STRIDE, DenseUNet, DenseUNetConfig
+from lobewise.pipeline.networks.weights import ModelInfo
+from lobewise.pipeline.volume import Grid, LungMask, Matrix, Volume
+
+GRID = Grid((60, 70, 80), (4.0, 3.0, 3.0), (-120.0, -100.0, 300.0))
+FLIPPED: Matrix = ((-1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.0, -1.0, 0.0))
+
+
+class BrightIsLesion(DenseUNet):
+    """Calls a lesion whatever lies above the middle of the window."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat((torch.zeros_like(x[:, :1]), 20 * (x[:, :1] - 0.5)), dim=1)
+
+
+@pytest.fixture
+def network() -> LesionNetwork:
+    bright = BrightIsLesion(DenseUNetConfig(stem=2, growth=2, layers=1, widths=(2, 2, 2, 2, 2)))
+    return LesionNetwork(bright, torch.device("cpu"), ModelInfo("lesions", "0", "0" * 64))
+
+
+def chest(grid: Grid) -> tuple[Volume, LungMask, np.ndarray]:
+    """Lungs with one dense block; the chest wall is dense too."""
+    points = grid.to_lps(np.indices(grid.shape).reshape(3, -1).T.astype(np.float64)).reshape(*grid.shape, 3)
+    relative = points - np.array([0.0, 5.0, 420.0])
+    lungs = (np.abs(relative) < (75, 60, 80)).all(axis=-1)
+    block = (np.abs(relative - (30, 10, -20)) < (24, 20, 30)).all(axis=-1)
+    hu = np.where(block, 0, np.where(lungs, -850, 40)).astype(np.int16)
+    return Volume(hu, grid), LungMask(lungs, grid), block
+
+
+def test_window_maps_the_lung_window_to_zero_and_one() -> None:
+    assert window(np.array([-2000.0, -1350.0, -600.0, 150.0, 900.0])).tolist() == [0, 0, 0.5, 1, 1]
+
+
+@pytest.mark.parametrize("direction", [GRID.direction, FLIPPED])
+def test_finds_the_lesion_inside_the_lungs_on_the_grid_of_the_scan(network: LesionNetwork, direction: Matrix) -> None:
+    origin = (-120.0, -100.0, 300.0) if direction == GRID.direction else (120.0, -100.0, 540.0)
+    volume, lungs, block = chest(Grid((80, 80, 80), (3.0, 3.0, 3.0), origin, direction))
+    found = segment_lesions(volume, lungs, network)
+    assert found.grid == volume.grid
+    assert not (found.mask & ~lungs.mask).any()
+    assert 2 * (found.mask & block).sum() / (found.mask.sum() + block.sum()) > 0.9
+
+
+def test_no_lungs_no_lesions(network: LesionNetwork) -> None:
+    volume, lungs, _ = chest(GRID)
+    empty = LungMask(np.zeros_like(lungs.mask), GRID)
+    assert not segment_lesions(volume, empty, network).mask.any()
+
+
+def test_box_holds_the_lungs_in_sizes_the_network_takes() -> None:
+    volume, lungs, _ = chest(GRID)
+    box = lesion_grid(lungs)
+    assert box.spacing_mm == (3.0, 1.0, 1.0)
+    assert all(n % stride == 0 for n, stride in zip(box.shape, TOTAL_STRIDE, strict=True))
+    inputs = prepare(volume, lungs, box)
+    voxel_ml = box.voxel_volume_ml
+    assert inputs[1].sum() * voxel_ml == pytest.approx(lungs.volume_ml(), rel=0.03)
+    assert not inputs[1][:, 0].any()
+
+
+@given(slices=st.integers(1, 300).map(lambda n: n * 8))
+def test_slabs_cover_every_slice_once_and_stay_inside(slices: int) -> None:
+    slabs = list(_slabs(slices))
+    kept = list(itertools.chain.from_iterable(range(keep.start, keep.stop) for _, keep in slabs))
+    assert kept == list(range(slices))
+    for begin, keep in slabs:
+        assert 0 <= begin <= keep.start
+        assert keep.stop <= min(begin + SLAB_SLICES, slices)
+
+
+def test_slabs_give_what_one_piece_would(network: LesionNetwork) -> None:
+    image = np.random.default_rng(0).random((72, 32, 32)).astype(np.float32)
+    inputs = np.stack([image, np.ones_like(image)])
+    seen: list[float] = []
+    assert np.allclose(predict(inputs, network, seen.append), network.probability(inputs))
+    assert seen == sorted(seen)
+    assert seen[-1] == 1.0

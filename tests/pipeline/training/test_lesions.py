@@ -1,0 +1,151 @@
+"""The loss in closed form, the crops, the split, and a run that is stopped and goes on."""
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lobewise.pipeline.lesions import LesionNetwork
+from lobewise.pipeline.networks.dense_unet import DenseUNetConfig
+from lobewise.pipeline.networks.weights import load_weights
+from lobewise.pipeline.training import lesions as training
+from lobewise.pipeline.training.lesions import (
+    Example,
+    LesionRecipe,
+    Sampler,
+    export,
+    jaccard_loss,
+    learning_rate_at,
+    patient_of,
+    read_examples,
+    train,
+)
+
+RECIPE = LesionRecipe(
+    steps=4,
+    crop=(16, 32, 32),
+    validate_every=2,
+    bfloat16=False,
+    network=DenseUNetConfig(stem=4, growth=4, layers=1, widths=(4, 4, 4, 4, 4)),
+)
+
+
+@pytest.fixture
+def bank(tmp_path: Path) -> Path:
+    """Bright balls in dark lungs, for every kind and for the patients kept aside."""
+    folder = tmp_path / "bank"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    names = ["covid-0-0", "covid-4-0", "covid-2-0", "grown-case01-0", "grown-case04-0", "clean-case04-0", "phantom-1-0"]
+    for name in names:
+        lungs = np.zeros((16, 48, 48), dtype=np.bool_)
+        lungs[2:14, 4:44, 4:44] = True
+        lesions = np.zeros_like(lungs)
+        if not name.startswith("clean"):
+            lesions[4:12, 10:30, 10:30] = True
+        image = (60 + 90 * lesions + rng.integers(0, 20, lungs.shape)).astype(np.uint8)
+        np.savez(folder / f"{name}.npz", image=image, lungs=lungs, lesions=lesions)
+    return folder
+
+
+def test_jaccard_loss_is_one_minus_overlap_over_union_inside_the_lungs() -> None:
+    truth = torch.tensor([1.0, 1.0, 0.0, 0.0])
+    guess = torch.tensor([1.0, 0.0, 1.0, 1.0])
+    lungs = torch.tensor([1.0, 1.0, 1.0, 0.0])
+    assert jaccard_loss(guess, truth, lungs, 0.0).item() == pytest.approx(1 - 1 / 3)
+    assert jaccard_loss(truth, truth, lungs, 0.0).item() == pytest.approx(0.0)
+
+
+def test_jaccard_loss_of_nothing_found_where_nothing_is_is_zero() -> None:
+    nothing = torch.zeros(4)
+    assert jaccard_loss(nothing, nothing, torch.ones(4), 1.0).item() == 0.0
+
+
+def test_learning_rate_falls_along_a_cosine_to_a_fiftieth() -> None:
+    recipe = LesionRecipe(steps=100, learning_rate=1e-3)
+    assert learning_rate_at(0, recipe) == pytest.approx(1e-3)
+    assert learning_rate_at(50, recipe) == pytest.approx(0.51e-3)
+    assert learning_rate_at(100, recipe) == pytest.approx(2e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "patient"),
+    [
+        ("covid-2-0", "covid-2"),
+        ("grown-case05-3", "case05"),
+        ("clean-case05-0", "case05"),
+        ("phantom-7-0", "phantom-7"),
+    ],
+)
+def test_what_was_made_from_a_patient_belongs_to_that_patient(name: str, patient: str) -> None:
+    assert patient_of(Path(f"{name}.npz")) == patient
+
+
+def test_no_patient_both_trains_and_judges(bank: Path) -> None:
+    split = training.read_split("lesions")
+    aside = split["validation"] + split["test"]
+    trained = {example.name for example in read_examples(bank, aside, inverted=True)}
+    assert trained == {"covid-0-0", "grown-case01-0", "phantom-1-0"}
+    assert not set(split["validation"]) & set(split["test"])
+
+
+def test_crops_have_the_wanted_size_and_lesions_stay_in_the_lungs(bank: Path) -> None:
+    sampler = Sampler(read_examples(bank, [], inverted=True), RECIPE, np.random.default_rng(1))
+    for _ in range(10):
+        inputs, truth = sampler.draw()
+        assert inputs.shape == (2, 16, 32, 32)
+        assert inputs[0].min() >= 0
+        assert inputs[0].max() <= 1
+        assert not (truth.bool() & ~inputs[1].bool()).any()
+
+
+def test_volumes_smaller_than_a_crop_are_padded_with_what_is_not_lung() -> None:
+    small = Example(
+        "covid-0-0", np.full((4, 20, 20), 99, np.uint8), np.ones((4, 20, 20), bool), np.ones((4, 20, 20), bool)
+    )
+    inputs, truth = Sampler([small], RECIPE, np.random.default_rng(0)).draw()
+    assert inputs[1].sum() == truth.sum() == 4 * 20 * 20
+
+
+def test_an_ended_run_goes_on_to_the_same_weights(bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = torch.load(train(RECIPE, bank, tmp_path / "whole", "cpu").with_name("last.pt"), weights_only=False)
+
+    class EndedError(Exception):
+        pass
+
+    measure = training.measure
+
+    def end_after_first(*arguments: object) -> dict[str, float]:
+        if (tmp_path / "ended" / "last.pt").exists():
+            raise EndedError
+        return measure(*arguments)
+
+    monkeypatch.setattr(training, "measure", end_after_first)
+    with pytest.raises(EndedError):
+        train(RECIPE, bank, tmp_path / "ended", "cpu")
+    monkeypatch.setattr(training, "measure", measure)
+    train(RECIPE, bank, tmp_path / "ended", "cpu")
+    resumed = torch.load(tmp_path / "ended" / "last.pt", weights_only=False)
+    assert resumed["step"] == whole["step"] == 4
+    for name, tensor in whole["network"].items():
+        assert torch.equal(tensor, resumed["network"][name]), name
+
+
+def test_exported_weights_load_and_know_their_recipe(bank: Path, tmp_path: Path) -> None:
+    run = train(RECIPE, bank, tmp_path / "run", "cpu").parent
+    info = export(run, RECIPE, tmp_path / "lesions.safetensors", "9.9.9")
+    weights = load_weights("lesions", tmp_path)
+    assert weights.info == info
+    assert weights.recipe["crop"] == [16, 32, 32]
+    LesionNetwork.load(weights, torch.device("cpu"))
+    with (run / "log.csv").open() as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["2", "4"]
+
+
+def test_learns_to_find_bright_balls(bank: Path, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, steps=40, validate_every=40, learning_rate=5e-3, average=0.5)
+    best = torch.load(train(recipe, bank, tmp_path / "run", "cpu"), weights_only=True)
+    assert best["covid_dice"] > 0.8
