@@ -34,6 +34,9 @@ PREFIX: Final = "lobewise:"
 REBUILT: Final = "rebuilt"
 """Token of a lease that a rebuild grants, in place of the worker's own that was wiped."""
 
+REBUILD_SECONDS: Final = 24 * 3600
+"""A rebuild takes no longer."""
+
 _PRIORITIES: Final = tuple(Priority)
 _MODELS: Final = TypeAdapter(list[ModelProvenance])
 
@@ -110,6 +113,13 @@ if ARGV[1] ~= '' then redis.call('ZADD', KEYS[1], now + tonumber(ARGV[2]), ARGV[
 return redis.call('ZCARD', KEYS[1])
 """
 
+_WHOLE: Final = """
+-- KEYS: epoch, the rebuild's mark.  ARGV: mark.
+if redis.call('DEL', KEYS[2]) == 0 then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'NX')
+return 1
+"""
+
 _MARK: Final = """
 -- KEYS: job.  Notes the time at which a message was sent.
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
@@ -143,8 +153,8 @@ class LiveView:
             socket_connect_timeout=timeout_seconds,
             retry=retry,
         )
-        scripts = (_PUT, _RENEW, _DROP, _LEAD, _READY, _MARK)
-        self._put, self._renew, self._drop, self._lead, self._ready, self._mark = map(
+        scripts = (_PUT, _RENEW, _DROP, _LEAD, _READY, _MARK, _WHOLE)
+        self._put, self._renew, self._drop, self._lead, self._ready, self._mark, self._whole = map(
             self._redis.register_script, scripts
         )
 
@@ -253,9 +263,17 @@ class LiveView:
         with broker_errors():
             return bool(self._redis.exists(PREFIX + "epoch"))
 
-    def declare_whole(self) -> None:
+    def begin_rebuild(self) -> str:
+        """Leave a mark for `declare_whole`, which a wipe in between takes away."""
+        mark = secrets.token_hex(8)
         with broker_errors():
-            self._redis.set(PREFIX + "epoch", secrets.token_hex(8), nx=True)
+            self._redis.set(f"{PREFIX}rebuild:{mark}", "1", ex=REBUILD_SECONDS)
+        return mark
+
+    def declare_whole(self, mark: str) -> bool:
+        """After a rebuild. False if the server was wiped meanwhile: then it takes another."""
+        with broker_errors():
+            return bool(self._whole(keys=[PREFIX + "epoch", f"{PREFIX}rebuild:{mark}"], args=[mark]))
 
     def running_without_lease(self) -> list[str]:
         with broker_errors():

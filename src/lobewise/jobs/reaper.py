@@ -50,10 +50,11 @@ class Reaper:
     def rebuild(self) -> int:
         """Bring back into the live view, and the queue, every job that only the blobs know."""
         parts = self._parts
+        mark = parts.live.begin_rebuild()
         known = {files.job_id: files for files in parts.records.all_files()}
         missing = parts.live.unknown(known)
         restored = sum(self._restore(known[job_id]) for job_id in missing)
-        parts.live.declare_whole()
+        parts.live.declare_whole(mark)
         return restored
 
     def _run(self) -> None:
@@ -137,7 +138,7 @@ class Reaper:
         except (JobNotFoundError, JobPurgedError):
             self._forget(job_id)
             return False
-        log.warning("job %s waits without a message; it is sent again", job_id)
+        log.info("job %s is sent again", job_id)
         self._parts.queue.publish(job_id, state.priority)
         return True
 

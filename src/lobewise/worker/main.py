@@ -4,10 +4,13 @@ import os
 import secrets
 import socket
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
+
+from celery.exceptions import SecurityWarning
 
 from lobewise.jobs.bootstrap import connect
 from lobewise.jobs.settings import JobsSettings
@@ -37,6 +40,8 @@ def run(
     try:
         jobs.start_reaper()
         app = build_app(jobs.settings, device or jobs.settings.device, load)
+        # Celery warns root of pickled messages; we take none but JSON.
+        warnings.simplefilter("ignore", SecurityWarning)
         worker = app.Worker(
             hostname=f"lobewise-{secrets.token_hex(4)}@{socket.gethostname()}",
             concurrency=concurrency or jobs.settings.concurrency,

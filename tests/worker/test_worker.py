@@ -1,0 +1,194 @@
+"""Real worker processes on a real broker: what becomes of jobs, and of jobs whose workers die."""
+
+import asyncio
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import redis
+import SimpleITK as sitk
+
+from lobewise.jobs import states
+from lobewise.jobs.bootstrap import connect
+from lobewise.jobs.models import InputInfo, JobRecord, JobStatus, MaskName, Priority
+from lobewise.jobs.service import Jobs
+from lobewise.jobs.settings import JobsSettings
+
+TINY_WORKER = Path(__file__).with_name("tiny_worker.py")
+FAST = {
+    "LEASE_SECONDS": "2",
+    "HEARTBEAT_SECONDS": "0.2",
+    "REAP_SECONDS": "0.3",
+    "RETRY_SECONDS": "0.2",
+    "CANCEL_GRACE_SECONDS": "0.5",
+    "HARD_LIMIT_SECONDS": "4",
+}
+
+pytestmark = [pytest.mark.timeout(90), pytest.mark.xdist_group("worker")]
+
+
+class Service:
+    """A data folder, the gateway's end of it, and workers."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = {f"LOBEWISE_{name}": value for name, value in FAST.items()}
+        self.environment |= {"LOBEWISE_DATA_DIR": str(folder / "data"), "TMPDIR": str(folder)}
+        self.environment["LOBEWISE_LIVENESS_FILE"] = str(folder / "alive")
+        settings = {name.lower(): value for name, value in FAST.items()}
+        self.jobs: Jobs = connect(JobsSettings(data_dir=folder / "data", redis_url=None, **settings))  # type: ignore[arg-type]
+        self.jobs.start_reaper()
+        self.workers: list[subprocess.Popen[bytes]] = []
+
+    def start_worker(self) -> "subprocess.Popen[bytes]":
+        log = (self.folder / "worker.log").open("ab")
+        environment = {k: v for k, v in os.environ.items() if k not in ("REDIS_URL", "LOBEWISE_REDIS_URL")}
+        process = subprocess.Popen(
+            [sys.executable, str(TINY_WORKER)], env={**environment, **self.environment}, stdout=log, stderr=log
+        )
+        self.workers.append(process)
+        return process
+
+    def post(self, order: dict[str, Any], **options: Any) -> str:
+        job_id = self.jobs.new_id()
+
+        async def stream() -> InputInfo:
+            sink = await self.jobs.open_upload(job_id)
+            await sink.write(json.dumps(order).encode())
+            return await sink.finish()
+
+        record = JobRecord(id=job_id, created_at=states.now(), input=asyncio.run(stream()), **options)
+        return self.jobs.accept(record).id
+
+    def close(self) -> None:
+        for process in self.workers:
+            process.terminate()
+        for process in self.workers:
+            process.wait(30)
+        self.jobs.close()
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    service = Service(tmp_path_factory.mktemp("service"))
+    service.start_worker()
+    until(lambda: service.jobs.readiness().workers == 1)
+    yield service
+    service.close()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        time.sleep(0.05)
+
+
+def is_running(service: Service, job_id: str, attempt: int = 1) -> bool:
+    state = service.jobs.get(job_id)
+    return state.status == JobStatus.RUNNING and state.attempt == attempt
+
+
+def test_a_scan_is_scored_and_its_masks_lie_on_its_own_grid(service: Service, tmp_path: Path) -> None:
+    job_id = service.post({"do": "score", "opacity": 40})
+    state = service.jobs.wait(job_id, 60)
+    assert (state.status, state.attempt, state.progress) == (JobStatus.SUCCEEDED, 1, 1.0)
+    report = service.jobs.report(job_id)
+    assert report.severity.percent_opacity == 40.0
+    assert [lobe.severity_score for lobe in report.lobes] == [2] * 5
+    assert report.provenance.input_sha256 == state.input.sha256
+    assert set(report.provenance.seconds) >= {"fetch", "read", "store", "lungs"}
+    for name, values in ((MaskName.LOBES, {1, 2, 3, 4, 5}), (MaskName.LESIONS, {0, 1}), (MaskName.LUNGS, {1})):
+        path = tmp_path / f"{name}.nii.gz"
+        path.write_bytes(b"".join(service.jobs.mask(job_id, name).read()))
+        assert gzip.decompress(path.read_bytes())[344:347] == b"n+1"
+        image = sitk.ReadImage(str(path))
+        assert image.GetSize() == (20, 10, 5)
+        assert image.GetSpacing() == pytest.approx((0.5, 1.0, 2.0))
+        assert image.GetOrigin() == pytest.approx((-10.0, 20.0, 30.0))
+        assert image.GetDirection() == pytest.approx((0, 0, 1, 1, 0, 0, 0, 1, 0))
+        assert set(np.unique(sitk.GetArrayFromImage(image))) == values
+
+
+def test_a_scan_that_cannot_be_scored_fails_with_its_problem_and_is_not_retried(service: Service) -> None:
+    state = service.jobs.wait(service.post({"do": "not-chest"}), 60)
+    assert (state.status, state.attempt) == (JobStatus.FAILED, 1)
+    assert state.error is not None
+    assert (state.error.type, state.error.retryable) == ("/problems/lungs-not-found", False)
+    assert state.error.evidence == {"air_ml": 0}
+
+
+def test_a_fault_of_ours_is_retried_and_counted(service: Service) -> None:
+    state = service.jobs.wait(service.post({"do": "fault"}), 60)
+    assert (state.status, state.attempt) == (JobStatus.FAILED, 3)
+    assert state.error is not None
+    assert (state.error.type, state.error.retryable) == ("/problems/attempts-exhausted", True)
+
+
+def test_urgent_jobs_overtake_the_others(service: Service) -> None:
+    blocker = service.post({"do": "score", "seconds": 1.5})
+    until(lambda: is_running(service, blocker))
+    order = [service.post({"do": "score"}, priority=p) for p in (Priority.BATCH, Priority.ROUTINE, Priority.STAT)]
+    done = [service.jobs.wait(job_id, 60).started_at for job_id in order]
+    assert done == sorted(done, key=lambda at: at or states.now(), reverse=True)
+
+
+def test_a_running_job_stops_when_it_is_cancelled(service: Service) -> None:
+    job_id = service.post({"do": "score", "seconds": 60})
+    until(lambda: is_running(service, job_id))
+    assert service.jobs.cancel(job_id).cancel_requested
+    assert service.jobs.wait(job_id, 60).status == JobStatus.CANCELLED
+
+
+def test_work_that_hangs_is_cancelled_by_force_and_the_worker_goes_on(service: Service) -> None:
+    job_id = service.post({"do": "hang"})
+    until(lambda: is_running(service, job_id))
+    service.jobs.cancel(job_id)
+    assert service.jobs.wait(job_id, 60).status == JobStatus.CANCELLED
+    assert service.jobs.wait(service.post({"do": "score"}), 60).status == JobStatus.SUCCEEDED
+
+
+def test_a_job_that_was_running_when_redis_was_wiped_is_neither_lost_nor_done_twice(service: Service) -> None:
+    job_id = service.post({"do": "score", "seconds": 2})
+    waiting = service.post({"do": "score"})
+    until(lambda: is_running(service, job_id))
+    with redis.Redis.from_url(service.jobs.settings.redis_url or "") as server:
+        server.flushall()
+    states_after = [service.jobs.wait(i, 60) for i in (job_id, waiting)]
+    assert [(s.status, s.attempt) for s in states_after] == [(JobStatus.SUCCEEDED, 1)] * 2
+
+
+def test_the_liveness_file_is_touched(service: Service) -> None:
+    assert (service.folder / "alive").exists()
+
+
+def test_a_job_whose_process_dies_every_time_ends_failed(service: Service) -> None:
+    state = service.jobs.wait(service.post({"do": "die"}), 80)
+    assert (state.status, state.attempt) == (JobStatus.FAILED, 3)
+    assert state.error is not None
+    assert state.error.type == "/problems/worker-lost"
+
+
+def test_work_past_the_hard_limit_is_killed_and_counted(service: Service) -> None:
+    job_id = service.post({"do": "hang"})
+    until(lambda: service.jobs.get(job_id).attempt == 2)
+    service.jobs.cancel(job_id)
+    assert service.jobs.wait(job_id, 60).status == JobStatus.CANCELLED
+
+
+def test_when_a_whole_worker_is_killed_another_finishes_its_job(service: Service) -> None:
+    victim = service.workers[-1]
+    job_id = service.post({"do": "score", "seconds": 3})
+    until(lambda: is_running(service, job_id))
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    service.start_worker()
+    state = service.jobs.wait(job_id, 60)
+    assert (state.status, state.attempt) == (JobStatus.SUCCEEDED, 2)
