@@ -1,0 +1,93 @@
+"""A whole service as people start it, once for all tests here."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from lobewise.cli.processes import free_port
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+START_SECONDS = 240.0
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`lobewise serve` in a fresh data folder; at the end SIGTERM must stop it and all that it started."""
+    folder = tmp_path_factory.mktemp("service")
+    port = free_port()
+    with (folder / "log").open("wb") as log:
+        served = subprocess.Popen(
+            [sys.executable, "-m", "lobewise.cli", "serve", "--port", str(port), "--device", "cpu"],
+            env={**os.environ, "LOBEWISE_DATA_DIR": str(folder / "data")},
+            stdout=log,
+            stderr=log,
+        )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        _await_ready(served, address, folder / "log")
+        family = descendants_of(served.pid)
+        assert len(family) >= 4, "server, gateway, worker and its process"
+        yield address
+        served.send_signal(signal.SIGTERM)
+        assert served.wait(60) == 0
+        assert [pid for pid in family if is_alive(pid)] == []
+    finally:
+        served.kill()
+        served.wait()
+
+
+@pytest.fixture(scope="session")
+def lobewise() -> Run:
+    """`lobewise("submit", path)` as people run it."""
+
+    def run(*arguments: object, timeout: float = 280) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "lobewise.cli", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+
+    return run
+
+
+def _await_ready(served: "subprocess.Popen[bytes]", address: str, log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not _is_ready(address):
+        assert served.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.2)
+
+
+def _is_ready(address: str) -> bool:
+    try:
+        return httpx.get(f"{address}/readyz").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def descendants_of(pid: int) -> list[int]:
+    """Of a process, through /proc; the embedded server is one, although it has a session of its own."""
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+    found = [pid]
+    for parent in found:
+        found.extend(child for child, its_parent in parents.items() if its_parent == parent)
+    return found[1:]
+
+
+def is_alive(pid: int) -> bool:
+    """Not counting what is dead and only waits to be collected."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

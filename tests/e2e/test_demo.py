@@ -1,0 +1,37 @@
+"""`lobewise demo` stops all that it started, whatever comes of the scan."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lobewise.pipeline.phantom import PhantomRecipe, make_phantom
+from lobewise.pipeline.writing import write_ct
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def commands_of_lobewise() -> set[int]:
+    """Processes that run our modules."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if b"lobewise.cli\0" in (entry / "cmdline").read_bytes():
+                    found.add(int(entry.name))
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+    return found
+
+
+def test_a_refused_scan_ends_with_3_and_leaves_nothing_running(lobewise: Run, tmp_path: Path) -> None:
+    head = make_phantom(PhantomRecipe(seed=5, spacing_mm=(4.0, 3.0, 3.0), fit="head"))
+    write_ct(tmp_path / "head.nii.gz", head.volume)
+    before = commands_of_lobewise()
+    result = lobewise("demo", tmp_path / "head.nii.gz", "--out", tmp_path / "out", "--device", "cpu")
+    assert result.returncode == 3, result.stderr
+    assert "not a CT of the chest" in result.stderr
+    assert commands_of_lobewise() - before == set()
