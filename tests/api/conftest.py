@@ -85,9 +85,11 @@ class Service:
 
 
 @contextmanager
-def serving(app: object) -> Iterator[str]:
+def serving(app: object, root_path: str = "") -> Iterator[str]:
     """The address of `app`, served by uvicorn in a thread."""
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", access_log=False))
+    server = uvicorn.Server(
+        uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", access_log=False, root_path=root_path)
+    )
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
@@ -101,12 +103,12 @@ def serving(app: object) -> Iterator[str]:
 
 
 @contextmanager
-def running_service(folder: Path, settings: ApiSettings | None = None) -> Iterator[Service]:
+def running_service(folder: Path, settings: ApiSettings = ApiSettings()) -> Iterator[Service]:  # noqa: B008  # frozen
     jobs = connect(JobsSettings(data_dir=folder, max_upload_bytes=MAX_UPLOAD_BYTES, source_allowlist=(ALLOWED_SOURCE,)))
     (masks := folder / "masks").mkdir(parents=True)
     try:
         with (
-            serving(create_app(settings or ApiSettings(), jobs)) as address,
+            serving(create_app(settings, jobs), settings.root_path) as address,
             httpx.Client(base_url=address, timeout=30) as client,
         ):
             yield Service(jobs, client, Worker(jobs, masks), folder / "blobs")

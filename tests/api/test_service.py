@@ -155,6 +155,12 @@ def test_links_follow_the_public_url(tmp_path: Path) -> None:
     assert report["masks"]["lungs"] == f"https://ct.example/lobewise/v1/jobs/{job_id}/masks/lungs"
 
 
+def test_links_keep_the_prefix_that_a_proxy_strips(tmp_path: Path) -> None:
+    with running_service(tmp_path / "service", ApiSettings(root_path="/lobewise")) as service:
+        answer = service.client.post("/v1/jobs", files={"file": nifti()}, headers={"Host": "ct.example"})
+        assert answer.headers["location"].startswith("http://ct.example/lobewise/v1/jobs/")
+
+
 def test_a_host_header_that_is_none_leaves_links_relative(shared: Service) -> None:
     answer = shared.client.post("/v1/jobs", files={"file": nifti()}, headers={"Host": 'a"b c'})
     assert answer.status_code in (202, 400)

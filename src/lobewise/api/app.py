@@ -1,5 +1,6 @@
 """Puts the gateway together."""
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -32,7 +33,6 @@ def create_app(settings: ApiSettings | None = None, jobs: Jobs | None = None) ->
         description=openapi.DESCRIPTION,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         openapi_tags=openapi.TAGS,
-        root_path=settings.root_path,
         redirect_slashes=False,
         redoc_url=None,
         lifespan=_lifespan,
@@ -57,12 +57,14 @@ def run(host: str | None = None, port: int | None = None, jobs_settings: JobsSet
     """Serve until a signal says stop; what is not given comes from the environment."""
     given = {"host": host, "port": port}
     settings = ApiSettings.model_validate({name: value for name, value in given.items() if value is not None})
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     jobs = connect(jobs_settings)
     try:
         uvicorn.run(
             create_app(settings, jobs),
             host=settings.host,
             port=settings.port,
+            root_path=settings.root_path,
             access_log=False,  # the gateway logs its requests itself
             server_header=False,
             proxy_headers=True,

@@ -8,7 +8,7 @@ from lobewise.api.errors import UnsupportedFormatError
 
 HEAD_BYTES: Final = 512
 
-_BEGINNINGS: Final = (b"\x1f\x8b", b"PK\x03\x04", b"PK\x05\x06", b"NRRD000")
+_BEGINNINGS: Final = (b"\x1f\x8b", b"PK\x03\x04", b"PK\x05\x06", b"NRRD")
 _METAIMAGE: Final = re.compile(rb"\s*(ObjectType|NDims|Comment|ObjectSubType|BinaryData|DimSize)\s*[=:]")
 _NIFTI_MAGIC: Final = {344: (b"n+1\0",), 4: (b"n+2\0\r\n\x1a\n",)}
 _DETACHED_MAGIC: Final = {344: (b"ni1\0",), 4: (b"ni2\0\r\n\x1a\n",)}

@@ -102,6 +102,12 @@ def file_answer(description: str, *header_names: str) -> dict[str, Any]:
     return {"description": description, "headers": headers(*header_names), "content": content}
 
 
+def links(*operation_ids: str) -> dict[str, Any]:
+    """What can be done next with the job that an answer holds."""
+    parameters = {"job_id": "$response.body#/id"}
+    return {name: {"operationId": name, "parameters": parameters} for name in operation_ids}
+
+
 def not_modified(*header_names: str) -> dict[str, Any]:
     return {"description": "You have this version already.", "headers": headers("ETag", *header_names)}
 
@@ -170,7 +176,7 @@ def _completed(document: dict[str, Any], routes: Iterable[APIRoute]) -> dict[str
         for operation in path.values():
             _complete(operation)
     for route in routes:
-        for method in route.methods:
+        for method in route.methods or ():
             _restore_examples(document["paths"][route.path][method.lower()], route)
     return document
 

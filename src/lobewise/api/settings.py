@@ -1,6 +1,6 @@
 """What an operator decides about the gateway, read from the environment as `LOBEWISE_API_<NAME>`."""
 
-from pydantic import Field, HttpUrl, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, HttpUrl, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -19,7 +19,9 @@ class ApiSettings(BaseSettings):
     forwarded_allow_ips: str = Field(
         default="127.0.0.1", description="proxies whose X-Forwarded headers are believed, separated by commas"
     )
-    max_wait_seconds: NonNegativeFloat = Field(default=60.0, description="the longest `Prefer: wait` that is granted")
+    max_wait_seconds: NonNegativeInt = Field(
+        default=60, description="the longest `Prefer: wait` that is granted; 0 grants none"
+    )
     max_waiting: PositiveInt = Field(default=64, description="how many requests may wait at once; others get 202")
     poll_seconds: PositiveInt = Field(default=2, description="Retry-After of a job that is not finished")
     unavailable_seconds: PositiveInt = Field(default=5, description="Retry-After while a part is down")

@@ -1,5 +1,6 @@
 """Uploads: hashed while they stream to the blob store, in constant memory."""
 
+import asyncio
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,7 +41,7 @@ class BlobUpload:
         writer, self._writer = self._writer, None
         with _unavailable():
             await writer.close()
-            self._blobs.sync(self._key)
+            await asyncio.to_thread(self._blobs.sync, self._key)  # writing a large file out takes seconds
         return InputInfo(size_bytes=self._size_bytes, sha256=self._hash.hexdigest())
 
     async def abort(self) -> None:

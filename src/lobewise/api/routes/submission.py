@@ -96,7 +96,7 @@ _BODY: Final = {
             "Preference-Applied",
             "Idempotent-Replayed",
         )
-        | {"model": Job},
+        | {"model": Job, "links": openapi.links("get_job", "delete_job", "get_report")},
         202: openapi.json_answer(
             "Accepted: the job is durable and will be worked on.",
             examples.job_examples(examples.QUEUED),
@@ -105,7 +105,8 @@ _BODY: Final = {
             "ETag",
             "Preference-Applied",
             "Idempotent-Replayed",
-        ),
+        )
+        | {"links": openapi.links("get_job", "cancel_job", "delete_job", "get_report")},
         **openapi.problem_answers(
             problems.MALFORMED_REQUEST,
             problems.REQUEST_TIMEOUT,
@@ -145,7 +146,7 @@ async def create_job(
     if not state.status.is_final:
         headers["Retry-After"] = str(settings.poll_seconds)
     if waited:
-        headers["Preference-Applied"] = f"wait={wanted_seconds:g}"
+        headers["Preference-Applied"] = f"wait={wanted_seconds}"
     if accepted.is_replay:
         headers["Idempotent-Replayed"] = "true"
     body = job_view(state, addresses).model_dump(mode="json", by_alias=True)
@@ -237,10 +238,10 @@ def _record(job_id: str, scan: InputInfo, options: JobOptions) -> JobRecord:
     )
 
 
-def _wanted_seconds(prefer: str | None, settings: ApiSettings) -> float:
+def _wanted_seconds(prefer: str | None, settings: ApiSettings) -> int:
     """0 if no wait is asked for. What is not understood is ignored, as RFC 7240 says."""
     match = _WAIT.search(prefer or "")
-    return min(float(match.group(1)), settings.max_wait_seconds) if match else 0.0
+    return min(int(match.group(1)), settings.max_wait_seconds) if match else 0
 
 
 async def _wait(jobs: Jobs, state: JobState, seconds: float, limiter: anyio.CapacityLimiter) -> tuple[JobState, bool]:

@@ -1,0 +1,74 @@
+"""Random calls, right and wrong, to every operation: no fault, and no answer that the document does not name."""
+
+import itertools
+from collections.abc import Iterator
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+from schemathesis.config import SchemathesisConfig
+
+from lobewise.api.settings import ApiSettings
+
+from .conftest import DOCUMENT, Service, nifti, running_service
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """With a job in every state; calls find them by `job_ids`."""
+    with running_service(tmp_path_factory.mktemp("fuzzed") / "service", ApiSettings(max_wait_seconds=0)) as service:
+        service.jobs.announce("fuzzed", 600)
+        yield service
+
+
+@pytest.fixture(scope="module")
+def job_ids(service: Service) -> "itertools.cycle[str]":
+    queued, failed, purged, cancelled = (service.submit() for _ in range(4))
+    service.worker.fail(failed)
+    service.jobs.cancel(cancelled)
+    service.jobs.purge(purged)
+    kept = [service.succeeded() for _ in range(3)]
+    return itertools.cycle([*kept, queued, failed, purged, cancelled])
+
+
+document = schemathesis.openapi.from_dict(
+    DOCUMENT,
+    config=SchemathesisConfig.from_dict(
+        {
+            "checks": {
+                # Right by the schema, and yet: a file of no known format, a job in the wrong state.
+                "positive_data_acceptance": {"expected-statuses": ["2xx", "304", "404", "409", "410", "415", "422"]}
+            }
+        }
+    ),
+)
+
+
+@document.parametrize()
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+def test_the_gateway_keeps_to_its_document(
+    case: schemathesis.Case, service: Service, job_ids: "itertools.cycle[str]"
+) -> None:
+    if "job_id" in case.path_parameters and next(_turns):
+        case.path_parameters["job_id"] = next(job_ids)
+    if isinstance(case.body, dict) and isinstance(case.body.get("file"), bytes) and next(_turns):
+        case.body["file"] = nifti() + case.body["file"]
+    case.call_and_validate(base_url=service.address)
+
+
+_turns = itertools.cycle([True, True, False])
+
+
+def test_calls_that_follow_each_other_keep_to_the_document(service: Service) -> None:
+    """A job is submitted, then read, stopped and deleted in any order, as the document's links lead."""
+
+    class Workflow(document.as_state_machine()):  # type: ignore[misc]
+        def get_call_kwargs(self, case: schemathesis.Case) -> dict[str, object]:  # noqa: ARG002
+            return {"base_url": service.address}
+
+        def before_call(self, case: schemathesis.Case) -> None:
+            if isinstance(case.body, dict) and isinstance(case.body.get("file"), bytes):
+                case.body["file"] = nifti() + case.body["file"]
+
+    bounds = settings(max_examples=10, stateful_step_count=6, deadline=None, derandomize=True)
+    Workflow.run(settings=settings(bounds, suppress_health_check=list(HealthCheck)))
