@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -37,8 +38,8 @@ CONFIG = LandmarkConfig(scales_mm=(12.0, 6.0), box=9, widths=(2, 4, 4), hidden=8
 RECIPE = LandmarkRecipe(
     config=CONFIG,
     batch=8,
-    warm_steps=4,
-    dqn_steps=4,
+    warm_steps=(4, 4),
+    dqn_steps=(4, 4),
     walkers=4,
     walk_steps=(3, 3),
     replay=32,
@@ -228,18 +229,19 @@ def test_a_run_logs_and_exports_agents_that_answer_for_both_landmarks(bank_folde
     assert set(find_landmarks(volume, LandmarkNetwork.load(weights, CPU))) == set(Landmark)
 
 
-def test_training_learns_the_way_to_a_bright_spot(tmp_path):
+def test_training_learns_the_way_to_a_bright_spot(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "Landmark", [Landmark.CARINA])  # one agent is enough to see
     recipe = LandmarkRecipe(
         config=LandmarkConfig(scales_mm=(8.0,), box=9, widths=(8, 8, 8), hidden=32),
         batch=32,
-        warm_steps=400,
-        dqn_steps=100,
+        warm_steps=(400,),
+        dqn_steps=(100,),
         learning_rates=(5e-3, 3e-4),
         walkers=8,
         walk_steps=(10,),
         far_share=(0.0,),
         near_voxels=(3.0,),
-        crop_share=0.0,
+        cut_shares=(0.0, 0.0, 0.0),
         save_every=100,
     )
     (tmp_path / "bank").mkdir()
@@ -256,3 +258,9 @@ def test_training_learns_the_way_to_a_bright_spot(tmp_path):
     first, last = rows[0], rows[4]
     assert float(first["right_share"]) < 0.3
     assert float(last["right_share"]) >= 0.6
+
+
+def test_longer_runs_differ_in_their_steps_alone():
+    longer = RECIPE.longer(3)
+    assert (longer.warm_steps, longer.dqn_steps) == ((12, 12), (12, 12))
+    assert replace(longer, warm_steps=RECIPE.warm_steps, dqn_steps=RECIPE.dqn_steps) == RECIPE

@@ -12,7 +12,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Final
@@ -41,8 +41,8 @@ class LandmarkRecipe:
 
     Attributes:
         gamma: discount of later rewards.
-        warm_steps: of the supervised phase, for each network.
-        dqn_steps: of the Q-learning phase; every walker takes one step in each.
+        warm_steps: of the supervised phase, by scale.
+        dqn_steps: of the Q-learning phase, by scale; every walker takes one step in each.
         learning_rates: at the start of both phases; they fall to a tenth (cosine).
         walkers: agents that explore side by side.
         walk_steps: after which they go to another scene, by scale.
@@ -59,8 +59,8 @@ class LandmarkRecipe:
     config: LandmarkConfig = field(default_factory=LandmarkConfig)
     gamma: float = 0.9
     batch: int = 64
-    warm_steps: int = 1200
-    dqn_steps: int = 1300
+    warm_steps: tuple[int, ...] = (1200, 700, 700)
+    dqn_steps: tuple[int, ...] = (1300, 800, 800)
     learning_rates: tuple[float, float] = (1e-3, 2e-4)
     walkers: int = 32
     walk_steps: tuple[int, ...] = (60, 20, 20)
@@ -73,6 +73,11 @@ class LandmarkRecipe:
     far_share: tuple[float, ...] = (0.7, 0.2, 0.1)
     near_voxels: tuple[float, ...] = (6.0, 6.0, 6.0)
     save_every: int = 500
+
+    def longer(self, times: int) -> "LandmarkRecipe":
+        """The same with `times` as many steps of both phases."""
+        warm_steps, dqn_steps = (tuple(n * times for n in steps) for steps in (self.warm_steps, self.dqn_steps))
+        return replace(self, warm_steps=warm_steps, dqn_steps=dqn_steps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -381,14 +386,15 @@ def train(recipe: LandmarkRecipe, bank: Sequence[BankScan], out: Path, device: t
         nets, replay, walkers = Nets.new(recipe, device), Replay(recipe.replay), Walkers(sampler, recipe, level, rng)
         first = _resume(out / "checkpoint.pt", finished.stem, nets, replay, walkers, rng)
         started, losses = time.monotonic(), []
-        for step in range(first, recipe.warm_steps + recipe.dqn_steps):
-            if step < recipe.warm_steps:
+        warm_steps, dqn_steps = recipe.warm_steps[level], recipe.dqn_steps[level]
+        for step in range(first, warm_steps + dqn_steps):
+            if step < warm_steps:
                 scenes = sampler.draw(recipe.batch, rng)
                 targets, actions = closed_form_q(scenes.offsets(), recipe.gamma), None
-                rate = _cosine(recipe.learning_rates[0], step / recipe.warm_steps)
+                rate = _cosine(recipe.learning_rates[0], step / warm_steps)
             else:
-                share = (step - recipe.warm_steps) / recipe.dqn_steps
-                if (step - recipe.warm_steps) % recipe.target_every == 0:
+                share = (step - warm_steps) / dqn_steps
+                if (step - warm_steps) % recipe.target_every == 0:
                     nets.target.load_state_dict(nets.network.state_dict())
                 epsilon = recipe.epsilons[0] + share * (recipe.epsilons[1] - recipe.epsilons[0])
                 replay.add(*walkers.step(nets.network, epsilon, rng))
@@ -476,15 +482,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("bank", type=Path, help="folder that landmark_bank made")
     parser.add_argument("out", type=Path, help="folder of the run; an unfinished run goes on")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--warm-steps", type=int, default=LandmarkRecipe.warm_steps)
-    parser.add_argument("--dqn-steps", type=int, default=LandmarkRecipe.dqn_steps)
+    parser.add_argument("--longer", type=int, default=1, help="this many times the steps of the recipe")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0 lets torch decide")
     parser.add_argument("--version", default="0.1.0", help="written into the weights file")
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    recipe = LandmarkRecipe(seed=options.seed, warm_steps=options.warm_steps, dqn_steps=options.dqn_steps)
+    recipe = LandmarkRecipe(seed=options.seed).longer(options.longer)
     train(recipe, read_bank(options.bank, recipe.config), options.out, choose_device(options.device))
     info = export(recipe, options.out, options.out / "landmarks.safetensors", options.version)
     print(f"{info.name} {info.version} sha256 {info.sha256}")
