@@ -1,0 +1,120 @@
+"""How good the lesion stage is by itself, given the true lungs: `python -m lobewise.pipeline.evaluation.lesions BANK`.
+
+On the patients kept aside from training (`splits.json`): real lesions on the slices of a COVID-19 case, lesions grown
+in a real chest, false alarms in that chest as it is; then phantoms that no training saw. Beside it the plain baseline:
+all of the lung above -700 HU.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from jaxtyping import Bool, Float32
+
+from lobewise.pipeline.evaluation.overlap import dice
+from lobewise.pipeline.lesions import LesionNetwork, lesion_grid, predict, prepare, window
+from lobewise.pipeline.networks.dense_unet import TOTAL_STRIDE
+from lobewise.pipeline.networks.device import choose_device
+from lobewise.pipeline.networks.weights import load_weights
+from lobewise.pipeline.phantom import PhantomRecipe, make_phantom
+from lobewise.pipeline.training.lesions import read_examples, read_split
+from lobewise.pipeline.volume import resample_labels
+
+BASELINE_HU: Final = -700.0
+FIRST_UNSEEN_SEED: Final = 1_000_000
+PHANTOM_SPACING_MM: Final = (3.0, 1.5, 1.5)
+
+Mask = Bool[np.ndarray, "z y x"]
+
+
+@dataclass(frozen=True)
+class LesionResult:
+    """One volume: Dice with the truth, and percent of the lung that is lesion."""
+
+    name: str
+    dice: float
+    baseline_dice: float
+    percent: float
+    true_percent: float
+
+
+def evaluate_bank(bank: Path, network: LesionNetwork, part: str) -> Iterator[LesionResult]:
+    """The volumes of the patients kept aside for `part`: `validation` or `test`."""
+    for example in read_examples(bank, read_split("lesions")[part]):
+        image = example.image.astype(np.float32) / 255
+        yield _compare(example.name, image, example.lungs, example.lesions & example.lungs, network)
+
+
+def evaluate_phantoms(count: int, network: LesionNetwork) -> Iterator[LesionResult]:
+    """Phantoms from seed 1 000 000 on, at the network's own grid."""
+    for seed in range(FIRST_UNSEEN_SEED, FIRST_UNSEEN_SEED + count):
+        phantom = make_phantom(PhantomRecipe(seed=seed, spacing_mm=PHANTOM_SPACING_MM))
+        lungs = phantom.lobes.lungs()
+        box = lesion_grid(lungs)
+        image, mask = prepare(phantom.volume, lungs, box)
+        truth = resample_labels(phantom.lesions.mask, phantom.volume.grid, box) > 0
+        yield _compare(f"phantom-{seed}", image, mask > 0, truth & (mask > 0), network)
+
+
+def _compare(
+    name: str, image: Float32[np.ndarray, "z y x"], lungs: Mask, truth: Mask, network: LesionNetwork
+) -> LesionResult:
+    found = (_probability(image, lungs, network) >= 0.5) & lungs
+    baseline = (image > window(np.array([BASELINE_HU]))[0]) & lungs
+    lung_voxels = max(int(lungs.sum()), 1)
+    percent, true_percent = (100.0 * int(mask.sum()) / lung_voxels for mask in (found, truth))
+    return LesionResult(name, dice(found, truth), dice(baseline, truth), percent, true_percent)
+
+
+def _probability(
+    image: Float32[np.ndarray, "z y x"], lungs: Mask, network: LesionNetwork
+) -> Float32[np.ndarray, "z y x"]:
+    inputs = np.stack([image, lungs.astype(np.float32)])
+    pads = [(0, 0), *((0, -n % stride) for n, stride in zip(image.shape, TOTAL_STRIDE, strict=True))]
+    z, y, x = image.shape
+    return predict(np.pad(inputs, pads), network)[:z, :y, :x]
+
+
+def table(results: list[LesionResult]) -> str:
+    """Markdown, one row a volume. Where there is no lesion, Dice says nothing and the percentage all."""
+    lines = ["| volume | Dice | baseline | percent | truth |", "|---|---|---|---|---|"]
+    for r in results:
+        shown, plain = (f"{d:.3f}" if r.true_percent > 0 else "-" for d in (r.dice, r.baseline_dice))
+        lines.append(f"| {r.name} | {shown} | {plain} | {r.percent:.2f} | {r.true_percent:.2f} |")
+    return "\n".join(lines)
+
+
+def means(results: list[LesionResult]) -> str:
+    """One line a kind of volume."""
+    lines = []
+    for kind in sorted({r.name.split("-")[0] for r in results}):
+        mine = [r for r in results if r.name.startswith(kind)]
+        with_lesion = [r for r in mine if r.true_percent > 0]
+        error = np.mean([abs(r.percent - r.true_percent) for r in mine])
+        ours = np.mean([r.dice for r in with_lesion] or [np.nan])
+        plain = np.mean([r.baseline_dice for r in with_lesion] or [np.nan])
+        scores = f"Dice {ours:.3f}, baseline {plain:.3f}, " if with_lesion else ""
+        lines.append(f"{kind}: {scores}mean error {error:.2f} points of PO over {len(mine)} volumes")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print a table in Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bank", type=Path, help="prepared by lobewise.pipeline.training.lesion_bank")
+    parser.add_argument("--part", choices=["validation", "test"], default="test")
+    parser.add_argument("--phantoms", type=int, default=8)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--weights", type=Path, default=None)
+    options = parser.parse_args()
+    network = LesionNetwork.load(load_weights("lesions", options.weights), choose_device(options.device))
+    results = [*evaluate_bank(options.bank, network, options.part), *evaluate_phantoms(options.phantoms, network)]
+    sys.stdout.write(f"{table(results)}\n\n{means(results)}\n")
+
+
+if __name__ == "__main__":
+    main()
