@@ -1,7 +1,10 @@
 """One server for all processes with the same folder: the first starts it, the last one out stops it."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,13 +75,23 @@ def test_what_was_written_is_there_after_everyone_was_killed(tmp_path: Path) -> 
     with client(process.stdout.readline().strip()) as redis_client:
         redis_client.set("key", "value")
         pid = redis_client.info("server")["process_id"]
+    os.kill(pid, signal.SIGKILL)
     process.kill()
     process.communicate()
-    subprocess.run(["kill", "-9", str(pid)], check=True)
     server = join(folder)
     with client(server.url) as redis_client:
         assert redis_client.get("key") == "value"
     server.close()
+
+
+def test_it_ends_when_all_who_used_it_were_killed(tmp_path: Path) -> None:
+    process = use(tmp_path / "valkey")
+    assert process.stdout is not None
+    url = process.stdout.readline().strip()
+    process.kill()
+    process.communicate()
+    while embedded._answers(url):
+        time.sleep(0.02)
 
 
 def test_closing_twice_is_harmless(server: EmbeddedServer) -> None:

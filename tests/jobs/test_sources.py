@@ -71,7 +71,7 @@ def test_nothing_is_allowed_by_default() -> None:
 
 
 @pytest.fixture
-def answer(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, httpx.Response]]:
+def answer(monkeypatch: pytest.MonkeyPatch) -> dict[str, httpx.Response]:
     """What the server of the scans answers, by address; httpx does all else."""
     answers: dict[str, httpx.Response] = {}
 
@@ -82,11 +82,11 @@ def answer(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, httpx.Response
             yield response
 
     monkeypatch.setattr(sources.httpx, "stream", stream)
-    yield answers
+    return answers
 
 
 def test_a_scan_is_fetched_and_hashed(tmp_path: Path, answer: dict[str, httpx.Response]) -> None:
-    answer[URL] = httpx.Response(200, content=DATA)
+    answer[URL] = httpx.Response(200, stream=httpx.ByteStream(DATA))
     sha256 = hashlib.sha256(DATA).hexdigest()
     source = ScanSource(url=URL, sha256=sha256)
     info = fetch(source, tmp_path / "scan", allowlist=ALLOWED, limit_bytes=len(DATA))
@@ -97,8 +97,8 @@ def test_a_scan_is_fetched_and_hashed(tmp_path: Path, answer: dict[str, httpx.Re
 @pytest.mark.parametrize(
     ("source", "response", "error"),
     [
-        (ScanSource(url=URL, sha256="0" * 64), httpx.Response(200, content=DATA), SourceMismatchError),
-        (ScanSource(url=URL), httpx.Response(200, content=DATA + b"x"), SourceTooLargeError),
+        (ScanSource(url=URL, sha256="0" * 64), httpx.Response(200, stream=httpx.ByteStream(DATA)), SourceMismatchError),
+        (ScanSource(url=URL), httpx.Response(200, stream=httpx.ByteStream(DATA + b"x")), SourceTooLargeError),
         (ScanSource(url=URL), httpx.Response(404), SourceNotFoundError),
         (ScanSource(url=URL), httpx.Response(302, headers={"Location": "https://10.0.0.1/"}), SourceNotFoundError),
         (ScanSource(url=URL), httpx.Response(503), httpx.HTTPStatusError),

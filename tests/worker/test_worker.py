@@ -25,12 +25,12 @@ from lobewise.jobs.settings import JobsSettings
 
 TINY_WORKER = Path(__file__).with_name("tiny_worker.py")
 FAST = {
-    "LEASE_SECONDS": "2",
+    "LEASE_SECONDS": "1.5",
     "HEARTBEAT_SECONDS": "0.2",
     "REAP_SECONDS": "0.3",
     "RETRY_SECONDS": "0.2",
     "CANCEL_GRACE_SECONDS": "0.5",
-    "HARD_LIMIT_SECONDS": "4",
+    "HARD_LIMIT_SECONDS": "3",
 }
 
 pytestmark = [pytest.mark.timeout(90), pytest.mark.xdist_group("worker")]
@@ -133,7 +133,7 @@ def test_a_fault_of_ours_is_retried_and_counted(service: Service) -> None:
 
 
 def test_urgent_jobs_overtake_the_others(service: Service) -> None:
-    blocker = service.post({"do": "score", "seconds": 1.5})
+    blocker = service.post({"do": "score", "seconds": 1})
     until(lambda: is_running(service, blocker))
     order = [service.post({"do": "score"}, priority=p) for p in (Priority.BATCH, Priority.ROUTINE, Priority.STAT)]
     done = [service.jobs.wait(job_id, 60).started_at for job_id in order]
@@ -141,7 +141,7 @@ def test_urgent_jobs_overtake_the_others(service: Service) -> None:
 
 
 def test_a_running_job_stops_when_it_is_cancelled(service: Service) -> None:
-    job_id = service.post({"do": "score", "seconds": 60})
+    job_id = service.post({"do": "score", "seconds": 2.9})
     until(lambda: is_running(service, job_id))
     assert service.jobs.cancel(job_id).cancel_requested
     assert service.jobs.wait(job_id, 60).status == JobStatus.CANCELLED
@@ -185,7 +185,7 @@ def test_work_past_the_hard_limit_is_killed_and_counted(service: Service) -> Non
 
 def test_when_a_whole_worker_is_killed_another_finishes_its_job(service: Service) -> None:
     victim = service.workers[-1]
-    job_id = service.post({"do": "score", "seconds": 3})
+    job_id = service.post({"do": "score", "seconds": 1})
     until(lambda: is_running(service, job_id))
     victim.send_signal(signal.SIGKILL)
     victim.wait()

