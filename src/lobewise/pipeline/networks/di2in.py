@@ -28,8 +28,10 @@ CLASSES: Final = 1 + len(Lobe)
 Box = tuple[tuple[float, float, float], tuple[float, float, float]]
 """Lower and upper corner, LPS mm (x, y, z)."""
 
+# The reach of the training lungs from each landmark (156 mm to the side, 119 forward, 108 back, 152 down, 98 up from
+# the carina), stretched as much as the widest of their deformed copies, and some 20 mm for an inexact landmark.
 CARINA_BOX_MM: Final[Box] = ((-215.0, -170.0, -290.0), (215.0, 170.0, 180.0))
-STERNUM_TIP_BOX_MM: Final[Box] = ((-215.0, -70.0, -170.0), (215.0, 300.0, 320.0))
+STERNUM_TIP_BOX_MM: Final[Box] = ((-215.0, -70.0, -170.0), (215.0, 300.0, 400.0))
 
 
 @dataclass(frozen=True)
