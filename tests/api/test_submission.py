@@ -262,7 +262,7 @@ def test_the_key_of_a_deleted_job_is_410(shared: Service) -> None:
 @pytest.mark.parametrize("key", ["x" * 129, "two words"])
 def test_a_malformed_key_is_pointed_at(shared: Service, key: str) -> None:
     problem = demand_problem(send(shared, key), 422, "invalid-parameters")
-    assert [error["pointer"].lower() for error in problem["errors"]] == ["/header/idempotency-key"]
+    assert [error["pointer"] for error in problem["errors"]] == ["/header/Idempotency-Key"]
 
 
 # Prefer

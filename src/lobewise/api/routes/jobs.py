@@ -21,7 +21,11 @@ router = APIRouter(tags=["jobs"])
 JobId = Annotated[str, Path(description="`id` of the job", examples=[examples.JOB_ID])]
 IfNoneMatch = Annotated[
     str | None,
-    Header(description="the ETag that you have: 304 if nothing changed", examples=[quoted(examples.REVISION)]),
+    Header(
+        alias="If-None-Match",
+        description="the ETag that you have: 304 if nothing changed",
+        examples=[quoted(examples.REVISION)],
+    ),
 ]
 READ_PROBLEMS: Final = (problems.JOB_NOT_FOUND, problems.JOB_PURGED, problems.STORAGE_UNAVAILABLE)
 

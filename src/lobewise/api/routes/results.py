@@ -22,10 +22,14 @@ MEDIA_TYPE: Final = "application/octet-stream"
 
 Name = Annotated[MaskName, Path(description="which mask")]
 Range = Annotated[
-    str | None, Header(description="one range of bytes; several are answered with all", examples=["bytes=0-1023"])
+    str | None,
+    Header(alias="Range", description="one range of bytes; several are answered with all", examples=["bytes=0-1023"]),
 ]
 IfRange = Annotated[
-    str | None, Header(description="the ETag or Last-Modified of the part you have: all of the file if it changed")
+    str | None,
+    Header(
+        alias="If-Range", description="the ETag or Last-Modified of the part you have: all of the file if it changed"
+    ),
 ]
 _FILE_HEADERS: Final = (
     "ETag",

@@ -42,6 +42,7 @@ _WAIT_SLICE_SECONDS: Final = 1.0
 IdempotencyKey = Annotated[
     str | None,
     Header(
+        alias="Idempotency-Key",
         min_length=1,
         max_length=128,
         pattern=r"^[\x21-\x7e]+$",
@@ -54,6 +55,7 @@ IdempotencyKey = Annotated[
 Prefer = Annotated[
     str | None,
     Header(
+        alias="Prefer",
         description="`wait=N` (RFC 7240) holds the answer back for up to N seconds, until the job is finished",
         examples=["wait=20"],
     ),
