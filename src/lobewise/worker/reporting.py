@@ -93,8 +93,7 @@ def lobe_of(lobe: LobeSeverity) -> LobeScores:
 def _landmark_of(position: LandmarkPosition) -> LandmarkPoint:
     point = position.position_mm
     rounded = None if point is None else (round(point[0], 1), round(point[1], 1), round(point[2], 1))
-    name = position.landmark.value
-    return LandmarkPoint(name=name, found=position.found, position_mm=rounded)
+    return LandmarkPoint(name=position.landmark.value, found=position.found, position_mm=rounded)
 
 
 def _finding_of(finding: Finding) -> QualityFinding:
