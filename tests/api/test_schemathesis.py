@@ -21,7 +21,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         yield service
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def job_ids(service: Service) -> "itertools.cycle[str]":
     queued, failed, purged, cancelled = (service.submit() for _ in range(4))
     service.worker.fail(failed)

@@ -8,7 +8,7 @@ from lobewise.api.errors import UnsupportedFormatError
 
 HEAD_BYTES: Final = 512
 
-_BEGINNINGS: Final = (b"\x1f\x8b", b"PK\x03\x04", b"PK\x05\x06", b"NRRD")
+_ARCHIVES: Final = (b"\x1f\x8b", b"PK\x03\x04", b"PK\x05\x06")
 _METAIMAGE: Final = re.compile(rb"\s*(ObjectType|NDims|Comment|ObjectSubType|BinaryData|DimSize)\s*[=:]")
 _NIFTI_MAGIC: Final = {344: (b"n+1\0",), 4: (b"n+2\0\r\n\x1a\n",)}
 _DETACHED_MAGIC: Final = {344: (b"ni1\0",), 4: (b"ni2\0\r\n\x1a\n",)}
@@ -20,12 +20,15 @@ def demand_scan(head: bytes) -> None:
     Raises:
         UnsupportedFormatError: this cannot be a scan.
     """
+    if head.startswith(_ARCHIVES):
+        return
     if head[128:132] == b"DICM":
         raise UnsupportedFormatError("this is a single DICOM file: send all slices of the series in one zip file")
+    if head.startswith(b"NRRD") or _METAIMAGE.match(head) or _has_magic(head, _NIFTI_MAGIC):
+        return
     if _has_magic(head, _DETACHED_MAGIC):
         raise UnsupportedFormatError("this is a NIfTI header without its pixels: send a .nii or .nii.gz file")
-    if not (head.startswith(_BEGINNINGS) or _METAIMAGE.match(head) or _has_magic(head, _NIFTI_MAGIC)):
-        raise UnsupportedFormatError("the file does not begin as NIfTI, NRRD, MetaImage or zip files do")
+    raise UnsupportedFormatError("the file does not begin as NIfTI, NRRD, MetaImage or zip files do")
 
 
 def _has_magic(head: bytes, magics: Mapping[int, tuple[bytes, ...]]) -> bool:
