@@ -1,5 +1,6 @@
 """Commands as people call them: what they print, and how they end."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,6 +10,7 @@ import pytest
 
 from lobewise import __version__
 from lobewise.cli.processes import free_port
+from lobewise.pipeline.networks.weights import shipped_weights_dir
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -64,10 +66,21 @@ def test_no_service_ends_with_4_and_says_how_to_start_one(lobewise: Run, tmp_pat
     assert "lobewise serve" in result.stderr
 
 
-def test_missing_weights_end_with_2(lobewise: Run, tmp_path: Path) -> None:
-    result = lobewise("models", "--verify", "--weights", tmp_path)
+def test_verifying_weights_that_are_missing_or_changed_ends_with_1(lobewise: Run, tmp_path: Path) -> None:
+    shutil.copytree(shipped_weights_dir(), tmp_path / "weights")
+    (tmp_path / "weights" / "lungs.safetensors").unlink()
+    sums = tmp_path / "weights" / "SHA256SUMS"
+    sums.write_text(sums.read_text().replace(sums.read_text()[:8], "01234567", 1))
+    result = lobewise("models", "--verify", "--weights", tmp_path / "weights")
     assert result.returncode == 1
-    assert result.stdout.count("no weights for") == 3
+    said = " ".join(result.stdout.replace("│", " ").split())
+    assert "no weights for" in said
+    assert "not the weights" in said
+
+
+def test_the_shipped_weights_are_the_ones_listed_and_each_has_a_card(lobewise: Run) -> None:
+    result = lobewise("models", "--verify")
+    assert result.returncode == 0, result.stdout
 
 
 @pytest.mark.parametrize(

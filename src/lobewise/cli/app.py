@@ -216,7 +216,7 @@ def models(
     rows = list(look_at(weights))
     out.print(table_of(rows))
     if verify and not all(row.is_ok for row in rows):
-        raise fail(Exit.UNEXPECTED, "Not all weights are what their cards describe.")
+        raise fail(Exit.UNEXPECTED, "Not all weights are the ones that were shipped.")
 
 
 @app.command(

@@ -13,6 +13,7 @@ from lobewise.jobs.models import Report
 
 DEMO_SEED = 2020
 DEMO_PERCENT_OPACITY = 14.0
+DEMO_SPACING_MM = (3.0, 1.5, 1.5)
 
 
 def run(scan: Path | None, folder: Path, device: str) -> None:
@@ -47,6 +48,6 @@ def _phantom(folder: Path) -> tuple[Path, Report]:
     from lobewise.cli.phantoms import save_phantom
     from lobewise.pipeline.phantom import PhantomRecipe
 
-    recipe = PhantomRecipe(seed=DEMO_SEED, percent_opacity=DEMO_PERCENT_OPACITY)
+    recipe = PhantomRecipe(seed=DEMO_SEED, spacing_mm=DEMO_SPACING_MM, percent_opacity=DEMO_PERCENT_OPACITY)
     truth, paths = save_phantom(recipe, folder / "phantom")
     return paths[0], truth

@@ -1,6 +1,5 @@
-"""`lobewise models`: which weights there are, and whether they are what their cards say."""
+"""`lobewise models`: which weights there are, and whether they are the ones that were shipped."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +41,7 @@ def look_at(folder: Path | None) -> Iterator[ModelRow]:
             yield ModelRow(name, "", "", 0, str(error))
             continue
         parameters = sum(tensor.numel() for tensor in weights.tensors.values())
-        verdict = _compared_with_card(where / f"{name}.md", weights.info.sha256)
+        verdict = _verdict(where, name, weights.info.sha256)
         yield ModelRow(name, weights.info.version, weights.info.sha256, parameters, verdict)
 
 
@@ -57,11 +56,19 @@ def table_of(rows: list[ModelRow]) -> Table:
     return table
 
 
-def _compared_with_card(card: Path, sha256: str) -> str:
-    """A card names the weights that it describes."""
-    if not card.is_file():
-        return "no model card"
-    named = re.findall(r"\b[0-9a-f]{64}\b", card.read_text(encoding="utf-8"))
-    if not named:
-        return "the card names no sha256"
-    return "ok" if sha256 in named else "not the weights that the card describes"
+def _verdict(where: Path, name: str, sha256: str) -> str:
+    """Against `SHA256SUMS`, which `sha256sum -c` reads too; a card must lie beside the weights."""
+    listed = _listed(where / "SHA256SUMS").get(f"{name}.safetensors")
+    if listed is None:
+        return "not listed in SHA256SUMS"
+    if listed != sha256:
+        return "not the weights that SHA256SUMS lists"
+    return "ok" if (where / f"{name}.md").is_file() else "no model card"
+
+
+def _listed(sums: Path) -> dict[str, str]:
+    """Digest by file name."""
+    if not sums.is_file():
+        return {}
+    lines = (line.split() for line in sums.read_text(encoding="utf-8").splitlines() if line)
+    return {file_name.lstrip("*"): digest for digest, file_name in lines}
