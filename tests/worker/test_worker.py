@@ -33,7 +33,7 @@ FAST = {
     "HARD_LIMIT_SECONDS": "3",
 }
 
-pytestmark = [pytest.mark.timeout(90), pytest.mark.xdist_group("worker")]
+pytestmark = pytest.mark.timeout(90)
 
 
 class Service:
