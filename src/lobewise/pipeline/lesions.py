@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float32, Num
 
 from lobewise.pipeline.networks.dense_unet import TOTAL_STRIDE, DenseUNet, DenseUNetConfig
+from lobewise.pipeline.networks.device import on_device
 from lobewise.pipeline.networks.weights import ModelInfo, Weights
 from lobewise.pipeline.volume import Grid, LesionMask, LungMask, Triple, Volume, resample, resample_labels
 
@@ -41,13 +42,14 @@ class LesionNetwork:
     def load(cls, weights: Weights, device: torch.device) -> "LesionNetwork":
         network = DenseUNet(DenseUNetConfig(**weights.config))
         network.load_state_dict(dict(weights.tensors))
-        return cls(network.to(device, memory_format=torch.channels_last_3d).eval(), device, weights.info)
+        return cls(on_device(network, device).eval(), device, weights.info)
 
     def probability(self, inputs: Float32[np.ndarray, "2 z y x"]) -> Float32[np.ndarray, "z y x"]:
         """How likely each voxel is a lesion; sizes must be multiples of the network's stride."""
         with torch.inference_mode():
             batch = torch.from_numpy(inputs)[None].to(self.device, memory_format=torch.channels_last_3d)
-            return self.network(batch).softmax(dim=1)[0, 1].float().cpu().numpy()
+            answer = self.network(batch).softmax(dim=1)[0, 1]
+        return np.asarray(answer.float().cpu().numpy())
 
 
 def segment_lesions(
@@ -81,7 +83,7 @@ def lesion_grid(lungs: LungMask) -> Grid:
 def window(hu: Num[np.ndarray, "*size"]) -> Float32[np.ndarray, "*size"]:
     """The lung window, level -600 HU and width 1500 HU, as [0, 1]."""
     floor = WINDOW_LEVEL_HU - WINDOW_WIDTH_HU / 2
-    return np.clip((hu.astype(np.float32) - floor) / WINDOW_WIDTH_HU, 0.0, 1.0).astype(np.float32)
+    return np.asarray(np.clip((hu.astype(np.float32) - floor) / WINDOW_WIDTH_HU, 0.0, 1.0), dtype=np.float32)
 
 
 def prepare(volume: Volume, lungs: LungMask, box: Grid) -> Float32[np.ndarray, "2 z y x"]:

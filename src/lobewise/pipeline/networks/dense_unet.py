@@ -87,7 +87,8 @@ class _DenseBlock(nn.Module):
 
 
 def _convolution(inputs: int, outputs: int, kernel: Size, stride: Size = (1, 1, 1)) -> nn.Sequential:
-    padding = [k // 2 for k in kernel] if stride == (1, 1, 1) else 0
+    z, y, x = kernel
+    padding = (z // 2, y // 2, x // 2) if stride == (1, 1, 1) else (0, 0, 0)
     return nn.Sequential(
         nn.Conv3d(inputs, outputs, kernel, stride, padding, bias=False),
         nn.InstanceNorm3d(outputs, affine=True),

@@ -1,7 +1,7 @@
 """AdaBound (Luo et al. 2019): Adam whose step sizes are squeezed between bounds that close on those of SGD."""
 
 from collections.abc import Callable, Iterable
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -48,9 +48,9 @@ class AdaBound(Optimizer):
                     self._update(parameter, parameter.grad, group, final_lr)
         return loss
 
-    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, object], final_lr: float) -> None:
-        lr, gamma, eps = float(group["lr"]), float(group["gamma"]), float(group["eps"])  # type: ignore[arg-type]
-        beta1, beta2 = group["betas"]  # type: ignore[misc]
+    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any], final_lr: float) -> None:
+        lr, gamma, eps = group["lr"], group["gamma"], group["eps"]
+        beta1, beta2 = group["betas"]
         state = self.state[parameter]
         if not state:
             state["step"] = 0

@@ -48,7 +48,7 @@ def read_stacks(data: Path) -> Iterator[Stack]:
 
 def _to_mm(image: UInt8[np.ndarray, "z y x"]) -> UInt8[np.ndarray, "z Y X"]:
     scaled = zoom(image.astype(np.float32), (1, PIXEL_MM, PIXEL_MM), order=1)
-    return np.clip(np.round(scaled), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.round(scaled), 0, 255), dtype=np.uint8)
 
 
 def _mask_to_mm(mask: Bool[np.ndarray, "z y x"]) -> Bool[np.ndarray, "z Y X"]:

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from lobewise.pipeline.networks.dense_unet import TOTAL_STRIDE, DenseUNet, DenseUNetConfig
-from lobewise.pipeline.networks.device import choose_device
+from lobewise.pipeline.networks.device import choose_device, on_device
 from lobewise.pipeline.networks.weights import ModelInfo, save_weights
 from lobewise.pipeline.training.adabound import AdaBound
 
@@ -232,8 +232,7 @@ def train(recipe: LesionRecipe, bank: Path, run: Path, device_name: str = "auto"
     sampler_rng = np.random.default_rng(recipe.seed)
     sampler = Sampler(read_examples(bank, split["validation"] + split["test"], inverted=True), recipe, sampler_rng)
     validation = [e for e in read_examples(bank, split["validation"]) if e.name.endswith(("-0", "-5"))]
-    network = DenseUNet(recipe.network).to(device, memory_format=torch.channels_last_3d)
-    averaged = DenseUNet(recipe.network).to(device, memory_format=torch.channels_last_3d)
+    network, averaged = (on_device(DenseUNet(recipe.network), device) for _ in range(2))
     averaged.load_state_dict(network.state_dict())
     optimiser = AdaBound(network.parameters(), lr=recipe.learning_rate)
     step, best, began, loss_mean = 0, -np.inf, time.monotonic(), 1.0
@@ -253,7 +252,7 @@ def train(recipe: LesionRecipe, bank: Path, run: Path, device_name: str = "auto"
             logits = network(inputs[None].contiguous(memory_format=torch.channels_last_3d))
         loss = lesion_loss(logits, inputs, truth, recipe)
         optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch does not type it
         torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
         optimiser.step()
         step += 1
