@@ -34,7 +34,7 @@ layers: install ## who may import whom
 	$(BIN)/lint-imports
 
 unit: install ## pytest, on two processes
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 format: install ## let ruff mend what it can
 	$(BIN)/ruff check --fix
