@@ -1,6 +1,8 @@
 """`python -m lobewise.worker`: a worker as the environment describes it, for images that hold no command line."""
 
+import sys
+
 from lobewise.worker.main import run
 
 if __name__ == "__main__":
-    run()
+    sys.exit(run())
