@@ -144,16 +144,16 @@ def test_a_start_outside_counts_as_left():
 
 def test_half_of_the_walks_must_agree():
     near, far = (10.0, 10.0, 10.0), (30.0, 10.0, 10.0)
-    majority = agree([near, near, None, far])
+    majority = agree([near, near, None, far], 2.5)
     assert majority.index == near
     assert majority.share == 0.5
-    minority = agree([near, None, None, far])
+    minority = agree([near, None, None, far], 2.5)
     assert minority.index is None
     assert minority.share == 0.75
 
 
 def test_the_agreed_position_is_the_mean_of_its_supporters_alone():
-    consensus = agree([(10.0, 10.0, 10.0), (12.0, 10.0, 10.0), (40.0, 40.0, 40.0)])
+    consensus = agree([(10.0, 10.0, 10.0), (12.0, 10.0, 10.0), (40.0, 40.0, 40.0)], 2.5)
     assert consensus.index == (11.0, 10.0, 10.0)
     assert consensus.share == pytest.approx(2 / 3)
 

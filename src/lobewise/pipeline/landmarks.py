@@ -29,8 +29,9 @@ START_FRACTIONS_ZYX: Final = ((0.15, 0.4, 0.6, 0.85), (0.35, 0.6), (0.35, 0.65))
 """Where the walks start at the coarsest scale, as fractions of the scan: every combination."""
 RESTARTS_ZYX: Final = ((0, 0, 0), (2, 0, 0), (-2, 0, 0), (0, 2, 0), (0, -2, 0), (0, 0, 2), (0, 0, -2))
 """Where they start at finer scales, in voxels around the position of the scale before."""
-TOGETHER_VOXELS: Final = 2.5
-"""Walks that end no farther apart agree."""
+TOGETHER_VOXELS: Final = (5.5, 2.5)
+"""Walks that end no farther apart agree: at the coarsest scale and at finer ones. In short scans the coarse walks from
+above and from below stop on either side of the landmark, and their mean is where it is."""
 FARTHEST_CORRECTION_MM: Final = 36.0
 """A finer scale that walks farther than this from where the scale before ended is lost, not better informed."""
 QUORUM: Final = 0.5
@@ -145,12 +146,12 @@ def walk(q_function: QFunction, level: Level, starts: Sequence[Index]) -> list[E
     return [_end(path, level) for path in paths]
 
 
-def agree(ends: Sequence[End]) -> Consensus:
+def agree(ends: Sequence[End], together_voxels: float) -> Consensus:
     """The position on which most walks agree, if at least `QUORUM` of all do."""
     stayed = np.array([end for end in ends if end is not None], dtype=np.float64).reshape(-1, 3)
     if not len(stayed):
         return Consensus(None, 1.0)
-    together = np.linalg.norm(stayed[:, None] - stayed[None], axis=-1) <= TOGETHER_VOXELS
+    together = np.linalg.norm(stayed[:, None] - stayed[None], axis=-1) <= together_voxels
     supporters = together[np.argmax(together.sum(axis=1))]
     share = float(supporters.sum() / len(ends))
     if share < QUORUM:
@@ -167,7 +168,7 @@ def _find(landmark: Landmark, levels: Sequence[Level], network: LandmarkNetwork)
         ends = walk(partial(network.q_values, landmark, number), level, starts)
         if number > 0:
             ends = _without_strays(ends, level, position_mm)
-        consensus = agree(ends)
+        consensus = agree(ends, TOGETHER_VOXELS[min(number, 1)])
         if consensus.index is None:
             return LandmarkPosition(landmark, None, consensus.share)
         position_mm = level.grid.to_lps(np.array(consensus.index))

@@ -79,7 +79,7 @@ def ask_pieces(case: Case, network: LandmarkNetwork) -> Iterator[Answer]:
     """Answers about the landmark that each piece of the scan was cut to be without."""
     for landmark in case.truth:
         for piece in pieces_without(case, landmark):
-            yield next(answer for answer in ask(piece, network) if answer.found.landmark is landmark)
+            yield from (answer for answer in ask(piece, network) if answer.found.landmark is landmark)
 
 
 def summarise(landmark: Landmark, answers: Sequence[Answer]) -> Summary:
