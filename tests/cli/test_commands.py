@@ -6,10 +6,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from lobewise import __version__
 from lobewise.cli.processes import free_port
+from lobewise.jobs.models import Report
 from lobewise.pipeline.networks.weights import shipped_weights_dir
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -114,3 +117,23 @@ def test_the_client_needs_neither_science_nor_server(tmp_path: Path) -> None:
     program += "from lobewise.cli import main; main()"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 4, result.stderr
+
+
+def test_a_phantom_is_written_with_its_truth(lobewise: Run, tmp_path: Path) -> None:
+    arguments = ("--spacing", 12, 9, 6, "--opacity", 20, "--seed", 4, "--orientation", "AIR")
+    result = lobewise("phantom", tmp_path / "phantom", *arguments)
+    assert result.returncode == 0, result.stderr
+    truth = Report.model_validate_json((tmp_path / "phantom" / "truth.json").read_text())
+    assert truth.severity.percent_opacity == pytest.approx(20, abs=1)
+    ct, lobes, lesions, dense = (
+        sitk.ReadImage(str(tmp_path / "phantom" / f"{name}.nii.gz"))
+        for name in ("ct", "lobes", "lesions", "high-opacity")
+    )
+    assert ct.GetDirection() == (0.0, 0.0, -1.0, -1.0, 0.0, 0.0, 0.0, -1.0, 0.0)
+    assert ct.GetSpacing() == (6.0, 9.0, 12.0)
+    labels, lesion = (sitk.GetArrayFromImage(image) for image in (lobes, lesions))
+    assert 100 * lesion.sum() / (labels > 0).sum() == pytest.approx(truth.severity.percent_opacity, abs=0.01)
+    np.testing.assert_array_equal(
+        sitk.GetArrayFromImage(dense) > 0, (lesion > 0) & (sitk.GetArrayFromImage(ct) >= -200)
+    )
+    assert f"{truth.severity.percent_opacity:.2f}" in result.stdout

@@ -7,7 +7,7 @@ import typer
 from rich.markup import escape
 
 from lobewise import __version__
-from lobewise.cli.exits import Exit, err, fail, needs, out
+from lobewise.cli.exits import Exit, demand, err, fail, needs, out
 
 app = typer.Typer(
     name="lobewise",
@@ -69,6 +69,7 @@ def score(
     weights: Weights = None,
 ) -> None:
     """Score one scan here, without a service."""
+    demand("torch", "worker")
     from lobewise.cli.scoring import save, score_here
     from lobewise.cli.tables import print_report
 
@@ -163,9 +164,8 @@ def worker(
     ] = None,
 ) -> None:
     """Run a worker alone: it takes jobs from the queue and scores them."""
+    demand("torch", "worker")
     with needs("worker"):
-        import torch  # noqa: F401
-
         from lobewise.worker.main import run
     raise typer.Exit(run(device=device, concurrency=concurrency))
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
+from importlib.util import find_spec
 from typing import Final
 
 import typer
@@ -45,8 +46,15 @@ def needs(extra: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "lobewise":
             raise
-        raise fail(
-            Exit.USAGE,
-            f"This command needs a part that is not installed ({error.name}).",
-            f"  pip install 'lobewise\\[{extra}]'",
-        ) from error
+        raise _missing(error.name, extra) from error
+
+
+def demand(module: str, extra: str) -> None:
+    """The same without importing it: torch takes seconds, and some of our processes never use it."""
+    if find_spec(module) is None:
+        raise _missing(module, extra)
+
+
+def _missing(module: str | None, extra: str) -> typer.Exit:
+    sentence = f"This command needs a part that is not installed ({module})."
+    return fail(Exit.USAGE, sentence, f"  pip install 'lobewise\\[{extra}]'")

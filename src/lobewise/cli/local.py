@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lobewise.cli.client import ServiceClient
-from lobewise.cli.exits import needs
+from lobewise.cli.exits import demand
 from lobewise.cli.processes import Child, started, wait_until
+from lobewise.jobs.bootstrap import connect
+from lobewise.jobs.settings import JobsSettings
 
 READY_SECONDS = 120.0
 
@@ -31,13 +33,8 @@ def local_service(
     Raises:
         ServiceFailedError: a process ended, or no worker became ready.
     """
-    with needs("api,worker"):
-        import fastapi  # noqa: F401
-        import torch  # noqa: F401
-
-        from lobewise.jobs.bootstrap import connect
-        from lobewise.jobs.settings import JobsSettings
-
+    for module in ("fastapi", "torch"):
+        demand(module, "api,worker")
     settings = JobsSettings() if data_dir is None else JobsSettings(data_dir=data_dir)
     environment = {"LOBEWISE_DATA_DIR": str(settings.data_dir.resolve()), "LOBEWISE_DEVICE": device}
     address = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"  # noqa: S104 (it compares, it does not bind)

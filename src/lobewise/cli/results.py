@@ -17,6 +17,8 @@ def score_remotely(client: ServiceClient, scan: Path, priority: str = "routine")
     """
     with bar("uploading") as shown:
         job = client.submit(scan, priority, lambda sent, size: shown.show("uploading", sent / size if size else 1.0))
+        shown.show("uploaded", 1.0)
+    with bar("waiting for a worker") as shown:
         for view in client.follow(job.id):
             _show(shown, view)
     if view.status == "failed":
