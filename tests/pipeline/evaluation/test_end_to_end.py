@@ -1,0 +1,66 @@
+"""How an answer is compared with a phantom's truth."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lobewise.pipeline.anatomy import Landmark
+from lobewise.pipeline.evaluation.end_to_end import PhantomResult, compare, summarise
+from lobewise.pipeline.landmarks import LandmarkPosition
+from lobewise.pipeline.phantom import Phantom, PhantomRecipe, make_phantom
+from lobewise.pipeline.quantify import Quantification
+from lobewise.pipeline.volume import LesionMask
+
+PERFECT = PhantomResult(1, 1.0, 1.0, 1.0, 0.0, 10.0, 10.0, 5, 5)
+
+
+@pytest.fixture(scope="module")
+def phantom() -> Phantom:
+    return make_phantom(PhantomRecipe(seed=3, spacing_mm=(10.0, 9.0, 9.0), percent_opacity=20.0))
+
+
+def answer(phantom: Phantom, carina_off_mm: float | None = 0.0) -> Quantification:
+    """The truth as an answer, its carina some way off or not found."""
+    x, y, z = phantom.landmarks[Landmark.CARINA]
+    position = None if carina_off_mm is None else (x, y, z + carina_off_mm)
+    return Quantification(
+        lungs=phantom.lobes.lungs(),
+        lobes=phantom.lobes,
+        lesions=phantom.lesions,
+        high_opacity=phantom.consolidation,
+        severity=phantom.severity,
+        landmarks=(LandmarkPosition(Landmark.CARINA, position, 1.0),),
+        findings=(),
+        seconds={},
+        models=(),
+        device="cpu",
+    )
+
+
+def test_the_truth_is_a_perfect_answer(phantom: Phantom) -> None:
+    result = compare(3, phantom, answer(phantom))
+    assert (result.lungs_dice, result.lobes_dice, result.lesions_dice, result.carina_error_mm) == (1, 1, 1, 0)
+    assert result.percent_opacity == result.true_percent_opacity
+
+
+def test_the_carina_error_is_a_distance(phantom: Phantom) -> None:
+    assert compare(3, phantom, answer(phantom, carina_off_mm=7.0)).carina_error_mm == pytest.approx(7.0)
+    assert compare(3, phantom, answer(phantom, carina_off_mm=None)).carina_error_mm is None
+
+
+def test_missed_lesions_cost_their_dice(phantom: Phantom) -> None:
+    nothing = LesionMask(np.zeros_like(phantom.lesions.mask), phantom.lesions.grid)
+    assert compare(3, phantom, replace(answer(phantom), lesions=nothing)).lesions_dice == 0.0
+
+
+def test_a_carina_that_was_not_found_counts_as_missed() -> None:
+    results = [PERFECT, replace(PERFECT, carina_error_mm=None), replace(PERFECT, carina_error_mm=10.5)]
+    assert summarise(results)["carina_within_10_mm"] == pytest.approx(1 / 3)
+
+
+def test_healthy_phantoms_do_not_count_for_the_dice_of_lesions() -> None:
+    results = [replace(PERFECT, lesions_dice=0.8), replace(PERFECT, lesions_dice=None, percent_opacity=13.0)]
+    summary = summarise(results)
+    assert summary["lesions_dice_mean"] == pytest.approx(0.8)
+    assert summary["percent_opacity_error_worst"] == pytest.approx(3.0)
