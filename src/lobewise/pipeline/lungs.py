@@ -1,7 +1,9 @@
 """Draws the lungs and their five lobes (paper, "Lung and Lobe Segmentation").
 
 A landmark places a box of fixed size around the lungs, the box is resampled to 2 mm, a DI2IN labels it, and the labels
-are brought back to the voxels of the scan.
+are brought back to the voxels of the scan. The network looks twice: a glance at the whole box finds the lungs, and
+a closer look at them alone, as wide as in training, draws them; its normalisation depends on how much of what it sees
+is lung.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -51,13 +53,16 @@ def segment_lungs(
     Raises:
         LungsNotFoundError: there is no landmark, or what the network found is too small to be lungs.
     """
-    roi = roi_grid(volume.grid, landmarks, network.config)
-    image = prepare(volume, roi, network.config)
-    progress(0.1)
-    probabilities = network.probabilities(image)
+    config = network.config
+    region = roi_grid(volume.grid, landmarks, config)
+    rough = network.glance(prepare(volume, region, config))
+    progress(0.2)
+    roi = closer_grid(region, rough, config)
+    _demand_lungs(rough, 8 * region.voxel_volume_ml, region, landmarks)
+    probabilities = network.probabilities(prepare(volume, roi, config))
     progress(0.6)
-    labels = clean_labels(probabilities, network.config.spacing_mm)
-    _demand_lungs(labels, roi, landmarks)
+    labels = clean_labels(probabilities, config.spacing_mm)
+    _demand_lungs(labels, roi.voxel_volume_ml, roi, landmarks)
     on_scan = _on_grid(_agreeing(probabilities, labels), roi, volume.grid, labels > 0, progress)
     return LobeLabels(on_scan, volume.grid)
 
@@ -65,7 +70,8 @@ def segment_lungs(
 def roi_grid(scan: Grid, landmarks: Landmarks, config: LungConfig) -> Grid:
     """The region of interest: the box that `config` ties to the landmark, as far as the scan reaches.
 
-    Aligned with the patient's axes whatever the scan's direction; every edge is a multiple of the network's stride.
+    Aligned with the patient's axes whatever the scan's direction; every edge is a multiple of the network's stride,
+    and at least two of them, which normalisation needs.
 
     Raises:
         LungsNotFoundError: there is no landmark, or the box lies beside the scan.
@@ -84,9 +90,24 @@ def roi_grid(scan: Grid, landmarks: Landmarks, config: LungConfig) -> Grid:
             f"The {landmark.value} lies so far outside of the scan that no lungs can be in it.",
             evidence={"landmark": landmark.value, "position_mm": centre.tolist()},
         )
-    multiple_mm = config.stride * config.spacing_mm
-    upper = lower + np.ceil((upper - lower) / multiple_mm - 1e-6) * multiple_mm
-    return Grid.axis_aligned(lower.tolist(), upper.tolist(), (config.spacing_mm,) * 3)
+    return _fitting_grid(lower, upper, config)
+
+
+def closer_grid(region: Grid, rough: ScanLabels, config: LungConfig) -> Grid:
+    """The part of the region that holds the lungs, with a margin; the region itself if there are none.
+
+    Args:
+        rough: labels of the region at twice its spacing.
+    """
+    sides = [np.isin(rough, side) for side in (LEFT_LOBES, RIGHT_LOBES)]
+    where = np.argwhere(sum(_main_parts(side, 2 * config.spacing_mm) for side in sides))
+    if not len(where):
+        return region
+    bounds = np.asarray(region.bounds_mm())
+    corners = bounds[0] + 2 * config.spacing_mm * np.stack([where.min(axis=0), where.max(axis=0) + 1])[:, ::-1]
+    lower = np.maximum(corners[0] - config.margin_mm, bounds[0])
+    upper = np.minimum(corners[1] + config.margin_mm, bounds[1])
+    return _fitting_grid(lower, upper, config)
 
 
 def prepare(volume: Volume, roi: Grid, config: LungConfig) -> Float32[np.ndarray, "z y x"]:
@@ -112,12 +133,19 @@ def clean_labels(probabilities: Probabilities, spacing_mm: float) -> Labels:
     return _without_islands(labels)
 
 
+def _fitting_grid(lower_mm: np.ndarray, upper_mm: np.ndarray, config: LungConfig) -> Grid:
+    """The box, its edges rounded up to what the network takes."""
+    multiple_mm = config.stride * config.spacing_mm
+    edges_mm = np.maximum(np.ceil((upper_mm - lower_mm) / multiple_mm - 1e-6), 2) * multiple_mm
+    return Grid.axis_aligned(lower_mm.tolist(), (lower_mm + edges_mm).tolist(), (config.spacing_mm,) * 3)
+
+
 def _found(landmarks: Landmarks, landmark: Landmark) -> bool:
     return landmark in landmarks and landmarks[landmark].position_mm is not None
 
 
-def _demand_lungs(labels: Labels, roi: Grid, landmarks: Landmarks) -> None:
-    volume_ml = np.count_nonzero(labels) * roi.voxel_volume_ml
+def _demand_lungs(labels: Labels, voxel_ml: float, roi: Grid, landmarks: Landmarks) -> None:
+    volume_ml = np.count_nonzero(labels) * voxel_ml
     if volume_ml < MIN_LUNGS_ML:
         raise LungsNotFoundError(
             f"Only {volume_ml:.0f} ml of the scan look like lung, less than {MIN_LUNGS_ML:.0f} ml.",

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -43,6 +43,7 @@ class LungConfig:
         window_hu: clipped and mapped to [-1, 1].
         carina_box_mm: the region of interest relative to the carina: lower and upper corner, LPS (x, y, z).
         sternum_tip_box_mm: the same relative to the sternum tip.
+        margin_mm: of the closer look around the lungs that a first glance at the region finds.
         widths: channels at 4, 8, 16 and 32 mm.
         detail_width: channels of the 2 mm stage; 0 leaves it out, and the 4 mm lobes are interpolated.
     """
@@ -51,6 +52,7 @@ class LungConfig:
     window_hu: tuple[int, int] = (AIR_HU, 600)
     carina_box_mm: Box = CARINA_BOX_MM
     sternum_tip_box_mm: Box = STERNUM_TIP_BOX_MM
+    margin_mm: float = 24.0
     widths: tuple[int, ...] = (16, 32, 64, 96)
     detail_width: int = 8
 
@@ -126,7 +128,7 @@ class Di2in(nn.Module):
 class LungNetwork:
     """The trained network with the configuration it was trained for."""
 
-    def __init__(self, info: ModelInfo, config: LungConfig, network: nn.Module, device: torch.device) -> None:
+    def __init__(self, info: ModelInfo, config: LungConfig, network: Di2in, device: torch.device) -> None:
         self.info = info
         self.config = config
         self.device = device
@@ -146,6 +148,13 @@ class LungNetwork:
         except RuntimeError as error:
             raise WeightsError(f"the weights of {weights.info.name!r} do not fit their configuration") from error
         return cls(weights.info, config, network, device)
+
+    @torch.inference_mode()
+    def glance(self, image: Float32[np.ndarray, "z y x"]) -> UInt8[np.ndarray, "z2 y2 x2"]:
+        """The likeliest labels at twice the spacing, from the trunk alone: where the lungs are, roughly."""
+        _, logits = self._network.trunk(torch.from_numpy(image)[None, None].to(self.device))
+        labels: np.ndarray = logits[0][0].argmax(dim=0).to(torch.uint8).cpu().numpy()
+        return labels
 
     @torch.inference_mode()
     def probabilities(self, image: Float32[np.ndarray, "z y x"]) -> Float32[np.ndarray, "6 z y x"]:

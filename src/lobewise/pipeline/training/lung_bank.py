@@ -112,7 +112,9 @@ def with_opacities(
     return hu, marked
 
 
-def crop_to_lungs(hu: Hu, labels: Labels, rng: np.random.Generator) -> tuple[Hu, Labels]:
+def crop_to_lungs(
+    hu: Hu, labels: Labels, rng: np.random.Generator
+) -> tuple[Float32[np.ndarray, "zp yp xp"], UInt8[np.ndarray, "zp yp xp"]]:
     """The lungs with a random margin; now and then the scan ends within them."""
     where = np.argwhere(labels > 0)
     low, high = where.min(axis=0), where.max(axis=0) + 1

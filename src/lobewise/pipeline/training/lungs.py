@@ -11,7 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,6 +33,8 @@ MEASURE_EVERY: Final = 10
 """Steps between two looks at the Dice."""
 COLUMNS: Final = ("step", "stage", "seconds", "loss", "lungs_dice", "lobes_dice", "learning_rate")
 Image = UInt8[np.ndarray, "z y x"]
+Window = tuple[slice, slice, slice]
+Part = UInt8[np.ndarray, "zp yp xp"]
 Targets = Float[Tensor, "b 7 z y x"]
 
 
@@ -44,9 +46,9 @@ class LungRecipe:
         trunk_steps, detail_steps: optimiser steps of either stage, one volume each.
         learning_rate: at the start of a stage, after the warm-up; falls to a hundredth along a cosine.
         opaque_weight: how much more a voxel of opaque lung counts.
-        crop: largest part of a volume (voxels, z-y-x) in a trunk step.
-        whole_share: share of the trunk steps that see the whole volume instead.
-        detail_crop: part of a volume in a detail step.
+        crop: largest part of a volume (voxels, z-y-x) in a step.
+        whole_share: share of the steps that see the whole volume instead.
+        detail_crop: the part of it that a detail step draws; even numbers.
         level_weights: of the losses at 4, 8 and 16 mm (deep supervision).
         source_weights: how often each kind of volume is drawn (the file name up to the first hyphen, digits left out).
         smoothing: decay of the running mean of the weights, which is what is exported.
@@ -82,11 +84,13 @@ class Sample:
         image: in [-1, 1].
         targets: one channel a class, and one for lung of unknown lobe.
         weights: how much each voxel counts.
+        window: the part that a detail step draws.
     """
 
     image: Float32[Tensor, "1 1 z y x"]
     targets: Float32[Tensor, "1 7 z y x"]
     weights: Float32[Tensor, "1 1 z y x"]
+    window: Window
 
 
 class Bank:
@@ -129,30 +133,28 @@ def make_sample(image: Image, labels: Image, recipe: LungRecipe, stride: int, rn
     target = torch.from_numpy((padded & (OPAQUE - 1)).astype(np.int64))
     weights = 1.0 + (recipe.opaque_weight - 1.0) * torch.from_numpy((padded >= OPAQUE).astype(np.float32))
     channels = torch.stack([(target == label).float() for label in range(CLASSES + 1)])
-    return Sample(torch.from_numpy(lifted)[None, None], channels[None], weights[None, None])
+    window = boundary_window(padded, recipe.detail_crop, rng)
+    return Sample(torch.from_numpy(lifted)[None, None], channels[None], weights[None, None], window)
 
 
-def random_crop(image: Image, labels: Image, edges: Sequence[int], rng: np.random.Generator) -> tuple[Image, Image]:
+def random_crop(image: Image, labels: Image, edges: Sequence[int], rng: np.random.Generator) -> tuple[Part, Part]:
     """A part of at most `edges` voxels, anywhere."""
     starts = [int(rng.integers(0, max(n - edge, 0) + 1)) for n, edge in zip(image.shape, edges, strict=True)]
     slices = tuple(slice(start, start + edge) for start, edge in zip(starts, edges, strict=True))
     return image[slices], labels[slices]
 
 
-def crop_on_boundary(
-    image: Image, labels: Image, edges: Sequence[int], rng: np.random.Generator
-) -> tuple[Image, Image]:
-    """A part around a voxel where two labels meet, where the detail is."""
+def boundary_window(labels: Image, edges: Sequence[int], rng: np.random.Generator) -> Window:
+    """A part of at most `edges` voxels around a voxel where two labels meet, where the detail is; even numbers all."""
     lobes = labels & (OPAQUE - 1)
     z, y, x = np.nonzero(lobes[:-1] != lobes[1:])
-    if not len(z):
-        return random_crop(image, labels, edges, rng)
-    pick = int(rng.integers(len(z)))
+    pick = int(rng.integers(len(z))) if len(z) else 0
+    centre = (z[pick], y[pick], x[pick]) if len(z) else [n // 2 for n in labels.shape]
     slices = []
-    for centre, edge, n in zip((z[pick], y[pick], x[pick]), edges, image.shape, strict=True):
-        start = int(np.clip(centre - rng.integers(edge // 4, 3 * edge // 4 + 1), 0, max(n - edge, 0)))
-        slices.append(slice(start, start + edge))
-    return image[tuple(slices)], labels[tuple(slices)]
+    for middle, edge, n in zip(centre, edges, labels.shape, strict=True):
+        start = int(np.clip(middle - rng.integers(edge // 4, 3 * edge // 4 + 1), 0, max(n - edge, 0))) // 2 * 2
+        slices.append(slice(start, min(start + edge, n // 2 * 2)))
+    return slices[0], slices[1], slices[2]
 
 
 def segmentation_loss(logits: Float[Tensor, "b 6 z y x"], targets: Targets, weights: Tensor) -> Tensor:
@@ -186,12 +188,17 @@ def trunk_loss(network: Di2in, sample: Sample, recipe: LungRecipe) -> tuple[Tens
 
 
 def detail_loss(network: Di2in, sample: Sample, recipe: LungRecipe) -> tuple[Tensor, Tensor]:
-    """The loss at 2 mm, which only the detail stage learns from; also its logits."""
+    """The loss at 2 mm within the sample's window, which only the detail stage learns from; also its logits.
+
+    The trunk sees the whole sample, since its normalisation depends on what it sees.
+    """
+    fine = (slice(None), slice(None), *sample.window)
+    coarse = (slice(None), slice(None), *(slice(part.start // 2, part.stop // 2) for part in sample.window))
     with _autocast(recipe, sample.image.device):
         with torch.no_grad():
             features, logits = network.trunk(sample.image)
-        drawn = network.draw(sample.image, features, logits[0])
-    return segmentation_loss(drawn, sample.targets, sample.weights), drawn
+        drawn = network.draw(sample.image[fine], features[coarse], logits[0][coarse])
+    return segmentation_loss(drawn, sample.targets[fine], sample.weights[fine]), drawn
 
 
 def dice_scores(logits: Float[Tensor, "b 6 z y x"], targets: Targets) -> tuple[float, float]:
@@ -282,7 +289,7 @@ class Run:
         return save_weights(path, version=version, config=self.config.to_mapping(), recipe=recipe, tensors=self.smooth)
 
 
-def train(run: Run, bank: Bank, device: torch.device, *, save_every: int = 100) -> Iterator[dict[str, float | str]]:
+def train(run: Run, bank: Bank, device: torch.device, *, save_every: int = 20) -> Iterator[dict[str, float | str]]:
     """Take the steps that are left; yields a row of the log after each `save_every`, when a checkpoint is written."""
     total = run.recipe.trunk_steps + run.recipe.detail_steps
     rows: list[tuple[float, float, float]] = []
@@ -291,10 +298,10 @@ def train(run: Run, bank: Bank, device: torch.device, *, save_every: int = 100) 
     while run.step < total:
         rng = np.random.default_rng([run.recipe.seed, run.step])
         detail = run.in_detail
-        sample = _draw(run, bank, rng, detail=detail, device=device)
+        sample = _draw(run, bank, rng, device)
         loss, logits = (detail_loss if detail else trunk_loss)(run.network, sample, run.recipe)
         run.learn(loss)
-        scores = _scores(logits, sample) if run.step % MEASURE_EVERY == 0 else unmeasured
+        scores = _scores(logits, sample, detail=detail) if run.step % MEASURE_EVERY == 0 else unmeasured
         rows.append((float(loss.detach()), *scores))
         if run.step % save_every == 0 or run.step == total:
             run.save()
@@ -303,21 +310,20 @@ def train(run: Run, bank: Bank, device: torch.device, *, save_every: int = 100) 
             rows.clear()
 
 
-def _scores(logits: Tensor, sample: Sample) -> tuple[float, float]:
+def _scores(logits: Tensor, sample: Sample, *, detail: bool) -> tuple[float, float]:
     """Dice at the resolution of the logits."""
-    factor = sample.image.shape[2] // logits.shape[2]
-    return dice_scores(logits.detach(), functional.avg_pool3d(sample.targets, factor))
+    fine = (slice(None), slice(None), *sample.window)
+    targets = sample.targets[fine] if detail else functional.avg_pool3d(sample.targets, 2)
+    return dice_scores(logits.detach(), targets)
 
 
-def _draw(run: Run, bank: Bank, rng: np.random.Generator, *, detail: bool, device: torch.device) -> Sample:
+def _draw(run: Run, bank: Bank, rng: np.random.Generator, device: torch.device) -> Sample:
     image, labels = bank.draw(rng)
-    if detail:
-        image, labels = crop_on_boundary(image, labels, run.recipe.detail_crop, rng)
-    elif rng.random() >= run.recipe.whole_share:
+    if rng.random() >= run.recipe.whole_share:
         image, labels = random_crop(image, labels, run.recipe.crop, rng)
     sample = make_sample(image, labels, run.recipe, run.config.stride, rng)
     image_ = sample.image.to(device, memory_format=torch.channels_last_3d)
-    return Sample(image_, sample.targets.to(device), sample.weights.to(device))
+    return replace(sample, image=image_, targets=sample.targets.to(device), weights=sample.weights.to(device))
 
 
 def _with_clutter(image: Image, labels: Image, rng: np.random.Generator) -> Image:

@@ -1,0 +1,60 @@
+"""Dice, recall and surface distance of shapes whose figures are known."""
+
+import math
+
+import numpy as np
+import pytest
+
+from lobewise.pipeline.evaluation.overlap import dice, recall, surface_distance_95_mm
+from lobewise.pipeline.volume import Grid
+
+GRID = Grid((20, 20, 20), (3.0, 1.0, 2.0), (0.0, 0.0, 0.0))
+EMPTY = np.zeros(GRID.shape, dtype=np.bool_)
+
+
+def box(z: slice, y: slice, x: slice) -> np.ndarray:
+    mask = EMPTY.copy()
+    mask[z, y, x] = True
+    return mask
+
+
+CUBE = box(slice(5, 15), slice(5, 15), slice(5, 15))
+
+
+def test_dice_of_a_half() -> None:
+    assert dice(CUBE, box(slice(5, 10), slice(5, 15), slice(5, 15))) == pytest.approx(2 / 3)
+
+
+def test_dice_of_empty_masks() -> None:
+    assert dice(EMPTY, EMPTY) == 1.0
+    assert dice(CUBE, EMPTY) == 0.0
+
+
+def test_recall_counts_the_wanted_alone() -> None:
+    assert recall(CUBE, box(slice(10, 20), slice(5, 15), slice(5, 15))) == 0.5
+    assert recall(~EMPTY, CUBE) == 1.0
+    assert math.isnan(recall(CUBE, EMPTY))
+
+
+@pytest.mark.parametrize(("shift", "axis", "distance_mm"), [(2, 0, 6.0), (4, 1, 4.0), (3, 2, 6.0)])
+def test_a_shifted_plane_is_as_far_as_it_was_shifted(shift: int, axis: int, distance_mm: float) -> None:
+    plane = np.moveaxis(EMPTY.copy(), axis, 0)
+    plane[6] = True
+    plane = np.moveaxis(plane, 0, axis)
+    assert surface_distance_95_mm(plane, np.roll(plane, shift, axis), GRID) == pytest.approx(distance_mm)
+
+
+def test_the_same_mask_is_at_no_distance() -> None:
+    assert surface_distance_95_mm(CUBE, CUBE, GRID) == 0.0
+    assert surface_distance_95_mm(EMPTY, EMPTY, GRID) == 0.0
+
+
+def test_a_missing_mask_is_infinitely_far() -> None:
+    assert surface_distance_95_mm(CUBE, EMPTY, GRID) == math.inf
+    assert surface_distance_95_mm(EMPTY, CUBE, GRID) == math.inf
+
+
+def test_five_percent_may_stray() -> None:
+    strayed = CUBE.copy()
+    strayed[0, 0, 0] = True
+    assert surface_distance_95_mm(CUBE, strayed, GRID) == 0.0

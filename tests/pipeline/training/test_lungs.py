@@ -1,0 +1,178 @@
+"""The training of the lung network: what it learns from, that it learns, and that it goes on where it was ended."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lobewise.pipeline.networks.di2in import CLASSES, LungConfig, LungNetwork
+from lobewise.pipeline.networks.weights import load_weights
+from lobewise.pipeline.training import lungs as training
+from lobewise.pipeline.training.lungs import OPAQUE, UNKNOWN_LOBE, Bank, LungRecipe, Run
+
+CPU = torch.device("cpu")
+CONFIG = LungConfig(widths=(4, 6, 8), detail_width=4)
+RECIPE = LungRecipe(
+    trunk_steps=6,
+    detail_steps=2,
+    learning_rate=0.01,
+    warmup_steps=1,
+    crop=(24, 24, 32),
+    whole_share=0.3,
+    detail_crop=(16, 16, 16),
+    level_weights=(1.0, 0.5),
+    bfloat16=False,
+)
+
+
+def five_lobes() -> np.ndarray:
+    labels = np.zeros((24, 24, 32), dtype=np.uint8)
+    labels[2:12, 2:22, 18:30], labels[12:22, 2:22, 18:30] = 2, 1
+    labels[2:12, 2:22, 2:14], labels[12:22, 2:22, 2:14], labels[8:14, 2:10, 2:14] = 5, 3, 4
+    return labels
+
+
+@pytest.fixture
+def bank_folder(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "bank"
+    folder.mkdir()
+    for name in ("case01-000", "case02-000", "phantom-0000"):
+        labels = five_lobes()
+        image = np.where(labels > 0, 20 * labels, 180) + rng.integers(0, 8, labels.shape)
+        np.savez(folder / f"{name}.npz", image=image.astype(np.uint8), labels=labels)
+    return folder
+
+
+def begin(folder: Path, recipe: LungRecipe = RECIPE) -> Run:
+    folder.mkdir(exist_ok=True)
+    return Run.begin(folder, CONFIG, recipe, CPU)
+
+
+def train_all(run: Run, bank_folder: Path, save_every: int = 3) -> list[dict[str, float | str]]:
+    return list(training.train(run, Bank(bank_folder, run.recipe), CPU, save_every=save_every))
+
+
+def test_the_loss_falls_and_the_log_tells_both_stages(tmp_path: Path, bank_folder: Path) -> None:
+    recipe = LungRecipe(**{**RECIPE.__dict__, "trunk_steps": 40, "detail_steps": 10})
+    rows = train_all(begin(tmp_path / "run", recipe), bank_folder, save_every=10)
+    assert [row["stage"] for row in rows] == ["trunk"] * 4 + ["detail"]
+    assert float(rows[3]["loss"]) < 0.8 * float(rows[0]["loss"])
+    assert float(rows[3]["lungs_dice"]) > 0.8
+
+
+def test_a_run_that_was_ended_goes_on_as_if_it_had_not_been(tmp_path: Path, bank_folder: Path) -> None:
+    whole = begin(tmp_path / "whole")
+    train_all(whole, bank_folder)
+    ended = begin(tmp_path / "ended")
+    next(training.train(ended, Bank(bank_folder, RECIPE), CPU, save_every=3))
+    resumed = begin(tmp_path / "ended")
+    assert resumed.step == 3
+    train_all(resumed, bank_folder)
+    for name, value in whole.smooth.items():
+        torch.testing.assert_close(resumed.smooth[name], value, msg=name)
+
+
+def test_the_detail_stage_leaves_the_trunk_alone(tmp_path: Path, bank_folder: Path) -> None:
+    run = begin(tmp_path / "run")
+    rows = training.train(run, Bank(bank_folder, RECIPE), CPU, save_every=6)
+    next(rows)
+    before = {name: value.clone() for name, value in run.network.named_parameters()}
+    list(rows)
+    changed = {name for name, value in run.network.named_parameters() if not torch.equal(value, before[name])}
+    assert changed
+    assert all(name.startswith("detail.") for name in changed)
+
+
+def test_the_command_trains_logs_and_exports_what_the_stage_loads(tmp_path: Path, bank_folder: Path) -> None:
+    recipe = {**RECIPE.__dict__, "trunk_steps": 1, "detail_steps": 1}
+    config = json.dumps({"widths": [4, 6, 8], "detail_width": 4})
+    run = tmp_path / "run"
+    training.main([str(bank_folder), str(run), "--recipe", json.dumps(recipe), "--config", config, "--device", "cpu"])
+    network = LungNetwork.load(load_weights("lungs", run), CPU)
+    assert network.config == CONFIG
+    assert network.probabilities(np.zeros((16, 8, 8), dtype=np.float32)).shape == (CLASSES, 16, 8, 8)
+    with (run / "log.csv").open() as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["2"]
+    assert load_weights("lungs", run).recipe["steps_done"] == 2
+
+
+def logits_of(labels: np.ndarray) -> torch.Tensor:
+    return 20.0 * torch.nn.functional.one_hot(torch.from_numpy(labels).long(), CLASSES).movedim(-1, 0)[None].float()
+
+
+def targets_of(labels: np.ndarray) -> torch.Tensor:
+    return torch.nn.functional.one_hot(torch.from_numpy(labels).long(), CLASSES + 1).movedim(-1, 0)[None].float()
+
+
+def test_a_perfect_answer_costs_nothing_and_swapped_lobes_much() -> None:
+    labels = five_lobes()
+    weights = torch.ones(1, 1, *labels.shape)
+    assert training.segmentation_loss(logits_of(labels), targets_of(labels), weights) < 0.01
+    swapped = np.array([0, 2, 1, 3, 4, 5], dtype=np.uint8)[labels]
+    assert training.segmentation_loss(logits_of(swapped), targets_of(labels), weights) > 1.0
+
+
+def test_where_the_lobe_is_unknown_any_lobe_will_do() -> None:
+    labels = five_lobes()
+    weights = torch.ones(1, 1, *labels.shape)
+    unknown = targets_of(np.where(labels > 0, UNKNOWN_LOBE, 0))
+    swapped = np.array([0, 2, 1, 3, 4, 5], dtype=np.uint8)[labels]
+    assert training.segmentation_loss(logits_of(swapped), unknown, weights) < 0.01
+    assert training.segmentation_loss(logits_of(np.zeros_like(labels)), unknown, weights) > 1.0
+
+
+def test_missing_opaque_lung_costs_more_than_missing_clear_lung() -> None:
+    labels = five_lobes()
+    missed = labels.copy()
+    missed[14:18, 4:10, 20:26] = 0
+    even = torch.ones(1, 1, *labels.shape)
+    opaque = even.clone()
+    opaque[0, 0, 14:18, 4:10, 20:26] = 4.0
+    loss = training.segmentation_loss
+    assert loss(logits_of(missed), targets_of(labels), opaque) > 2 * loss(logits_of(missed), targets_of(labels), even)
+
+
+def test_a_sample_weighs_opaque_lung_and_fits_the_network() -> None:
+    labels = five_lobes()
+    labels[14:18, 4:10, 20:26] |= OPAQUE
+    image = np.full(labels.shape, 100, dtype=np.uint8)
+    sample = training.make_sample(image, labels, RECIPE, 16, np.random.default_rng(0))
+    assert sample.image.shape[2:] == (32, 32, 32)
+    assert sample.image.abs().max() <= 1
+    assert sample.weights.max() == RECIPE.opaque_weight
+    assert int((sample.weights > 1).sum()) == 4 * 6 * 6
+    assert int(sample.targets[:, 1].sum()) == int(np.count_nonzero(labels & 7 == 1))
+    assert torch.all(sample.image[0, 0, 24:] == -1), "what is added is air"
+
+
+def test_dice_of_hard_labels_against_averaged_targets() -> None:
+    labels = five_lobes()
+    assert training.dice_scores(logits_of(labels), targets_of(labels)) == (1.0, 1.0)
+    swapped = np.array([0, 2, 1, 3, 4, 5], dtype=np.uint8)[labels]
+    assert training.dice_scores(logits_of(swapped), targets_of(labels)) == (1.0, pytest.approx(0.6))
+
+
+def test_crops_stay_within_the_volume() -> None:
+    labels = five_lobes()
+    for seed in range(20):
+        image, part = training.random_crop(labels, labels, (16, 40, 16), np.random.default_rng(seed))
+        assert part.shape == (16, 24, 16)
+        np.testing.assert_array_equal(image, part)
+
+
+def test_the_window_of_the_detail_stage_holds_a_boundary_and_fits_the_coarse_grid() -> None:
+    labels = five_lobes()
+    for seed in range(20):
+        window = training.boundary_window(labels, (16, 16, 16), np.random.default_rng(seed))
+        assert labels[window].shape == (16, 16, 16)
+        assert len(np.unique(labels[window])) > 1
+        assert all(part.start % 2 == part.stop % 2 == 0 for part in window)
+
+
+def test_an_empty_bank_is_told(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no prepared volumes"):
+        Bank(tmp_path, RECIPE)
