@@ -97,7 +97,9 @@ def test_the_command_trains_logs_and_exports_what_the_stage_loads(tmp_path: Path
     assert network.probabilities(np.zeros((16, 8, 8), dtype=np.float32)).shape == (CLASSES, 16, 8, 8)
     with (run / "log.csv").open() as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["2"]
-    assert load_weights("lungs", run).recipe["steps_done"] == 2
+    stored = load_weights("lungs", run).recipe
+    assert stored["steps_done"] == 2
+    assert 0 <= stored["background_offset"] <= 4
 
 
 def logits_of(labels: np.ndarray) -> torch.Tensor:
@@ -171,6 +173,22 @@ def test_the_window_of_the_detail_stage_holds_a_boundary_and_fits_the_coarse_gri
         assert labels[window].shape == (16, 16, 16)
         assert len(np.unique(labels[window])) > 1
         assert all(part.start % 2 == part.stop % 2 == 0 for part in window)
+
+
+def test_lungs_drawn_too_large_are_taken_back_by_the_background(tmp_path: Path, bank_folder: Path) -> None:
+    """The network sees the true lungs, but draws a rim around them at a margin of one logit."""
+    labels = five_lobes()
+    ring = torch.nn.functional.max_pool3d(torch.from_numpy((labels > 0).astype(np.float32))[None, None], 3, 1, 1)[0, 0]
+    margin = torch.where(torch.from_numpy(labels) > 0, 3.0, torch.where(ring > 0, 1.1, -3.0))
+
+    class TooLarge(training.Di2in):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            logits = torch.zeros(1, CLASSES, *margin.shape)
+            logits[0, 1:] = margin
+            return logits
+
+    offset = training.best_background_offset(TooLarge(CONFIG), [(labels, labels)], 8)
+    assert 1.1 <= offset < 3.0
 
 
 def test_an_empty_bank_is_told(tmp_path: Path) -> None:
