@@ -5,6 +5,7 @@ from itertools import permutations, product
 import numpy as np
 import pytest
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
 from lobewise.pipeline.anatomy import LEFT_LOBES, Landmark, Lobe
 from lobewise.pipeline.phantom import Phantom, PhantomRecipe, Tissue, make_phantom
@@ -82,6 +83,23 @@ def test_spacing_changes_the_scan_and_not_the_patient(patient: Phantom) -> None:
         assert thin.volume_ml == pytest.approx(thick.volume_ml, rel=0.02)
     assert finer.severity.percent_opacity == pytest.approx(patient.severity.percent_opacity, abs=0.3)
     assert finer.landmarks == patient.landmarks
+
+
+def test_an_oblique_scan_shows_the_same_patient(patient: Phantom) -> None:
+    tilt = Rotation.from_euler("xyz", (12, -9, 15), degrees=True).as_matrix()
+    direction: Matrix = tuple(tuple(float(v) for v in row) for row in tilt)
+    oblique = make_phantom(PhantomRecipe(seed=3, spacing_mm=(4.0, 3.0, 3.0), direction=direction, percent_opacity=20))
+    for straight, turned in zip(patient.severity.lobes, oblique.severity.lobes, strict=True):
+        assert turned.volume_ml == pytest.approx(straight.volume_ml, rel=0.03)
+        moved = centre_mm(oblique, turned.lobe) - centre_mm(patient, turned.lobe)
+        assert np.linalg.norm(moved) < 2
+    assert oblique.landmarks == patient.landmarks
+
+
+def test_high_opacity_is_never_more_than_opacity(cohort: list[Phantom]) -> None:
+    for phantom in cohort:
+        assert phantom.severity.percent_high_opacity <= phantom.severity.percent_opacity
+        assert not (phantom.consolidation.mask & ~phantom.lesions.mask).any()
 
 
 def test_scores_are_those_of_the_masks(patient: Phantom) -> None:

@@ -13,7 +13,7 @@ from lobewise.pipeline.severity import Severity
 from lobewise.pipeline.volume import IDENTITY, LesionMask, LobeLabels, Matrix, Triple, Volume
 
 Fit = Literal["chest", "upper-chest", "lower-chest", "abdomen", "head"]
-"""What the scan covers: `upper-chest` ends below the carina, `lower-chest` begins below it, `abdomen` and `head` hold
+"""What the scan covers: `upper-chest` ends above the carina, `lower-chest` begins below it, `abdomen` and `head` hold
 neither lungs nor landmarks."""
 
 Kernel = Literal["soft", "standard", "sharp"]
