@@ -16,7 +16,7 @@ from lobewise.pipeline.evaluation.overlap import dice
 from lobewise.pipeline.landmarks import LandmarkPosition
 from lobewise.pipeline.lungs import Landmarks, clean_labels, prepare, roi_grid, segment_lungs
 from lobewise.pipeline.networks.di2in import CLASSES, Di2in, LungConfig, LungNetwork
-from lobewise.pipeline.networks.weights import ModelInfo, load_weights, shipped_weights_dir
+from lobewise.pipeline.networks.weights import ModelInfo, load_weights
 from lobewise.pipeline.phantom import PhantomRecipe, make_phantom
 from lobewise.pipeline.volume import Grid, Matrix, Triple, Volume, resample_labels
 
@@ -249,7 +249,6 @@ def test_nothing_stays_nothing() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (shipped_weights_dir() / "lungs.safetensors").is_file(), reason="no weights are shipped")
 def test_the_shipped_network_finds_the_lobes_of_an_unseen_phantom() -> None:
     phantom = make_phantom(PhantomRecipe(seed=1_000_100, spacing_mm=(3.0, 2.0, 2.0)))
     network = LungNetwork.load(load_weights("lungs"), torch.device("cpu"))
