@@ -13,11 +13,11 @@ import SimpleITK as sitk
 from lobewise import __version__
 from lobewise.cli.processes import free_port
 from lobewise.jobs.models import Report
-from lobewise.pipeline.networks.weights import shipped_weights_dir
+from lobewise.pipeline.networks.weights import load_weights, shipped_weights_dir
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
-COMMANDS = ("score", "submit", "serve", "api", "worker", "phantom", "models", "demo")
+COMMANDS = ("score", "submit", "serve", "api", "worker", "phantom", "models", "demo", "prepare", "train")
 
 
 def test_help_names_every_command_and_exit_code(lobewise: Run) -> None:
@@ -137,3 +137,31 @@ def test_a_phantom_is_written_with_its_truth(lobewise: Run, tmp_path: Path) -> N
         sitk.GetArrayFromImage(dense) > 0, (lesion > 0) & (sitk.GetArrayFromImage(ct) >= -200)
     )
     assert f"{truth.severity.percent_opacity:.2f}" in result.stdout
+
+
+def test_a_cohort_is_prepared_and_a_network_trained_on_it(lobewise: Run, tmp_path: Path) -> None:
+    for seed in (1, 2):
+        made = lobewise("phantom", tmp_path / f"p{seed}", "--seed", seed, "--spacing", 6, 4, 4, "--opacity", 20)
+        assert made.returncode == 0, made.stderr
+    lines = [f"p{seed},p{seed}/ct.nii.gz,p{seed}/lungs.nii.gz,p{seed}/lesions.nii.gz" for seed in (1, 2)]
+    (tmp_path / "cohort.csv").write_text("\n".join(["patient,ct,lungs,lesions", *lines]))
+    prepared = lobewise("prepare", "lesions", tmp_path / "cohort.csv", tmp_path / "bank")
+    assert "2 volumes" in prepared.stderr, prepared.stderr
+    trained = lobewise("train", "lesions", tmp_path / "bank", tmp_path / "run", "--steps", 1, "--version", "9.9.9")
+    assert trained.returncode == 0, trained.stderr
+    assert load_weights("lesions", tmp_path / "run").info.version == "9.9.9"
+
+
+def test_a_manifest_that_cannot_be_learned_from_ends_with_3(lobewise: Run, tmp_path: Path) -> None:
+    (tmp_path / "cohort.csv").write_text("patient,ct,lungs\none,nowhere.nii.gz,nowhere.nii.gz\n")
+    result = lobewise("prepare", "lungs", tmp_path / "cohort.csv", tmp_path / "bank")
+    assert result.returncode == 3
+    assert "nowhere.nii.gz" in result.stderr
+
+
+@pytest.mark.parametrize("stage", ["lungs", "lesions"])
+def test_training_on_nothing_ends_with_2_and_says_how_to_prepare(lobewise: Run, tmp_path: Path, stage: str) -> None:
+    (tmp_path / "bank").mkdir()
+    result = lobewise("train", stage, tmp_path / "bank", tmp_path / "run")
+    assert result.returncode == 2
+    assert f"lobewise prepare {stage}" in result.stderr

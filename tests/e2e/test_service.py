@@ -49,18 +49,17 @@ def scored(service: str, lobewise: Run, ct: Path, tmp_path_factory: pytest.TempP
     return Report.model_validate_json(result.stdout), folder
 
 
-@pytest.mark.xfail(reason="lesion weights 0.1.0 miss much of extensive disease; their model card tells", strict=True)
 def test_the_opacity_is_near_the_truth(scored: tuple[Report, Path], phantom: Phantom) -> None:
     report, _ = scored
-    assert report.severity.percent_opacity == pytest.approx(phantom.severity.percent_opacity, abs=5.0)
+    assert report.severity.percent_opacity == pytest.approx(phantom.severity.percent_opacity, abs=3.0)
 
 
 def test_the_volumes_are_near_the_truth(scored: tuple[Report, Path], phantom: Phantom) -> None:
     report, _ = scored
-    assert report.lungs.volume_ml == pytest.approx(phantom.severity.volume_ml, rel=0.15)
+    assert report.lungs.volume_ml == pytest.approx(phantom.severity.volume_ml, rel=0.05)
     for found, true in zip(report.lobes, phantom.severity.lobes, strict=True):
         assert found.lobe == true.lobe.slug
-        assert found.volume_ml == pytest.approx(true.volume_ml, rel=0.5)
+        assert found.volume_ml == pytest.approx(true.volume_ml, rel=0.35)
 
 
 def test_the_masks_lie_on_the_scans_own_grid(scored: tuple[Report, Path], ct: Path) -> None:

@@ -1,7 +1,7 @@
 """The commands. What they do is in the modules that they import when they are called."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.markup import escape
@@ -28,6 +28,9 @@ Weights = Annotated[
 ]
 ScanPath = Annotated[
     Path, typer.Argument(help="NIfTI, NRRD, MetaImage, or a DICOM series as zip or folder.", exists=True)
+]
+TrainedStage = Annotated[
+    Literal["lungs", "lesions"], typer.Argument(help="The network: lungs (with lobes) or lesions.")
 ]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder for masks and report.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of a table.")]
@@ -217,6 +220,46 @@ def models(
     out.print(table_of(rows))
     if verify and not all(row.is_ok for row in rows):
         raise fail(Exit.UNEXPECTED, "Not all weights are the ones that were shipped.")
+
+
+@app.command(
+    epilog="Example:  [bold]lobewise prepare lesions cohort.csv bank[/], then [bold]lobewise train lesions bank run[/]"
+)
+def prepare(
+    stage: TrainedStage,
+    manifest: Annotated[
+        Path, typer.Argument(help="CSV: patient, ct, and lungs, lobes or lesions; paths relative to it.", exists=True)
+    ],
+    bank: Annotated[Path, typer.Argument(help="Folder for the prepared volumes; what is there already stays.")],
+    processes: Annotated[int, typer.Option(help="Scans at a time.", min=1)] = 1,
+) -> None:
+    """Bring your own scans and masks to the grid of a network, and keep a tenth of the patients aside to judge it."""
+    demand("torch", "worker")
+    from lobewise.cli.training import prepare as prepare_cohort
+    from lobewise.pipeline.training.cohort import Stage
+
+    count = prepare_cohort(manifest, Stage(stage), bank, processes)
+    err.print(f"{count} volumes in {bank}", highlight=False)
+
+
+@app.command(
+    epilog="Example:  [bold]lobewise train lesions bank run[/], then [bold]lobewise score scan.nii.gz --weights run[/] "
+    "with the other networks' weights copied beside it"
+)
+def train(
+    stage: TrainedStage,
+    bank: Annotated[Path, typer.Argument(help="Folder that [bold]lobewise prepare[/] filled.", exists=True)],
+    run: Annotated[Path, typer.Argument(help="Folder for checkpoints, log.csv and the weights.")],
+    steps: Annotated[int | None, typer.Option(help="Instead of the recipe's.", min=1)] = None,
+    device: Device = "auto",
+    version: Annotated[str, typer.Option(help="Of the weights, as reports will name it.")] = "0.0.0",
+) -> None:
+    """Train a network on prepared volumes. Ended, it goes on from its last checkpoint when called again."""
+    demand("torch", "worker")
+    from lobewise.cli.training import train as train_network
+    from lobewise.pipeline.training.cohort import Stage
+
+    _say_where([train_network(Stage(stage), bank, run, steps, device, version)])
 
 
 @app.command(

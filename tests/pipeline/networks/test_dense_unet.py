@@ -40,3 +40,22 @@ def test_every_parameter_learns() -> None:
 def test_needs_sizes_that_its_strides_divide() -> None:
     with pytest.raises(RuntimeError):
         DenseUNet(SMALL)(torch.zeros(1, 2, 16, 40, 32))
+
+
+def test_an_answer_depends_on_its_surroundings_alone() -> None:
+    torch.manual_seed(0)
+    network = DenseUNet(SMALL).eval()
+    here = torch.rand(1, 2, 16, 64, 64)
+    beside = torch.cat((here, 5 * torch.rand(1, 2, 16, 64, 640)), dim=-1)
+    with torch.inference_mode():
+        assert torch.allclose(network(here)[..., :2], network(beside)[..., :2], atol=1e-5)
+
+
+def test_absolute_density_reaches_the_answer() -> None:
+    torch.manual_seed(0)
+    network = DenseUNet(SMALL).eval()
+    lungs = torch.ones(1, 1, 16, 64, 64)
+    sparse, dense = (torch.cat((level * lungs, lungs), dim=1) for level in (0.3, 0.5))
+    with torch.inference_mode():
+        difference = (network(sparse) - network(dense))[..., 32, 32].abs().max()
+    assert difference > 0.01

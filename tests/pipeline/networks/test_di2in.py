@@ -87,7 +87,7 @@ def test_weights_come_back_as_they_were_saved(tmp_path: Path, network: Di2in) ->
     image = np.random.default_rng(0).normal(size=(16, 16, 24)).astype(np.float32)
     probabilities = loaded.probabilities(image)
     expected = network(torch.from_numpy(image)[None, None])[0].softmax(dim=0).detach().numpy()
-    np.testing.assert_allclose(probabilities, expected, atol=1e-5)
+    np.testing.assert_allclose(probabilities, expected, atol=5e-3)  # bfloat16, where the CPU has it
     np.testing.assert_allclose(probabilities.sum(axis=0), 1.0, atol=1e-5)
     assert loaded.config == TINY
     assert len(loaded.info.sha256) == 64

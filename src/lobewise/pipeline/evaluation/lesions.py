@@ -21,7 +21,7 @@ from lobewise.pipeline.networks.dense_unet import TOTAL_STRIDE
 from lobewise.pipeline.networks.device import choose_device
 from lobewise.pipeline.networks.weights import load_weights
 from lobewise.pipeline.phantom import PhantomRecipe, make_phantom
-from lobewise.pipeline.training.lesions import read_examples, read_split
+from lobewise.pipeline.training.lesion_crops import read_examples, read_split
 from lobewise.pipeline.volume import resample_labels
 
 BASELINE_HU: Final = -700.0
@@ -44,7 +44,7 @@ class LesionResult:
 
 def evaluate_bank(bank: Path, network: LesionNetwork, part: str) -> Iterator[LesionResult]:
     """The volumes of the patients kept aside for `part`: `validation` or `test`."""
-    for example in read_examples(bank, read_split("lesions")[part]):
+    for example in read_examples(bank, read_split(bank)[part]):
         image = example.image.astype(np.float32) / 255
         yield _compare(example.name, image, example.lungs, example.lesions & example.lungs, network)
 

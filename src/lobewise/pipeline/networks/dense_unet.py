@@ -1,8 +1,9 @@
 """The anisotropic DenseUNet that segments lesions (paper, appendix E1).
 
 Slices are three times as far apart as pixels, so the first two levels see and halve the plane alone and the last three
-all axes. Two deviations from the paper, both measured on small batches: instance normalisation instead of batch
-normalisation, and the lung mask as a second input channel. The paper gives no widths; ours fit two CPU cores.
+all axes. Two deviations from the paper: the weights are standardised instead of the activations normalised
+(`docs/decisions/0006-density-is-the-sign.md`), and the lung mask is a second input channel. The paper gives no widths;
+ours fit two CPU cores.
 """
 
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ KERNELS: Final[tuple[Size, ...]] = (PLANE, PLANE, CUBE, CUBE, CUBE)
 STRIDES: Final[tuple[Size, ...]] = ((1, 2, 2), (1, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2))
 TOTAL_STRIDE: Final[Size] = (8, 32, 32)
 """Input sizes must be multiples of these, z-y-x."""
+RECTIFIER_GAIN: Final = 1.4
+"""Makes up for the half that the rectifier cuts off."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class DenseUNetConfig:
     stem: int = 12
     growth: int = 12
     layers: int = 2
-    widths: Sequence[int] = (24, 32, 48, 64, 96)
+    widths: Sequence[int] = (24, 40, 64, 96, 128)
 
 
 class DenseUNet(nn.Module):
@@ -86,11 +89,26 @@ class _DenseBlock(nn.Module):
         return mixed
 
 
+class _StandardisedConvolution(nn.Conv3d):
+    """A convolution whose kernels have zero mean and a variance that keeps that of what passes through.
+
+    Nothing depends on how a volume is cut or on what else it holds (Qiao et al. 2019; Brock et al. 2021).
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: Size, stride: Size) -> None:
+        z, y, x = kernel
+        padding = (z // 2, y // 2, x // 2) if stride == (1, 1, 1) else (0, 0, 0)
+        super().__init__(inputs, outputs, kernel, stride, padding)
+        self.gain = nn.Parameter(torch.full((outputs, 1, 1, 1, 1), RECTIFIER_GAIN))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = self.weight.mean(dim=(1, 2, 3, 4), keepdim=True)
+        variance = self.weight.var(dim=(1, 2, 3, 4), keepdim=True)
+        fan_in = self.weight[0].numel()
+        kernels = (self.weight - mean) / torch.sqrt(variance * fan_in + 1e-4) * self.gain
+        convolved: Tensor = self._conv_forward(x, kernels, self.bias)
+        return convolved
+
+
 def _convolution(inputs: int, outputs: int, kernel: Size, stride: Size = (1, 1, 1)) -> nn.Sequential:
-    z, y, x = kernel
-    padding = (z // 2, y // 2, x // 2) if stride == (1, 1, 1) else (0, 0, 0)
-    return nn.Sequential(
-        nn.Conv3d(inputs, outputs, kernel, stride, padding, bias=False),
-        nn.InstanceNorm3d(outputs, affine=True),
-        nn.LeakyReLU(0.01, inplace=True),
-    )
+    return nn.Sequential(_StandardisedConvolution(inputs, outputs, kernel, stride), nn.LeakyReLU(0.01, inplace=True))

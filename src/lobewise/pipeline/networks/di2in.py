@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lobewise.pipeline.anatomy import AIR_HU, Landmark, Lobe
+from lobewise.pipeline.networks.device import mixed_precision, on_device
 from lobewise.pipeline.networks.weights import ModelInfo, Weights, WeightsError
 
 CLASSES: Final = 1 + len(Lobe)
@@ -132,7 +133,7 @@ class LungNetwork:
         self.info = info
         self.config = config
         self.device = device
-        self._network = network.to(device).eval()
+        self._network = on_device(network, device).eval()
 
     @classmethod
     def load(cls, weights: Weights, device: torch.device) -> "LungNetwork":
@@ -152,16 +153,21 @@ class LungNetwork:
     @torch.inference_mode()
     def glance(self, image: Float32[np.ndarray, "z y x"]) -> UInt8[np.ndarray, "z2 y2 x2"]:
         """The likeliest labels at twice the spacing, from the trunk alone: where the lungs are, roughly."""
-        _, logits = self._network.trunk(torch.from_numpy(image)[None, None].to(self.device))
+        with mixed_precision(self.device):
+            _, logits = self._network.trunk(self._batch(image))
         labels: np.ndarray = logits[0][0].argmax(dim=0).to(torch.uint8).cpu().numpy()
         return labels
 
     @torch.inference_mode()
     def probabilities(self, image: Float32[np.ndarray, "z y x"]) -> Float32[np.ndarray, "6 z y x"]:
         """Of background and each lobe, at every voxel of the prepared region of interest."""
-        batch = torch.from_numpy(image)[None, None].to(self.device)
-        probabilities: np.ndarray = self._network(batch)[0].softmax(dim=0).float().cpu().numpy()
+        with mixed_precision(self.device):
+            logits = self._network(self._batch(image))
+        probabilities: np.ndarray = logits[0].float().softmax(dim=0).cpu().numpy()
         return probabilities
+
+    def _batch(self, image: Float32[np.ndarray, "z y x"]) -> Float[Tensor, "1 1 z y x"]:
+        return torch.from_numpy(image)[None, None].to(self.device, memory_format=torch.channels_last_3d)
 
 
 class _Block(nn.Sequential):

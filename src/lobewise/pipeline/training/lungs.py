@@ -24,11 +24,14 @@ from torch.nn import functional
 from lobewise.pipeline.networks.device import choose_device
 from lobewise.pipeline.networks.di2in import CLASSES, Di2in, LungConfig
 from lobewise.pipeline.networks.weights import ModelInfo, save_weights
+from lobewise.pipeline.training.growth import grow_lesions
 
 UNKNOWN_LOBE: Final = CLASSES
 """Label of lung whose lobe is not known."""
 OPAQUE: Final = 8
 """Bit that marks lung filled with opacity."""
+OPAQUE_HU: Final = -250
+SPACING_MM: Final = (2.0, 2.0, 2.0)
 MEASURE_EVERY: Final = 10
 """Steps between two looks at the Dice."""
 COLUMNS: Final = ("step", "stage", "seconds", "loss", "lungs_dice", "lobes_dice", "learning_rate")
@@ -44,7 +47,9 @@ class LungRecipe:
 
     Attributes:
         trunk_steps, detail_steps: optimiser steps of either stage, one volume each.
-        learning_rate: at the start of a stage, after the warm-up; falls to a hundredth along a cosine.
+        learning_rate, detail_learning_rate: at the start of a stage, after the warm-up; fall to a hundredth along a
+            cosine.
+        grown_share: of the steps, how many see new lesions in their lungs beside those of the bank.
         opaque_weight: how much more a voxel of opaque lung counts.
         crop: largest part of a volume (voxels, z-y-x) in a step.
         whole_share: share of the steps that see the whole volume instead.
@@ -55,17 +60,19 @@ class LungRecipe:
     """
 
     seed: int = 0
-    trunk_steps: int = 2400
-    detail_steps: int = 500
+    trunk_steps: int = 2200
+    detail_steps: int = 400
     learning_rate: float = 2e-3
+    detail_learning_rate: float = 1e-2
     weight_decay: float = 1e-4
     warmup_steps: int = 50
-    opaque_weight: float = 4.0
-    crop: tuple[int, int, int] = (144, 128, 176)
-    whole_share: float = 0.1
-    detail_crop: tuple[int, int, int] = (64, 96, 96)
+    grown_share: float = 0.4
+    opaque_weight: float = 2.0
+    crop: tuple[int, int, int] = (112, 112, 160)
+    whole_share: float = 0.06
+    detail_crop: tuple[int, int, int] = (64, 80, 80)
     level_weights: tuple[float, ...] = (1.0, 0.4, 0.2)
-    source_weights: Mapping[str, float] = field(default_factory=lambda: {"case": 1.0, "phantom": 1.0, "covid": 0.4})
+    source_weights: Mapping[str, float] = field(default_factory=lambda: {"case": 1.0, "phantom": 0.7})
     smoothing: float = 0.995
     bfloat16: bool = True
 
@@ -125,7 +132,9 @@ def read_volume(path: Path) -> tuple[Image, Image]:
 
 
 def make_sample(image: Image, labels: Image, recipe: LungRecipe, stride: int, rng: np.random.Generator) -> Sample:
-    """Intensities varied, as tensors whose edges are multiples of `stride`; what is added is air."""
+    """New lesions, varied intensities, as tensors whose edges are multiples of `stride`; what is added is air."""
+    if rng.random() < recipe.grown_share:
+        image, labels = _with_grown_lesions(image, labels, rng)
     lifted = _vary_intensity(_with_clutter(image, labels, rng), rng)
     pads = [(0, -n % stride) for n in image.shape]
     lifted = np.pad(lifted, pads, constant_values=-1.0)
@@ -254,7 +263,8 @@ class Run:
         recipe, done = self.recipe, self.steps_of_stage
         steps = recipe.detail_steps if self.in_detail else recipe.trunk_steps
         warm = min((done + 1) / max(recipe.warmup_steps, 1), 1.0)
-        return recipe.learning_rate * warm * (0.01 + 0.99 * 0.5 * (1 + float(np.cos(np.pi * done / max(steps, 1)))))
+        top = recipe.detail_learning_rate if self.in_detail else recipe.learning_rate
+        return top * warm * (0.01 + 0.99 * 0.5 * (1 + float(np.cos(np.pi * done / max(steps, 1)))))
 
     def learn(self, loss: Tensor) -> None:
         """One step down the gradient, and the running mean after it."""
@@ -351,6 +361,18 @@ def _with_clutter(image: Image, labels: Image, rng: np.random.Generator) -> Imag
     return np.where((labels == 0) & (image < 12), image + haze, image).astype(np.uint8)
 
 
+def _with_grown_lesions(image: Image, labels: Image, rng: np.random.Generator) -> tuple[Image, Image]:
+    """New lesions in the lungs; where they are dense, the lung is marked as opaque."""
+    low, high = LungConfig().window_hu
+    inside = torch.from_numpy((labels > 0).astype(np.float32))
+    hu, lesions = grow_lesions(
+        torch.from_numpy(image * ((high - low) / np.float32(255)) + low), inside, SPACING_MM, rng
+    )
+    opaque = (lesions > 0) & (hu > OPAQUE_HU)
+    shades = ((hu - low) * (255 / (high - low))).round().clamp(0, 255).byte().numpy()
+    return np.where(labels > 0, shades, image), np.where(opaque.numpy(), labels | OPAQUE, labels)
+
+
 def _vary_intensity(image: Image, rng: np.random.Generator) -> Float32[np.ndarray, "z y x"]:
     """Air, lung and tissue a little lighter or darker, another contrast, noise; in [-1, 1]."""
     knots = np.array([0.0, 40.0, 130.0, 165.0, 255.0])
@@ -414,6 +436,27 @@ def _append(path: Path, row: Mapping[str, float | str]) -> None:
         writer.writerow(row)
 
 
+def open_run(
+    bank: Path, folder: Path, recipe: LungRecipe, device_name: str = "auto", config: LungConfig | None = None
+) -> tuple[Run, Bank]:
+    """The run in `folder`, new or where it was ended, and what it learns from.
+
+    Raises:
+        FileNotFoundError: the bank holds no prepared volume.
+    """
+    found = Bank(bank, recipe)
+    folder.mkdir(parents=True, exist_ok=True)
+    return Run.begin(folder, config or LungConfig(), recipe, choose_device(device_name)), found
+
+
+def follow(run: Run, bank: Bank) -> None:
+    """Take the steps that are left, logged to `log.csv` and to the output."""
+    for row in train(run, bank, next(run.network.parameters()).device):
+        _append(run.folder / "log.csv", row)
+        sys.stdout.write(json.dumps(row) + "\n")
+        sys.stdout.flush()
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, or go on with a training that was ended; `--export` only writes the weights of the last checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -427,18 +470,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--calibrate", type=int, default=12, help="volumes that the background's offset is fitted on")
     parser.add_argument("--export", action="store_true", help="write the weights of the last checkpoint and end")
     options = parser.parse_args(arguments)
-    options.run.mkdir(parents=True, exist_ok=True)
     if options.threads:
         torch.set_num_threads(options.threads)
-    device = choose_device(options.device)
     recipe = LungRecipe.from_mapping(options.recipe)
-    run = Run.begin(options.run, LungConfig.from_mapping(options.config), recipe, device)
-    bank = Bank(options.bank, recipe)
+    run, bank = open_run(options.bank, options.run, recipe, options.device, LungConfig.from_mapping(options.config))
     if not options.export:
-        for row in train(run, bank, device):
-            _append(options.run / "log.csv", row)
-            sys.stdout.write(json.dumps(row) + "\n")
-            sys.stdout.flush()
+        follow(run, bank)
     info = run.export(options.run / "lungs.safetensors", options.version, bank, options.calibrate)
     sys.stdout.write(f"{info.name} {info.version} {info.sha256}\n")
 

@@ -1,0 +1,85 @@
+"""Lesions grown in whatever lung a training is looking at, in HU, new at every step and on the training's device.
+
+`training/opacities.py` grows the lesions that judge a network; what teaches it is grown here, by other rules.
+"""
+
+from typing import Final
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from numpy.random import Generator
+from torch import Tensor
+from torch.nn import functional
+
+from lobewise.pipeline.volume import Triple
+
+PLEURA_MM: Final = 15.0
+"""How deep the lung near the pleura reaches."""
+
+Size = tuple[int, ...] | torch.Size
+Field = Float[Tensor, "z y x"]
+
+
+def grow_lesions(hu: Field, lungs: Field, spacing_mm: Triple, rng: Generator) -> tuple[Field, Field]:
+    """The scan with new lesions over 1 to 95 % of its lung, near the pleura more often than not, and their mask (0, 1).
+
+    Ground glass lifts the lung and leaves vessels visible, crazy paving adds a mesh, consolidation replaces the air.
+
+    Args:
+        lungs: 1 inside, 0 outside; nothing changes there.
+        spacing_mm: of the fields, z-y-x.
+    """
+    size, device, inside = hu.shape, hu.device, lungs > 0
+    if not inside.any():
+        return hu, torch.zeros_like(hu)
+
+    def noise(length_mm: float) -> Field:
+        return smooth_noise(size, spacing_mm, length_mm, rng, device)
+
+    share, consolidation = np.exp(rng.uniform(np.log(0.01), np.log(0.95))), rng.uniform(0, 0.8) * (rng.random() < 0.6)
+    preference = noise(rng.uniform(16, 45))
+    preference = preference + rng.uniform(0.2, 0.8) * noise(rng.uniform(6, 14))
+    preference = preference + rng.uniform(0, 2.5) * near_pleura(lungs, spacing_mm)
+    denser = preference + 0.8 * noise(18.0)
+    cover = _highest(preference, inside, share, rng.uniform(0.08, 0.4))
+    consolidated = _highest(denser, (cover >= 0.5) & inside, consolidation, 0.25) * cover
+
+    texture, healthy = noise(9.0), float(hu[inside].median())
+    glass = healthy + rng.uniform(130, 420) + 40 * texture
+    hu = hu + (glass - hu).clamp(min=0) * cover * rng.uniform(0.85, 1.0)
+    if rng.random() < 0.4:
+        septa = (noise(7.0).abs() < 0.2).float()
+        hu = hu + rng.uniform(80, 200) * septa * cover
+    dense = rng.uniform(-60, 60) + 20 * texture
+    hu = hu + (dense - hu).clamp(min=0) * consolidated
+    grain = torch.from_numpy(rng.standard_normal(tuple(size), dtype=np.float32)).to(device)
+    hu = hu + rng.uniform(3, 22) * grain * cover
+    return hu, (cover >= 0.5).float() * lungs
+
+
+def near_pleura(lungs: Field, spacing_mm: Triple) -> Field:
+    """About 1 at the edge of the lungs, falling to 0 some `PLEURA_MM` inside."""
+    blurred = lungs[None, None]
+    half = [max(1, round(PLEURA_MM / 2 / mm)) for mm in spacing_mm]
+    for _ in range(2):
+        blurred = functional.avg_pool3d(blurred, [2 * n + 1 for n in half], 1, half)
+    return (2 - 2 * blurred[0, 0]).clamp(0, 1)
+
+
+def smooth_noise(size: Size, spacing_mm: Triple, length_mm: float, rng: Generator, device: torch.device) -> Field:
+    """A random field of unit variance whose bumps are about `length_mm` wide."""
+    coarse = [max(2, round(n * mm / length_mm) + 1) for n, mm in zip(size, spacing_mm, strict=True)]
+    noise = torch.from_numpy(rng.standard_normal(coarse, dtype=np.float32)).to(device)
+    stretched = functional.interpolate(noise[None, None], size=list(size), mode="trilinear", align_corners=True)[0, 0]
+    return stretched / stretched.std().clamp(min=1e-3)
+
+
+def _highest(values: Field, where: Bool[Tensor, "z y x"], share: float, softness: float) -> Field:
+    """1 on the highest `share` of `values` within `where`, 0.5 at the threshold, 0 outside."""
+    inside = values[where]
+    wanted = round(share * inside.numel())
+    if wanted == 0:
+        return torch.zeros_like(values)
+    threshold = inside.kthvalue(inside.numel() - wanted + 1).values
+    return ((values - threshold) / softness + 0.5).clamp(0, 1) * where

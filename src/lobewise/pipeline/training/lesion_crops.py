@@ -1,0 +1,202 @@
+"""The crops that the lesion network learns from: cut from the bank, bent, given new lesions, seen by another scanner.
+
+Few public scans hold few anatomies and fewer lesions, and a network knows them by heart within some hundred steps.
+Every crop is therefore new. Only torch and numpy are needed, and all work is done on the device of the training.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from numpy.random import Generator
+from torch import Tensor
+from torch.nn import functional
+
+from lobewise.pipeline.training.growth import grow_lesions, smooth_noise
+
+HU_FLOOR: Final = -1350.0
+HU_SPAN: Final = 1500.0
+"""What [0, 1] of the lesion stage's window spans."""
+SPACING_MM: Final = (3.0, 1.0, 1.0)
+SPLIT_FILE: Final = "splits.json"
+GROWN_KINDS: Final = ("clean", "cohort")
+GROWN_SHARE: Final = 0.75
+"""Of the crops of real clean lungs, how many are given lesions."""
+
+Size = tuple[int, int, int]
+Field = Float[Tensor, "z y x"]
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """A prepared volume: 8-bit image, lungs and lesions at 1 x 1 x 3 mm."""
+
+    name: str
+    image: UInt8[np.ndarray, "z y x"]
+    lungs: Bool[np.ndarray, "z y x"]
+    lesions: Bool[np.ndarray, "z y x"]
+
+    @property
+    def kind(self) -> str:
+        return self.name.split("-")[0]
+
+    def cut(self, box: tuple[slice, ...]) -> "Example":
+        return Example(self.name, self.image[box], self.lungs[box], self.lesions[box])
+
+
+@dataclass(frozen=True, eq=False)
+class Crop:
+    """One training crop: image in [0, 1], lungs and lesions as 0 and 1."""
+
+    image: Field
+    lungs: Field
+    lesions: Field
+
+    def inputs(self) -> Float[Tensor, "2 z y x"]:
+        """What the network sees."""
+        return torch.stack([self.image, self.lungs])
+
+
+def read_split(bank: Path) -> dict[str, list[str]]:
+    """Which patients are kept aside: `validation` and `test`, by `KIND-PATIENT` or patient; and the volumes that judge.
+
+    A bank of one's own cohort brings its split; the public data's comes with the package.
+    """
+    own, ours = bank / SPLIT_FILE, files("lobewise.pipeline.training") / SPLIT_FILE
+    split: dict[str, list[str]] = json.loads((own if own.exists() else ours).read_text(encoding="utf-8"))["lesions"]
+    return split
+
+
+def patient_of(path: Path) -> str:
+    """`covid-2` of `covid-2-0.npz`; of what was made from a public scan the scan: `case05` of `grown-case05-3.npz`."""
+    kind, patient, _ = path.stem.split("-")
+    return patient if kind in ("grown", "clean", "cohort") else f"{kind}-{patient}"
+
+
+def read_examples(bank: Path, patients: list[str], *, inverted: bool = False) -> list[Example]:
+    """The volumes of these patients; with `inverted`, of all others."""
+    paths = [path for path in sorted(bank.glob("*.npz")) if (patient_of(path) in patients) != inverted]
+    return [read_example(path) for path in paths]
+
+
+def read_example(path: Path) -> Example:
+    """One file of the bank."""
+    with np.load(path) as arrays:
+        return Example(path.stem, arrays["image"], arrays["lungs"], arrays["lesions"])
+
+
+class Sampler:
+    """Draws crops by kind, then by volume.
+
+    Args:
+        kinds: how often each kind of volume is drawn.
+        crop: voxels, z-y-x.
+        shift_hu: a scan is shifted by up to this much (paper: 20 HU).
+    """
+
+    def __init__(
+        self,
+        examples: list[Example],
+        kinds: Mapping[str, float],
+        crop: Size,
+        shift_hu: float,
+        rng: Generator,
+        device: torch.device,
+    ) -> None:
+        self._crop, self._shift_hu, self._rng, self._device = crop, shift_hu, rng, device
+        by_kind = {kind: [example for example in examples if example.kind == kind] for kind in kinds}
+        self._by_kind = {kind: found for kind, found in by_kind.items() if found}
+        if not self._by_kind:
+            raise FileNotFoundError("the bank holds nothing to train on")
+        shares = np.array([kinds[kind] for kind in self._by_kind])
+        self._shares = shares / shares.sum()
+
+    def draw(self) -> Crop:
+        """A random crop, never the same twice."""
+        kind = list(self._by_kind)[int(self._rng.choice(len(self._shares), p=self._shares))]
+        found = self._by_kind[kind]
+        example = found[int(self._rng.integers(len(found)))]
+        crop = self._flip(self._bend(self._cut(example)))
+        if kind in GROWN_KINDS and not example.lesions.any() and self._rng.random() < GROWN_SHARE:
+            crop = _grown(crop, self._rng)
+        return self._see_again(crop, in_hu=kind != "covid")
+
+    def _cut(self, example: Example) -> Crop:
+        """A part with lung in it and, five times of six, with lesion if there is any; padded to the wanted size."""
+        wants_lesion = self._rng.random() < 5 / 6 and example.lesions.any()
+        for _ in range(8):
+            starts = [
+                int(self._rng.integers(max(n - m, 0) + 1)) for n, m in zip(example.image.shape, self._crop, strict=True)
+            ]
+            part = example.cut(tuple(slice(start, start + m) for start, m in zip(starts, self._crop, strict=True)))
+            if part.lungs.mean() > 0.05 and (part.lesions.any() or not wants_lesion):
+                break
+        pads = [(0, m - n) for n, m in zip(part.image.shape, self._crop, strict=True)]
+        arrays = (part.image.astype(np.float32) / 255, part.lungs, part.lesions & part.lungs)
+        image, lungs, lesions = (
+            torch.from_numpy(np.pad(array.astype(np.float32), pads)).to(self._device) for array in arrays
+        )
+        return Crop(image, lungs, lesions)
+
+    def _bend(self, crop: Crop) -> Crop:
+        """Other sizes, turned about the long axis and gently warped in the plane, half of the time."""
+        rng = self._rng
+        if rng.random() < 0.5:
+            return crop
+        stacked = torch.stack([crop.image, crop.lungs, crop.lesions])[None]
+        angle, (z, y, x) = rng.uniform(-0.2, 0.2), np.exp(rng.uniform(-0.2, 0.2, 3))
+        cos, sin = np.cos(angle), np.sin(angle)
+        affine = [[x * cos, -y * sin, 0, 0], [x * sin, y * cos, 0, 0], [0, 0, z, 0]]
+        grid = functional.affine_grid(
+            torch.tensor([affine], dtype=torch.float32, device=self._device), list(stacked.shape), align_corners=False
+        )
+        for axis in (0, 1):
+            grid[0, ..., axis] += 0.04 * smooth_noise(self._crop, SPACING_MM, 40.0, rng, self._device)
+        image, lungs, lesions = functional.grid_sample(stacked, grid, align_corners=False)[0]
+        inside = (lungs > 0.5).float()
+        return Crop(image, inside, (lesions > 0.5).float() * inside)
+
+    def _flip(self, crop: Crop) -> Crop:
+        axes = [axis for axis in range(3) if self._rng.random() < 0.5]
+        return Crop(*(field.flip(axes) for field in (crop.image, crop.lungs, crop.lesions)))
+
+    def _see_again(self, crop: Crop, *, in_hu: bool) -> Crop:
+        """As another scanner, another breath or, for what is not in HU, another monotone curve would show it."""
+        rng, image = self._rng, crop.image
+        if in_hu:
+            if rng.random() < 0.5:
+                image = image + crop.lungs * breath(self._crop, rng, self._device)
+            image = image * rng.uniform(0.96, 1.04)
+        else:
+            image = image ** float(np.exp(rng.uniform(-0.25, 0.25))) * rng.uniform(0.9, 1.1) + rng.uniform(-0.04, 0.04)
+        image = image + rng.uniform(-self._shift_hu, self._shift_hu) / HU_SPAN
+        if rng.random() < 0.3:
+            image = _blurred(image, thick=rng.random() < 0.5)
+        if rng.random() < 0.5:
+            grain = torch.from_numpy(rng.standard_normal(self._crop, dtype=np.float32)).to(self._device)
+            image = image + rng.uniform(0, 0.045) * grain
+        return Crop(image.clamp(0, 1), crop.lungs, crop.lesions)
+
+
+def _grown(crop: Crop, rng: Generator) -> Crop:
+    hu, lesions = grow_lesions(crop.image * HU_SPAN + HU_FLOOR, crop.lungs, SPACING_MM, rng)
+    return Crop((hu - HU_FLOOR) / HU_SPAN, crop.lungs, lesions)
+
+
+def breath(size: Size, rng: Generator, device: torch.device) -> Field:
+    """How much denser, in [0, 1] units, a healthy lung is by expiration and by gravity: up to some 60 HU each."""
+    along = torch.linspace(-1, 1, size[1], device=device)[None, :, None] * (1 if rng.random() < 0.5 else -1)
+    patches = 12 * smooth_noise(size, SPACING_MM, rng.uniform(20, 60), rng, device)
+    return (rng.uniform(-30, 60) + rng.uniform(0, 40) * along + patches) / HU_SPAN
+
+
+def _blurred(image: Field, *, thick: bool) -> Field:
+    """A softer kernel in the plane, or slices twice as thick."""
+    kernel, padding = ((3, 1, 1), (1, 0, 0)) if thick else ((1, 3, 3), (0, 1, 1))
+    return functional.avg_pool3d(image[None, None], kernel, 1, padding, count_include_pad=False)[0, 0]

@@ -1,0 +1,131 @@
+"""A cohort of one's own: refused where it would teach nonsense, prepared where it would not."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lobewise.pipeline.training.cohort import CohortError, Row, Stage, prepare_cohort, read_manifest, split_of
+from lobewise.pipeline.training.lesion_crops import read_examples, read_split
+from lobewise.pipeline.training.lungs import read_volume
+from lobewise.pipeline.volume import Grid, Matrix, Volume
+from lobewise.pipeline.writing import write_ct, write_mask
+
+FLIPPED: Matrix = ((-1.0, 0.0, 0.0), (0.0, -1.0, 0.0), (0.0, 0.0, 1.0))
+GRID = Grid((30, 60, 80), (5.0, 4.0, 4.0), (160.0, 120.0, 0.0), FLIPPED)
+
+
+def write_patient(folder: Path, name: str, *, lesions: bool = True, mirrored: bool = False) -> dict[str, str]:
+    """Two box lungs of one lobe each, a lesion in the right one; x leads to the right."""
+    lobes = np.zeros(GRID.shape, np.uint8)
+    lobes[4:26, 10:50, 8:36], lobes[4:26, 10:50, 44:72] = 2, 5
+    drawn = np.zeros(GRID.shape, bool)
+    drawn[8:16, 20:40, 50:65] = lesions
+    hu = np.where(drawn, -500, np.where(lobes > 0, -850, 40)).astype(np.int16)
+    write_ct(folder / f"{name}_ct.nii.gz", Volume(hu, GRID))
+    write_mask(
+        folder / f"{name}_lobes.nii.gz", np.where(lobes > 0, 7 - lobes, 0).astype(np.uint8) if mirrored else lobes, GRID
+    )
+    write_mask(folder / f"{name}_lungs.nii.gz", lobes > 0, GRID)
+    write_mask(folder / f"{name}_lesions.nii.gz", drawn, GRID)
+    return {kind: f"{name}_{kind}.nii.gz" for kind in ("ct", "lobes", "lungs", "lesions")}
+
+
+def manifest(folder: Path, lines: list[str], header: str = "patient,ct,lungs,lobes,lesions") -> Path:
+    path = folder / "cohort.csv"
+    path.write_text("\n".join([header, *lines]) + "\n")
+    return path
+
+
+def test_lesions_are_prepared_at_their_grid_and_one_patient_judges(tmp_path: Path) -> None:
+    files = [write_patient(tmp_path, name, lesions=name != "healthy") for name in ("a", "healthy")]
+    lines = [f"{p},{f['ct']},{f['lungs']},,{f['lesions']}" for p, f in zip(("A-1", "healthy"), files, strict=True)]
+    rows = read_manifest(manifest(tmp_path, lines))
+    seen: list[float] = []
+    written = prepare_cohort(rows, Stage.LESIONS, tmp_path / "bank", progress=seen.append)
+    assert len(written) == 2
+    assert seen == [0.5, 1.0]
+    split = read_split(tmp_path / "bank")
+    judging, learning = (
+        read_examples(tmp_path / "bank", split["validation"], inverted=inverted) for inverted in (False, True)
+    )
+    assert len(judging) == len(learning) == 1
+    sick = next(example for example in judging + learning if example.lesions.any())
+    assert sick.kind == "cohort"
+    assert sick.lesions.sum() * 3 == pytest.approx(8 * 20 * 15 * 5 * 4 * 4, rel=0.1)
+    assert np.median(sick.image[sick.lesions]) == pytest.approx((-500 + 1350) / 1500 * 255, abs=3)
+
+
+def test_lobes_are_prepared_as_they_are_and_lungs_as_lung_of_unknown_lobe(tmp_path: Path) -> None:
+    files = write_patient(tmp_path, "a")
+    lines = [f"one,{files['ct']},,{files['lobes']},", f"two,{files['ct']},{files['lungs']},,"]
+    first, second = prepare_cohort(read_manifest(manifest(tmp_path, lines)), Stage.LUNGS, tmp_path / "bank")
+    assert set(np.unique(read_volume(first)[1])) == {0, 2, 5}
+    assert set(np.unique(read_volume(second)[1])) == {0, 6}
+
+
+def test_what_is_prepared_stays(tmp_path: Path) -> None:
+    files = write_patient(tmp_path, "a")
+    rows = read_manifest(manifest(tmp_path, [f"one,{files['ct']},{files['lungs']},,{files['lesions']}"]))
+    (path,) = prepare_cohort(rows, Stage.LESIONS, tmp_path / "bank")
+    before = path.stat().st_mtime_ns
+    assert prepare_cohort(rows, Stage.LESIONS, tmp_path / "bank") == [path]
+    assert path.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("one,nowhere.nii.gz,a_lungs.nii.gz,,", "nowhere"),
+        ("one,a_ct.nii.gz,,,", "lungs or lobes"),
+        (",a_ct.nii.gz,a_lungs.nii.gz,,", "patient"),
+    ],
+)
+def test_a_manifest_that_lacks_something_says_where(tmp_path: Path, line: str, says: str) -> None:
+    write_patient(tmp_path, "a")
+    with pytest.raises(CohortError, match=says) as caught:
+        read_manifest(manifest(tmp_path, [line]))
+    assert "line 2" in str(caught.value)
+
+
+def test_a_manifest_without_its_columns_or_rows_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CohortError, match="column ct"):
+        read_manifest(manifest(tmp_path, ["x"], header="patient"))
+    with pytest.raises(CohortError, match="no scan"):
+        read_manifest(manifest(tmp_path, []))
+
+
+@pytest.mark.parametrize(
+    ("masks", "says"),
+    [
+        (",a_lobes.nii.gz,", "left lobes lie on the right"),
+        ("a_ct.nii.gz,,", "no mask"),
+        ("a_wall.nii.gz,,", "HU"),
+        ("a_nothing.nii.gz,,", "empty"),
+    ],
+)
+def test_masks_that_would_teach_nonsense_are_refused(tmp_path: Path, masks: str, says: str) -> None:
+    write_patient(tmp_path, "a", mirrored=True)
+    wall = np.zeros(GRID.shape, bool)
+    wall[:, :8] = True
+    write_mask(tmp_path / "a_wall.nii.gz", wall, GRID)
+    write_mask(tmp_path / "a_nothing.nii.gz", np.zeros(GRID.shape, bool), GRID)
+    rows = read_manifest(manifest(tmp_path, [f"one,a_ct.nii.gz,{masks}"]))
+    with pytest.raises(CohortError, match=says):
+        prepare_cohort(rows, Stage.LUNGS, tmp_path / "bank")
+
+
+def test_a_tenth_of_the_patients_judges_and_none_of_them_teaches() -> None:
+    rows = [Row(f"patient {n // 2}", n % 2, Path("ct"), Path("lungs"), None, Path("lesions")) for n in range(80)]
+    split = split_of(rows, Stage.LESIONS)["lesions"]
+    assert len(split["validation"]) == 4
+    assert len(split["validation_volumes"]) == 8
+    assert all(name.split("-")[1] in split["validation"] for name in split["validation_volumes"])
+    assert json.dumps(split) == json.dumps(split_of(rows[::-1], Stage.LESIONS)["lesions"])
+
+
+def test_two_patients_never_share_a_file_name() -> None:
+    slugs = {Row(name, 0, Path("ct"), None, None, None).slug for name in ("a-1", "a1", "a_1", "A1")}
+    assert len(slugs) == 4
+    assert all(slug.isalnum() for slug in slugs)

@@ -1,0 +1,66 @@
+"""Crops keep their truth however they are bent, grown and seen again."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lobewise.pipeline.training.lesion_crops import Example, Sampler
+
+CPU = torch.device("cpu")
+CROP = (16, 64, 64)
+
+
+def chest(kind: str = "covid", size: tuple[int, int, int] = (24, 80, 90)) -> Example:
+    """Lungs at -850 HU in a wall at 40 HU, a lesion at -500 HU in them unless `clean`."""
+    lungs = np.zeros(size, dtype=np.bool_)
+    lungs[1:-1, 8:-8, 8:-8] = True
+    lesions = np.zeros_like(lungs)
+    if kind != "clean":
+        lesions[2:-2, 12:30, 12:40] = True
+    image = np.where(lesions, 145, np.where(lungs, 85, 236)).astype(np.uint8)
+    return Example(f"{kind}-0-0", image, lungs, lesions)
+
+
+def sampler(example: Example, seed: int = 0) -> Sampler:
+    return Sampler(
+        [example], {"covid": 0.5, "clean": 0.5, "phantom": 0.5}, CROP, 20.0, np.random.default_rng(seed), CPU
+    )
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**31), kind=st.sampled_from(["covid", "clean", "phantom"]))
+def test_crops_have_the_wanted_size_and_lesions_stay_in_the_lungs(seed: int, kind: str) -> None:
+    crop = sampler(chest(kind), seed).draw()
+    assert crop.inputs().shape == (2, *CROP)
+    assert 0 <= crop.image.min() <= crop.image.max() <= 1
+    assert set(crop.lungs.unique().tolist()) <= {0.0, 1.0}
+    assert not ((crop.lesions > 0) & (crop.lungs == 0)).any()
+
+
+def test_the_same_seed_draws_the_same_crop() -> None:
+    first, second = (sampler(chest(), seed=3).draw() for _ in range(2))
+    assert torch.equal(first.inputs(), second.inputs())
+    assert torch.equal(first.lesions, second.lesions)
+
+
+def test_lesions_stay_brighter_than_the_lung_around_them() -> None:
+    drawn = sampler(chest("phantom"))
+    for _ in range(10):
+        crop = drawn.draw()
+        lung, lesion = (crop.lungs > 0) & (crop.lesions == 0), crop.lesions > 0
+        if lesion.any() and lung.any():
+            assert crop.image[lesion].median() > crop.image[lung].median() + 0.1
+
+
+def test_volumes_smaller_than_a_crop_are_padded_with_what_is_not_lung() -> None:
+    whole = np.ones((4, 20, 20), bool)
+    drawn = sampler(Example("covid-0-0", np.full((4, 20, 20), 99, np.uint8), whole, whole))
+    crop = next(crop for crop in (drawn.draw() for _ in range(20)) if crop.lungs.sum() == 4 * 20 * 20)
+    assert crop.lesions.sum() == 4 * 20 * 20
+
+
+def test_a_bank_without_any_wanted_kind_is_refused() -> None:
+    with pytest.raises(FileNotFoundError):
+        sampler(chest("grown"))
