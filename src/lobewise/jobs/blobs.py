@@ -16,7 +16,7 @@ idempotency/{sha256 of the key}/{n}.json
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -61,11 +61,11 @@ class Blobs:
 
     def read(self, key: str) -> bytes | None:
         """The whole blob; None if there is none."""
-        with _unavailable():
-            try:
+        try:
+            with _unavailable():
                 return bytes(obstore.get(self.store, key).bytes())
-            except FileNotFoundError:
-                return None
+        except FileNotFoundError:
+            return None
 
     def create(self, key: str, data: bytes) -> bool:
         """Write unless the key exists: of many callers exactly one gets True."""
@@ -110,11 +110,12 @@ class Blobs:
                 yield bytes(piece)
 
     def info(self, key: str) -> BlobInfo | None:
-        with _unavailable():
-            try:
+        try:
+            with _unavailable():
                 meta = obstore.head(self.store, key)
-            except FileNotFoundError:
-                return None
+        except FileNotFoundError:
+            self.check()  # the answer to HEAD does not tell a missing blob from a missing bucket
+            return None
         return BlobInfo(key, meta["size"], meta["last_modified"])
 
     def exists(self, key: str) -> bool:
@@ -128,11 +129,8 @@ class Blobs:
 
     def delete(self, key: str) -> None:
         """Harmless when there is no such blob."""
-        with _unavailable():
-            try:
-                obstore.delete(self.store, key)
-            except FileNotFoundError:
-                return
+        with suppress(FileNotFoundError), _unavailable():
+            obstore.delete(self.store, key)
 
     def delete_all(self, prefix: str, keep: Callable[[str], bool] = lambda _key: False) -> None:
         for key in list(self.keys(prefix)):
@@ -149,8 +147,11 @@ class Blobs:
             path = path.parent
 
     def check(self) -> None:
-        """Raises BlobStoreUnavailableError when the store does not answer."""
-        self.exists("ready")
+        """Raises BlobStoreUnavailableError when the store does not answer, or its bucket or folder is gone."""
+        if self._folder is not None and not self._folder.is_dir():
+            raise BlobStoreUnavailableError("the folder of the blobs is gone")
+        with _unavailable():
+            next(iter(obstore.list(self.store, "ready/", chunk_size=1)), None)
 
 
 def open_blobs(url: str) -> Blobs:
@@ -164,10 +165,16 @@ def open_blobs(url: str) -> Blobs:
     """
     parts = urlsplit(url)
     if parts.scheme == "s3":
-        return Blobs(S3Store.from_url(url, client_options=_CLIENT, retry_config=_RETRY))
+        return Blobs(S3Store.from_url(url, client_options=_client(), retry_config=_RETRY))
     if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
         raise ValueError(f"blobs live at file:///folder or s3://bucket/prefix, not at {url!r}")
     return _local(Path(unquote(parts.path)))
+
+
+def _client() -> "ClientConfig":
+    """obstore reads `AWS_ALLOW_HTTP` itself only where no other option of the client is given."""
+    allow_http = os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true")
+    return {**_CLIENT, "allow_http": allow_http}
 
 
 def _local(folder: Path) -> Blobs:
@@ -193,7 +200,9 @@ def _unavailable() -> Iterator[None]:
     """Turns every error of the store but a missing blob into ours."""
     try:
         yield
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if "NoSuchBucket" in str(error):
+            raise BlobStoreUnavailableError("the bucket of the blobs is gone") from error
         raise
     except (BaseError, OSError) as error:
         raise BlobStoreUnavailableError(f"the blob store does not answer: {type(error).__name__}") from error
