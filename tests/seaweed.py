@@ -83,6 +83,9 @@ def seaweed(folder: Path) -> Iterator[S3Server]:
             process.kill()
             process.wait()
         shutil.rmtree(folder, ignore_errors=True)
+        for port in ports[len(PORTS) :]:  # it leaves these sockets behind
+            for path in Path("/tmp").glob(f"seaweedfs-*-grpc-{port}.sock"):  # noqa: S108
+                path.unlink()
 
 
 def free_ports(count: int) -> list[int]:

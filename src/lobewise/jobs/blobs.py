@@ -10,6 +10,10 @@ jobs/{id}/manifest.json             created once: the outcome
 jobs/{id}/cancel.json               someone asked to stop
 jobs/{id}/purged.json               a tombstone; all other blobs are gone
 idempotency/{sha256 of the key}/{n}.json
+uploads/{id}/upload.json            a scan that comes in parts, before there is a job
+uploads/{id}/parts/{n}              in a folder; S3 keeps parts where no listing shows them
+uploads/{id}/scan                   all parts, joined
+uploads/{id}/completed.json         created once: a job may take the scan
 ```
 """
 
@@ -33,6 +37,8 @@ if TYPE_CHECKING:
     from obstore import GetOptions
     from obstore.store import ClientConfig, RetryConfig
 
+    from lobewise.jobs.s3 import S3Bucket
+
 PIECE_BYTES: Final = 1 << 20
 PART_BYTES: Final = 8 << 20
 """Of a multipart upload: what a writer holds in memory; S3 wants at least 5 MiB."""
@@ -54,10 +60,11 @@ class Blobs:
     Every method raises BlobStoreUnavailableError when the store does not answer.
     """
 
-    def __init__(self, store: ObjectStore, folder: Path | None = None) -> None:
-        """`folder` is where a local store keeps its files; they are synced to the disk there."""
+    def __init__(self, store: ObjectStore, folder: Path | None = None, bucket: "S3Bucket | None" = None) -> None:
+        """`folder` is where a local store keeps its files; they are synced to the disk there. S3 has a `bucket`."""
         self.store = store
-        self._folder = folder
+        self.folder = folder
+        self.bucket = bucket
 
     def read(self, key: str) -> bytes | None:
         """The whole blob; None if there is none."""
@@ -91,6 +98,21 @@ class Blobs:
             self.sync(key)
         return digest
 
+    def write_pieces(self, key: str, pieces: Iterator[bytes]) -> None:
+        """Store a stream; nothing is seen of it before its end. Raises what `pieces` does."""
+        with _unavailable():
+            writer = obstore.open_writer(self.store, key, buffer_size=PART_BYTES, max_concurrency=2)
+            for piece in pieces:
+                writer.write(piece)
+            writer.close()  # a writer that is dropped without it gives its parts up
+            self.sync(key)
+
+    def copy(self, key: str, to: str) -> None:
+        """Within the store, which moves no bytes through us. Raises FileNotFoundError."""
+        with _unavailable():
+            obstore.copy(self.store, key, to)
+            self.sync(to)
+
     def read_file(self, key: str, path: Path) -> None:
         """Copy a blob to a file.
 
@@ -123,9 +145,13 @@ class Blobs:
 
     def keys(self, prefix: str) -> Iterator[str]:
         """Every key below a prefix that ends with a slash, in no order."""
+        return (info.key for info in self.infos(prefix))
+
+    def infos(self, prefix: str) -> Iterator[BlobInfo]:
+        """What is known of every blob below a prefix that ends with a slash, in no order."""
         with _unavailable():
             for page in obstore.list(self.store, prefix, chunk_size=1000):
-                yield from (meta["path"] for meta in page)
+                yield from (BlobInfo(meta["path"], meta["size"], meta["last_modified"]) for meta in page)
 
     def delete(self, key: str) -> None:
         """Harmless when there is no such blob."""
@@ -139,25 +165,26 @@ class Blobs:
 
     def sync(self, key: str) -> None:
         """Make a local blob survive a power cut: the file, and the folders that name it."""
-        if self._folder is None:
+        if self.folder is None:
             return
-        path = self._folder / key
-        while path != self._folder.parent:
+        path = self.folder / key
+        while path != self.folder.parent:
             _fsync(path)
             path = path.parent
 
     def check(self) -> None:
         """Raises BlobStoreUnavailableError when the store does not answer, or its bucket or folder is gone."""
-        if self._folder is not None and not self._folder.is_dir():
+        if self.folder is not None and not self.folder.is_dir():
             raise BlobStoreUnavailableError("the folder of the blobs is gone")
         with _unavailable():
             next(iter(obstore.list(self.store, "ready/", chunk_size=1)), None)
 
 
-def open_blobs(url: str) -> Blobs:
+def open_blobs(url: str, public_endpoint: str | None = None) -> Blobs:
     """The store at `file:///folder` or `s3://bucket/prefix`.
 
-    Credentials, region and endpoint of S3 come from the usual `AWS_*` variables.
+    Credentials, region and endpoint of S3 come from the usual `AWS_*` variables; clients may know the endpoint by
+    another name.
 
     Raises:
         ValueError: another scheme.
@@ -165,10 +192,18 @@ def open_blobs(url: str) -> Blobs:
     """
     parts = urlsplit(url)
     if parts.scheme == "s3":
-        return Blobs(S3Store.from_url(url, client_options=_client(), retry_config=_RETRY))
+        return _s3(url, public_endpoint)
     if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
         raise ValueError(f"blobs live at file:///folder or s3://bucket/prefix, not at {url!r}")
     return _local(Path(unquote(parts.path)))
+
+
+def _s3(url: str, public_endpoint: str | None) -> Blobs:
+    from lobewise.jobs.s3 import S3Bucket  # botocore takes a while, and a folder does not need it
+
+    parts = urlsplit(url)
+    store = S3Store.from_url(url, client_options=_client(), retry_config=_RETRY)
+    return Blobs(store, bucket=S3Bucket(parts.netloc, unquote(parts.path), public_endpoint))
 
 
 def _client() -> "ClientConfig":

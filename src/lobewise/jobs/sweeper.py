@@ -1,0 +1,109 @@
+"""Deletes what nobody will ask for again: jobs past their retention, and what never became a job.
+
+A scan leaves traces before it is a job: an upload in parts, an `input` without its `job.json`, the unseen parts of a
+writer that was killed. All are left alone for `upload_seconds`, in which an honest upload has ended.
+"""
+
+import logging
+import re
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from lobewise.jobs import ids, states
+from lobewise.jobs.errors import BrokerUnavailableError, JobNotFoundError, JobPurgedError
+from lobewise.jobs.large_uploads import LargeUploads
+from lobewise.jobs.outcomes import Parts
+from lobewise.jobs.records import JobFiles
+
+log = logging.getLogger(__name__)
+
+_STAGED: Final = re.compile(r".*#\d+")
+"""What obstore calls a local file that it has not finished."""
+
+
+@dataclass(frozen=True)
+class Sweeper:
+    parts: Parts
+    uploads: LargeUploads
+
+    def sweep(self, now: datetime | None = None) -> int:
+        """Look once through all blobs; how many things were deleted. Raises BlobStoreUnavailableError."""
+        now = now or states.now()
+        retired = self._retire(now)
+        orphans = self.uploads.sweep(now) + self._sweep_inputs(now)
+        unfinished = self._sweep_multiparts(now) + self._sweep_staged(now)
+        if retired or orphans or unfinished:
+            log.info("swept %d jobs past retention, %d orphans, %d unfinished writes", retired, orphans, unfinished)
+        return retired + orphans + unfinished
+
+    def purge(self, job_id: str) -> None:
+        """Delete the job and all that belongs to it, running or not. Raises JobNotFoundError, JobPurgedError."""
+        records = self.parts.records
+        state, upload_id = records.state(job_id), records.record(job_id).upload_id
+        records.purge(job_id)
+        if upload_id is not None:
+            self.uploads.forget(upload_id)  # a crash may have left the scan there too
+        with suppress(BrokerUnavailableError):  # reads find the tombstone; the reaper forgets the rest
+            self.parts.live.remove(state)
+
+    def _retire(self, now: datetime) -> int:
+        seconds = self.parts.settings.retention_seconds
+        if seconds is None:
+            return 0
+        oldest = now - timedelta(seconds=seconds)
+        # A job cannot have ended before it was made: so only the old ones are read.
+        candidates = [f for f in self.parts.records.all_files() if f.is_final and ids.made_at(f.job_id) < oldest]
+        return sum(self._retire_if_ended(files.job_id, oldest) for files in candidates)
+
+    def _retire_if_ended(self, job_id: str, oldest: datetime) -> bool:
+        manifest = self.parts.records.manifest(job_id)
+        if manifest is None or manifest.finished_at > oldest:
+            return False
+        with suppress(JobNotFoundError, JobPurgedError):  # deleted by someone else just now
+            self.purge(job_id)
+        return True
+
+    def _sweep_inputs(self, now: datetime) -> int:
+        return sum(self._void(files) for files in self.parts.records.without_job() if self._is_old(files, now))
+
+    def _void(self, files: JobFiles) -> bool:
+        """Only once it is certain that it becomes no job, however late its request comes to an end."""
+        if not self.parts.records.void(files.job_id):
+            return False
+        self.parts.records.sweep(files.job_id)
+        return True
+
+    def _is_old(self, files: JobFiles, now: datetime) -> bool:
+        return ids.made_at(files.job_id) < self._oldest(now)
+
+    def _oldest(self, now: datetime) -> datetime:
+        return now - timedelta(seconds=self.parts.settings.upload_seconds)
+
+    def _sweep_multiparts(self, now: datetime) -> int:
+        bucket = self.parts.records.blobs.bucket
+        if bucket is None:
+            return 0
+        stale = [upload for upload in bucket.unfinished() if upload.begun_at < self._oldest(now)]
+        for upload in stale:
+            bucket.abort(upload.key, upload.multipart_id)
+        return len(stale)
+
+    def _sweep_staged(self, now: datetime) -> int:
+        folder = self.parts.records.blobs.folder
+        if folder is None:
+            return 0
+        stale = list(_staged(folder.rglob("*#*"), self._oldest(now)))
+        for path in stale:
+            path.unlink(missing_ok=True)
+        return len(stale)
+
+
+def _staged(paths: Iterable[Path], oldest: datetime) -> Iterable[Path]:
+    for path in paths:
+        with suppress(FileNotFoundError):
+            if _STAGED.fullmatch(path.name) and datetime.fromtimestamp(path.stat().st_mtime, UTC) < oldest:
+                yield path
