@@ -1,6 +1,7 @@
 """Scans in parts over HTTP, on a folder and on S3: as a client sees them."""
 
 import hashlib
+import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from lobewise.jobs.ids import new_id
 from lobewise.jobs.models import MaskName
 
 from .conftest import Service, demand_problem, mask_bytes, nifti, running_service
+from .test_streaming import gateway
 
 MIB = 1 << 20
 PART_BYTES = 5 * MIB
@@ -279,3 +281,16 @@ def test_a_bucket_that_is_gone_is_a_problem_of_the_storage(tmp_path: Path, s3_se
         assert service.client.get("/readyz").json()["evidence"]["blobs"] is False
         s3_server.make_bucket(bucket)
         assert not s3_server.keys(bucket)
+
+
+def test_a_full_disk_is_a_problem_of_the_storage_and_keeps_nothing(tmp_path: Path) -> None:
+    with gateway(tmp_path) as (address, pid), httpx.Client(base_url=address, timeout=60) as client:
+        part = client.post("/v1/uploads", json={"size_bytes": PART_BYTES}).json()["parts"][0]
+        resource.prlimit(
+            pid, resource.RLIMIT_FSIZE, (MIB, MIB)
+        )  # no file may grow beyond: writes fail as on a full disk
+        demand_problem(httpx.put(part["url"], content=bytes(PART_BYTES), timeout=60), 503, "storage-unavailable")
+        demand_problem(client.post("/v1/jobs", files={"file": nifti(PART_BYTES)}), 503, "storage-unavailable")
+        assert client.get("/v1/jobs").json()["items"] == []
+        left = {path.name for path in (tmp_path / "blobs").rglob("*") if path.is_file()}
+        assert left == {"upload.json"}

@@ -93,7 +93,7 @@ def stored(jobs: Jobs) -> set[str]:
 
 def nothing_is_left(jobs: Jobs) -> bool:
     bucket = jobs._records.blobs.bucket
-    return stored(jobs) == set() and (bucket is None or not list(bucket.unfinished()))
+    return stored(jobs) == set() and (bucket is None or not list(bucket.unfinished("")))
 
 
 def accept(jobs: Jobs, upload_id: str) -> str:
@@ -320,6 +320,15 @@ class TestOnS3:
         time.sleep(2.1)
         assert httpx.put(str(upload.parts[0].place), content=bytes(PART_BYTES), timeout=60).status_code == 403
         assert not jobs.uploads.get(upload.record.id).parts[0].is_received
+
+    def test_what_others_write_to_the_bucket_is_left_alone(self, jobs: Jobs, other: Connect) -> None:
+        bucket = jobs._records.blobs.bucket
+        assert bucket is not None
+        theirs = bucket.begin("backups/1")
+        time.sleep(1.1)
+        assert other(upload_seconds=1).sweep() == 0
+        assert [upload.multipart_id for upload in bucket.unfinished("")] == [theirs]
+        bucket.abort("backups/1", theirs)
 
     def test_a_mask_has_an_address_of_its_own_for_a_while(self, jobs: Jobs, finished: Callable[..., str]) -> None:
         mask = jobs.mask(finished(jobs), MaskName.LOBES)

@@ -239,7 +239,7 @@ class LargeUploads:
         return found
 
     def _discard(self, record: UploadRecord) -> None:
-        """`upload.json` goes first: from then on nobody adds to it. S3 must forget its parts before we forget it."""
+        """S3 forgets its parts while we still know their name; without `upload.json` nobody adds any; then the rest."""
         self._parts.drop(record)
         self._blobs.delete(folder_of(record.id) + "upload.json")
         self._blobs.delete_all(folder_of(record.id))

@@ -69,11 +69,11 @@ class S3Bucket:
         with _unavailable(ignore=_GONE):
             self._client.abort_multipart_upload(**self._at(key), UploadId=multipart_id)
 
-    def unfinished(self) -> Iterator[PartUpload]:
-        """Every upload in parts that was begun and not ended, ours and those of writers that crashed."""
+    def unfinished(self, folder: str) -> Iterator[PartUpload]:
+        """Every upload in parts below `folder` that was begun and not ended, also those of writers that crashed."""
         with _unavailable():
             pages = self._client.get_paginator("list_multipart_uploads")
-            for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix):
+            for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix + folder):
                 for item in page.get("Uploads", ()):
                     yield PartUpload(item["Key"].removeprefix(self._prefix), item["UploadId"], item["Initiated"])
 

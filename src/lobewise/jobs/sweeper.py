@@ -17,6 +17,7 @@ from lobewise.jobs import ids, states
 from lobewise.jobs.errors import BrokerUnavailableError, JobNotFoundError, JobPurgedError
 from lobewise.jobs.large_uploads import LargeUploads
 from lobewise.jobs.outcomes import Parts
+from lobewise.jobs.part_stores import PREFIX
 from lobewise.jobs.records import JobFiles
 
 log = logging.getLogger(__name__)
@@ -87,7 +88,8 @@ class Sweeper:
         bucket = self.parts.records.blobs.bucket
         if bucket is None:
             return 0
-        stale = [upload for upload in bucket.unfinished() if upload.begun_at < self._oldest(now)]
+        found = [upload for folder in (self.parts.records.prefix, PREFIX) for upload in bucket.unfinished(folder)]
+        stale = [upload for upload in found if upload.begun_at < self._oldest(now)]
         for upload in stale:
             bucket.abort(upload.key, upload.multipart_id)
         return len(stale)
