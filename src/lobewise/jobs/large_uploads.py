@@ -5,7 +5,6 @@ expires. `upload.json` is written once; `completed.json` is the only thing that 
 """
 
 import hashlib
-import itertools
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Final
@@ -107,19 +106,12 @@ class LargeUploads:
         record = self._record(upload_id)
         if (completion := self._completion(upload_id)) is not None:
             return _completed(record, completion)
-        key = self._parts.joined(record) or self._join(record)
-        completion = self._verified(record, key)
-        name = folder_of(upload_id) + "completed.json"
-        if (
-            not self._blobs.create(name, completion.model_dump_json().encode())
-            and self._completion(upload_id) != completion
-        ):
-            self._blobs.delete(key)
-        if not self._blobs.exists(folder_of(upload_id) + "upload.json"):  # aborted meanwhile
-            self._blobs.delete_all(folder_of(upload_id))
-            raise UploadNotFoundError
+        key = self._join(record)
+        if key is None:
+            return self.get(upload_id)
+        completion = self._publish(record, self._verified(record, key))
         self._parts.drop(record)
-        return _completed(record, self._completion(upload_id) or completion)
+        return _completed(record, completion)
 
     def abort(self, upload_id: str) -> None:
         """Delete all of it; addresses of its parts are good for nothing then."""
@@ -199,13 +191,21 @@ class LargeUploads:
             raise UploadIncompleteError([], [])
         return completion
 
-    def _join(self, record: UploadRecord) -> str:
-        parts = self._parts.received(record)
-        self._demand_parts(record, parts)
+    def _join(self, record: UploadRecord) -> str | None:
+        """The key of all parts in one; None if another call has completed the upload meanwhile."""
         try:
+            parts = self._parts.received(record)
+            self._demand_parts(record, parts)
             return self._parts.join(record, parts)
-        except FileNotFoundError as error:
-            raise UploadNotFoundError from error
+        except (UploadIncompleteError, FileNotFoundError) as error:
+            if self._completion(record.id) is not None:
+                return None
+            joined = self._parts.joined(record)  # by a call that crashed, or has not come to its end
+            if joined is None and isinstance(error, FileNotFoundError):
+                raise UploadNotFoundError from error
+            if joined is None:
+                raise
+            return joined
 
     def _demand_parts(self, record: UploadRecord, parts: Mapping[int, ReceivedPart]) -> None:
         sizes = record.part_sizes_bytes
@@ -238,6 +238,18 @@ class LargeUploads:
             )
         return found
 
+    def _publish(self, record: UploadRecord, mine: UploadCompletion) -> UploadCompletion:
+        """Of several that complete an upload at once, the first one's scan is the one that jobs take."""
+        folder = folder_of(record.id)
+        self._blobs.create(folder + "completed.json", mine.model_dump_json().encode())
+        winner = self._completion(record.id)
+        if winner is not None and winner.key != mine.key:
+            self._blobs.delete(mine.key)
+        if winner is None or not self._blobs.exists(folder + "upload.json"):  # aborted or taken meanwhile
+            self._blobs.delete_all(folder)
+            raise UploadNotFoundError
+        return winner
+
     def _discard(self, record: UploadRecord) -> None:
         """S3 forgets its parts while we still know their name; without `upload.json` nobody adds any; then the rest."""
         self._parts.drop(record)
@@ -261,12 +273,8 @@ class LargeUploads:
 
 
 def _completed(record: UploadRecord, completion: UploadCompletion) -> LargeUploadState:
-    parts = itertools.starmap(_received, record.part_sizes_bytes.items())
-    return LargeUploadState(record, completion, tuple(parts), None)
-
-
-def _received(number: int, size_bytes: int) -> PartState:
-    return PartState(number, size_bytes, place=None)
+    parts = tuple(PartState(number, size_bytes, place=None) for number, size_bytes in record.part_sizes_bytes.items())
+    return LargeUploadState(record, completion, parts, None)
 
 
 def _fits(part: ReceivedPart | None, size_bytes: int) -> bool:
