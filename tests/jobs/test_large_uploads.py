@@ -279,6 +279,15 @@ def test_a_job_is_purged_when_its_retention_is_over(jobs: Jobs, other: Connect, 
     assert jobs.get(queued).status == JobStatus.QUEUED, "what waits is never too old"
 
 
+def test_a_purge_that_was_cut_off_is_ended(jobs: Jobs, finished: Callable[..., str]) -> None:
+    job_id = finished(jobs)
+    jobs.purge(job_id)
+    jobs._records.blobs.write(f"jobs/{job_id}/attempts/2/lungs.nii.gz", b"from a worker that was killed")
+    assert jobs.sweep() == 1
+    assert stored(jobs) == {f"jobs/{job_id}/purged.json"}
+    assert jobs.sweep() == 0
+
+
 def test_a_purge_also_takes_what_a_crash_left_of_its_upload(jobs: Jobs) -> None:
     upload_id = uploaded_and_completed(jobs)
     job_id = jobs.new_id()

@@ -90,13 +90,10 @@ class Records:
 
     def all_files(self) -> Iterator[JobFiles]:
         """Every job that was accepted and not purged; one listing of the whole store."""
-        return (files for files in self._listed() if files.is_job and not files.is_purged)
+        return (files for files in self.listed() if files.is_job and not files.is_purged)
 
-    def without_job(self) -> Iterator[JobFiles]:
-        """What never became a job, at least not yet; one listing of the whole store."""
-        return (files for files in self._listed() if not files.is_job and not files.is_purged)
-
-    def _listed(self) -> Iterator[JobFiles]:
+    def listed(self) -> Iterator[JobFiles]:
+        """The same, with what was purged and what is no job, at least not yet."""
         names: dict[str, set[str]] = {}
         for key in self.blobs.keys(self.prefix):
             job_id, _, name = key.removeprefix(self.prefix).partition("/")

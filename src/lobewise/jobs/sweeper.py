@@ -1,4 +1,4 @@
-"""Deletes what nobody will ask for again: jobs past their retention, and what never became a job.
+"""Deletes what nobody will ask for again: jobs past their retention, what never became a job, what a purge left.
 
 A scan leaves traces before it is a job: an upload in parts, an `input` without its `job.json`, the unseen parts of a
 writer that was killed. All are left alone for `upload_seconds`, in which an honest upload has ended.
@@ -34,8 +34,9 @@ class Sweeper:
     def sweep(self, now: datetime | None = None) -> int:
         """Look once through all blobs; how many things were deleted. Raises BlobStoreUnavailableError."""
         now = now or states.now()
-        retired = self._retire(now)
-        orphans = self.uploads.sweep(now) + self._sweep_inputs(now)
+        listed = list(self.parts.records.listed())
+        retired = self._retire(listed, now)
+        orphans = self.uploads.sweep(now) + self._sweep_inputs(listed, now) + self._sweep_purged(listed)
         unfinished = self._sweep_multiparts(now) + self._sweep_staged(now)
         if retired or orphans or unfinished:
             log.info("swept %d jobs past retention, %d orphans, %d unfinished writes", retired, orphans, unfinished)
@@ -51,14 +52,14 @@ class Sweeper:
         with suppress(BrokerUnavailableError):  # reads find the tombstone; the reaper forgets the rest
             self.parts.live.remove(state)
 
-    def _retire(self, now: datetime) -> int:
+    def _retire(self, listed: Iterable[JobFiles], now: datetime) -> int:
         seconds = self.parts.settings.retention_seconds
         if seconds is None:
             return 0
         oldest = now - timedelta(seconds=seconds)
         # A job cannot have ended before it was made: so only the old ones are read.
-        candidates = [f for f in self.parts.records.all_files() if f.is_final and ids.made_at(f.job_id) < oldest]
-        return sum(self._retire_if_ended(files.job_id, oldest) for files in candidates)
+        ended = (files for files in listed if files.is_final and not files.is_purged)
+        return sum(self._retire_if_ended(f.job_id, oldest) for f in ended if ids.made_at(f.job_id) < oldest)
 
     def _retire_if_ended(self, job_id: str, oldest: datetime) -> bool:
         manifest = self.parts.records.manifest(job_id)
@@ -68,8 +69,17 @@ class Sweeper:
             self.purge(job_id)
         return True
 
-    def _sweep_inputs(self, now: datetime) -> int:
-        return sum(self._void(files) for files in self.parts.records.without_job() if self._is_old(files, now))
+    def _sweep_inputs(self, listed: Iterable[JobFiles], now: datetime) -> int:
+        oldest = self._oldest(now)
+        strays = (files for files in listed if not files.is_job and not files.is_purged)
+        return sum(self._void(files) for files in strays if ids.made_at(files.job_id) < oldest)
+
+    def _sweep_purged(self, listed: Iterable[JobFiles]) -> int:
+        """A purge that was cut off, or a worker that was killed while it still wrote."""
+        leftovers = [files.job_id for files in listed if files.is_purged and len(files.names) > 1]
+        for job_id in leftovers:
+            self.parts.records.sweep(job_id)
+        return len(leftovers)
 
     def _void(self, files: JobFiles) -> bool:
         """Only once it is certain that it becomes no job, however late its request comes to an end."""
@@ -77,9 +87,6 @@ class Sweeper:
             return False
         self.parts.records.sweep(files.job_id)
         return True
-
-    def _is_old(self, files: JobFiles, now: datetime) -> bool:
-        return ids.made_at(files.job_id) < self._oldest(now)
 
     def _oldest(self, now: datetime) -> datetime:
         return now - timedelta(seconds=self.parts.settings.upload_seconds)
