@@ -103,8 +103,13 @@ def serving(app: object, root_path: str = "") -> Iterator[str]:
 
 
 @contextmanager
-def running_service(folder: Path, settings: ApiSettings = ApiSettings()) -> Iterator[Service]:  # noqa: B008  # frozen
-    jobs = connect(JobsSettings(data_dir=folder, max_upload_bytes=MAX_UPLOAD_BYTES, source_allowlist=(ALLOWED_SOURCE,)))
+def running_service(
+    folder: Path,
+    settings: ApiSettings = ApiSettings(),  # noqa: B008  # frozen
+    **jobs_settings: object,
+) -> Iterator[Service]:
+    given = {"max_upload_bytes": MAX_UPLOAD_BYTES, "source_allowlist": (ALLOWED_SOURCE,), **jobs_settings}
+    jobs = connect(JobsSettings(data_dir=folder, **given))  # type: ignore[arg-type]
     (masks := folder / "masks").mkdir(parents=True)
     try:
         with (

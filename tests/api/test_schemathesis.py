@@ -9,6 +9,8 @@ from hypothesis import HealthCheck, settings
 from schemathesis.config import SchemathesisConfig
 
 from lobewise.api.settings import ApiSettings
+from lobewise.jobs.answers import LargeUploadState
+from lobewise.jobs.tickets import Ticket
 
 from .conftest import DOCUMENT, Service, nifti, running_service
 
@@ -31,13 +33,24 @@ def job_ids(service: Service) -> "itertools.cycle[str]":
     return itertools.cycle([*kept, queued, failed, purged, cancelled])
 
 
+@pytest.fixture
+def uploads(service: Service) -> "itertools.cycle[LargeUploadState]":
+    """One that waits for its part, one that was aborted."""
+    states = [service.jobs.uploads.create(1000) for _ in range(2)]
+    service.jobs.uploads.abort(states[1].record.id)
+    return itertools.cycle(states)
+
+
 document = schemathesis.openapi.from_dict(
     DOCUMENT,
     config=SchemathesisConfig.from_dict(
         {
             "checks": {
-                # Right by the schema, and yet: a file of no known format, a job in the wrong state.
-                "positive_data_acceptance": {"expected-statuses": ["2xx", "304", "404", "409", "410", "415", "422"]}
+                # Right by the schema, and yet: a file of no known format, a job in the wrong state, an address that
+                # was not signed, a scan beyond the limit.
+                "positive_data_acceptance": {
+                    "expected-statuses": ["2xx", "304", "403", "404", "409", "410", "413", "415", "422"]
+                }
             }
         }
     ),
@@ -47,13 +60,25 @@ document = schemathesis.openapi.from_dict(
 @document.parametrize()
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_the_gateway_keeps_to_its_document(
-    case: schemathesis.Case, service: Service, job_ids: "itertools.cycle[str]"
+    case: schemathesis.Case,
+    service: Service,
+    job_ids: "itertools.cycle[str]",
+    uploads: "itertools.cycle[LargeUploadState]",
 ) -> None:
     if "job_id" in case.path_parameters and next(_turns):
         case.path_parameters["job_id"] = next(job_ids)
+    if "upload_id" in case.path_parameters and next(_turns):
+        _aim(case, next(uploads))
     if isinstance(case.body, dict) and isinstance(case.body.get("file"), bytes) and next(_turns):
         case.body["file"] = nifti() + case.body["file"]
     case.call_and_validate(base_url=service.address)
+
+
+def _aim(case: schemathesis.Case, upload: LargeUploadState) -> None:
+    case.path_parameters["upload_id"] = upload.record.id
+    ticket = upload.parts[0].place
+    if case.path_parameters.get("number") == 1 and isinstance(ticket, Ticket):
+        case.query.update(expires=ticket.expires, signature=ticket.signature)
 
 
 _turns = itertools.cycle([True, True, False])

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -20,13 +21,18 @@ START_SECONDS = 240.0
 
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with serving(tmp_path_factory.mktemp("service")) as address:
+        yield address
+
+
+@contextmanager
+def serving(folder: Path, **environment: str) -> Iterator[str]:
     """`lobewise serve` in a fresh data folder; at the end SIGTERM must stop it and all that it started."""
-    folder = tmp_path_factory.mktemp("service")
     port = free_port()
     with (folder / "log").open("wb") as log:
         served = subprocess.Popen(
             [sys.executable, "-m", "lobewise.cli", "serve", "--port", str(port), "--device", "cpu"],
-            env={**os.environ, "LOBEWISE_DATA_DIR": str(folder / "data")},
+            env={**os.environ, "LOBEWISE_DATA_DIR": str(folder / "data"), **environment},
             stdout=log,
             stderr=log,
         )

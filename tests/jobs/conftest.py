@@ -1,4 +1,4 @@
-"""Real parts: an embedded Valkey and a folder of blobs for each test."""
+"""Real parts: an embedded Valkey for each test, and its blobs once in a folder, once on S3."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -28,10 +28,11 @@ LOBES = ("left_upper", "left_lower", "right_upper", "right_middle", "right_lower
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> JobsSettings:
+def settings(tmp_path: Path, blob_url: str) -> JobsSettings:
     return JobsSettings(
         data_dir=tmp_path / "data",
         redis_url=None,
+        blob_url=blob_url,
         lease_seconds=0.4,
         heartbeat_seconds=0.1,
         reap_seconds=0.1,

@@ -1,12 +1,15 @@
 """Only what the operator allows is fetched, and only the bytes that were announced."""
 
 import hashlib
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 import pytest
+from seaweed import S3Server
 
 from lobewise.jobs import sources
 from lobewise.jobs.errors import (
@@ -92,6 +95,38 @@ def test_a_scan_is_fetched_and_hashed(tmp_path: Path, answer: dict[str, httpx.Re
     info = fetch(source, tmp_path / "scan", allowlist=ALLOWED, limit_bytes=len(DATA))
     assert (info.size_bytes, info.sha256, info.source) == (len(DATA), sha256, source)
     assert (tmp_path / "scan").read_bytes() == DATA
+
+
+class TestS3:
+    @pytest.fixture
+    def address(self, s3_server: S3Server) -> str:
+        key = f"in/{uuid.uuid4()}/1 + 2.nii.gz"
+        s3_server.client.put_object(Bucket="lobewise", Key=key, Body=DATA)
+        return f"s3://lobewise/{quote(key)}"
+
+    def test_a_scan_is_fetched_and_hashed(self, tmp_path: Path, address: str) -> None:
+        source = ScanSource(url=address, sha256=hashlib.sha256(DATA).hexdigest())
+        info = fetch(source, tmp_path / "scan", allowlist=["s3://lobewise/in"], limit_bytes=len(DATA))
+        assert (info.size_bytes, info.sha256, info.source) == (len(DATA), source.sha256, source)
+        assert (tmp_path / "scan").read_bytes() == DATA
+
+    def test_what_can_go_wrong(self, tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        def attempt(url: str, limit_bytes: int = len(DATA), sha256: str | None = None) -> None:
+            source = ScanSource(url=url, sha256=sha256)
+            fetch(source, tmp_path / "scan", allowlist=["s3://lobewise/in", "s3://nowhere"], limit_bytes=limit_bytes)
+
+        with pytest.raises(SourceMismatchError):
+            attempt(address, sha256="0" * 64)
+        with pytest.raises(SourceTooLargeError):
+            attempt(address, limit_bytes=len(DATA) - 1)
+        for url in ("s3://lobewise/in/none", "s3://nowhere/in/none"):
+            with pytest.raises(SourceNotFoundError):
+                attempt(url)
+        with pytest.raises(SourceNotAllowedError):
+            attempt("s3://lobewise/jobs/of/others")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not the secret")
+        with pytest.raises(SourceNotFoundError):
+            attempt(address)
 
 
 @pytest.mark.parametrize(

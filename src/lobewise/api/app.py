@@ -13,7 +13,7 @@ from lobewise.api import errors, openapi
 from lobewise.api.metrics import Metrics
 from lobewise.api.middleware import RequestEnvelope
 from lobewise.api.routes import jobs as job_routes
-from lobewise.api.routes import results, service, submission
+from lobewise.api.routes import results, service, submission, uploads
 from lobewise.api.settings import ApiSettings
 from lobewise.jobs.bootstrap import connect
 from lobewise.jobs.service import Jobs
@@ -43,7 +43,7 @@ def create_app(settings: ApiSettings | None = None, jobs: Jobs | None = None) ->
     app.state.jobs = None
     if jobs is not None:
         _use(app, jobs)
-    routers = [module.router for module in (submission, job_routes, results, service)]
+    routers = [module.router for module in (submission, uploads, job_routes, results, service)]
     app.state.routes = [route for router in routers for route in router.routes]
     for router in routers:
         app.include_router(router)

@@ -2,12 +2,14 @@
 
 import re
 from typing import Annotated, Final
+from urllib.parse import urlencode
 
 from fastapi import Depends, Request
 
 from lobewise.api.metrics import Metrics
 from lobewise.api.settings import ApiSettings
 from lobewise.jobs.service import Jobs
+from lobewise.jobs.tickets import Ticket
 
 _HOST: Final = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
 
@@ -28,7 +30,7 @@ def _metrics(request: Request) -> Metrics:
 
 
 class Addresses:
-    """Absolute addresses of what belongs to a job."""
+    """Absolute addresses of jobs and uploads, and of what belongs to them."""
 
     def __init__(self, base: str) -> None:
         self._base = base
@@ -38,6 +40,14 @@ class Addresses:
 
     def job(self, job_id: str, *below: str) -> str:
         return "/".join((self.jobs(), job_id, *below))
+
+    def upload(self, upload_id: str, *below: str) -> str:
+        return "/".join((self._base, "v1/uploads", upload_id, *below))
+
+    def part(self, upload_id: str, number: int, ticket: Ticket) -> str:
+        """Where the gateway takes this part, for as long as the ticket is good."""
+        query = urlencode({"expires": ticket.expires, "signature": ticket.signature})
+        return f"{self.upload(upload_id, 'parts', str(number))}?{query}"
 
 
 def _addresses(request: Request) -> Addresses:

@@ -37,11 +37,15 @@ IN_FLIGHT_SECONDS: Final = 1
 
 STATUS: Final[Mapping[ProblemType, int]] = {
     problems.MALFORMED_REQUEST: 400,
+    problems.URL_NOT_VALID: 403,
     problems.NOT_FOUND: 404,
     problems.JOB_NOT_FOUND: 404,
+    problems.UPLOAD_NOT_FOUND: 404,
     problems.METHOD_NOT_ALLOWED: 405,
     problems.REQUEST_TIMEOUT: 408,
     problems.WRONG_STATE: 409,
+    problems.UPLOAD_INCOMPLETE: 409,
+    problems.UPLOAD_CLOSED: 409,
     problems.IDEMPOTENCY_IN_FLIGHT: 409,
     problems.JOB_PURGED: 410,
     problems.UPLOAD_TOO_LARGE: 413,
@@ -51,6 +55,8 @@ STATUS: Final[Mapping[ProblemType, int]] = {
     problems.INVALID_PARAMETERS: 422,
     problems.IDEMPOTENCY_KEY_REUSED: 422,
     problems.SOURCE_NOT_ALLOWED: 422,
+    problems.UPLOAD_MISMATCH: 422,
+    problems.WRONG_PART_SIZE: 422,
     problems.INTERNAL_ERROR: 500,
     problems.BROKER_UNAVAILABLE: 503,
     problems.STORAGE_UNAVAILABLE: 503,
@@ -153,6 +159,12 @@ JOBS_PROBLEMS: Final[Mapping[type[jobs_errors.JobsError], ProblemType]] = {
     jobs_errors.IdempotencyMismatchError: problems.IDEMPOTENCY_KEY_REUSED,
     jobs_errors.IdempotencyInFlightError: problems.IDEMPOTENCY_IN_FLIGHT,
     jobs_errors.UploadTooLargeError: problems.UPLOAD_TOO_LARGE,
+    jobs_errors.UploadNotFoundError: problems.UPLOAD_NOT_FOUND,
+    jobs_errors.UploadIncompleteError: problems.UPLOAD_INCOMPLETE,
+    jobs_errors.UploadClosedError: problems.UPLOAD_CLOSED,
+    jobs_errors.UploadMismatchError: problems.UPLOAD_MISMATCH,
+    jobs_errors.WrongPartSizeError: problems.WRONG_PART_SIZE,
+    jobs_errors.TicketError: problems.URL_NOT_VALID,
     jobs_errors.InvalidCursorError: problems.INVALID_PARAMETERS,
     jobs_errors.BrokerUnavailableError: problems.BROKER_UNAVAILABLE,
     jobs_errors.BlobStoreUnavailableError: problems.STORAGE_UNAVAILABLE,
@@ -225,6 +237,8 @@ def _on_jobs_error(request: Request, error: jobs_errors.JobsError) -> Response:
     if isinstance(error, jobs_errors.InvalidCursorError):
         return _on_api_error(request, InvalidParametersError.one("/query/cursor", str(error) or "not a cursor"))
     evidence = {name: value for name, value in vars(error).items() if name in ("status", "limit_bytes")}
+    if isinstance(error, jobs_errors.UploadError):
+        evidence = error.evidence
     detail = str(error) if not problem.retryable else problem.meaning
     return problem_response(request, problem, detail or problem.meaning, evidence=evidence)
 

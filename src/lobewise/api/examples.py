@@ -1,10 +1,12 @@
 """One made-up scan, told through every example of the OpenAPI document."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 
 from lobewise.api.context import Addresses
-from lobewise.api.views import job_view, report_view
+from lobewise.api.schemas import MaskAddress
+from lobewise.api.views import job_view, report_view, upload_view
+from lobewise.jobs.answers import LargeUploadState, PartState
 from lobewise.jobs.models import (
     InputInfo,
     JobError,
@@ -19,12 +21,16 @@ from lobewise.jobs.models import (
     Report,
     SeverityScores,
     Stage,
+    UploadCompletion,
+    UploadRecord,
 )
+from lobewise.jobs.tickets import Ticket
 
 LobeName = Literal["left_upper", "left_lower", "right_upper", "right_middle", "right_lower"]
 
 ADDRESSES: Final = Addresses("https://lobewise.example")
 JOB_ID: Final = "01935f3a-7c1e-7b6a-9d53-2f1c7e0a4b11"
+UPLOAD_ID: Final = "01935f3a-7c1e-7b6a-9d53-2f1c7e0a4b99"
 SHA256: Final = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 REVISION: Final = "5d41402abc4b2a76"
 CURSOR: Final = "MDE5MzVmM2E"
@@ -133,6 +139,33 @@ REPORT: Final = Report(
 )
 
 
+_UPLOAD: Final = UploadRecord(
+    id=UPLOAD_ID,
+    created_at=_moment(0),
+    expires_at=_moment(0) + timedelta(days=1),
+    size_bytes=20_000_000,
+    sha256=SHA256,
+    part_bytes=16_777_216,
+)
+_UPLOADS: Final = {
+    "open": LargeUploadState(
+        _UPLOAD,
+        None,
+        (
+            PartState(1, 16_777_216, place=None),
+            PartState(2, 3_222_784, place=Ticket(expires=1_772_444_700, signature=SHA256)),
+        ),
+        _moment(0) + timedelta(minutes=15),
+    ),
+    "complete": LargeUploadState(
+        _UPLOAD,
+        UploadCompletion(key="scan", size_bytes=20_000_000, sha256=SHA256),
+        (PartState(1, 16_777_216, place=None), PartState(2, 3_222_784, place=None)),
+        None,
+    ),
+}
+
+
 def job_examples(*states: JobState) -> dict[str, Any]:
     return {
         state.status.value: {"summary": f"a {state.status.value} job", "value": _json(job_view(state, ADDRESSES))}
@@ -142,6 +175,18 @@ def job_examples(*states: JobState) -> dict[str, Any]:
 
 def report_example() -> Any:
     return _json(report_view(REPORT, ADDRESSES))
+
+
+def upload_examples(*names: str) -> dict[str, Any]:
+    return {
+        name: {"summary": f"an {name} upload", "value": _json(upload_view(_UPLOADS[name], ADDRESSES))} for name in names
+    }
+
+
+def mask_address_example() -> Any:
+    return _json(
+        MaskAddress(url=ADDRESSES.job(JOB_ID, "masks", "lungs"), expires_at=None, size_bytes=52_113, sha256=SHA256)
+    )
 
 
 def list_example() -> Any:

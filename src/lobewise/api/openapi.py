@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from lobewise.api import examples, problems
 from lobewise.api.errors import MEDIA_TYPE, STATUS
 from lobewise.api.problems import ProblemType
-from lobewise.api.schemas import Problem, SourceSubmission
+from lobewise.api.schemas import Problem, SourceSubmission, UploadedSubmission, UploadRequest
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -28,6 +28,7 @@ Research use only; not a medical device.
 """
 TAGS: Final = [
     {"name": "jobs", "description": "Submit scans and follow them."},
+    {"name": "uploads", "description": "Send large scans in parts, straight to the storage."},
     {"name": "results", "description": "Scores and masks of succeeded jobs."},
     {"name": "service", "description": "What the service is made of and how it does."},
 ]
@@ -50,7 +51,7 @@ _HEADERS: Final[dict[str, dict[str, Any]]] = {
         "description": 'the next page as `rel="next"`; absent on the last',
         "example": f'<{examples.ADDRESSES.jobs("cursor=" + examples.CURSOR)}>; rel="next"',
     },
-    "Location": {"description": "address of the job", "example": examples.ADDRESSES.job(examples.JOB_ID)},
+    "Location": {"description": "address of the job or the upload", "example": examples.ADDRESSES.job(examples.JOB_ID)},
     "Preference-Applied": {"description": "how long the answer was held back", "example": "wait=20"},
     "Repr-Digest": {
         "description": "sha256 of the whole file (RFC 9530), for a part of it too",
@@ -104,8 +105,12 @@ def file_answer(description: str, *header_names: str) -> dict[str, Any]:
 
 def links(*operation_ids: str) -> dict[str, Any]:
     """What can be done next with the job that an answer holds."""
-    parameters = {"job_id": "$response.body#/id"}
-    return {name: {"operationId": name, "parameters": parameters} for name in operation_ids}
+    return _links("job_id", operation_ids)
+
+
+def upload_links(*operation_ids: str) -> dict[str, Any]:
+    """What can be done next with the upload that an answer holds."""
+    return _links("upload_id", operation_ids)
 
 
 def not_modified(*header_names: str) -> dict[str, Any]:
@@ -134,6 +139,11 @@ def install(app: FastAPI) -> None:
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way
+
+
+def _links(parameter: str, operation_ids: Iterable[str]) -> dict[str, Any]:
+    parameters = {parameter: "$response.body#/id"}
+    return {name: {"operationId": name, "parameters": parameters} for name in operation_ids}
 
 
 def _problem_answer() -> dict[str, Any]:
@@ -167,7 +177,7 @@ def _problem_example(problem: ProblemType) -> dict[str, Any]:
 
 def _completed(document: dict[str, Any], routes: Iterable[APIRoute]) -> dict[str, Any]:
     schemas = document["components"]["schemas"]
-    for model in (Problem, SourceSubmission):
+    for model in (Problem, SourceSubmission, UploadedSubmission, UploadRequest):
         schemas.update(_schemas_of(model))
     schemas["UploadSubmission"] = _UPLOAD
     for unused in ("HTTPValidationError", "ValidationError"):

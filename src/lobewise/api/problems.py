@@ -51,7 +51,8 @@ UPLOAD_TOO_LARGE: Final = ProblemType(
 UNSUPPORTED_CONTENT_TYPE: Final = ProblemType(
     "unsupported-content-type",
     "The Content-Type is not supported",
-    "Jobs are created from `multipart/form-data` with a part named `file`, or from `application/json` with a `source`.",
+    "Jobs are created from `multipart/form-data` with a part named `file`, or from `application/json` with a `source`; "
+    "uploads are announced as `application/json`.",
     "Set the Content-Type, and for a form its boundary.",
 )
 UNSUPPORTED_FORMAT: Final = ProblemType(
@@ -60,6 +61,45 @@ UNSUPPORTED_FORMAT: Final = ProblemType(
     "The file does not begin as a NIfTI, NRRD, MetaImage or zip file does, or what a zip or gzip file holds is none of "
     "these. A single DICOM file is one slice and cannot be scored.",
     "Send `.nii`, `.nii.gz`, `.nrrd`, `.mha`, or one zip file with all slices of one DICOM series.",
+)
+UPLOAD_NOT_FOUND: Final = ProblemType(
+    "upload-not-found",
+    "There is no such upload",
+    "No upload has this id, or no longer: it was aborted, it expired, its bytes were not those announced, or a job has "
+    "taken its scan.",
+    "Look whether the job was created; if not, begin a new upload.",
+)
+UPLOAD_INCOMPLETE: Final = ProblemType(
+    "upload-incomplete",
+    "Parts of the upload are missing",
+    "`evidence.missing_parts` have not arrived, and `evidence.wrong_parts` have another size than they must have. If "
+    "both are empty, all parts are there but the upload was not completed.",
+    "Ask for the upload again, send the parts that are not `received` to their new addresses, and complete it.",
+)
+UPLOAD_CLOSED: Final = ProblemType(
+    "upload-closed",
+    "The upload takes no more parts",
+    "The upload is complete: its size and its sha256 were checked, so nothing of it changes any more.",
+    "Create a job from it, or begin a new upload for other bytes.",
+)
+UPLOAD_MISMATCH: Final = ProblemType(
+    "upload-mismatch",
+    "The upload is not the scan announced",
+    "All parts together have another size or sha256 than was announced; `evidence` has both. The upload was deleted.",
+    "Compute the sha256 of the file again, then begin a new upload.",
+)
+WRONG_PART_SIZE: Final = ProblemType(
+    "wrong-part-size",
+    "The part has the wrong size",
+    "Every part has `part_bytes` bytes, but for the last, which has the rest. `evidence.expected_bytes` is the size of "
+    "this one. Nothing of it was kept.",
+    "Send exactly the bytes of this part.",
+)
+URL_NOT_VALID: Final = ProblemType(
+    "url-not-valid",
+    "The address is expired or was changed",
+    "Addresses of parts are signed, each for one part and a short time.",
+    "Ask for the upload again: it has new addresses for the parts that are missing.",
 )
 NOT_FOUND: Final = ProblemType(
     "not-found",

@@ -14,6 +14,7 @@ from lobewise.jobs.models import (
     Priority,
     ScanSource,
     SeverityScores,
+    Sha256,
     Stage,
 )
 
@@ -48,6 +49,63 @@ class SourceSubmission(JobOptions):
     """A scan that the worker fetches."""
 
     source: ScanSource
+
+
+class UploadSource(Schema):
+    """A scan that came in parts."""
+
+    upload_id: str = Field(description="`id` of a completed upload", examples=["01935f3a-7c1e-7b6a-9d53-2f1c7e0a4b99"])
+
+
+class UploadedSubmission(JobOptions):
+    """A scan that came in parts. The job takes it over: the upload is gone then."""
+
+    source: UploadSource
+
+
+class UploadRequest(Schema):
+    """A scan to come in parts."""
+
+    size_bytes: int = Field(ge=1, description="of the whole file")
+    sha256: Sha256 | None = Field(default=None, description="of the whole file; checked when all parts are there")
+
+
+class UploadPart(Schema):
+    number: int = Field(ge=1)
+    size_bytes: int = Field(ge=1, description="exactly so many bytes must be sent")
+    received: bool
+    url: Url | None = Field(description="PUT the bytes here; for this part alone and a short time. Null once received")
+
+
+class UploadLinks(Schema):
+    self_: Url = Field(alias="self")
+    complete: Url | None = Field(description="POST here once all parts are sent; null once the upload is complete")
+
+
+class Upload(Schema):
+    """A scan that comes in parts."""
+
+    id: str
+    status: Literal["open", "complete"] = Field(description="once `complete`, a job can be created from it")
+    created_at: datetime
+    expires_at: datetime = Field(description="it is deleted then, if no job has taken it")
+    size_bytes: int
+    sha256: str | None = Field(description="as announced, or as found when it was completed")
+    part_bytes: int = Field(description="size of every part but the last")
+    parts: list[UploadPart]
+    urls_expire_at: datetime | None = Field(
+        description="ask for the upload again to get new ones; null if there are none"
+    )
+    links: UploadLinks
+
+
+class MaskAddress(Schema):
+    """Where one mask can be had without asking this service for each byte."""
+
+    url: Url = Field(description="GET it here; `Range` works")
+    expires_at: datetime | None = Field(description="null where the address is this service's own and does not expire")
+    size_bytes: int
+    sha256: str
 
 
 class JobLinks(Schema):

@@ -1,12 +1,13 @@
-"""Takes a request's body: a form streams into the blob store, hashed on the way; JSON is read whole, but small."""
+"""Takes a request's body: a form, or a part, streams into the blob store; JSON is read whole, but small."""
 
 import hashlib
 from collections.abc import AsyncIterator
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 import anyio
 from fastapi import Request
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
 from starlette.requests import ClientDisconnect
 
 from lobewise.api.errors import (
@@ -18,13 +19,16 @@ from lobewise.api.errors import (
 )
 from lobewise.api.formats import HEAD_BYTES, demand_scan
 from lobewise.api.multipart import Event, MultipartReader, PartBegin, PartData
-from lobewise.api.schemas import FieldError, JobOptions, SourceSubmission
+from lobewise.api.schemas import FieldError, JobOptions, SourceSubmission, UploadedSubmission
+from lobewise.jobs.errors import WrongPartSizeError
 from lobewise.jobs.models import InputInfo
 
 FORM_OVERHEAD_BYTES: Final = 64 << 10
 """What a form may have beside its file: boundaries, headers and fields."""
 MAX_JSON_BYTES: Final = 64 << 10
 MAX_FIELD_BYTES: Final = 1 << 10
+
+Body = TypeVar("Body", bound=BaseModel)
 
 
 class Sink(Protocol):
@@ -89,11 +93,63 @@ async def body_chunks(request: Request, limit_bytes: int, idle_seconds: float) -
         yield chunk
 
 
-async def read_json(chunks: AsyncIterator[bytes]) -> SourceSubmission:
+async def read_submission(chunks: AsyncIterator[bytes]) -> SourceSubmission | UploadedSubmission:
+    """Raises as `read_json`."""
+    body = await _whole(chunks)
+    return _parsed(body, UploadedSubmission) if _names_upload(body) else _parsed(body, SourceSubmission)
+
+
+async def read_json(chunks: AsyncIterator[bytes], model: type[Body]) -> Body:
     """Raises MalformedRequestError (no JSON), InvalidParametersError."""
-    body = b"".join([chunk async for chunk in chunks])
+    return _parsed(await _whole(chunks), model)
+
+
+async def receive_part(request: Request, sink: Sink, expected_bytes: int, idle_seconds: float) -> None:
+    """Stream a whole body into `sink`, if it has this size.
+
+    Raises:
+        WrongPartSizeError: and what `body_chunks` and `sink` raise. Nothing is kept then.
+    """
     try:
-        return SourceSubmission.model_validate_json(body)
+        announced = request.headers.get("content-length", str(expected_bytes))
+        if not announced.isdecimal() or int(announced) != expected_bytes:
+            raise WrongPartSizeError(expected_bytes, int(announced) if announced.isdecimal() else None)
+        await _pour(body_chunks(request, expected_bytes, idle_seconds), sink, expected_bytes)
+        await sink.finish()
+    except BaseException:
+        with anyio.CancelScope(shield=True):
+            await sink.abort()
+        raise
+
+
+async def _pour(chunks: AsyncIterator[bytes], sink: Sink, expected_bytes: int) -> None:
+    size_bytes = 0
+    try:
+        async for chunk in chunks:
+            size_bytes += len(chunk)
+            await sink.write(chunk)
+    except BodyTooLargeError as error:
+        raise WrongPartSizeError(expected_bytes, None) from error
+    if size_bytes != expected_bytes:
+        raise WrongPartSizeError(expected_bytes, size_bytes)
+
+
+async def _whole(chunks: AsyncIterator[bytes]) -> bytes:
+    return b"".join([chunk async for chunk in chunks])
+
+
+def _names_upload(body: bytes) -> bool:
+    try:
+        document = from_json(body)
+    except ValueError:
+        return False
+    source = document.get("source") if isinstance(document, dict) else None
+    return isinstance(source, dict) and "upload_id" in source
+
+
+def _parsed(body: bytes, model: type[Body]) -> Body:
+    try:
+        return model.model_validate_json(body)
     except ValidationError as error:
         if any(e["type"] == "json_invalid" for e in error.errors()):
             raise MalformedRequestError("the body is not valid JSON") from error

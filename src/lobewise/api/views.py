@@ -1,8 +1,10 @@
 """Turns what the jobs say into what travels over HTTP: the same fields, with addresses."""
 
 from lobewise.api.context import Addresses
-from lobewise.api.schemas import Job, JobLinks
+from lobewise.api.schemas import Job, JobLinks, Upload, UploadLinks, UploadPart
+from lobewise.jobs.answers import LargeUploadState, PartState
 from lobewise.jobs.models import JobState, JobStatus, MaskName, Report
+from lobewise.jobs.tickets import Ticket
 
 
 def job_view(state: JobState, addresses: Addresses) -> Job:
@@ -12,6 +14,31 @@ def job_view(state: JobState, addresses: Addresses) -> Job:
 
 def report_view(report: Report, addresses: Addresses) -> Report:
     return report.model_copy(update={"masks": _masks(report.job_id, addresses)})
+
+
+def upload_view(state: LargeUploadState, addresses: Addresses) -> Upload:
+    record, completion = state.record, state.completion
+    return Upload(
+        id=record.id,
+        status="complete" if completion else "open",
+        created_at=record.created_at,
+        expires_at=record.expires_at,
+        size_bytes=record.size_bytes,
+        sha256=completion.sha256 if completion else record.sha256,
+        part_bytes=record.part_bytes,
+        parts=[_part(record.id, part, addresses) for part in state.parts],
+        urls_expire_at=state.places_expire_at,
+        links=UploadLinks(
+            self=addresses.upload(record.id),
+            complete=None if completion else addresses.upload(record.id, "complete"),
+        ),
+    )
+
+
+def _part(upload_id: str, part: PartState, addresses: Addresses) -> UploadPart:
+    place = part.place
+    url = addresses.part(upload_id, part.number, place) if isinstance(place, Ticket) else place
+    return UploadPart(number=part.number, size_bytes=part.size_bytes, received=part.is_received, url=url)
 
 
 def _links(state: JobState, addresses: Addresses) -> JobLinks:

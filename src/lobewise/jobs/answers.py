@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, Protocol
 
-from lobewise.jobs.models import InputInfo, JobState
+from lobewise.jobs.models import InputInfo, JobState, UploadCompletion, UploadRecord
+from lobewise.jobs.tickets import Ticket
 
 Sort = Literal["-created_at", "created_at", "severity"]
 
@@ -42,6 +43,42 @@ class StoredMask(Protocol):
     def read(self, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         """The bytes from `start` up to, not including, `end`; in pieces."""
         ...
+
+    def signed_url(self, seconds: int) -> str | None:
+        """Where it can be had without us for some seconds; None where the store gives no such addresses."""
+        ...
+
+
+@dataclass(frozen=True)
+class ReceivedPart:
+    """A part that has arrived. `tag` is what S3 wants to hear of it again."""
+
+    size_bytes: int
+    tag: str = ""
+
+
+@dataclass(frozen=True)
+class PartState:
+    """A part of an upload: it has arrived, or `place` says where it may be sent."""
+
+    number: int
+    size_bytes: int
+    place: str | Ticket | None
+
+    @property
+    def is_received(self) -> bool:
+        return self.place is None
+
+
+@dataclass(frozen=True)
+class LargeUploadState:
+    """An upload as it stands. `completion` is there once a job may take it."""
+
+    record: UploadRecord
+    completion: UploadCompletion | None
+    parts: tuple[PartState, ...]
+    places_expire_at: datetime | None
+    """None when there is nothing left to send."""
 
 
 class UploadSink(Protocol):

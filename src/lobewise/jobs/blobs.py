@@ -10,13 +10,17 @@ jobs/{id}/manifest.json             created once: the outcome
 jobs/{id}/cancel.json               someone asked to stop
 jobs/{id}/purged.json               a tombstone; all other blobs are gone
 idempotency/{sha256 of the key}/{n}.json
+uploads/{id}/upload.json            a scan that comes in parts, before there is a job
+uploads/{id}/parts/{n}              in a folder; S3 keeps parts where no listing shows them
+uploads/{id}/scan                   all parts, joined
+uploads/{id}/completed.json         created once: a job may take the scan
 ```
 """
 
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -32,6 +36,8 @@ from lobewise.jobs.errors import BlobStoreUnavailableError
 if TYPE_CHECKING:
     from obstore import GetOptions
     from obstore.store import ClientConfig, RetryConfig
+
+    from lobewise.jobs.s3 import S3Bucket
 
 PIECE_BYTES: Final = 1 << 20
 PART_BYTES: Final = 8 << 20
@@ -54,18 +60,19 @@ class Blobs:
     Every method raises BlobStoreUnavailableError when the store does not answer.
     """
 
-    def __init__(self, store: ObjectStore, folder: Path | None = None) -> None:
-        """`folder` is where a local store keeps its files; they are synced to the disk there."""
+    def __init__(self, store: ObjectStore, folder: Path | None = None, bucket: "S3Bucket | None" = None) -> None:
+        """`folder` is where a local store keeps its files; they are synced to the disk there. S3 has a `bucket`."""
         self.store = store
-        self._folder = folder
+        self.folder = folder
+        self.bucket = bucket
 
     def read(self, key: str) -> bytes | None:
         """The whole blob; None if there is none."""
-        with _unavailable():
-            try:
+        try:
+            with _unavailable():
                 return bytes(obstore.get(self.store, key).bytes())
-            except FileNotFoundError:
-                return None
+        except FileNotFoundError:
+            return None
 
     def create(self, key: str, data: bytes) -> bool:
         """Write unless the key exists: of many callers exactly one gets True."""
@@ -91,6 +98,21 @@ class Blobs:
             self.sync(key)
         return digest
 
+    def write_pieces(self, key: str, pieces: Iterator[bytes]) -> None:
+        """Store a stream; nothing is seen of it before its end. Raises what `pieces` does."""
+        with _unavailable():
+            writer = obstore.open_writer(self.store, key, buffer_size=PART_BYTES, max_concurrency=2)
+            for piece in pieces:
+                writer.write(piece)
+            writer.close()  # a writer that is dropped without it gives its parts up
+            self.sync(key)
+
+    def copy(self, key: str, to: str) -> None:
+        """Within the store, which moves no bytes through us. Raises FileNotFoundError."""
+        with _unavailable():
+            obstore.copy(self.store, key, to)
+            self.sync(to)
+
     def read_file(self, key: str, path: Path) -> None:
         """Copy a blob to a file.
 
@@ -110,11 +132,12 @@ class Blobs:
                 yield bytes(piece)
 
     def info(self, key: str) -> BlobInfo | None:
-        with _unavailable():
-            try:
+        try:
+            with _unavailable():
                 meta = obstore.head(self.store, key)
-            except FileNotFoundError:
-                return None
+        except FileNotFoundError:
+            self.check()  # the answer to HEAD does not tell a missing blob from a missing bucket
+            return None
         return BlobInfo(key, meta["size"], meta["last_modified"])
 
     def exists(self, key: str) -> bool:
@@ -122,17 +145,18 @@ class Blobs:
 
     def keys(self, prefix: str) -> Iterator[str]:
         """Every key below a prefix that ends with a slash, in no order."""
+        return (info.key for info in self.infos(prefix))
+
+    def infos(self, prefix: str) -> Iterator[BlobInfo]:
+        """What is known of every blob below a prefix that ends with a slash, in no order."""
         with _unavailable():
             for page in obstore.list(self.store, prefix, chunk_size=1000):
-                yield from (meta["path"] for meta in page)
+                yield from (BlobInfo(meta["path"], meta["size"], meta["last_modified"]) for meta in page)
 
     def delete(self, key: str) -> None:
         """Harmless when there is no such blob."""
-        with _unavailable():
-            try:
-                obstore.delete(self.store, key)
-            except FileNotFoundError:
-                return
+        with suppress(FileNotFoundError), _unavailable():
+            obstore.delete(self.store, key)
 
     def delete_all(self, prefix: str, keep: Callable[[str], bool] = lambda _key: False) -> None:
         for key in list(self.keys(prefix)):
@@ -141,22 +165,26 @@ class Blobs:
 
     def sync(self, key: str) -> None:
         """Make a local blob survive a power cut: the file, and the folders that name it."""
-        if self._folder is None:
+        if self.folder is None:
             return
-        path = self._folder / key
-        while path != self._folder.parent:
+        path = self.folder / key
+        while path != self.folder.parent:
             _fsync(path)
             path = path.parent
 
     def check(self) -> None:
-        """Raises BlobStoreUnavailableError when the store does not answer."""
-        self.exists("ready")
+        """Raises BlobStoreUnavailableError when the store does not answer, or its bucket or folder is gone."""
+        if self.folder is not None and not self.folder.is_dir():
+            raise BlobStoreUnavailableError("the folder of the blobs is gone")
+        with _unavailable():
+            next(iter(obstore.list(self.store, "ready/", chunk_size=1)), None)
 
 
-def open_blobs(url: str) -> Blobs:
+def open_blobs(url: str, public_endpoint: str | None = None) -> Blobs:
     """The store at `file:///folder` or `s3://bucket/prefix`.
 
-    Credentials, region and endpoint of S3 come from the usual `AWS_*` variables.
+    Credentials, region and endpoint of S3 come from the usual `AWS_*` variables; clients may know the endpoint by
+    another name.
 
     Raises:
         ValueError: another scheme.
@@ -164,10 +192,24 @@ def open_blobs(url: str) -> Blobs:
     """
     parts = urlsplit(url)
     if parts.scheme == "s3":
-        return Blobs(S3Store.from_url(url, client_options=_CLIENT, retry_config=_RETRY))
+        return _s3(url, public_endpoint)
     if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
         raise ValueError(f"blobs live at file:///folder or s3://bucket/prefix, not at {url!r}")
     return _local(Path(unquote(parts.path)))
+
+
+def _s3(url: str, public_endpoint: str | None) -> Blobs:
+    from lobewise.jobs.s3 import S3Bucket  # botocore takes a while, and a folder does not need it
+
+    parts = urlsplit(url)
+    store = S3Store.from_url(url, client_options=_client(), retry_config=_RETRY)
+    return Blobs(store, bucket=S3Bucket(parts.netloc, unquote(parts.path), public_endpoint))
+
+
+def _client() -> "ClientConfig":
+    """obstore reads `AWS_ALLOW_HTTP` itself only where no other option of the client is given."""
+    allow_http = os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true")
+    return {**_CLIENT, "allow_http": allow_http}
 
 
 def _local(folder: Path) -> Blobs:
@@ -193,7 +235,9 @@ def _unavailable() -> Iterator[None]:
     """Turns every error of the store but a missing blob into ours."""
     try:
         yield
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if "NoSuchBucket" in str(error):
+            raise BlobStoreUnavailableError("the bucket of the blobs is gone") from error
         raise
     except (BaseError, OSError) as error:
         raise BlobStoreUnavailableError(f"the blob store does not answer: {type(error).__name__}") from error

@@ -12,6 +12,13 @@ JobsError
 │   └── CancelRequestedError  someone asked to stop the job
 ├── InvalidCursorError        a page cursor that this service did not make
 ├── UploadTooLargeError       more bytes than the limit
+├── UploadError               an upload in parts cannot go on like this
+│   ├── UploadNotFoundError       there is none, or no longer
+│   ├── UploadIncompleteError     parts are missing or have the wrong size
+│   ├── UploadClosedError         it is complete and takes no more parts
+│   ├── UploadMismatchError       other bytes than announced; it is deleted
+│   ├── WrongPartSizeError        a part with more or fewer bytes than it must have
+│   └── TicketError               the address of a part is expired or not one of ours
 ├── SourceError               a scan that the worker should fetch cannot be had; the job fails
 │   ├── SourceNotAllowedError     its address is not one that the operator allows
 │   ├── SourceNotFoundError       its server says that there is no such scan, or not for us
@@ -83,6 +90,44 @@ class UploadTooLargeError(JobsError):
     def __init__(self, limit_bytes: int) -> None:
         super().__init__(f"the upload is larger than {limit_bytes} bytes")
         self.limit_bytes = limit_bytes
+
+
+class UploadError(JobsError):
+    """What was seen is in `evidence`."""
+
+    def __init__(self, detail: str, **evidence: object) -> None:
+        super().__init__(detail)
+        self.evidence = evidence
+
+
+class UploadNotFoundError(UploadError):
+    def __init__(self) -> None:
+        super().__init__("there is no such upload, or no longer")
+
+
+class UploadIncompleteError(UploadError):
+    def __init__(self, missing_parts: list[int], wrong_parts: list[dict[str, int]]) -> None:
+        detail = f"{len(missing_parts)} parts are missing and {len(wrong_parts)} have the wrong size"
+        super().__init__(detail, missing_parts=missing_parts, wrong_parts=wrong_parts)
+
+
+class UploadClosedError(UploadError):
+    def __init__(self) -> None:
+        super().__init__("the upload is complete and takes no more parts")
+
+
+class UploadMismatchError(UploadError):
+    pass
+
+
+class WrongPartSizeError(UploadError):
+    def __init__(self, expected_bytes: int, found_bytes: int | None) -> None:
+        found = {} if found_bytes is None else {"found_bytes": found_bytes}
+        super().__init__(f"this part must have {expected_bytes} bytes", expected_bytes=expected_bytes, **found)
+
+
+class TicketError(UploadError):
+    pass
 
 
 class SourceError(JobsError):

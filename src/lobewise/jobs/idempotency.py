@@ -17,8 +17,12 @@ from lobewise.jobs.records import Records
 
 
 def fingerprint(record: JobRecord) -> str:
-    """What must be the same in a repeated request: the scan and every option, not the id or the time."""
-    document = record.model_dump_json(exclude={"id", "created_at", "schema_version"})
+    """What must be the same in a repeated request: the scan and every option, not the id or the time.
+
+    An upload is named by its id, since its bytes are gone once the first request has made a job of it.
+    """
+    beside = {"id", "created_at", "schema_version"} | ({"input"} if record.upload_id else set())
+    document = record.model_dump_json(exclude=beside)
     return hashlib.sha256(document.encode()).hexdigest()
 
 

@@ -1,9 +1,10 @@
-"""Ids of jobs: UUIDv7 (RFC 9562), which sort by time and cannot be guessed."""
+"""Ids of jobs and uploads: UUIDv7 (RFC 9562), which sort by time and cannot be guessed."""
 
 import re
 import secrets
 import time
 import uuid
+from datetime import UTC, datetime
 from typing import Final
 
 JOB_ID: Final = re.compile(r"^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$")
@@ -15,6 +16,11 @@ def new_id() -> str:
     version_and_variant = (7 << 76) | (2 << 62)
     random_high, random_low = secrets.randbits(12) << 64, secrets.randbits(62)
     return str(uuid.UUID(int=(milliseconds << 80) | version_and_variant | random_high | random_low))
+
+
+def made_at(job_id: str) -> datetime:
+    """The moment in an id."""
+    return datetime.fromtimestamp((uuid.UUID(job_id).int >> 80) / 1000, UTC)
 
 
 def is_id(text: str) -> bool:

@@ -78,6 +78,9 @@ class JobError(Model):
     evidence: dict[str, Any] = Field(default_factory=dict, description="what was seen, as data")
 
 
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
 class ScanSource(Model):
     """Where the worker fetches a scan that was not uploaded."""
 
@@ -85,9 +88,35 @@ class ScanSource(Model):
         description="an https or s3 address that this service's operator allows",
         examples=["https://pacs.example/ct/1.nii.gz"],
     )
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
-        default=None, description="checked after fetching"
-    )
+    sha256: Sha256 | None = Field(default=None, description="checked after fetching")
+
+
+class UploadRecord(Model):
+    """`upload.json`: a large scan that is sent in parts before there is a job. Written once, before the first part."""
+
+    schema_version: Literal["1.0"] = SCHEMA_VERSION
+    id: str
+    created_at: datetime
+    expires_at: datetime
+    size_bytes: int
+    sha256: Sha256 | None = None
+    part_bytes: int
+    multipart_id: str | None = None
+    """What S3 calls it; a local folder has no name for it."""
+
+    @property
+    def part_sizes_bytes(self) -> dict[int, int]:
+        """By number, from 1. All parts are of one size but the last, which has what is left."""
+        starts = range(0, self.size_bytes, self.part_bytes)
+        return {n: min(self.part_bytes, self.size_bytes - start) for n, start in enumerate(starts, 1)}
+
+
+class UploadCompletion(Model):
+    """`completed.json`: created once; from then on the upload is a scan that a job may take."""
+
+    key: str
+    size_bytes: int
+    sha256: Sha256
 
 
 class InputInfo(Model):
@@ -107,6 +136,7 @@ class JobRecord(Model):
     priority: Priority = Priority.ROUTINE
     input: InputInfo
     client_reference: str | None = None
+    upload_id: str | None = Field(default=None, description="the upload that became its scan")
 
 
 class JobState(Model):

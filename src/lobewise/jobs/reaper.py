@@ -1,4 +1,7 @@
-"""Finds what was lost: jobs that run without a worker or wait without a message, and a live view that was wiped."""
+"""Finds what was lost: jobs that run without a worker or wait without a message, and a live view that was wiped.
+
+Has what nobody needs any more swept, too.
+"""
 
 import logging
 import secrets
@@ -12,6 +15,7 @@ from lobewise.jobs.live import REBUILT, Waiting
 from lobewise.jobs.models import JobStatus
 from lobewise.jobs.outcomes import Parts
 from lobewise.jobs.records import Ending, JobFiles
+from lobewise.jobs.sweeper import Sweeper
 
 log = logging.getLogger(__name__)
 
@@ -22,12 +26,14 @@ RECONCILE_SECONDS: Final = 600.0
 class Reaper:
     """One look (`reap`), or a thread that keeps looking. Of many reapers one leads; the others wait for its silence."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, sweeper: Sweeper) -> None:
         self._parts = parts
+        self._sweeper = sweeper
         self._who = secrets.token_hex(8)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._reconciled_at: float | None = None
+        self._swept_at: float | None = None
 
     def start(self) -> None:
         if self._thread is None:
@@ -43,6 +49,7 @@ class Reaper:
         """Look once, if nobody else does; how many jobs were put on their way again."""
         if not self._parts.live.lead(self._who, 3 * self._parts.settings.reap_seconds):
             return 0
+        self._sweep_if_due()
         found = self._reconcile_if_due()
         found += sum(self._recover(job_id) for job_id in self._parts.live.running_without_lease())
         return found + self._publish_unheard()
@@ -67,6 +74,12 @@ class Reaper:
                 log.exception("the reaper stumbled; it goes on")
             if self._stop.wait(self._parts.settings.reap_seconds):
                 return
+
+    def _sweep_if_due(self) -> None:
+        now = time.monotonic()
+        if self._swept_at is None or now - self._swept_at > self._parts.settings.sweep_seconds:
+            self._swept_at = now
+            self._sweeper.sweep()
 
     def _reconcile_if_due(self) -> int:
         now = time.monotonic()

@@ -90,14 +90,15 @@ class Records:
 
     def all_files(self) -> Iterator[JobFiles]:
         """Every job that was accepted and not purged; one listing of the whole store."""
+        return (files for files in self.listed() if files.is_job and not files.is_purged)
+
+    def listed(self) -> Iterator[JobFiles]:
+        """The same, with what was purged and what is no job, at least not yet."""
         names: dict[str, set[str]] = {}
         for key in self.blobs.keys(self.prefix):
             job_id, _, name = key.removeprefix(self.prefix).partition("/")
             names.setdefault(job_id, set()).add(name)
-        for job_id, found in names.items():
-            files = JobFiles(job_id, frozenset(found))
-            if is_id(job_id) and files.is_job and not files.is_purged:
-                yield files
+        return (JobFiles(job_id, frozenset(found)) for job_id, found in names.items() if is_id(job_id))
 
     def record(self, job_id: str) -> JobRecord:
         """Raises JobNotFoundError, JobPurgedError."""

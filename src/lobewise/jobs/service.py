@@ -25,6 +25,7 @@ from lobewise.jobs.errors import (
     WrongStateError,
 )
 from lobewise.jobs.idempotency import Idempotency
+from lobewise.jobs.large_uploads import LargeUploads
 from lobewise.jobs.leases import Lease
 from lobewise.jobs.listing import Query, id_of
 from lobewise.jobs.models import (
@@ -44,6 +45,7 @@ from lobewise.jobs.outcomes import Parts
 from lobewise.jobs.reaper import Reaper
 from lobewise.jobs.records import Claim, Ending
 from lobewise.jobs.settings import JobsSettings
+from lobewise.jobs.sweeper import Sweeper
 from lobewise.jobs.uploads import BlobUpload
 
 log = logging.getLogger(__name__)
@@ -64,7 +66,9 @@ class Jobs:
     def __init__(self, parts: Parts, on_close: Callable[[], None] = lambda: None) -> None:
         self._parts = parts
         self._records, self._live = parts.records, parts.live
-        self._reaper = Reaper(parts)
+        self.uploads = LargeUploads(parts.records.blobs, parts.settings)
+        self._sweeper = Sweeper(parts, self.uploads)
+        self._reaper = Reaper(parts, self._sweeper)
         self._on_close = on_close
         self.idempotency = Idempotency(parts.records, parts.settings.in_flight_seconds)
 
@@ -88,6 +92,14 @@ class Jobs:
         if not self._records.files(job_id).is_job:
             self._records.blobs.delete(self._records.key(job_id, "input"))
 
+    def take_upload(self, upload_id: str, job_id: str) -> InputInfo:
+        """Make the scan of a completed upload that of a job to come, whose record names the upload.
+
+        Raises:
+            UploadNotFoundError, UploadIncompleteError
+        """
+        return self.uploads.hand_over(upload_id, self._records.key(job_id, "input"))
+
     def accept(self, record: JobRecord) -> JobState:
         """Make the job durable, then queue it. Once this returns, the job is never lost, broker or not.
 
@@ -97,6 +109,9 @@ class Jobs:
         if not self._records.create_job(record):
             self._records.blobs.delete(self._records.key(record.id, "input"))
             raise IdempotencyInFlightError("another request with this idempotency key came first")
+        if record.upload_id is not None:
+            with suppress(BlobStoreUnavailableError):  # the job has its copy; this one expires
+                self.uploads.forget(record.upload_id)
         state = states.queued(record)
         try:
             self._live.put(state, guard="new")
@@ -169,10 +184,7 @@ class Jobs:
 
     def purge(self, job_id: str) -> None:
         """Delete the job and all that belongs to it, running or not; later reads raise JobPurgedError."""
-        state = self._records.state(job_id)
-        self._records.purge(job_id)
-        with suppress(BrokerUnavailableError):  # reads find the tombstone; the reaper forgets the rest
-            self._live.remove(state)
+        self._sweeper.purge(job_id)
 
     def report(self, job_id: str) -> Report:
         """Raises WrongStateError unless succeeded."""
@@ -229,6 +241,13 @@ class Jobs:
             BrokerUnavailableError: nothing can be done without it.
         """
         return self._reaper.reap()
+
+    def sweep(self) -> int:
+        """Delete jobs past their retention and what never became a job; how many things that were.
+
+        The reaper does so every `sweep_seconds`.
+        """
+        return self._sweeper.sweep()
 
     def rebuild(self) -> int:
         """Bring the live view and the queue back from the blobs; how many jobs were missing.
@@ -439,6 +458,10 @@ class _Mask:
 
     def read(self, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         return self.blobs.pieces(self.key, start, end)
+
+    def signed_url(self, seconds: int) -> str | None:
+        bucket = self.blobs.bucket
+        return bucket.file_url(self.key, self.key.rpartition("/")[2], seconds) if bucket else None
 
 
 def _demand_sha256(path: Path, expected: InputInfo) -> None:

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AliasChoices, Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import AliasChoices, Field, PositiveFloat, PositiveInt, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+MIB = 1 << 20
 GIB = 1 << 30
 
 
@@ -44,6 +45,28 @@ class JobsSettings(BaseSettings):
         description="prefixes of addresses that `source` may name, separated by spaces; none are allowed by default",
     )
     max_source_bytes: PositiveInt = 2 * GIB
+    upload_part_bytes: int = Field(
+        default=16 * MIB, ge=5 * MIB, description="size of the parts of an upload; S3 takes none below 5 MiB"
+    )
+    upload_seconds: PositiveInt = Field(
+        default=24 * 3600, description="an upload that has not become a job by then is deleted"
+    )
+    url_seconds: PositiveInt = Field(default=900, description="how long a signed address of a part or a mask is good")
+    signing_key: SecretStr | None = Field(
+        default=None,
+        min_length=32,
+        description="signs the addresses of parts in a local folder; the same for all gateways. "
+        "Without it one is made in `data_dir`",
+    )
+    blob_public_endpoint: str | None = Field(
+        default=None, description="the S3 endpoint as clients reach it, if not as this service does"
+    )
+    retention_seconds: PositiveInt | None = Field(
+        default=None, description="a finished job is deleted after that time; without it jobs are kept"
+    )
+    sweep_seconds: PositiveFloat = Field(
+        default=600.0, description="how often expired uploads, what crashes left and jobs past retention are deleted"
+    )
     liveness_file: Path | None = Field(default=None, description="a worker touches it while its process is alive")
     device: str = Field(default="auto", description="where the networks run: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`")
     concurrency: PositiveInt = Field(default=1, description="processes of a worker, each with models of its own")

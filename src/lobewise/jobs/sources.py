@@ -15,6 +15,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 import httpx
 import obstore
+from obstore.exceptions import PermissionDeniedError, UnauthenticatedError
 from obstore.store import S3Store
 
 from lobewise.jobs.blobs import PIECE_BYTES
@@ -96,7 +97,7 @@ def _s3(url: str) -> Iterator[Iterator[bytes]]:
     store = S3Store.from_url(f"s3://{parts.netloc}")
     try:
         found = obstore.get(store, unquote(parts.path).lstrip("/"))
-    except (FileNotFoundError, PermissionError) as error:
+    except (FileNotFoundError, PermissionDeniedError, UnauthenticatedError) as error:
         raise SourceNotFoundError("There is no such object, or not for us.") from error
     yield (bytes(piece) for piece in found.stream(min_chunk_size=PIECE_BYTES))
 

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Header, Path, Response
@@ -11,6 +12,7 @@ from lobewise.api import examples, openapi, problems
 from lobewise.api.conditional import http_date, is_known, parse_range, quoted, range_applies
 from lobewise.api.context import AddressesDep, JobsDep
 from lobewise.api.routes.jobs import READ_PROBLEMS, IfNoneMatch, JobId
+from lobewise.api.schemas import MaskAddress
 from lobewise.api.views import report_view
 from lobewise.jobs.answers import StoredMask
 from lobewise.jobs.models import MaskName, Report
@@ -97,6 +99,36 @@ def get_mask(
     applies = range_applies(if_range, headers["ETag"], headers["Last-Modified"])
     part = parse_range(range, mask.size_bytes) if applies else None
     return _stream(mask, headers, part)
+
+
+@router.get(
+    "/v1/jobs/{job_id}/masks/{name}/url",
+    operation_id="get_mask_url",
+    summary="Get an address of a mask",
+    response_model=MaskAddress,
+    responses={
+        200: openapi.json_answer(
+            "Where this mask can be had.",
+            {"lungs": {"summary": "the gateway's own address", "value": examples.mask_address_example()}},
+        ),
+        **openapi.problem_answers(*_PROBLEMS),
+    },
+)
+def get_mask_url(job_id: JobId, name: Name, jobs: JobsDep, addresses: AddressesDep) -> Response:
+    """An address for a viewer or a download manager.
+
+    On S3 it is presigned, for this file alone and a short time, and its bytes do not pass through this service. Whoever
+    has it can read the mask: do not store it. On a local folder it is the address of `get_mask`.
+    """
+    mask, expires_at = jobs.mask(job_id, name), datetime.now(UTC) + timedelta(seconds=jobs.settings.url_seconds)
+    signed = mask.signed_url(jobs.settings.url_seconds)
+    address = MaskAddress(
+        url=signed or addresses.job(job_id, "masks", name),
+        expires_at=expires_at if signed else None,
+        size_bytes=mask.size_bytes,
+        sha256=mask.sha256,
+    )
+    return JSONResponse(address.model_dump(mode="json"))
 
 
 @router.head(

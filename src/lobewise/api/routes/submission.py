@@ -14,9 +14,10 @@ from lobewise.api import examples, openapi, problems
 from lobewise.api.conditional import quoted
 from lobewise.api.context import AddressesDep, JobsDep, MetricsDep, SettingsDep
 from lobewise.api.errors import SourceNotAllowedError, UnsupportedContentTypeError
+from lobewise.api.formats import HEAD_BYTES, demand_scan
 from lobewise.api.metrics import Metrics
 from lobewise.api.multipart import boundary_of
-from lobewise.api.schemas import Job, JobOptions
+from lobewise.api.schemas import Job, JobOptions, UploadedSubmission
 from lobewise.api.settings import ApiSettings
 from lobewise.api.uploads import (
     FORM_OVERHEAD_BYTES,
@@ -26,7 +27,7 @@ from lobewise.api.uploads import (
     body_chunks,
     demand_length,
     read_form,
-    read_json,
+    read_submission,
 )
 from lobewise.api.views import job_view
 from lobewise.jobs.idempotency import FirstAnswer
@@ -48,7 +49,7 @@ IdempotencyKey = Annotated[
         pattern=r"^[\x21-\x7e]+$",
         description="Any string of yours, new for each new request; a UUID is best. Repeat the request with its key "
         "after a lost answer, and no second job is made. The requests are the same when the scan's sha256 (or the "
-        "source), the priority and the client reference are. Keys are remembered as long as their jobs.",
+        "source, or the upload), the priority and the client reference are. Keys are remembered as long as their jobs.",
         examples=["8e03978e-40d5-43dd-bc93-6894a57f9324"],
     ),
 ]
@@ -68,15 +69,24 @@ _BODY: Final = {
             "encoding": {"file": {"contentType": "application/octet-stream"}},
         },
         "application/json": {
-            "schema": {"$ref": "#/components/schemas/SourceSubmission"},
+            "schema": {
+                "oneOf": [
+                    {"$ref": "#/components/schemas/SourceSubmission"},
+                    {"$ref": "#/components/schemas/UploadedSubmission"},
+                ]
+            },
             "examples": {
+                "upload": {
+                    "summary": "a scan that came in parts",
+                    "value": {"source": {"upload_id": examples.UPLOAD_ID}, "priority": "routine"},
+                },
                 "source": {
                     "summary": "a scan that the worker fetches",
                     "value": {
                         "source": {"url": "https://pacs.example/ct/1.nii.gz", "sha256": examples.SHA256},
                         "priority": "stat",
                     },
-                }
+                },
             },
         },
     },
@@ -111,8 +121,10 @@ _BODY: Final = {
         | {"links": openapi.links("get_job", "cancel_job", "delete_job", "get_report")},
         **openapi.problem_answers(
             problems.MALFORMED_REQUEST,
+            problems.UPLOAD_NOT_FOUND,
             problems.REQUEST_TIMEOUT,
             problems.IDEMPOTENCY_IN_FLIGHT,
+            problems.UPLOAD_INCOMPLETE,
             problems.JOB_PURGED,
             problems.UPLOAD_TOO_LARGE,
             problems.UNSUPPORTED_CONTENT_TYPE,
@@ -135,7 +147,7 @@ async def create_job(
     idempotency_key: IdempotencyKey = None,
     prefer: Prefer = None,
 ) -> Response:
-    """Upload a scan, or name an address where the worker fetches it.
+    """Upload a scan, name an address where the worker fetches it, or take one that came in parts (`POST /v1/uploads`).
 
     The upload streams; nothing is kept of one that fails. Once you have the 202, the job survives restarts.
     `file` is checked here by its first bytes only; what is found to be damaged later ends the job as `failed`.
@@ -224,19 +236,30 @@ class _Submission:
         chunks = body_chunks(self._request, self._limit_bytes, self._settings.idle_seconds)
         if self._is_form:
             return _record(job_id, *await read_form(chunks, boundary_of(self._content_type), sink))
-        submission = await read_json(chunks)
+        submission = await read_submission(chunks)
+        if isinstance(submission, UploadedSubmission):
+            return await self._take(job_id, submission)
         if not is_allowed(submission.source.url, self._jobs.settings.source_allowlist):
             raise SourceNotAllowedError("the operator has not allowed this address")
         return _record(job_id, InputInfo(source=submission.source), submission)
 
+    async def _take(self, job_id: str, submission: UploadedSubmission) -> JobRecord:
+        """A repeated request has no `job_id`, and its upload is gone: its id is all that is compared."""
+        upload_id = submission.source.upload_id
+        if not job_id:
+            return _record(job_id, InputInfo(), submission, upload_id)
+        demand_scan(await run_sync(self._jobs.uploads.head, upload_id, HEAD_BYTES))
+        return _record(job_id, await run_sync(self._jobs.take_upload, upload_id, job_id), submission, upload_id)
 
-def _record(job_id: str, scan: InputInfo, options: JobOptions) -> JobRecord:
+
+def _record(job_id: str, scan: InputInfo, options: JobOptions, upload_id: str | None = None) -> JobRecord:
     return JobRecord(
         id=job_id,
         created_at=datetime.now(UTC),
         priority=options.priority,
         input=scan,
         client_reference=options.client_reference,
+        upload_id=upload_id,
     )
 
 

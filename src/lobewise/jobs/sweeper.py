@@ -1,0 +1,118 @@
+"""Deletes what nobody will ask for again: jobs past their retention, what never became a job, what a purge left.
+
+A scan leaves traces before it is a job: an upload in parts, an `input` without its `job.json`, the unseen parts of a
+writer that was killed. All are left alone for `upload_seconds`, in which an honest upload has ended.
+"""
+
+import logging
+import re
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from lobewise.jobs import ids, states
+from lobewise.jobs.errors import BrokerUnavailableError, JobNotFoundError, JobPurgedError
+from lobewise.jobs.large_uploads import LargeUploads
+from lobewise.jobs.outcomes import Parts
+from lobewise.jobs.part_stores import PREFIX
+from lobewise.jobs.records import JobFiles
+
+log = logging.getLogger(__name__)
+
+_STAGED: Final = re.compile(r".*#\d+")
+"""What obstore calls a local file that it has not finished."""
+
+
+@dataclass(frozen=True)
+class Sweeper:
+    parts: Parts
+    uploads: LargeUploads
+
+    def sweep(self, now: datetime | None = None) -> int:
+        """Look once through all blobs; how many things were deleted. Raises BlobStoreUnavailableError."""
+        now = now or states.now()
+        listed = list(self.parts.records.listed())
+        retired = self._retire(listed, now)
+        orphans = self.uploads.sweep(now) + self._sweep_inputs(listed, now) + self._sweep_purged(listed)
+        unfinished = self._sweep_multiparts(now) + self._sweep_staged(now)
+        if retired or orphans or unfinished:
+            log.info("swept %d jobs past retention, %d orphans, %d unfinished writes", retired, orphans, unfinished)
+        return retired + orphans + unfinished
+
+    def purge(self, job_id: str) -> None:
+        """Delete the job and all that belongs to it, running or not. Raises JobNotFoundError, JobPurgedError."""
+        records = self.parts.records
+        state, upload_id = records.state(job_id), records.record(job_id).upload_id
+        records.purge(job_id)
+        if upload_id is not None:
+            self.uploads.forget(upload_id)  # a crash may have left the scan there too
+        with suppress(BrokerUnavailableError):  # reads find the tombstone; the reaper forgets the rest
+            self.parts.live.remove(state)
+
+    def _retire(self, listed: Iterable[JobFiles], now: datetime) -> int:
+        seconds = self.parts.settings.retention_seconds
+        if seconds is None:
+            return 0
+        oldest = now - timedelta(seconds=seconds)
+        # A job cannot have ended before it was made: so only the old ones are read.
+        ended = (files for files in listed if files.is_final and not files.is_purged)
+        return sum(self._retire_if_ended(f.job_id, oldest) for f in ended if ids.made_at(f.job_id) < oldest)
+
+    def _retire_if_ended(self, job_id: str, oldest: datetime) -> bool:
+        manifest = self.parts.records.manifest(job_id)
+        if manifest is None or manifest.finished_at > oldest:
+            return False
+        with suppress(JobNotFoundError, JobPurgedError):  # deleted by someone else just now
+            self.purge(job_id)
+        return True
+
+    def _sweep_inputs(self, listed: Iterable[JobFiles], now: datetime) -> int:
+        oldest = self._oldest(now)
+        strays = (files for files in listed if not files.is_job and not files.is_purged)
+        return sum(self._void(files) for files in strays if ids.made_at(files.job_id) < oldest)
+
+    def _sweep_purged(self, listed: Iterable[JobFiles]) -> int:
+        """A purge that was cut off, or a worker that was killed while it still wrote."""
+        leftovers = [files.job_id for files in listed if files.is_purged and len(files.names) > 1]
+        for job_id in leftovers:
+            self.parts.records.sweep(job_id)
+        return len(leftovers)
+
+    def _void(self, files: JobFiles) -> bool:
+        """Only once it is certain that it becomes no job, however late its request comes to an end."""
+        if not self.parts.records.void(files.job_id):
+            return False
+        self.parts.records.sweep(files.job_id)
+        return True
+
+    def _oldest(self, now: datetime) -> datetime:
+        return now - timedelta(seconds=self.parts.settings.upload_seconds)
+
+    def _sweep_multiparts(self, now: datetime) -> int:
+        bucket = self.parts.records.blobs.bucket
+        if bucket is None:
+            return 0
+        found = [upload for folder in (self.parts.records.prefix, PREFIX) for upload in bucket.unfinished(folder)]
+        stale = [upload for upload in found if upload.begun_at < self._oldest(now)]
+        for upload in stale:
+            bucket.abort(upload.key, upload.multipart_id)
+        return len(stale)
+
+    def _sweep_staged(self, now: datetime) -> int:
+        folder = self.parts.records.blobs.folder
+        if folder is None:
+            return 0
+        stale = list(_staged(folder.rglob("*#*"), self._oldest(now)))
+        for path in stale:
+            path.unlink(missing_ok=True)
+        return len(stale)
+
+
+def _staged(paths: Iterable[Path], oldest: datetime) -> Iterable[Path]:
+    for path in paths:
+        with suppress(FileNotFoundError):
+            if _STAGED.fullmatch(path.name) and datetime.fromtimestamp(path.stat().st_mtime, UTC) < oldest:
+                yield path

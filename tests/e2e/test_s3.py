@@ -1,0 +1,75 @@
+"""The whole service with its blobs on S3: a scan goes there in parts, its masks come from there, nothing stays."""
+
+import gzip
+import hashlib
+from pathlib import Path
+
+import httpx
+import pytest
+from seaweed import S3Server
+
+from lobewise.pipeline.phantom import PhantomRecipe, make_phantom
+from lobewise.pipeline.writing import write_ct
+
+from .conftest import serving
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+BUCKET = "end-to-end"
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("ct") / "ct.nii.gz"
+    write_ct(path, make_phantom(PhantomRecipe(seed=11, spacing_mm=(4.0, 4.0, 5.0), percent_opacity=15.0)).volume)
+    return path.read_bytes()
+
+
+def test_a_scan_goes_in_by_parts_and_its_masks_come_from_the_bucket(
+    tmp_path: Path, s3_server: S3Server, scan: bytes
+) -> None:
+    s3_server.make_bucket(BUCKET)
+    with (
+        serving(tmp_path, LOBEWISE_BLOB_URL=f"s3://{BUCKET}/hospital/a") as address,
+        httpx.Client(base_url=address, timeout=120) as client,
+    ):
+        job = submit(client, scan)
+        while job["status"] in ("queued", "running"):
+            job = client.post("/v1/jobs", **submission(job["upload_id"])).json() | {"upload_id": job["upload_id"]}
+        assert job["status"] == "succeeded", job["error"]
+        masks = {name: fetched(client, job["id"], name) for name in ("lungs", "lobes", "lesions", "high-opacity")}
+        assert all(gzip.decompress(mask)[344:347] == b"n+1" for mask in masks.values())
+        assert not list((tmp_path / "data").rglob("*.nii.gz")), "nothing of it lies in the data folder"
+        assert client.delete(f"/v1/jobs/{job['id']}").status_code == 204
+    left = {key for key in s3_server.keys(BUCKET) if "/jobs/" in key or "/uploads/" in key}
+    assert left == {f"hospital/a/jobs/{job['id']}/purged.json"}
+    assert s3_server.unfinished(BUCKET) == set()
+
+
+def submit(client: httpx.Client, scan: bytes) -> dict:
+    upload = client.post("/v1/uploads", json={"size_bytes": len(scan), "sha256": hashlib.sha256(scan).hexdigest()})
+    for part in upload.json()["parts"]:
+        start = (part["number"] - 1) * upload.json()["part_bytes"]
+        httpx.put(part["url"], content=scan[start : start + part["size_bytes"]], timeout=60).raise_for_status()
+    client.post(upload.json()["links"]["complete"]).raise_for_status()
+    answer = client.post("/v1/jobs", **submission(upload.json()["id"]))
+    assert answer.status_code in (200, 202), answer.text
+    return answer.json() | {"upload_id": upload.json()["id"]}
+
+
+def submission(upload_id: str) -> dict:
+    """Repeated with its key, it waits for the job that the first one made."""
+    return {
+        "json": {"source": {"upload_id": upload_id}},
+        "headers": {"Prefer": "wait=60", "Idempotency-Key": f"end-to-end-{upload_id}"},
+    }
+
+
+def fetched(client: httpx.Client, job_id: str, name: str) -> bytes:
+    """By its presigned address, which must lead to what the gateway itself gives."""
+    address = client.get(f"/v1/jobs/{job_id}/masks/{name}/url").json()
+    assert "X-Amz-Signature" in address["url"]
+    mask = httpx.get(address["url"], timeout=60).content
+    assert hashlib.sha256(mask).hexdigest() == address["sha256"]
+    assert mask == client.get(f"/v1/jobs/{job_id}/masks/{name}").content
+    return mask

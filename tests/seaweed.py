@@ -1,0 +1,141 @@
+"""A real S3 server for tests: SeaweedFS, on the loopback interface alone, in a folder of its own."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import botocore.session
+from botocore.config import Config
+
+START_SECONDS = 90.0
+REGION = "us-east-1"
+ACCESS_KEY, SECRET_KEY = "lobewise-tests", "a-secret-of-the-tests-alone"
+PORTS = ("master", "volume", "filer", "s3", "admin", "webdav")
+"""Each also has a gRPC port; none is left at its default, where another server may be."""
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A running server and the credentials of its only user."""
+
+    endpoint: str
+    client: Any = field(repr=False)
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """What a process needs to find it."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ALLOW_HTTP": "true",
+            "AWS_REGION": REGION,
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+        }
+
+    def make_bucket(self, name: str) -> str:
+        self.client.create_bucket(Bucket=name)
+        return name
+
+    def delete_bucket(self, name: str) -> None:
+        for key in self.keys(name):
+            self.client.delete_object(Bucket=name, Key=key)
+        self.client.delete_bucket(Bucket=name)
+
+    def keys(self, bucket: str) -> set[str]:
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=bucket)
+        return {item["Key"] for page in pages for item in page.get("Contents", ())}
+
+    def unfinished(self, bucket: str) -> set[str]:
+        """Keys of multipart uploads that have neither been completed nor aborted."""
+        return {item["Key"] for item in self.client.list_multipart_uploads(Bucket=bucket).get("Uploads", ())}
+
+
+@contextmanager
+def seaweed(folder: Path) -> Iterator[S3Server]:
+    """`weed mini` until the end of the block."""
+    ports = free_ports(2 * len(PORTS))
+    endpoint = f"http://127.0.0.1:{ports[PORTS.index('s3')]}"
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [Path(sys.executable).with_name("weed"), *_arguments(folder, ports)],
+            env={**os.environ, "AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY},
+            stdout=log,
+            stderr=log,
+            cwd=folder,
+        )
+    try:
+        client = _client(endpoint)
+        _await_answer(process, client, folder / "log")
+        yield S3Server(endpoint, client)
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+        for port in ports[len(PORTS) :]:  # it leaves these sockets behind
+            for path in Path("/tmp").glob(f"seaweedfs-*-grpc-{port}.sock"):  # noqa: S108
+                path.unlink()
+
+
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [taken.getsockname()[1] for taken in sockets]
+
+
+def _arguments(folder: Path, ports: list[int]) -> list[str]:
+    http, grpc = ports[: len(PORTS)], ports[len(PORTS) :]
+    addresses = [f"-{name}.port={port}" for name, port in zip(PORTS, http, strict=True)]
+    addresses += [f"-{name}.port.grpc={port}" for name, port in zip(PORTS, grpc, strict=True) if name != "webdav"]
+    return [
+        "mini",
+        f"-dir={folder}",
+        "-ip=127.0.0.1",
+        "-ip.bind=127.0.0.1",
+        "-webdav=false",
+        "-admin.ui=false",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+        "-s3.autoCreateBucket=false",
+        "-master.telemetry=false",
+        f"-filer.localSocket={folder / 'filer.sock'}",
+        f"-s3.localSocket={folder / 's3.sock'}",
+        *addresses,
+    ]
+
+
+def _client(endpoint: str) -> Any:
+    return botocore.session.get_session().create_client(
+        "s3",
+        endpoint_url=endpoint,
+        region_name=REGION,
+        aws_access_key_id=ACCESS_KEY,
+        aws_secret_access_key=SECRET_KEY,
+        config=Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 1}, connect_timeout=2),
+    )
+
+
+def _await_answer(process: "subprocess.Popen[bytes]", client: Any, log: Path) -> None:
+    """Ready once it can make a bucket: its parts start one after the other."""
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        assert process.poll() is None, log.read_text()
+        try:
+            client.create_bucket(Bucket="first")
+            client.put_object(Bucket="first", Key="ready", Body=b"yes")
+        except Exception:
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.3)
+        else:
+            return
