@@ -24,7 +24,8 @@ Field = Float[Tensor, "z y x"]
 def grow_lesions(hu: Field, lungs: Field, spacing_mm: Triple, rng: Generator) -> tuple[Field, Field]:
     """The scan with new lesions over 1 to 95 % of its lung, near the pleura more often than not, and their mask (0, 1).
 
-    Ground glass lifts the lung and leaves vessels visible, crazy paving adds a mesh, consolidation replaces the air.
+    Ground glass lifts the lung, evenly or in patches, and leaves vessels visible; crazy paving adds a mesh; consolidation
+    replaces the air. The mask holds the gaps between patches too, as radiologists draw it.
 
     Args:
         lungs: 1 inside, 0 outside; nothing changes there.
@@ -47,7 +48,8 @@ def grow_lesions(hu: Field, lungs: Field, spacing_mm: Triple, rng: Generator) ->
 
     texture, healthy = noise(9.0), float(hu[inside].median())
     glass = healthy + rng.uniform(130, 420) + 40 * texture
-    hu = hu + (glass - hu).clamp(min=0) * cover * rng.uniform(0.85, 1.0)
+    gaps = (0.5 + 0.5 * torch.tanh(2 * noise(rng.uniform(4, 14)))) * rng.uniform(0, 0.8) * (rng.random() < 0.6)
+    hu = hu + (glass - hu).clamp(min=0) * cover * (1 - gaps) * rng.uniform(0.85, 1.0)
     if rng.random() < 0.4:
         septa = (noise(7.0).abs() < 0.2).float()
         hu = hu + rng.uniform(80, 200) * septa * cover
