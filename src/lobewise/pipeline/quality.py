@@ -17,8 +17,8 @@ TISSUE_HU: Final = (-200, 300)
 LEAST_PERCENT: Final = 0.5
 """Every scan of a chest has far more air, and far more soft tissue."""
 
-THICK_MM: Final = 5.05
-"""Beyond 5 mm (and what rounding adds) small opacities vanish in partial volume."""
+THICK_MM: Final = 4.95
+"""From 5 mm on (less what rounding takes) small opacities vanish in partial volume."""
 
 FEW_SLICES: Final = 20
 SMALL_FIELD_MM: Final = 250.0
