@@ -33,7 +33,7 @@ Image = UInt8[np.ndarray, "z y x"]
 Mask = Bool[np.ndarray, "z y x"]
 
 
-def prepare_lesions(data: Path, bank: Path, phantoms: int = 16, processes: int = 1) -> None:
+def prepare_lesions(data: Path, bank: Path, phantoms: int = 64, processes: int = 1) -> None:
     """Write the whole bank; `data` is laid out as `docs/data.md` says."""
     bank.mkdir(parents=True, exist_ok=True)
     write_covid(data, bank)
@@ -120,7 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("bank", type=Path)
-    parser.add_argument("--phantoms", type=int, default=16)
+    parser.add_argument("--phantoms", type=int, default=64)
     parser.add_argument("--processes", type=int, default=1)
     options = parser.parse_args()
     prepare_lesions(options.data, options.bank, options.phantoms, options.processes)

@@ -7,10 +7,11 @@ goes on from its last checkpoint when the same command is given again.
 
 import argparse
 import csv
+import json
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -171,7 +172,7 @@ def train(recipe: LesionRecipe, bank: Path, run: Path, device_name: str = "auto"
     """Train, or go on training, in the folder `run`; returns the checkpoint that validation liked best.
 
     Args:
-        start: the last checkpoint of an earlier run, whose weights are where this one begins.
+        start: a checkpoint of an earlier run, whose averaged weights are where this one begins.
     """
     run.mkdir(parents=True, exist_ok=True)
     device = choose_device(device_name)
@@ -261,7 +262,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=LesionRecipe.steps)
     parser.add_argument("--optimiser", choices=["adabound", "adam"], default=LesionRecipe.optimiser)
     parser.add_argument("--learning-rate", type=float, default=LesionRecipe.learning_rate)
-    parser.add_argument("--start", type=Path, help="begin with the weights of this last.pt of an earlier run")
+    parser.add_argument("--start", type=Path, help="begin with the weights of this best.pt or last.pt")
+    parser.add_argument("--kinds", type=json.loads, default={}, help="JSON: how often a kind is drawn")
     parser.add_argument("--device", default="auto")
     parser.add_argument(
         "--export", type=Path, help="do not train: write the best checkpoint to this lesions.safetensors"
@@ -269,6 +271,7 @@ def main() -> None:
     parser.add_argument("--version", default="0.1.0", help="of the exported weights")
     options = parser.parse_args()
     recipe = LesionRecipe(steps=options.steps, optimiser=options.optimiser, learning_rate=options.learning_rate)
+    recipe = replace(recipe, kinds={**recipe.kinds, **options.kinds})
     if options.export:
         sys.stdout.write(f"{export(options.run, recipe, options.export, options.version)}\n")
     else:
