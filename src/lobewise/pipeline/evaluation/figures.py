@@ -294,7 +294,7 @@ def _overlaps(analysis: Analysis) -> tuple[Drawn, Figure] | None:
         panel.grid(axis="y", color="#dddddd", linewidth=0.8)
         panel.set_axisbelow(True)
     top.set_ylim(-0.03, 1.03)
-    bottom.set_ylim(bottom=0)
+    bottom.set_ylim(bottom=-0.03 * bottom.get_ylim()[1])
     bottom.set_xticks(range(len(names)), [name.replace("_", "\n") for name in names])
     caption = (
         "Overlap of each structure, one dot a case; line: median. Cases that lack the structure on both sides are left "
