@@ -242,7 +242,7 @@ def _calibrations(analysis: Analysis) -> tuple[Drawn, Figure] | None:
     figure = Figure(figsize=(10, 5.0 * len(known)), layout="constrained")
     panels = figure.subplots(len(known), 2, squeeze=False)
     for row, (recalibration, result) in zip(panels, known, strict=True):
-        _calibration_row(row, analysis, recalibration, result)
+        _calibration_row(list(row), analysis, recalibration, result)
     _legend_below(figure, panels[0, 0])
     caption = (
         f"Left: {_count(analysis)} as predicted, with the line that would recalibrate them. Right: each case "

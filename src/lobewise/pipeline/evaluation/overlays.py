@@ -52,7 +52,7 @@ def draw_cases(analysis: Analysis, compared: Compared, folder: Path, label: str)
         figure = Figure(figsize=(12.5, 4.1 * len(chosen) + 0.4), layout="constrained")
         panels = figure.subplots(len(chosen), 3, squeeze=False)
         for row, (rank, case) in zip(panels, chosen, strict=True):
-            _draw_row(row, f"{rank}: {case}, Dice {dice[case]:.2f}", compared.load(case))
+            _draw_row(list(row), f"{rank}: {case}, Dice {dice[case]:.2f}", compared.load(case))
             _write_scores(row[0], analysis, case)
         _legend(figure)
         save(figure, folder, "cases", label)

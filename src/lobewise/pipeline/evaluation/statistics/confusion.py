@@ -44,7 +44,9 @@ def _kappa(counts: np.ndarray) -> Estimate | NotDefined:
     if max(np.count_nonzero(counts.sum(axis=axis)) for axis in (0, 1)) < 2:
         only_true, only_predicted = (int(np.argmax(counts.sum(axis=axis))) for axis in (1, 0))
         return NotDefined(f"the truth is {only_true} and the prediction {only_predicted} in every case")
-    with np.errstate(invalid="ignore"):  # at perfect agreement the variance is zero, or less by rounding
+    with np.errstate(
+        invalid="ignore", divide="ignore"
+    ):  # at perfect agreement the variance is zero, or less by rounding
         result = cohens_kappa(counts, wt="quadratic")
     half = stats.norm.ppf((1 + CONFIDENCE) / 2) * np.sqrt(max(float(result.var_kappa), 0.0))
     kappa = float(result.kappa)
