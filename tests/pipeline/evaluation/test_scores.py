@@ -1,9 +1,12 @@
 """CSV files of scores: what is read, and what is refused with which words."""
 
+import tempfile
 from pathlib import Path
 
 import pytest
 from evaluation_cohorts import case, noisy_cohort, write_pairs
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lobewise.pipeline.evaluation.errors import (
     BadValueError,
@@ -13,8 +16,9 @@ from lobewise.pipeline.evaluation.errors import (
     TableError,
     UnmatchedCasesError,
 )
-from lobewise.pipeline.evaluation.scores import Metric, match, read_pairs, read_scores
+from lobewise.pipeline.evaluation.scores import Metric, match, read_pairs, read_scores, write_scores
 
+PRINTABLE = st.characters(exclude_categories=["C", "Z"])
 HEADER = "case,percent_opacity,percent_high_opacity,lung_severity_score,lung_high_opacity_score"
 
 
@@ -33,6 +37,18 @@ def test_what_was_written_is_read_back(tmp_path: Path) -> None:
     for metric in Metric:
         for read, known in zip(paired.values(metric), cohort.values(metric), strict=True):
             assert read == pytest.approx(known, abs=1e-6)
+
+
+@given(st.lists(st.lists(st.floats(0, 100), min_size=5, max_size=5), min_size=1, max_size=6), st.text(PRINTABLE))
+def test_any_scores_and_names_are_read_back(percents: list[list[float]], name: str) -> None:
+    rows = [case(f"{number} {name}".strip(), each) for number, each in enumerate(percents)]
+    with tempfile.TemporaryDirectory() as folder:
+        write_scores(Path(folder, "scores.csv"), rows)
+        read, unused = read_scores(Path(folder, "scores.csv"))
+    assert [scores.case for scores in read] == [scores.case for scores in rows]
+    assert [scores.of(Metric.PO) for scores in read] == pytest.approx([s.of(Metric.PO) for s in rows], abs=1e-6)
+    assert [scores.lobes[4].severity_score for scores in read] == [scores.lobes[4].severity_score for scores in rows]
+    assert unused == ()
 
 
 def test_the_order_of_rows_and_columns_is_free(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Rows of a CSV file, with the line that each stands on, so that an error can point to it."""
 
 import csv
+import io
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +82,7 @@ def read_table(path: Path) -> CsvTable:
 
 
 def _table(name: str, text: str) -> CsvTable:
-    reader = csv.reader(text.splitlines(), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     header = [cell.strip() for cell in next(reader, [])]
     if len(header) == 1 and ";" in header[0]:
         raise TableError(f"{name}: its columns are separated by semicolons. Separate them by commas.")
