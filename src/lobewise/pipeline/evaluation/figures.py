@@ -188,17 +188,17 @@ def _draw_limits(panel: Axes, limits: LimitsOfAgreement) -> None:
         if isinstance(estimate.interval, Interval):
             panel.axhspan(estimate.interval.low, estimate.interval.high, color=ORANGE, alpha=0.12, linewidth=0)
         text = f"{name} {estimate.value:+.2f}".strip().replace("-", "\u2212")
-        panel.annotate(
-            text,
-            (1, estimate.value),
-            xycoords=("axes fraction", "data"),
-            xytext=(0, 3),
-            textcoords="offset points",
-            ha="right",
-            fontsize=9,
-            color="#8a3d00",
-            bbox={"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 1},
-        )
+        if name or estimate.value != limits.bias.value:
+            panel.annotate(  # beside the panel, where it hides no case
+                text,
+                (1, estimate.value),
+                xycoords=("axes fraction", "data"),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=9,
+                color="#8a3d00",
+            )
 
 
 def _confusions(analysis: Analysis) -> tuple[Drawn, Figure] | None:

@@ -226,6 +226,13 @@ def test_weighted_kappa_of_a_worked_example() -> None:
     assert result.kappa.value == pytest.approx(1 - observed / expected)
 
 
+def test_a_side_that_does_not_vary_has_no_kappa() -> None:
+    for sides, name in ((([2, 2, 2, 2], [0, 1, 2, 2]), "truth"), (([0, 1, 2, 2], [2, 2, 2, 2]), "prediction")):
+        result = confuse(*sides, 4)
+        assert isinstance(result, Confusion)
+        assert result.kappa == NotDefined(f"the {name} is 2 in every case")
+
+
 @given(st.lists(st.integers(0, 20), min_size=3, max_size=30))
 def test_scores_agree_with_themselves(scores: list[int]) -> None:
     result = confuse(scores, scores, 20)

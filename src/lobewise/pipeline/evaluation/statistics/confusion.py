@@ -41,9 +41,9 @@ def confuse(truth: Sequence[int], predicted: Sequence[int], highest: int) -> Con
 def _kappa(counts: np.ndarray) -> Estimate | NotDefined:
     if (why := too_few(int(counts.sum()))) is not None:
         return why
-    if max(np.count_nonzero(counts.sum(axis=axis)) for axis in (0, 1)) < 2:
-        only_true, only_predicted = (int(np.argmax(counts.sum(axis=axis))) for axis in (1, 0))
-        return NotDefined(f"the truth is {only_true} and the prediction {only_predicted} in every case")
+    for name, margin in (("truth", counts.sum(axis=1)), ("prediction", counts.sum(axis=0))):
+        if np.count_nonzero(margin) < 2:
+            return NotDefined(f"the {name} is {int(np.argmax(margin))} in every case")
     with np.errstate(
         invalid="ignore", divide="ignore"
     ):  # at perfect agreement the variance is zero, or less by rounding
