@@ -17,7 +17,7 @@ from lobewise.pipeline.networks.weights import load_weights, shipped_weights_dir
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
-COMMANDS = ("score", "submit", "serve", "api", "worker", "phantom", "models", "demo", "prepare", "train")
+COMMANDS = ("score", "submit", "serve", "api", "worker", "phantom", "models", "demo", "prepare", "train", "evaluate")
 
 
 def test_help_names_every_command_and_exit_code(lobewise: Run) -> None:
@@ -96,6 +96,8 @@ def test_the_shipped_weights_are_the_ones_listed_and_each_has_a_card(lobewise: R
         ("safetensors", ("models",), "worker"),
         ("numpy", ("phantom", "x"), "worker"),
         ("fastapi", ("serve",), "api,worker"),
+        ("statsmodels", ("evaluate", "--label", "x"), "evaluation"),
+        ("matplotlib", ("evaluate", "--label", "x"), "evaluation"),
     ],
 )
 def test_a_missing_part_is_named_with_what_installs_it(missing: str, command: tuple[str, ...], extra: str) -> None:

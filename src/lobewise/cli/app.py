@@ -276,6 +276,32 @@ def demo(
     run(scan, folder, device)
 
 
+@app.command(
+    epilog="Examples:  [bold]lobewise evaluate --truth truth.csv --predicted predicted.csv --label 'cohort 7'[/]   "
+    "[bold]lobewise evaluate --manifest masks.csv --label 'cohort 7' --out report[/]. Columns: docs/evaluation.md"
+)
+def evaluate(
+    label: Annotated[str, typer.Option(help="What data these are; stands on every page and figure.")],
+    truth: Annotated[Path | None, typer.Option(help="CSV of true scores, a row a case.")] = None,
+    predicted: Annotated[Path | None, typer.Option(help="CSV of predicted scores of the same cases.")] = None,
+    manifest: Annotated[
+        Path | None, typer.Option(help="CSV that lists CT, true and predicted masks of each case instead.")
+    ] = None,
+    folder: Annotated[Path, typer.Option("--out", "-o", help="Folder for the report.")] = Path("out/evaluation"),
+    note: Annotated[str, typer.Option(help="Anything else that a reader must know about the data.")] = "",
+    controls: Annotated[str, typer.Option(help="Name of the healthy group in the column `group`.")] = "control",
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.", min=0)] = 0,
+) -> None:
+    """Compare predicted with true severity as the paper does, in one report with tables and figures."""
+    from lobewise.cli.evaluating import Request, print_summary
+    from lobewise.cli.evaluating import evaluate as run
+
+    request = Request(truth, predicted, manifest, label, note, controls, seed)
+    analysis, paths = run(request, folder)
+    print_summary(request, analysis)
+    _say_where(paths)
+
+
 def _say_where(paths: list[Path]) -> None:
     for path in paths:
         err.print(f"wrote {path}", highlight=False)

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float32, Int16, UInt8
 from scipy import ndimage
 
 from lobewise.pipeline.anatomy import Lobe
-from lobewise.pipeline.volume import Grid, LesionMask, LobeLabels, Volume, resample, resample_labels
+from lobewise.pipeline.volume import Grid, LesionMask, LobeLabels, Triple, Volume, resample, resample_labels
 
 WINDOW_HU: Final = (-1350, 150)
 """The lung window: level -600, width 1500."""
@@ -38,14 +38,7 @@ def draw_overview(path: Path, volume: Volume, lobes: LobeLabels, lesions: Lesion
     As radiologists look at it: the patient's right is on the picture's left.
     """
     shown = lesions.mask if lesions.mask.any() else lobes.labels > 0
-    centre = _centre_mm(shown, volume.grid)
-    lower, upper = volume.grid.bounds_mm()
-    coronal = Grid.axis_aligned(
-        (lower[0], centre[1], lower[2]), (upper[0], centre[1] + EDGE_MM, upper[2]), (EDGE_MM, EDGE_MM, EDGE_MM)
-    )
-    axial = Grid.axis_aligned(
-        (lower[0], lower[1], centre[2]), (upper[0], upper[1], centre[2] + EDGE_MM), (EDGE_MM, EDGE_MM, EDGE_MM)
-    )
+    coronal, axial = planes_through(centre_mm(shown, volume.grid), volume.grid)
     pictures = [
         _picture(volume, lobes, lesions, coronal)[::-1, 0],
         _picture(volume, lobes, lesions, axial)[0],
@@ -53,8 +46,17 @@ def draw_overview(path: Path, volume: Volume, lobes: LobeLabels, lesions: Lesion
     _write_png(path, _beside_each_other(pictures))
 
 
-def _centre_mm(mask: Bool[np.ndarray, "z y x"], grid: Grid) -> tuple[float, float, float]:
-    """Of the slices with most of the mask, along each axis of the array."""
+def planes_through(point_mm: Triple, grid: Grid) -> tuple[Grid, Grid]:
+    """The coronal (z, 1, x) and the axial (1, y, x) plane through an LPS point, as wide as `grid`, 1 mm a pixel."""
+    edges = (EDGE_MM, EDGE_MM, EDGE_MM)
+    (_, y, z), (lower, upper) = point_mm, grid.bounds_mm()
+    coronal = Grid.axis_aligned((lower[0], y, lower[2]), (upper[0], y + EDGE_MM, upper[2]), edges)
+    axial = Grid.axis_aligned((lower[0], lower[1], z), (upper[0], upper[1], z + EDGE_MM), edges)
+    return coronal, axial
+
+
+def centre_mm(mask: Bool[np.ndarray, "z y x"], grid: Grid) -> Triple:
+    """LPS; of the slices with most of the mask, along each axis of the array."""
     if not mask.any():
         index = [n / 2 for n in mask.shape]
     else:
@@ -64,7 +66,7 @@ def _centre_mm(mask: Bool[np.ndarray, "z y x"], grid: Grid) -> tuple[float, floa
 
 
 def _picture(volume: Volume, lobes: LobeLabels, lesions: LesionMask, plane: Grid) -> UInt8[np.ndarray, "z y x 3"]:
-    grey = _grey(resample(volume.hu, volume.grid, plane))
+    grey = windowed(resample(volume.hu, volume.grid, plane))
     labels = resample_labels(lobes.labels, lobes.grid, plane)
     lesion = resample_labels(lesions.mask, lesions.grid, plane) > 0
     coloured = np.repeat(grey[..., None], 3, axis=-1).astype(np.float32)
@@ -74,7 +76,8 @@ def _picture(volume: Volume, lobes: LobeLabels, lesions: LesionMask, plane: Grid
     return coloured.astype(np.uint8)
 
 
-def _grey(hu: Float32[np.ndarray, "z y x"] | Int16[np.ndarray, "z y x"]) -> UInt8[np.ndarray, "z y x"]:
+def windowed(hu: Float32[np.ndarray, "z y x"] | Int16[np.ndarray, "z y x"]) -> UInt8[np.ndarray, "z y x"]:
+    """The lung window as shades of grey."""
     low, high = WINDOW_HU
     return np.asarray(np.clip((hu - low) * (255 / (high - low)), 0, 255)).astype(np.uint8)
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from lobewise.pipeline.evaluation.overlap import dice, recall, surface_distance_95_mm
+from lobewise.pipeline.evaluation.overlap import dice, recall, surface_distance_95_mm, surface_distances
 from lobewise.pipeline.volume import Grid
 
 GRID = Grid((20, 20, 20), (3.0, 1.0, 2.0), (0.0, 0.0, 0.0))
@@ -58,3 +58,20 @@ def test_five_percent_may_stray() -> None:
     strayed = CUBE.copy()
     strayed[0, 0, 0] = True
     assert surface_distance_95_mm(CUBE, strayed, GRID) == 0.0
+
+
+def test_the_mean_distance_of_surfaces_in_closed_form() -> None:
+    """Two planes 6 mm apart; then one of them with half of it in place."""
+    plane, half = EMPTY.copy(), EMPTY.copy()
+    plane[6] = True
+    far = np.roll(plane, 2, axis=0)
+    assert surface_distances(plane, far, GRID).mean_mm == pytest.approx(6.0)
+    half[6, :10], half[8, 10:] = True, True
+    distances = surface_distances(plane, half, GRID)
+    assert 0 < distances.mean_mm < 3.0
+    assert distances.hausdorff_95_mm == pytest.approx(6.0)
+
+
+def test_both_distances_of_a_missing_mask_are_infinite() -> None:
+    assert surface_distances(CUBE, EMPTY, GRID).mean_mm == math.inf
+    assert surface_distances(EMPTY, EMPTY, GRID).mean_mm == 0.0
