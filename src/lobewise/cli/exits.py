@@ -32,9 +32,9 @@ class Exit(IntEnum):
 
 def fail(code: Exit, sentence: str, *hints: str) -> typer.Exit:
     """Say why, and return what to raise."""
-    err.print(f"[bold red]{sentence}[/]", highlight=False)
+    err.print(f"[bold red]{sentence}[/]", highlight=False, soft_wrap=True)  # a path stays in one piece
     for hint in hints:
-        err.print(hint, highlight=False)
+        err.print(hint, highlight=False, soft_wrap=True)
     return typer.Exit(code)
 
 

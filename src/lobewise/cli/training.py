@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from rich.markup import escape
+
 from lobewise.cli.exits import Exit, fail, needs
 from lobewise.cli.progress import bar
 
@@ -44,5 +46,5 @@ def train(stage: Stage, bank: Path, run: Path, steps: int | None, device: str, v
             lung_run.export(weights, version, found, CALIBRATED_ON)
     except FileNotFoundError as error:
         hint = f"Prepare one first:  lobewise prepare {stage.value} MANIFEST {bank}"
-        raise fail(Exit.USAGE, f"{bank} holds no prepared volumes.", hint) from error
+        raise fail(Exit.USAGE, escape(f"{bank} holds no prepared volumes."), escape(hint)) from error
     return weights

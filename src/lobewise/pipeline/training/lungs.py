@@ -421,8 +421,13 @@ def _autocast(recipe: LungRecipe, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.bfloat16)
 
 
+def _mean_of_known(values: Sequence[float]) -> float:
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.mean(known)) if known else float("nan")
+
+
 def _row(run: Run, stage: str, seconds: float, rows: Sequence[tuple[float, float, float]]) -> dict[str, float | str]:
-    loss, lungs, lobes = (round(float(value), 4) for value in np.nanmean(np.array(rows), axis=0))
+    loss, lungs, lobes = (round(_mean_of_known(values), 4) for values in zip(*rows, strict=True))
     values = (run.step, stage, round(seconds, 1), loss, lungs, lobes, round(run.learning_rate, 6))
     return dict(zip(COLUMNS, values, strict=True))
 
