@@ -304,4 +304,4 @@ def evaluate(
 
 def _say_where(paths: list[Path]) -> None:
     for path in paths:
-        err.print(f"wrote {path}", highlight=False)
+        err.print(f"wrote {path}", highlight=False, soft_wrap=True)
