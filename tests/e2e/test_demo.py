@@ -35,3 +35,14 @@ def test_a_refused_scan_ends_with_3_and_leaves_nothing_running(lobewise: Run, tm
     assert result.returncode == 3, result.stderr
     assert "not a CT of the chest" in result.stderr
     assert commands_of_lobewise() - before == set()
+
+
+def test_a_scored_scan_leaves_masks_report_and_picture(lobewise: Run, tmp_path: Path) -> None:
+    chest = make_phantom(PhantomRecipe(seed=11, spacing_mm=(5.0, 3.0, 3.0), percent_opacity=15.0))
+    write_ct(tmp_path / "chest.nii.gz", chest.volume)
+    result = lobewise("demo", tmp_path / "chest.nii.gz", "--out", tmp_path / "out", "--device", "cpu", timeout=500)
+    assert result.returncode == 0, result.stderr
+    assert "PO, percent opacity" in result.stdout
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert left >= {"lungs.nii.gz", "lobes.nii.gz", "lesions.nii.gz", "high-opacity.nii.gz", "report.json"}
+    assert (tmp_path / "out" / "overview.png").read_bytes().startswith(b"\x89PNG")

@@ -38,8 +38,9 @@ def _run(scan: Path | None, folder: Path, device: str, data_dir: Path) -> None:
         with ServiceClient(service.address) as client:
             job_id, report = score_remotely(client, scan)
             paths = bring_home(client, job_id, report, folder)
+    paths.append(_picture(scan, folder))
     print_report(out, report, truth)
-    out.print("Masks on the scan's own grid, and the report:")
+    out.print("Masks on the scan's own grid, the report and a picture:")
     for path in paths:
         out.print(f"  {path}", highlight=False)
 
@@ -51,3 +52,15 @@ def _phantom(folder: Path) -> tuple[Path, Report]:
     recipe = PhantomRecipe(seed=DEMO_SEED, spacing_mm=DEMO_SPACING_MM, percent_opacity=DEMO_PERCENT_OPACITY)
     truth, paths = save_phantom(recipe, folder / "phantom")
     return paths[0], truth
+
+
+def _picture(scan: Path, folder: Path) -> Path:
+    """What was found, drawn from the masks that came home."""
+    from lobewise.pipeline.drawing import draw_overview
+    from lobewise.pipeline.reading import read_ct
+    from lobewise.pipeline.volume import LesionMask, LobeLabels
+
+    path, volume = folder / "overview.png", read_ct(scan).volume
+    lobes, lesions = (read_ct(folder / f"{name}.nii.gz").volume.hu for name in ("lobes", "lesions"))
+    draw_overview(path, volume, LobeLabels(lobes.astype("uint8"), volume.grid), LesionMask(lesions > 0, volume.grid))
+    return path
