@@ -38,8 +38,7 @@ def grow_lesions(hu: Field, lungs: Field, spacing_mm: Triple, rng: Generator) ->
     def noise(length_mm: float) -> Field:
         return smooth_noise(size, spacing_mm, length_mm, rng, device)
 
-    mild, extensive = np.exp(rng.uniform(np.log(0.01), np.log(0.95))), rng.uniform(0.2, 0.95)
-    share, consolidation = mild if rng.random() < 0.6 else extensive, rng.uniform(0, 0.8) * (rng.random() < 0.6)
+    share, consolidation = np.exp(rng.uniform(np.log(0.01), np.log(0.95))), rng.uniform(0, 0.8) * (rng.random() < 0.6)
     preference = noise(rng.uniform(16, 45))
     preference = preference + rng.uniform(0.2, 0.8) * noise(rng.uniform(6, 14))
     preference = preference + rng.uniform(0, 2.5) * near_pleura(lungs, spacing_mm)
@@ -48,7 +47,7 @@ def grow_lesions(hu: Field, lungs: Field, spacing_mm: Triple, rng: Generator) ->
     consolidated = _highest(denser, (cover >= 0.5) & inside, consolidation, 0.25) * cover
 
     texture, healthy = noise(9.0), float(hu[inside].median())
-    glass = healthy + rng.uniform(120, 420) + 40 * texture
+    glass = healthy + rng.uniform(130, 420) + 40 * texture
     gaps = (0.5 + 0.5 * torch.tanh(2 * noise(rng.uniform(4, 14)))) * rng.uniform(0, 0.8) * (rng.random() < 0.6)
     hu = hu + (glass - hu).clamp(min=0) * cover * (1 - gaps) * rng.uniform(0.85, 1.0)
     if rng.random() < 0.4:

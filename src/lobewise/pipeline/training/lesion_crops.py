@@ -190,10 +190,10 @@ def _grown(crop: Crop, rng: Generator) -> Crop:
 
 
 def breath(size: Size, rng: Generator, device: torch.device) -> Field:
-    """How much denser, in [0, 1] units, a healthy lung is by expiration and by gravity: up to some 30 HU each."""
+    """How much denser, in [0, 1] units, a healthy lung is by expiration and by gravity: up to some 60 HU each."""
     along = torch.linspace(-1, 1, size[1], device=device)[None, :, None] * (1 if rng.random() < 0.5 else -1)
     patches = 12 * smooth_noise(size, SPACING_MM, rng.uniform(20, 60), rng, device)
-    return (rng.uniform(-30, 30) + rng.uniform(0, 30) * along + patches) / HU_SPAN
+    return (rng.uniform(-30, 60) + rng.uniform(0, 40) * along + patches) / HU_SPAN
 
 
 def _blurred(image: Field, *, thick: bool) -> Field:
