@@ -1,6 +1,8 @@
 """`lobewise demo` stops all that it started, whatever comes of the scan."""
 
+import os
 import subprocess
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,27 +16,30 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def commands_of_lobewise() -> set[int]:
-    """Processes that run our modules."""
+def processes_with(mark: str) -> set[int]:
+    """Those that were started, however indirectly, with `mark` in their environment: other tests run beside this."""
     found = set()
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
             try:
-                if b"lobewise.cli\0" in (entry / "cmdline").read_bytes():
+                if mark.encode() in (entry / "environ").read_bytes():
                     found.add(int(entry.name))
-            except (FileNotFoundError, ProcessLookupError):
+            except (FileNotFoundError, ProcessLookupError, PermissionError):
                 continue
     return found
 
 
-def test_a_refused_scan_ends_with_3_and_leaves_nothing_running(lobewise: Run, tmp_path: Path) -> None:
+def test_a_refused_scan_ends_with_3_and_leaves_nothing_running(
+    lobewise: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark = f"LOBEWISE_TEST_MARK={uuid.uuid4()}"
+    monkeypatch.setenv(*mark.split("="))
     head = make_phantom(PhantomRecipe(seed=5, spacing_mm=(4.0, 3.0, 3.0), fit="head"))
     write_ct(tmp_path / "head.nii.gz", head.volume)
-    before = commands_of_lobewise()
     result = lobewise("demo", tmp_path / "head.nii.gz", "--out", tmp_path / "out", "--device", "cpu")
     assert result.returncode == 3, result.stderr
     assert "not a CT of the chest" in result.stderr
-    assert commands_of_lobewise() - before == set()
+    assert processes_with(mark) == set()
 
 
 def test_a_scored_scan_leaves_masks_report_and_picture(lobewise: Run, tmp_path: Path) -> None:
