@@ -48,6 +48,11 @@ class Grid:
         x, y, z = (float(v) for v in np.asarray(lower_mm, dtype=np.float64) + spacing_xyz / 2)
         return cls((int(size[2]), int(size[1]), int(size[0])), spacing_mm, (x, y, z))
 
+    def covering(self, spacing_mm: Triple) -> "Grid":
+        """The grid with identity direction and another spacing that covers all voxels of this one."""
+        lower, upper = self.bounds_mm()
+        return Grid.axis_aligned(lower.tolist(), upper.tolist(), spacing_mm)
+
     @cached_property
     def index_to_lps_matrix(self) -> Float64[np.ndarray, "3 3"]:
         """Maps an index step (z, y, x) to an LPS step (x, y, z) in mm."""

@@ -7,8 +7,8 @@ import pytest
 
 from lobewise.pipeline.networks.di2in import LungConfig
 from lobewise.pipeline.training import lung_bank
-from lobewise.pipeline.training.lung_bank import OPAQUE, Chest
-from lobewise.pipeline.training.lungs import read_volume
+from lobewise.pipeline.training.lung_bank import Chest
+from lobewise.pipeline.training.lungs import OPAQUE, OPAQUE_HU, read_volume
 from lobewise.pipeline.volume import Grid, Volume
 
 GRID = Grid((80, 60, 90), (4.0, 4.0, 4.0), (-180.0, -120.0, -160.0))
@@ -50,7 +50,7 @@ def test_opacities_fill_lung_and_nothing_else(chest: Chest, seed: int) -> None:
     np.testing.assert_array_equal(labels & (OPAQUE - 1), chest.labels)
     np.testing.assert_array_equal(filled[~lungs], hu[~lungs])
     assert np.any(filled[lungs] > hu[lungs])
-    assert np.all(filled[labels >= OPAQUE] > lung_bank.OPAQUE_HU)
+    assert np.all(filled[labels >= OPAQUE] > OPAQUE_HU)
     assert filled.max() < 400
 
 

@@ -30,7 +30,8 @@ from lobewise.pipeline.networks.weights import load_weights
 from lobewise.pipeline.phantom import PhantomRecipe, make_phantom
 from lobewise.pipeline.reading import read_ct
 from lobewise.pipeline.training.landmark_bank import read_marks, real_path
-from lobewise.pipeline.training.lung_bank import OPAQUE, with_opacities
+from lobewise.pipeline.training.lung_bank import with_opacities
+from lobewise.pipeline.training.lungs import OPAQUE
 from lobewise.pipeline.volume import LobeLabels, Triple, Volume
 
 FIRST_UNSEEN_SEED: Final = 1_000_000

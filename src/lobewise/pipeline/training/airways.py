@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float32
 from scipy import ndimage
 
-from lobewise.pipeline.volume import Grid, Triple, Volume, resample
+from lobewise.pipeline.volume import Triple, Volume, resample
 
 Plane = Float32[np.ndarray, "y x"]
 Region = Bool[np.ndarray, "y x"]
@@ -47,8 +47,7 @@ def trace_carina(volume: Volume) -> Triple | None:
     Sections of tracheal size are linked from slice to slice, head to feet. The carina is the midpoint of the two
     sections that a column of at least `MIN_TRACHEA_MM` first divides into, both going on for `SPLIT_HELD_MM`.
     """
-    lower, upper = (bound.tolist() for bound in volume.grid.bounds_mm())
-    grid = Grid.axis_aligned(lower, upper, TRACE_SPACING_MM)
+    grid = volume.grid.covering(TRACE_SPACING_MM)
     hu = resample(volume.hu, volume.grid, grid)[::-1]
     columns: list[Section] = []
     for z, plane in enumerate(hu):

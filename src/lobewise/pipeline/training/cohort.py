@@ -25,8 +25,9 @@ from lobewise.pipeline.networks.di2in import LungConfig
 from lobewise.pipeline.reading import read_ct
 from lobewise.pipeline.training.lesion_bank import save_volume, to_8_bit
 from lobewise.pipeline.training.lesion_crops import SPLIT_FILE
-from lobewise.pipeline.training.lung_bank import LUNG_OF_UNKNOWN_LOBE, crop_to_lungs, write_volume
-from lobewise.pipeline.volume import Grid, Triple, Volume, resample, resample_labels
+from lobewise.pipeline.training.lung_bank import crop_to_lungs, write_volume
+from lobewise.pipeline.training.lungs import UNKNOWN_LOBE
+from lobewise.pipeline.volume import Grid, Volume, resample, resample_labels
 
 VALIDATION_SHARE: Final = 0.1
 """Of the patients, to choose the model (paper: 10 %)."""
@@ -136,7 +137,7 @@ def prepare_scan(row: Row, stage: Stage, bank: Path) -> Path:
         raise CohortError(f"{row.ct.name}: name lungs or lobes")
     _check_lungs(lungs > 0, volume, row)
     if stage is Stage.LUNGS:
-        labels = np.where(lungs > 0, LUNG_OF_UNKNOWN_LOBE, 0).astype(np.uint8) if lobes is None else lobes
+        labels = np.where(lungs > 0, UNKNOWN_LOBE, 0).astype(np.uint8) if lobes is None else lobes
         _write_for_lungs(path, volume, labels)
     else:
         lesions = _read_mask(row.lesions, volume)
@@ -202,21 +203,16 @@ def _middle_x_mm(mask: Bool[np.ndarray, "z y x"], grid: Grid) -> float | None:
     return float(grid.to_lps(where.mean(axis=0)[None])[0, 0]) if len(where) else None
 
 
-def _covering(grid: Grid, spacing_mm: Triple) -> Grid:
-    lower, upper = grid.bounds_mm()
-    return Grid.axis_aligned(list(lower), list(upper), spacing_mm)
-
-
 def _write_for_lungs(path: Path, volume: Volume, labels: Labels) -> None:
     config = LungConfig()
-    box = _covering(volume.grid, (config.spacing_mm,) * 3)
+    box = volume.grid.covering((config.spacing_mm,) * 3)
     hu = resample(volume.hu, volume.grid, box)
     rng = np.random.default_rng(int(hashlib.sha256(path.name.encode()).hexdigest()[:8], 16))
     write_volume(path, *crop_to_lungs(hu, resample_labels(labels, volume.grid, box), rng), config)
 
 
 def _write_for_lesions(path: Path, volume: Volume, lungs: Bool[np.ndarray, "z y x"], lesions: Labels) -> None:
-    box = _covering(volume.grid, SPACING_MM)
+    box = volume.grid.covering(SPACING_MM)
     image = to_8_bit(resample(volume.hu, volume.grid, box))
     on_box = (resample_labels(mask, volume.grid, box) > 0 for mask in (lungs, lesions > 0))
     save_volume(path, image, *on_box)

@@ -96,8 +96,7 @@ def write_scan(path: Path, volume: Volume, marks_mm: Marks, config: LandmarkConf
 
 def base_of(volume: Volume) -> Volume:
     """The scan at `BASE_SPACING_MM`, from which deformed copies are quick to make."""
-    lower, upper = (bound.tolist() for bound in volume.grid.bounds_mm())
-    grid = Grid.axis_aligned(lower, upper, BASE_SPACING_MM)
+    grid = volume.grid.covering(BASE_SPACING_MM)
     return Volume(np.rint(resample(volume.hu, volume.grid, grid)).astype(np.int16), grid)
 
 

@@ -21,7 +21,7 @@ from lobewise.pipeline.lesions import MARGIN_MM, SPACING_MM, window
 from lobewise.pipeline.phantom import PhantomRecipe, make_phantom
 from lobewise.pipeline.training.covid_slices import read_stacks
 from lobewise.pipeline.training.opacities import with_opacities
-from lobewise.pipeline.volume import Grid, LungMask, Volume, grid_of, resample, resample_labels
+from lobewise.pipeline.volume import LungMask, Volume, grid_of, resample, resample_labels
 
 LCTSC_CASES: Final = ("case01", "case02", "case03", "case04", "case05")
 GROWN_PER_CASE: Final = 10
@@ -71,7 +71,7 @@ def write_phantom(bank: Path, seed: int) -> None:
     if path.exists():
         return
     phantom = make_phantom(PhantomRecipe(seed=seed, spacing_mm=PHANTOM_SPACING_MM))
-    source, box = phantom.volume.grid, network_grid(phantom.volume.grid)
+    source, box = phantom.volume.grid, phantom.volume.grid.covering(SPACING_MM)
     hu = resample(phantom.volume.hu, source, box)
     lungs, lesions = (resample_labels(m, source, box) > 0 for m in (phantom.lobes.labels, phantom.lesions.mask))
     save_volume(path, to_8_bit(hu), lungs, lesions)
@@ -82,16 +82,10 @@ def read_lctsc(data: Path, case: str) -> tuple[Volume, LungMask]:
     image = sitk.ReadImage(str(data / "lctsc" / f"{case}_ct.nii.gz"))
     mask = sitk.ReadImage(str(data / "lctsc" / f"{case}_lungs.nii.gz"))
     source = grid_of(image)
-    box = network_grid(source)
+    box = source.covering(SPACING_MM)
     hu = np.round(resample(sitk.GetArrayFromImage(image), source, box)).astype(np.int16)
     lungs = resample_labels(sitk.GetArrayFromImage(mask), source, box) > 0
     return Volume(hu, box), LungMask(lungs, box)
-
-
-def network_grid(source: Grid) -> Grid:
-    """The 1 x 1 x 3 mm grid that covers a whole scan."""
-    lower, upper = source.bounds_mm()
-    return Grid.axis_aligned(list(lower), list(upper), SPACING_MM)
 
 
 def to_8_bit(hu: np.ndarray) -> Image:

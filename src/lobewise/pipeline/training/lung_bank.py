@@ -1,7 +1,7 @@
 """The volumes the lung network learns on, prepared once: real chests deformed many times, and phantoms.
 
 Each is a file with the region of interest at 2 mm: `image` (0-255, the window of `LungConfig`) and `labels` (the lobes'
-values; `LUNG_OF_UNKNOWN_LOBE` where only the lung is known; `OPAQUE` is added where the lung is filled with opacity).
+values; `UNKNOWN_LOBE` where only the lung is known; `OPAQUE` is added where the lung is filled with opacity).
 Nothing here runs during training.
 """
 
@@ -24,14 +24,12 @@ from lobewise.pipeline.networks.di2in import LungConfig
 from lobewise.pipeline.phantom import PhantomRecipe, make_phantom
 from lobewise.pipeline.training.fissure_atlas import draw_lobes, learn_fissures
 from lobewise.pipeline.training.landmark_bank import read_marks
+from lobewise.pipeline.training.lungs import OPAQUE, OPAQUE_HU
 from lobewise.pipeline.volume import Grid, Triple, Volume, grid_of, resample, resample_labels, to_sitk
 
 Labels = UInt8[np.ndarray, "z y x"]
 Hu = Float32[np.ndarray, "z y x"]
 
-LUNG_OF_UNKNOWN_LOBE: Final = 6
-OPAQUE: Final = 8
-OPAQUE_HU: Final = -250
 BASE_MM: Final[Triple] = (1.5, 1.5, 1.5)
 NOISE_HU: Final = 60.0
 
@@ -50,8 +48,7 @@ def read_lctsc(folder: Path, case: str, fissures: Path) -> Chest:
     ct = sitk.ReadImage(str(folder / f"{case}_ct.nii.gz"))
     mask = sitk.ReadImage(str(folder / f"{case}_lungs.nii.gz"))
     source = grid_of(ct)
-    lower, upper = (bound.tolist() for bound in source.bounds_mm())
-    grid = Grid.axis_aligned(lower, upper, BASE_MM)
+    grid = source.covering(BASE_MM)
     hu = np.rint(resample(sitk.GetArrayFromImage(ct), source, grid)).astype(np.int16)
     lungs = resample(sitk.GetArrayFromImage(mask).astype(np.float32), source, grid, outside=0) > 0.5
     volume = Volume(hu, grid)
@@ -158,8 +155,7 @@ def _random_affine(chest: Chest, rng: np.random.Generator) -> sitk.AffineTransfo
 
 def _random_bending(grid: Grid, rng: np.random.Generator) -> sitk.DisplacementFieldTransform:
     """Smooth displacements of some millimetres."""
-    lower, upper = (bound.tolist() for bound in grid.bounds_mm())
-    coarse = Grid.axis_aligned(lower, upper, (16.0, 16.0, 16.0))
+    coarse = grid.covering((16.0, 16.0, 16.0))
     field = rng.normal(size=(*coarse.shape, 3))
     for axis in range(3):
         field[..., axis] = ndimage.gaussian_filter(field[..., axis], 2.0)

@@ -31,6 +31,7 @@ UNKNOWN_LOBE: Final = CLASSES
 OPAQUE: Final = 8
 """Bit that marks lung filled with opacity."""
 OPAQUE_HU: Final = -250
+"""Lesion denser than this is marked so."""
 SPACING_MM: Final = (2.0, 2.0, 2.0)
 MEASURE_EVERY: Final = 10
 """Steps between two looks at the Dice."""
