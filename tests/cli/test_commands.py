@@ -155,10 +155,10 @@ def test_a_cohort_is_prepared_and_a_network_trained_on_it(lobewise: Run, tmp_pat
 
 
 def test_a_manifest_that_cannot_be_learned_from_ends_with_3(lobewise: Run, tmp_path: Path) -> None:
-    (tmp_path / "cohort.csv").write_text("patient,ct,lungs\none,nowhere.nii.gz,nowhere.nii.gz\n")
+    (tmp_path / "cohort.csv").write_text("patient,ct,lungs\none,nowhere.nii.gz,[b]nowhere.nii.gz\n")
     result = lobewise("prepare", "lungs", tmp_path / "cohort.csv", tmp_path / "bank")
     assert result.returncode == 3
-    assert "nowhere.nii.gz" in result.stderr
+    assert "[b]nowhere.nii.gz" in result.stderr
 
 
 @pytest.mark.parametrize("stage", ["lungs", "lesions"])

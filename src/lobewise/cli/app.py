@@ -233,7 +233,7 @@ def prepare(
     bank: Annotated[Path, typer.Argument(help="Folder for the prepared volumes; what is there already stays.")],
     processes: Annotated[int, typer.Option(help="Scans at a time.", min=1)] = 1,
 ) -> None:
-    """Bring your own scans and masks to the grid of a network, and keep a tenth of the patients aside to judge it."""
+    """Bring your own scans and masks to the grid of a network. A tenth of the patients is kept to judge lesions."""
     demand("torch", "worker")
     from lobewise.cli.training import prepare as prepare_cohort
     from lobewise.pipeline.training.cohort import Stage

@@ -26,7 +26,7 @@ def prepare(manifest: Path, stage: Stage, bank: Path, processes: int) -> int:
             )
     except (CohortError, PipelineError) as error:
         raise fail(
-            Exit.SCAN_REFUSED, str(error), "Mend or remove it and call again: what is prepared stays."
+            Exit.SCAN_REFUSED, escape(str(error)), "Mend or remove it and call again: what is prepared stays."
         ) from error
     return len(written)
 

@@ -118,11 +118,11 @@ def test_masks_that_would_teach_nonsense_are_refused(tmp_path: Path, masks: str,
 
 def test_a_tenth_of_the_patients_judges_and_none_of_them_teaches() -> None:
     rows = [Row(f"patient {n // 2}", n % 2, Path("ct"), Path("lungs"), None, Path("lesions")) for n in range(80)]
-    split = split_of(rows, Stage.LESIONS)["lesions"]
+    split = split_of(rows)["lesions"]
     assert len(split["validation"]) == 4
     assert len(split["validation_volumes"]) == 8
     assert all(name.split("-")[1] in split["validation"] for name in split["validation_volumes"])
-    assert json.dumps(split) == json.dumps(split_of(rows[::-1], Stage.LESIONS)["lesions"])
+    assert json.dumps(split) == json.dumps(split_of(rows[::-1])["lesions"])
 
 
 def test_two_patients_never_share_a_file_name() -> None:

@@ -108,6 +108,12 @@ def test_an_ended_run_goes_on_to_the_same_weights(bank: Path, tmp_path: Path, mo
         assert torch.equal(tensor, resumed["network"][name]), name
 
 
+def test_without_anybody_to_judge_the_last_checkpoint_is_the_best(bank: Path, tmp_path: Path) -> None:
+    (bank / "splits.json").write_text('{"lesions": {"validation": [], "validation_volumes": [], "test": []}}')
+    best = torch.load(train(RECIPE, bank, tmp_path / "run", "cpu"), weights_only=True)
+    assert best["step"] == RECIPE.steps
+
+
 def test_exported_weights_load_and_know_their_recipe(bank: Path, tmp_path: Path) -> None:
     run = train(RECIPE, bank, tmp_path / "run", "cpu").parent
     info = export(run, RECIPE, tmp_path / "lesions.safetensors", "9.9.9")

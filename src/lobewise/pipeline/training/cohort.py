@@ -94,7 +94,7 @@ def read_manifest(path: Path) -> list[Row]:
 def prepare_cohort(
     rows: Sequence[Row], stage: Stage, bank: Path, processes: int = 1, progress: Callable[[float], None] | None = None
 ) -> list[Path]:
-    """Write the prepared volumes and the split of the patients to `bank`; what is there already stays.
+    """Write the prepared volumes, and who judges the lesion network, to `bank`; volumes that are there already stay.
 
     Raises:
         CohortError: a scan or mask cannot be learned from, or none is left. The volumes before it stay prepared.
@@ -103,7 +103,8 @@ def prepare_cohort(
     if not rows:
         raise CohortError("no scan of the manifest has lesions")
     bank.mkdir(parents=True, exist_ok=True)
-    (bank / SPLIT_FILE).write_text(json.dumps(split_of(rows, stage), indent=2) + "\n", encoding="utf-8")
+    if stage is Stage.LESIONS:
+        (bank / SPLIT_FILE).write_text(json.dumps(split_of(rows), indent=2) + "\n", encoding="utf-8")
     written = []
     with ProcessPoolExecutor(processes) as pool:
         waiting = [pool.submit(prepare_scan, row, stage, bank) for row in rows]
@@ -152,13 +153,13 @@ def file_name(row: Row, stage: Stage) -> str:
     return f"{'case' if stage is Stage.LUNGS else 'cohort'}-{row.slug}-{row.number}.npz"
 
 
-def split_of(rows: Sequence[Row], stage: Stage) -> dict[str, dict[str, list[str]]]:
+def split_of(rows: Sequence[Row]) -> dict[str, dict[str, list[str]]]:
     """A tenth of the patients, at least one of several, chosen by their names alone, to judge the training."""
     by_hash = sorted({row.slug for row in rows}, key=lambda slug: hashlib.sha256(slug.encode()).hexdigest())
     count = max(1, round(VALIDATION_SHARE * len(by_hash))) if len(by_hash) > 1 else 0
     aside = set(by_hash[:count])
-    volumes = [file_name(row, stage).removesuffix(".npz") for row in rows if row.slug in aside]
-    return {stage.value: {"validation": sorted(aside), "validation_volumes": sorted(volumes), "test": []}}
+    volumes = [file_name(row, Stage.LESIONS).removesuffix(".npz") for row in rows if row.slug in aside]
+    return {"lesions": {"validation": sorted(aside), "validation_volumes": sorted(volumes), "test": []}}
 
 
 def _existing(manifest: Path, line: int, name: str | None) -> Path | None:

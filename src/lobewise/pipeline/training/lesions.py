@@ -171,6 +171,8 @@ def judges(bank: Path) -> list[Example]:
 def train(recipe: LesionRecipe, bank: Path, run: Path, device_name: str = "auto", start: Path | None = None) -> Path:
     """Train, or go on training, in the folder `run`; returns the checkpoint that validation liked best.
 
+    Where the bank keeps nobody aside to judge, that is the last one.
+
     Args:
         start: a checkpoint of an earlier run, whose averaged weights are where this one begins.
     """
@@ -221,7 +223,7 @@ def train(recipe: LesionRecipe, bank: Path, run: Path, device_name: str = "auto"
                 run / "log.csv",
                 {"step": step, "seconds": seconds, "loss": loss_mean, "learning_rate": rate, **measured},
             )
-            if measured["score"] > best:
+            if measured["score"] > best or not validation:  # without judges the last is as good as it gets
                 best = measured["score"]
                 torch.save({"averaged": averaged.state_dict(), "step": step, **measured}, run / "best.pt")
             last = {"network": network.state_dict(), "averaged": averaged.state_dict(), "step": step, "best": best}
