@@ -57,7 +57,7 @@ def test_window_maps_the_lung_window_to_zero_and_one() -> None:
 def test_finds_the_lesion_inside_the_lungs_on_the_grid_of_the_scan(network: LesionNetwork, direction: Matrix) -> None:
     origin = (-120.0, -100.0, 300.0) if direction == GRID.direction else (120.0, -100.0, 540.0)
     volume, lungs, block = chest(Grid((80, 80, 80), (3.0, 3.0, 3.0), origin, direction))
-    found = segment_lesions(volume, lungs, network)
+    found = segment_lesions(volume, lungs, network).likely
     assert found.grid == volume.grid
     assert not (found.mask & ~lungs.mask).any()
     assert 2 * (found.mask & block).sum() / (found.mask.sum() + block.sum()) > 0.9
@@ -66,7 +66,17 @@ def test_finds_the_lesion_inside_the_lungs_on_the_grid_of_the_scan(network: Lesi
 def test_no_lungs_no_lesions(network: LesionNetwork) -> None:
     volume, lungs, _ = chest(GRID)
     empty = LungMask(np.zeros_like(lungs.mask), GRID)
-    assert not segment_lesions(volume, empty, network).mask.any()
+    found = segment_lesions(volume, empty, network)
+    assert not any(part.mask.any() for part in (found.certain, found.likely, found.possible))
+
+
+def test_what_is_certain_is_likely_and_what_is_likely_is_possible(network: LesionNetwork) -> None:
+    volume, lungs, _ = chest(GRID)
+    found = segment_lesions(volume, lungs, network)
+    certain, likely, possible = (part.mask for part in (found.certain, found.likely, found.possible))
+    assert not (certain & ~likely).any()
+    assert not (likely & ~possible).any()
+    assert certain.sum() < likely.sum() < possible.sum()
 
 
 def test_box_holds_the_lungs_in_sizes_the_network_takes() -> None:
@@ -92,7 +102,7 @@ def test_slabs_cover_every_slice_once_and_stay_inside(slices: int) -> None:
 
 def test_slabs_give_what_one_piece_would(network: LesionNetwork) -> None:
     image = np.random.default_rng(0).random((72, 32, 32)).astype(np.float32)
-    inputs = np.stack([image, np.ones_like(image)])
+    inputs = np.stack([image, np.ones_like(image), np.zeros_like(image)])
     seen: list[float] = []
     assert np.allclose(predict(inputs, network, seen.append), network.probability(inputs))
     assert seen == sorted(seen)

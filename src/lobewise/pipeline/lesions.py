@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Num
 
-from lobewise.pipeline.networks.dense_unet import TOTAL_STRIDE, DenseUNet, DenseUNetConfig
+from lobewise.pipeline.networks.dense_unet import TOTAL_STRIDE, DenseUNet, DenseUNetConfig, network_inputs
 from lobewise.pipeline.networks.device import mixed_precision, on_device
 from lobewise.pipeline.networks.weights import ModelInfo, Weights
 from lobewise.pipeline.volume import Grid, LesionMask, LungMask, Triple, Volume, resample, resample_labels
@@ -27,7 +27,22 @@ SLAB_SLICES: Final = 32
 SLAB_HALO: Final = 8
 """The box is worked off in slabs that overlap by this many slices, so that memory stays bounded however long it is."""
 
+LIKELY: Final = 0.5
+"""A voxel at least this likely to be a lesion is one."""
+CERTAIN: Final = 0.75
+POSSIBLE: Final = 0.25
+"""What counts at the least and at the most, for the range of the scores."""
+
 Progress = Callable[[float], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Lesions:
+    """The lesions of a scan, and what they are at the least and at the most: `certain` <= `likely` <= `possible`."""
+
+    likely: LesionMask
+    certain: LesionMask
+    possible: LesionMask
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +59,7 @@ class LesionNetwork:
         network.load_state_dict(dict(weights.tensors))
         return cls(on_device(network, device).eval(), device, weights.info)
 
-    def probability(self, inputs: Float32[np.ndarray, "2 z y x"]) -> Float32[np.ndarray, "z y x"]:
+    def probability(self, inputs: Float32[np.ndarray, "3 z y x"]) -> Float32[np.ndarray, "z y x"]:
         """How likely each voxel is a lesion; sizes must be multiples of the network's stride."""
         with torch.inference_mode():
             batch = torch.from_numpy(inputs)[None].to(self.device, memory_format=torch.channels_last_3d)
@@ -56,19 +71,22 @@ class LesionNetwork:
 
 def segment_lesions(
     volume: Volume, lungs: LungMask, network: LesionNetwork, progress: Progress = lambda _done: None
-) -> LesionMask:
+) -> Lesions:
     """The lesions inside `lungs`, on the grid of `volume`.
 
     Args:
         progress: called with the share of the work that is done.
     """
     if not lungs.mask.any():
-        return LesionMask(np.zeros(volume.hu.shape, dtype=np.bool_), volume.grid)
+        nothing = LesionMask(np.zeros(volume.hu.shape, dtype=np.bool_), volume.grid)
+        return Lesions(nothing, nothing, nothing)
     box = lesion_grid(lungs)
     inputs = prepare(volume, lungs, box)
-    probability = predict(inputs, network, progress)
-    on_input = resample(probability, box, volume.grid, outside=0.0)
-    return LesionMask((on_input >= 0.5) & lungs.mask, volume.grid)
+    probability = resample(predict(inputs, network, progress), box, volume.grid, outside=0.0)
+    likely, certain, possible = (
+        LesionMask((probability >= least) & lungs.mask, volume.grid) for least in (LIKELY, CERTAIN, POSSIBLE)
+    )
+    return Lesions(likely, certain, possible)
 
 
 def lesion_grid(lungs: LungMask) -> Grid:
@@ -88,15 +106,15 @@ def window(hu: Num[np.ndarray, "*size"]) -> Float32[np.ndarray, "*size"]:
     return np.asarray(np.clip((hu.astype(np.float32) - floor) / WINDOW_WIDTH_HU, 0.0, 1.0), dtype=np.float32)
 
 
-def prepare(volume: Volume, lungs: LungMask, box: Grid) -> Float32[np.ndarray, "2 z y x"]:
-    """The network's input, shared by training and inference: the windowed scan and the lung mask."""
+def prepare(volume: Volume, lungs: LungMask, box: Grid) -> Float32[np.ndarray, "3 z y x"]:
+    """The network's input (`networks/dense_unet.network_inputs`) of the whole box."""
     image = window(resample(volume.hu, volume.grid, box))
-    mask = resample_labels(lungs.mask, lungs.grid, box)
-    return np.stack([image, mask.astype(np.float32)])
+    mask = resample_labels(lungs.mask, lungs.grid, box).astype(np.float32)
+    return network_inputs(torch.from_numpy(image), torch.from_numpy(mask)).numpy()
 
 
 def predict(
-    inputs: Float32[np.ndarray, "2 z y x"], network: LesionNetwork, progress: Progress = lambda _done: None
+    inputs: Float32[np.ndarray, "3 z y x"], network: LesionNetwork, progress: Progress = lambda _done: None
 ) -> Float32[np.ndarray, "z y x"]:
     """Lesion probability of a prepared box, slab by slab; of each slab its middle is kept."""
     slices = inputs.shape[1]

@@ -33,7 +33,7 @@ def sampler(example: Example, seed: int = 0) -> Sampler:
 @given(seed=st.integers(0, 2**31), kind=st.sampled_from(["covid", "clean", "phantom"]))
 def test_crops_have_the_wanted_size_and_lesions_stay_in_the_lungs(seed: int, kind: str) -> None:
     crop = sampler(chest(kind), seed).draw()
-    assert crop.inputs().shape == (2, *CROP)
+    assert crop.inputs().shape == (3, *CROP)
     assert 0 <= crop.image.min() <= crop.image.max() <= 1
     assert set(crop.lungs.unique().tolist()) <= {0.0, 1.0}
     assert not ((crop.lesions > 0) & (crop.lungs == 0)).any()

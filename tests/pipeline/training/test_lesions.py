@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from lobewise.pipeline.lesions import LesionNetwork
-from lobewise.pipeline.networks.dense_unet import DenseUNetConfig
+from lobewise.pipeline.networks.dense_unet import DenseUNet, DenseUNetConfig
 from lobewise.pipeline.networks.weights import load_weights
 from lobewise.pipeline.training import lesions as training
 from lobewise.pipeline.training.lesion_crops import patient_of, read_examples, read_split
-from lobewise.pipeline.training.lesions import LesionRecipe, export, jaccard_loss, learning_rate_at, train
+from lobewise.pipeline.training.lesions import LesionRecipe, export, jaccard_loss, learning_rate_at, train, with_level
 
 RECIPE = LesionRecipe(
     steps=4,
@@ -131,3 +131,20 @@ def test_learns_to_find_bright_balls(bank: Path, tmp_path: Path) -> None:
     recipe = replace(recipe, network=network, kinds={"covid": 1.0}, smoothing=1.0)
     best = torch.load(train(recipe, bank, tmp_path / "run", "cpu"), weights_only=True)
     assert best["covid_dice"] > 0.8
+
+
+def test_weights_from_before_the_level_was_an_input_answer_as_they_did() -> None:
+    torch.manual_seed(0)
+    network = DenseUNet(RECIPE.network).eval()
+    tensors = network.state_dict()
+    older = {**tensors, "stem.0.weight": tensors["stem.0.weight"][:, :2]}
+    network.load_state_dict(with_level(older))
+    image, lungs = torch.rand(1, 1, 8, 32, 32), torch.ones(1, 1, 8, 32, 32)
+    with torch.inference_mode():
+        answers = [network(torch.cat((image, lungs, level * lungs), dim=1)) for level in (0.0, 0.7)]
+    assert torch.allclose(*answers, atol=1e-5)
+
+
+def test_weights_with_all_inputs_are_taken_as_they_are() -> None:
+    tensors = DenseUNet(RECIPE.network).state_dict()
+    assert with_level(tensors) is tensors

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float32
 
 from lobewise.pipeline.evaluation.overlap import dice
 from lobewise.pipeline.lesions import LesionNetwork, lesion_grid, predict, prepare, window
-from lobewise.pipeline.networks.dense_unet import TOTAL_STRIDE
+from lobewise.pipeline.networks.dense_unet import TOTAL_STRIDE, network_inputs
 from lobewise.pipeline.networks.device import choose_device
 from lobewise.pipeline.networks.weights import load_weights
 from lobewise.pipeline.phantom import PhantomRecipe, make_phantom
@@ -73,10 +74,10 @@ def _compare(
 def _probability(
     image: Float32[np.ndarray, "z y x"], lungs: Mask, network: LesionNetwork
 ) -> Float32[np.ndarray, "z y x"]:
-    inputs = np.stack([image, lungs.astype(np.float32)])
-    pads = [(0, 0), *((0, -n % stride) for n, stride in zip(image.shape, TOTAL_STRIDE, strict=True))]
+    pads = [(0, -n % stride) for n, stride in zip(image.shape, TOTAL_STRIDE, strict=True)]
+    padded = (torch.from_numpy(np.pad(field, pads)) for field in (image, lungs.astype(np.float32)))
     z, y, x = image.shape
-    return predict(np.pad(inputs, pads), network)[:z, :y, :x]
+    return predict(network_inputs(*padded).numpy(), network)[:z, :y, :x]
 
 
 def table(results: list[LesionResult]) -> str:

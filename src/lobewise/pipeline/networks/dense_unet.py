@@ -2,8 +2,8 @@
 
 Slices are three times as far apart as pixels, so the first two levels see and halve the plane alone and the last three
 all axes. Two deviations from the paper: the weights are standardised instead of the activations normalised
-(`docs/decisions/0006-density-is-the-sign.md`), and the lung mask is a second input channel. The paper gives no widths;
-ours fit two CPU cores.
+(`docs/decisions/0006-density-is-the-sign.md`), and beside the scan the network gets the lung mask and the density of
+this patient's aerated lung (`docs/decisions/0005-lesion-input.md`). The paper gives no widths; ours fit two CPU cores.
 """
 
 from collections.abc import Sequence
@@ -22,8 +22,36 @@ KERNELS: Final[tuple[Size, ...]] = (PLANE, PLANE, CUBE, CUBE, CUBE)
 STRIDES: Final[tuple[Size, ...]] = ((1, 2, 2), (1, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2))
 TOTAL_STRIDE: Final[Size] = (8, 32, 32)
 """Input sizes must be multiples of these, z-y-x."""
+INPUTS: Final = 3
 RECTIFIER_GAIN: Final = 1.4
 """Makes up for the half that the rectifier cuts off."""
+AERATED_SHARE: Final = 0.2
+"""So much of any lung is taken to be aerated: its density is this quantile of the lung's."""
+BLOCK: Final[Size] = (1, 5, 5)
+"""Voxels, z-y-x, over which the density is averaged first, so that noise does not lower the quantile."""
+
+
+def network_inputs(image: Float[Tensor, "z y x"], lungs: Float[Tensor, "z y x"]) -> Float[Tensor, "3 z y x"]:
+    """What the network sees: the windowed scan, the lungs, and in them the level of the aerated lung.
+
+    A lung at the end of expiration is as dense as ground glass at the end of inspiration; what tells them apart is how
+    dense the rest of the lung is, and that may lie beyond what the network sees at once.
+
+    Args:
+        image: the scan in the lung window, [0, 1]; the whole scan, or a part that holds much of both lungs.
+        lungs: 1 inside, 0 outside.
+    """
+    return torch.stack((image, lungs, aerated_level(image, lungs) * lungs))
+
+
+def aerated_level(image: Float[Tensor, "z y x"], lungs: Float[Tensor, "z y x"]) -> Float[Tensor, ""]:
+    """How bright the aerated part of the lungs is in `image`: a low quantile of block means; 0 without any lung."""
+    block = tuple(min(n, size) for n, size in zip(BLOCK, image.shape, strict=True))
+    means, shares = (nn.functional.avg_pool3d(field[None], block)[0] for field in (image * lungs, lungs))
+    whole = means[shares > 0.99] if bool((shares > 0.99).any()) else image[lungs > 0]
+    if whole.numel() == 0:
+        return image.new_zeros(())
+    return whole.kthvalue(1 + round(AERATED_SHARE * (whole.numel() - 1))).values
 
 
 @dataclass(frozen=True)
@@ -44,12 +72,12 @@ class DenseUNetConfig:
 
 
 class DenseUNet(nn.Module):
-    """Image and lung mask in, logits of background and lesion out."""
+    """`network_inputs` in, logits of background and lesion out."""
 
     def __init__(self, config: DenseUNetConfig) -> None:
         super().__init__()
         channels = (config.stem, *config.widths)
-        self.stem = _convolution(2, config.stem, PLANE)
+        self.stem = _convolution(INPUTS, config.stem, PLANE)
         self.down = nn.ModuleList()
         self.encoders = nn.ModuleList()
         self.up = nn.ModuleList()
@@ -62,7 +90,7 @@ class DenseUNet(nn.Module):
             self.decoders.append(_DenseBlock(2 * above, above, kernel, config))
         self.head = nn.Conv3d(config.stem, 2, kernel_size=1)
 
-    def forward(self, x: Float[Tensor, "batch 2 z y x"]) -> Float[Tensor, "batch 2 z y x"]:
+    def forward(self, x: Float[Tensor, "batch 3 z y x"]) -> Float[Tensor, "batch 2 z y x"]:
         features = [self.stem(x)]
         for down, encoder in zip(self.down, self.encoders, strict=True):
             features.append(encoder(down(features[-1])))

@@ -38,7 +38,9 @@ def grow_lesions(hu: Field, lungs: Field, spacing_mm: Triple, rng: Generator) ->
     def noise(length_mm: float) -> Field:
         return smooth_noise(size, spacing_mm, length_mm, rng, device)
 
-    share, consolidation = np.exp(rng.uniform(np.log(0.01), np.log(0.95))), rng.uniform(0, 0.8) * (rng.random() < 0.6)
+    extensive = rng.random() < 0.35
+    share = rng.uniform(0.15, 0.95) if extensive else np.exp(rng.uniform(np.log(0.01), np.log(0.95)))
+    consolidation = rng.uniform(0, 0.8) * (rng.random() < 0.6)
     preference = noise(rng.uniform(16, 45))
     preference = preference + rng.uniform(0.2, 0.8) * noise(rng.uniform(6, 14))
     preference = preference + rng.uniform(0, 2.5) * near_pleura(lungs, spacing_mm)

@@ -18,6 +18,7 @@ from numpy.random import Generator
 from torch import Tensor
 from torch.nn import functional
 
+from lobewise.pipeline.networks.dense_unet import network_inputs
 from lobewise.pipeline.training.growth import grow_lesions, smooth_noise
 
 HU_FLOOR: Final = -1350.0
@@ -25,6 +26,8 @@ HU_SPAN: Final = 1500.0
 """What [0, 1] of the lesion stage's window spans."""
 SPACING_MM: Final = (3.0, 1.0, 1.0)
 SPLIT_FILE: Final = "splits.json"
+MOST_NOISE_HU: Final = 67.5
+"""Standard deviation of the strongest noise that is added, per voxel of this spacing."""
 GROWN_KINDS: Final = ("clean", "cohort")
 GROWN_SHARE: Final = 0.75
 """Of the crops of real clean lungs, how many are given lesions."""
@@ -58,9 +61,9 @@ class Crop:
     lungs: Field
     lesions: Field
 
-    def inputs(self) -> Float[Tensor, "2 z y x"]:
+    def inputs(self) -> Float[Tensor, "3 z y x"]:
         """What the network sees."""
-        return torch.stack([self.image, self.lungs])
+        return network_inputs(self.image, self.lungs)
 
 
 def read_split(bank: Path) -> dict[str, list[str]]:
@@ -180,7 +183,7 @@ class Sampler:
             image = _blurred(image, thick=rng.random() < 0.5)
         if rng.random() < 0.5:
             grain = torch.from_numpy(rng.standard_normal(self._crop, dtype=np.float32)).to(self._device)
-            image = image + rng.uniform(0, 0.045) * grain
+            image = image + rng.uniform(0, MOST_NOISE_HU / HU_SPAN) * grain
         return Crop(image.clamp(0, 1), crop.lungs, crop.lesions)
 
 

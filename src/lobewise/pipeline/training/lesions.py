@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lobewise.pipeline.networks.dense_unet import TOTAL_STRIDE, DenseUNet, DenseUNetConfig
+from lobewise.pipeline.networks.dense_unet import INPUTS, TOTAL_STRIDE, DenseUNet, DenseUNetConfig, network_inputs
 from lobewise.pipeline.networks.device import choose_device, on_device
 from lobewise.pipeline.networks.weights import ModelInfo, save_weights
 from lobewise.pipeline.training.adabound import AdaBound
@@ -115,9 +115,9 @@ def predict(
     network: DenseUNet, example: Example, recipe: LesionRecipe, device: torch.device
 ) -> Bool[np.ndarray, "z y x"]:
     """The lesions of a volume in one piece."""
-    inputs = np.stack([example.image.astype(np.float32) / 255, example.lungs.astype(np.float32)])
-    pads = [(0, 0), *((0, -n % stride) for n, stride in zip(example.image.shape, TOTAL_STRIDE, strict=True))]
-    batch = torch.from_numpy(np.pad(inputs, pads))[None].to(device, memory_format=torch.channels_last_3d)
+    pads = [(0, -n % stride) for n, stride in zip(example.image.shape, TOTAL_STRIDE, strict=True)]
+    image, lungs = (torch.from_numpy(np.pad(a.astype(np.float32), pads)) for a in (example.image, example.lungs))
+    batch = network_inputs(image / 255, lungs)[None].to(device, memory_format=torch.channels_last_3d)
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=recipe.bfloat16):
         probability = network(batch).float().softmax(dim=1)[0, 1].cpu().numpy()
     z, y, x = example.image.shape
@@ -162,6 +162,19 @@ def make_optimiser(network: DenseUNet, recipe: LesionRecipe) -> torch.optim.Opti
     return AdaBound(network.parameters(), lr=recipe.learning_rate)
 
 
+def with_level(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights that may come from before the network was given the aerated level (0.2.0), as it is now.
+
+    Kernels lose their mean before they are used; a new one that is the mean of the others leaves the answer as it was.
+    """
+    name = "stem.0.weight"
+    kernels = tensors[name]
+    if kernels.shape[1] == INPUTS:
+        return tensors
+    mean = kernels.mean(dim=(1, 2, 3, 4), keepdim=True).expand(-1, INPUTS - kernels.shape[1], *kernels.shape[2:])
+    return {**tensors, name: torch.cat((kernels, mean), dim=1)}
+
+
 def judges(bank: Path) -> list[Example]:
     """The volumes that choose the model, from mild to extensive: of each patient kept aside for it some."""
     wanted = read_split(bank)["validation_volumes"]
@@ -186,7 +199,7 @@ def train(recipe: LesionRecipe, bank: Path, run: Path, device_name: str = "auto"
     validation = [middle(example) for example in judges(bank)]
     network, averaged = (on_device(DenseUNet(recipe.network), device) for _ in range(2))
     if start is not None:
-        network.load_state_dict(torch.load(start, weights_only=False)["averaged"])
+        network.load_state_dict(with_level(torch.load(start, weights_only=False)["averaged"]))
     averaged.load_state_dict(network.state_dict())
     optimiser = make_optimiser(network, recipe)
     step, best, began, loss_mean = 0, -np.inf, time.monotonic(), 1.0
