@@ -6,8 +6,15 @@ import pytest
 from lobewise.pipeline.anatomy import Landmark, Lobe
 from lobewise.pipeline.errors import NotChestCTError
 from lobewise.pipeline.landmarks import LandmarkPosition
-from lobewise.pipeline.quality import demand_hounsfield, findings_of_scan, histogram_evidence
+from lobewise.pipeline.quality import (
+    LEARNED_NOISE_HU,
+    demand_hounsfield,
+    findings_of_scan,
+    histogram_evidence,
+    noise_hu,
+)
 from lobewise.pipeline.severity import Severity, score_severity
+from lobewise.pipeline.training.lesion_crops import MOST_NOISE_HU
 from lobewise.pipeline.verdict import demand_chest, findings_of_result
 from lobewise.pipeline.volume import Finding, Grid, LesionMask, LobeLabels, LungMask, Volume
 
@@ -34,6 +41,38 @@ def test_an_ordinary_scan_is_not_remarked_upon() -> None:
 @pytest.mark.parametrize(("thickness_mm", "expected"), [(4.0, []), (4.9, []), (5.0, ["thick-slices"])])
 def test_slices_are_thick_from_five_millimetres_on(thickness_mm: float, expected: list[str]) -> None:
     assert codes(findings_of_scan(scan(Grid((75, 80, 90), (thickness_mm, 4.0, 4.0), (0.0, 0.0, 0.0))))) == expected
+
+
+def test_voxels_longer_than_any_learned_from_are_named() -> None:
+    findings = findings_of_scan(scan(Grid((40, 80, 90), (8.1, 4.0, 4.0), (0.0, 0.0, 0.0))))
+    assert codes(findings) == ["thick-slices", "spacing-beyond-training"]
+
+
+def noisy(noise: float, spacing_mm: float) -> Volume:
+    grid = Grid((60, 80, 90), (spacing_mm, 4.0, 4.0), (0.0, 0.0, 0.0))
+    clean = scan(grid)
+    grain = np.random.default_rng(0).normal(0, noise, grid.shape)
+    return Volume((clean.hu + grain).round().astype(np.int16), grid)
+
+
+@pytest.mark.parametrize("noise", [10.0, 30.0, 60.0])
+def test_noise_is_measured_in_soft_tissue(noise: float) -> None:
+    assert noise_hu(noisy(noise, 4.5)) == pytest.approx(noise, rel=0.06)
+
+
+def test_noise_beyond_what_was_learned_from_is_named() -> None:
+    assert codes(findings_of_scan(noisy(60.0, 4.5))) == []
+    assert codes(findings_of_scan(noisy(100.0, 4.5))) == ["noise-beyond-training"]
+
+
+def test_noise_in_small_voxels_counts_as_the_networks_see_it() -> None:
+    large = noisy(100.0, 4.5)
+    small = Volume(np.tile(large.hu, (1, 4, 4)), Grid((60, 320, 360), (4.5, 0.8, 0.8), (0.0, 0.0, 0.0)))
+    (finding,) = findings_of_scan(large)
+    assert codes(findings_of_scan(small)) == ["noise-beyond-training"]
+    shrunk = Volume(small.hu, Grid(small.hu.shape, (0.8, 0.8, 0.8), (0.0, 0.0, 0.0)))
+    assert "noise-beyond-training" not in codes(findings_of_scan(shrunk))
+    assert finding.evidence["learned_hu"] == LEARNED_NOISE_HU == pytest.approx(MOST_NOISE_HU, rel=0.05)
 
 
 def test_slices_and_field_are_counted_along_the_patient_not_the_array() -> None:
@@ -116,8 +155,7 @@ def test_lungs_that_reach_a_face_are_cut_off(face: tuple[int, int], lobes: LobeL
     assert codes(found) == ["lungs-cut-off"]
 
 
-def test_lungs_of_unusual_size_and_missing_lobes_are_named(lobes: LobeLabels, chest: Volume) -> None:
+def test_lungs_of_unusual_size_are_named(lobes: LobeLabels, chest: Volume) -> None:
     only_one = LobeLabels(np.where(lobes.labels == Lobe.LEFT_UPPER, lobes.labels, 0), lobes.grid)
     findings = findings_of_result(landmarks(carina=True, sternum_tip=True), only_one.lungs(), whole(only_one, chest))
-    assert codes(findings) == ["unusual-lung-volume", "lobe-not-found"]
-    assert findings[1].evidence == {"lobes": ["left_lower", "right_upper", "right_middle", "right_lower"]}
+    assert codes(findings) == ["unusual-lung-volume"]

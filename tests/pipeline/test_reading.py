@@ -134,7 +134,13 @@ def test_findings_of_scan_and_file_come_together(chest: Volume, tmp_path: Path) 
     stored[0, 0, 0] = np.nan
     sitk.WriteImage(to_sitk(stored, grid), str(tmp_path / "x.nrrd"))
     codes = [finding.code for finding in read_ct(tmp_path / "x.nrrd").findings]
-    assert codes == ["not-finite-voxels", "thick-slices", "small-field-of-view", "not-hounsfield"]
+    assert codes == [
+        "not-finite-voxels",
+        "thick-slices",
+        "spacing-beyond-training",
+        "small-field-of-view",
+        "not-hounsfield",
+    ]
 
 
 def test_masks_of_the_same_pixels_are_the_same_bytes(lobes: object, chest: Volume, tmp_path: Path) -> None:

@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from lobewise.pipeline.anatomy import Lobe
-from lobewise.pipeline.severity import LobeSeverity, Severity, high_opacity_of, lobe_score, percent, score_severity
+from lobewise.pipeline.severity import (
+    LobeSeverity,
+    Severity,
+    high_opacity_of,
+    lobe_score,
+    opacity_range,
+    percent,
+    score_severity,
+)
 from lobewise.pipeline.volume import Grid, LesionMask, LobeLabels, LungMask, Volume
 
 VOXELS_PER_LOBE = 1000
@@ -241,3 +249,17 @@ def test_scores_do_not_depend_on_the_orientation(
     upright = scored(hu, labels, lesion, GRID)
     assert percentages_and_scores(turned) == percentages_and_scores(upright)
     assert turned.volume_ml == pytest.approx(upright.volume_ml)
+
+
+def test_the_range_counts_what_is_certain_and_what_is_possible_in_each_lobe() -> None:
+    grid = Grid((5, 1, VOXELS_PER_LOBE), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
+    labels = np.repeat(np.arange(1, 6, dtype=np.uint8), VOXELS_PER_LOBE).reshape(grid.shape)
+    certain, possible = np.zeros(grid.shape, dtype=bool), np.zeros(grid.shape, dtype=bool)
+    certain[0, 0, :100], possible[0, 0, :300], possible[4, 0, :50] = True, True, True
+    found = opacity_range(LobeLabels(labels, grid), LesionMask(certain, grid), LesionMask(possible, grid))
+    assert (found.overall.low, found.overall.high) == (2.0, 7.0)
+    assert {lobe: (part.low, part.high) for lobe, part in found.lobes.items() if part.high} == {
+        Lobe.LEFT_UPPER: (10.0, 30.0),
+        Lobe.RIGHT_LOWER: (0.0, 5.0),
+    }
+    assert found.lobes[Lobe.LEFT_UPPER].scores == (1, 2)

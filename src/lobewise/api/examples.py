@@ -1,7 +1,7 @@
 """One made-up scan, told through every example of the OpenAPI document."""
 
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from lobewise.api.context import Addresses
 from lobewise.api.schemas import MaskAddress
@@ -13,9 +13,11 @@ from lobewise.jobs.models import (
     JobState,
     JobStatus,
     LandmarkPoint,
+    LobeName,
     LobeScores,
     LungVolumes,
     ModelProvenance,
+    PercentRange,
     Provenance,
     QualityFinding,
     Report,
@@ -25,8 +27,6 @@ from lobewise.jobs.models import (
     UploadRecord,
 )
 from lobewise.jobs.tickets import Ticket
-
-LobeName = Literal["left_upper", "left_lower", "right_upper", "right_middle", "right_lower"]
 
 ADDRESSES: Final = Addresses("https://lobewise.example")
 JOB_ID: Final = "01935f3a-7c1e-7b6a-9d53-2f1c7e0a4b11"
@@ -46,7 +46,11 @@ MODELS: Final = [
     ),
 ]
 SEVERITY: Final = SeverityScores(
-    percent_opacity=12.3, percent_high_opacity=2.1, lung_severity_score=5, lung_high_opacity_score=2
+    percent_opacity=12.3,
+    percent_opacity_range=PercentRange(low=10.8, high=14.1),
+    percent_high_opacity=2.1,
+    lung_severity_score=5,
+    lung_high_opacity_score=2,
 )
 FAILURE: Final = JobError(
     type="/problems/lungs-not-found",
@@ -81,6 +85,7 @@ def _lobe(
         label=label,
         volume_ml=volume_ml,
         percent_opacity=percent[0],
+        percent_opacity_range=PercentRange(low=round(0.91 * percent[0], 1), high=round(1.066 * percent[0], 1)),
         percent_high_opacity=percent[1],
         severity_score=score[0],
         high_opacity_score=score[1],
@@ -127,7 +132,14 @@ REPORT: Final = Report(
             severity="warning",
             message="Slices are 5 mm apart; small lesions may be missed.",
             evidence={"spacing_mm": 5.0},
-        )
+        ),
+        QualityFinding(
+            code="lobe-score-unsure",
+            severity="info",
+            message="22.1 to 25.9 % of the right lower lobe may be affected, so that its score may be 1 to 2.",
+            evidence={"percent_opacity_low": 22.1, "percent_opacity_high": 25.9, "score_low": 1, "score_high": 2},
+            lobe="right_lower",
+        ),
     ],
     provenance=Provenance(
         input_sha256=SHA256,

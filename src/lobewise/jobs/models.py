@@ -161,8 +161,19 @@ class JobState(Model):
     revision: str = Field(description="changes whenever any other field does")
 
 
+LobeName = Literal["left_upper", "left_lower", "right_upper", "right_middle", "right_lower"]
+
+
+class PercentRange(Model):
+    """What a percentage is if only what is very likely a lesion counts, and if all that may be one does."""
+
+    low: float = Field(ge=0, le=100)
+    high: float = Field(ge=0, le=100)
+
+
 class SeverityScores(Model):
     percent_opacity: float = Field(ge=0, le=100)
+    percent_opacity_range: PercentRange | None = None
     percent_high_opacity: float = Field(ge=0, le=100)
     lung_severity_score: int = Field(ge=0, le=20)
     lung_high_opacity_score: int = Field(ge=0, le=20)
@@ -175,10 +186,11 @@ class LungVolumes(Model):
 
 
 class LobeScores(Model):
-    lobe: Literal["left_upper", "left_lower", "right_upper", "right_middle", "right_lower"]
+    lobe: LobeName
     label: int = Field(ge=1, le=5, description="value in the lobes mask")
     volume_ml: float = Field(ge=0)
     percent_opacity: float = Field(ge=0, le=100)
+    percent_opacity_range: PercentRange | None = None
     percent_high_opacity: float = Field(ge=0, le=100)
     severity_score: int = Field(ge=0, le=4)
     high_opacity_score: int = Field(ge=0, le=4)
@@ -195,6 +207,7 @@ class QualityFinding(Model):
     severity: Literal["info", "warning", "error"]
     message: str
     evidence: dict[str, Any] = Field(default_factory=dict)
+    lobe: LobeName | None = Field(default=None, description="null where it is about the scan or the whole result")
 
 
 class ModelProvenance(Model):

@@ -22,6 +22,11 @@ class Lobe(IntEnum):
         return self.name.lower()
 
     @property
+    def title(self) -> str:
+        """`left upper`, for sentences."""
+        return self.slug.replace("_", " ")
+
+    @property
     def is_left(self) -> bool:
         return self in LEFT_LOBES
 

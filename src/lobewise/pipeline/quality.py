@@ -20,13 +20,39 @@ LEAST_PERCENT: Final = 0.5
 THICK_MM: Final = 4.95
 """From 5 mm on (less what rounding takes) small opacities vanish in partial volume."""
 
+LEARNED_SPACING_MM: Final = 8.0
+"""The networks learned from voxels of up to this length."""
+
+LEARNED_NOISE_HU: Final = 70.0
+"""The lesion network learned from noise of up to this much in a voxel of 1 x 1 x 3 mm (`training/lesion_crops.py`)."""
+
+LEARNED_VOXEL_ML: Final = 0.003
+
 FEW_SLICES: Final = 20
 SMALL_FIELD_MM: Final = 250.0
+LEAST_NOISE_VOXELS: Final = 1000
 
 
 def findings_of_scan(volume: Volume) -> tuple[Finding, ...]:
     """What is unusual about the sampling or the values of a scan."""
-    return (*_sampling_findings(volume.grid), *_hounsfield_findings(volume))
+    values = _hounsfield_findings(volume) or _noise_findings(volume)
+    return (*_sampling_findings(volume.grid), *values)
+
+
+def noise_hu(volume: Volume) -> float | None:
+    """Standard deviation of the noise in soft tissue, per voxel of the scan; None where there is too little tissue.
+
+    From the second differences of neighbouring pixels (Immerkaer 1996), which even tissue does not have; their median
+    does not mind the edges.
+    """
+    hu = volume.hu[:: max(volume.hu.shape[0] // 24, 1)].astype(np.float32)
+    even = (hu >= TISSUE_HU[0]) & (hu <= TISSUE_HU[1])
+    rows = hu[:, 1:-1, :-2] - 2 * hu[:, 1:-1, 1:-1] + hu[:, 1:-1, 2:]
+    known = even[:, 1:-1, :-2] & even[:, 1:-1, 1:-1] & even[:, 1:-1, 2:]
+    if np.count_nonzero(known) < LEAST_NOISE_VOXELS:
+        return None
+    # A normal deviate's median distance from 0 is 0.6745 of its deviation; 1, -2, 1 multiplies that by root 6.
+    return float(np.median(np.abs(rows[known])) / (0.6745 * np.sqrt(6.0)))
 
 
 def demand_hounsfield(volume: Volume) -> None:
@@ -70,6 +96,10 @@ def _sampling_findings(grid: Grid) -> tuple[Finding, ...]:
     if max(grid.spacing_mm) > THICK_MM:
         message = f"Voxels are {max(grid.spacing_mm):.1f} mm long: small opacities may be missed."
         findings.append(Finding("thick-slices", "warning", message, {"spacing_mm": round(max(grid.spacing_mm), 3)}))
+    if max(grid.spacing_mm) > LEARNED_SPACING_MM:
+        message = f"The networks have learned from voxels of up to {LEARNED_SPACING_MM:.0f} mm: scores may be far off."
+        evidence = {"spacing_mm": round(max(grid.spacing_mm), 3), "learned_mm": LEARNED_SPACING_MM}
+        findings.append(Finding("spacing-beyond-training", "warning", message, evidence))
     if layout.slices < FEW_SLICES:
         message = f"There are {layout.slices} slices from feet to head: too few to show the lungs whole."
         findings.append(Finding("few-slices", "warning", message, {"slices": layout.slices}))
@@ -77,6 +107,19 @@ def _sampling_findings(grid: Grid) -> tuple[Finding, ...]:
         message = f"The field of view is {layout.field_mm:.0f} mm: it may not hold both lungs whole."
         findings.append(Finding("small-field-of-view", "warning", message, {"field_mm": round(layout.field_mm, 1)}))
     return tuple(findings)
+
+
+def _noise_findings(volume: Volume) -> tuple[Finding, ...]:
+    """Noise as the networks would see it: averaged where voxels are smaller than theirs."""
+    noise = noise_hu(volume)
+    if noise is None:
+        return ()
+    as_seen = noise * min(1.0, np.sqrt(volume.grid.voxel_volume_ml / LEARNED_VOXEL_ML))
+    if as_seen <= LEARNED_NOISE_HU:
+        return ()
+    message = f"Noise of {as_seen:.0f} HU is more than the networks have learned from ({LEARNED_NOISE_HU:.0f} HU)."
+    evidence = {"noise_hu": round(float(as_seen), 1), "learned_hu": LEARNED_NOISE_HU}
+    return (Finding("noise-beyond-training", "warning", message, evidence),)
 
 
 @dataclass(frozen=True)

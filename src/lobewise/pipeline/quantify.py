@@ -15,13 +15,14 @@ import torch
 from lobewise.pipeline.anatomy import Landmark
 from lobewise.pipeline.landmarks import LandmarkPosition, find_landmarks
 from lobewise.pipeline.lesions import LesionNetwork, segment_lesions
+from lobewise.pipeline.lobe_quality import findings_of_lobes
 from lobewise.pipeline.lungs import segment_lungs
 from lobewise.pipeline.networks.device import choose_device
 from lobewise.pipeline.networks.di2in import LungNetwork
 from lobewise.pipeline.networks.q_network import LandmarkNetwork
 from lobewise.pipeline.networks.weights import ModelInfo, load_weights
 from lobewise.pipeline.quality import demand_hounsfield
-from lobewise.pipeline.severity import Severity, high_opacity_of, score_severity
+from lobewise.pipeline.severity import OpacityRange, Severity, high_opacity_of, opacity_range, score_severity
 from lobewise.pipeline.verdict import demand_chest, findings_of_result
 from lobewise.pipeline.volume import Finding, LesionMask, LobeLabels, LungMask, Scan
 
@@ -57,6 +58,7 @@ class Quantification:
 
     Attributes:
         lesions: opacities, inside the lungs.
+        opacity_range: PO and the lobes' percentages at the least and at the most.
         high_opacity: the part of `lesions` at or above -200 HU.
         findings: what was noticed while reading and about the result.
         seconds: wall time by stage.
@@ -68,6 +70,7 @@ class Quantification:
     lesions: LesionMask
     high_opacity: LesionMask
     severity: Severity
+    opacity_range: OpacityRange
     landmarks: tuple[LandmarkPosition, ...]
     findings: tuple[Finding, ...]
     seconds: Mapping[str, float]
@@ -121,13 +124,18 @@ def quantify(scan: Scan, models: Models, progress: Progress = ignore) -> Quantif
         lungs = lobes.lungs()
 
     with clock.stage("lesions") as part_done:
-        candidates = segment_lesions(volume, lungs, models.lesions, part_done)
-        lesions = LesionMask(candidates.mask & lungs.mask, volume.grid)
+        found = segment_lesions(volume, lungs, models.lesions, part_done)
+        lesions = found.likely
 
     with clock.stage("severity"):
         high_opacity = LesionMask(high_opacity_of(volume, lesions.mask), volume.grid)
         severity = score_severity(volume, lungs, lobes, lesions)
-        findings = (*scan.findings, *findings_of_result(landmarks, lungs, severity))
+        between = opacity_range(lobes, found.certain, found.possible)
+        findings = (
+            *scan.findings,
+            *findings_of_result(landmarks, lungs, severity),
+            *findings_of_lobes(lobes, severity, between),
+        )
 
     return Quantification(
         lungs=lungs,
@@ -135,6 +143,7 @@ def quantify(scan: Scan, models: Models, progress: Progress = ignore) -> Quantif
         lesions=lesions,
         high_opacity=high_opacity,
         severity=severity,
+        opacity_range=between,
         landmarks=tuple(landmarks[mark] for mark in Landmark if mark in landmarks),
         findings=findings,
         seconds=clock.seconds,

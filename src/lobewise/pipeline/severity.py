@@ -4,6 +4,7 @@ PO and PHO are percentages of the lung volume. LSS and LHOS grade each lobe 0-4 
 over the five lobes, 0-20.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -51,6 +52,27 @@ class Severity:
     lobes: tuple[LobeSeverity, ...]
 
 
+@dataclass(frozen=True)
+class PercentRange:
+    """Percent of a lobe or of the lungs that are affected at the least and at the most."""
+
+    low: float
+    high: float
+
+    @property
+    def scores(self) -> tuple[int, int]:
+        """The grades of a lobe that lie in the range."""
+        return lobe_score(self.low), lobe_score(self.high)
+
+
+@dataclass(frozen=True)
+class OpacityRange:
+    """The range of PO, and that of each lobe."""
+
+    overall: PercentRange
+    lobes: Mapping[Lobe, PercentRange]
+
+
 def score_severity(volume: Volume, lungs: LungMask, lobes: LobeLabels, lesions: LesionMask) -> Severity:
     """PO, PHO, LSS and LHOS of masks that share the grid of `volume`.
 
@@ -77,6 +99,17 @@ def score_severity(volume: Volume, lungs: LungMask, lobes: LobeLabels, lesions: 
         high_opacity_ml=high_voxels * voxel_ml,
         lobes=per_lobe,
     )
+
+
+def opacity_range(lobes: LobeLabels, certain: LesionMask, possible: LesionMask) -> OpacityRange:
+    """The percentages if only `certain` counted, and if all that is `possible` did."""
+    count = len(Lobe) + 1
+    whole = np.bincount(lobes.labels.ravel(), minlength=count)
+    affected = [np.bincount(lobes.labels[lesions.mask], minlength=count) for lesions in (certain, possible)]
+    ends = [[percent(int(part[lobe]), int(whole[lobe])) for lobe in Lobe] for part in affected]
+    overall = (percent(int(part[1:].sum()), int(whole[1:].sum())) for part in affected)
+    ranges = (PercentRange(low, high) for low, high in zip(*ends, strict=True))
+    return OpacityRange(PercentRange(*overall), dict(zip(Lobe, ranges, strict=True)))
 
 
 def high_opacity_of(volume: Volume, opacity: Bool[np.ndarray, "z y x"]) -> Bool[np.ndarray, "z y x"]:

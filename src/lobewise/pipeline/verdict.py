@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
+from jaxtyping import Bool
 
 from lobewise.pipeline.anatomy import Landmark
 from lobewise.pipeline.errors import NotChestCTError
 from lobewise.pipeline.landmarks import LandmarkPosition
 from lobewise.pipeline.quality import histogram_evidence
 from lobewise.pipeline.severity import Severity
-from lobewise.pipeline.volume import Finding, LungMask, Volume
+from lobewise.pipeline.volume import Finding, Grid, LungMask, Volume
 
 PLAUSIBLE_LUNGS_ML: Final = (1000.0, 9000.0)
 """Both lungs of an adult at inspiration hold 2 to 8 litres; beyond this either the scan or the mask is unusual."""
@@ -52,27 +53,26 @@ def _landmark_findings(landmarks: Mapping[Landmark, LandmarkPosition]) -> tuple[
 
 def _cut_off_findings(lungs: LungMask) -> tuple[Finding, ...]:
     """Lung on the outermost voxels of any face."""
-    largest = max(_area_on_face_cm2(lungs, axis, index) for axis in range(3) for index in (0, -1))
+    largest = area_on_faces_cm2(lungs.mask, lungs.grid)
     if largest < CUT_OFF_CM2:
         return ()
     message = "The scan does not hold the lungs whole: percentages are of the part that it shows."
     return (Finding("lungs-cut-off", "warning", message, {"lung_on_face_cm2": round(largest, 1)}),)
 
 
-def _area_on_face_cm2(lungs: LungMask, axis: int, index: int) -> float:
-    area_mm2 = lungs.grid.voxel_volume_ml * 1000 / lungs.grid.spacing_mm[axis]
-    return int(np.count_nonzero(np.take(lungs.mask, index, axis=axis))) * area_mm2 / 100
+def area_on_faces_cm2(mask: Bool[np.ndarray, "z y x"], grid: Grid) -> float:
+    """The largest area that the mask has on one of the six faces of the scan."""
+    areas_cm2 = [grid.voxel_volume_ml * 10 / spacing_mm for spacing_mm in grid.spacing_mm]
+    return max(
+        int(np.count_nonzero(np.take(mask, index, axis=axis))) * areas_cm2[axis]
+        for axis in range(3)
+        for index in (0, -1)
+    )
 
 
 def _volume_findings(severity: Severity) -> tuple[Finding, ...]:
-    findings = []
     low, high = PLAUSIBLE_LUNGS_ML
-    if not low <= severity.volume_ml <= high:
-        message = f"The lungs hold {severity.volume_ml:.0f} ml, outside of {low:.0f} to {high:.0f} ml."
-        evidence = {"volume_ml": round(severity.volume_ml, 1)}
-        findings.append(Finding("unusual-lung-volume", "warning", message, evidence))
-    missing = [lobe.lobe.slug for lobe in severity.lobes if lobe.volume_ml == 0]
-    if missing:
-        message = f"No voxel was given to {', '.join(missing)}: it scores 0, whatever its state."
-        findings.append(Finding("lobe-not-found", "warning", message, {"lobes": missing}))
-    return tuple(findings)
+    if low <= severity.volume_ml <= high:
+        return ()
+    message = f"The lungs hold {severity.volume_ml:.0f} ml, outside of {low:.0f} to {high:.0f} ml."
+    return (Finding("unusual-lung-volume", "warning", message, {"volume_ml": round(severity.volume_ml, 1)}),)

@@ -143,12 +143,14 @@ class Finding:
         severity: `info`, `warning` or `error`.
         message: one sentence for people.
         evidence: the numbers behind it.
+        lobe: the one that it is about; None where it is about the scan or the result as a whole.
     """
 
     code: str
     severity: str
     message: str
     evidence: Mapping[str, object] = field(default_factory=dict)
+    lobe: Lobe | None = None
 
 
 @dataclass(frozen=True, eq=False)

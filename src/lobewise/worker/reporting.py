@@ -8,23 +8,24 @@ from typing import TYPE_CHECKING, Literal, cast
 from lobewise import __version__
 from lobewise.jobs.models import (
     LandmarkPoint,
+    LobeName,
     LobeScores,
     LungVolumes,
     MaskName,
     ModelProvenance,
+    PercentRange,
     Provenance,
     QualityFinding,
     Report,
     SeverityScores,
 )
+from lobewise.pipeline import severity as science
 from lobewise.pipeline.severity import LobeSeverity, Severity
 from lobewise.pipeline.volume import Finding, LesionMask, LobeLabels, LungMask
 
 if TYPE_CHECKING:  # they import torch, which takes seconds, and only their attributes are used here
     from lobewise.pipeline.landmarks import LandmarkPosition
     from lobewise.pipeline.quantify import Quantification
-
-LobeName = Literal["left_upper", "left_lower", "right_upper", "right_middle", "right_lower"]
 
 
 def report_of(
@@ -37,9 +38,9 @@ def report_of(
     """
     return Report(
         job_id=job_id,
-        severity=scores_of(result.severity),
+        severity=scores_of(result.severity, result.opacity_range.overall),
         lungs=volumes_of(result.severity),
-        lobes=[lobe_of(lobe) for lobe in result.severity.lobes],
+        lobes=[lobe_of(lobe, result.opacity_range.lobes[lobe.lobe]) for lobe in result.severity.lobes],
         landmarks=[_landmark_of(position) for position in result.landmarks],
         quality=[_finding_of(finding) for finding in result.findings],
         provenance=Provenance(
@@ -61,9 +62,10 @@ def masks_of(result: Quantification) -> dict[MaskName, LungMask | LobeLabels | L
     }
 
 
-def scores_of(severity: Severity) -> SeverityScores:
+def scores_of(severity: Severity, between: science.PercentRange | None = None) -> SeverityScores:
     return SeverityScores(
         percent_opacity=_rounded(severity.percent_opacity),
+        percent_opacity_range=_range_of(between),
         percent_high_opacity=_rounded(severity.percent_high_opacity),
         lung_severity_score=severity.lung_severity_score,
         lung_high_opacity_score=severity.lung_high_opacity_score,
@@ -78,12 +80,13 @@ def volumes_of(severity: Severity) -> LungVolumes:
     )
 
 
-def lobe_of(lobe: LobeSeverity) -> LobeScores:
+def lobe_of(lobe: LobeSeverity, between: science.PercentRange | None = None) -> LobeScores:
     return LobeScores(
         lobe=cast("LobeName", lobe.lobe.slug),
         label=int(lobe.lobe),
         volume_ml=_rounded(lobe.volume_ml),
         percent_opacity=_rounded(lobe.percent_opacity),
+        percent_opacity_range=_range_of(between),
         percent_high_opacity=_rounded(lobe.percent_high_opacity),
         severity_score=lobe.severity_score,
         high_opacity_score=lobe.high_opacity_score,
@@ -99,8 +102,16 @@ def _landmark_of(position: LandmarkPosition) -> LandmarkPoint:
 def _finding_of(finding: Finding) -> QualityFinding:
     severity = cast("Literal['info', 'warning', 'error']", finding.severity)
     return QualityFinding(
-        code=finding.code, severity=severity, message=finding.message, evidence=dict(finding.evidence)
+        code=finding.code,
+        severity=severity,
+        message=finding.message,
+        evidence=dict(finding.evidence),
+        lobe=None if finding.lobe is None else cast("LobeName", finding.lobe.slug),
     )
+
+
+def _range_of(between: science.PercentRange | None) -> PercentRange | None:
+    return None if between is None else PercentRange(low=_rounded(between.low), high=_rounded(between.high))
 
 
 def _rounded(value: float) -> float:
