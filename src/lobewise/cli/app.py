@@ -26,6 +26,10 @@ Weights = Annotated[
     Path | None,
     typer.Option(help="Folder of other weights than those that come with the package.", envvar="LOBEWISE_WEIGHTS_DIR"),
 ]
+LungStage = Annotated[
+    Literal["di2in", "lungmask"],
+    typer.Option(help="Who draws lungs and lobes; lungmask needs its extra.", envvar="LOBEWISE_LUNG_STAGE"),
+]
 ScanPath = Annotated[
     Path, typer.Argument(help="NIfTI, NRRD, MetaImage, or a DICOM series as zip or folder.", exists=True)
 ]
@@ -70,13 +74,14 @@ def score(
     as_json: AsJson = False,
     device: Device = "auto",
     weights: Weights = None,
+    lung_stage: LungStage = "di2in",
 ) -> None:
     """Score one scan here, without a service."""
     demand("torch", "worker")
     from lobewise.cli.scoring import save, score_here
     from lobewise.cli.tables import print_report
 
-    scored = score_here(scan, device, weights)
+    scored = score_here(scan, device, weights, lung_stage)
     paths = save(scored, out_dir) if out_dir else []
     if as_json:
         typer.echo(scored.report.model_dump_json(indent=2))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,8 @@ with needs("worker"):
 if TYPE_CHECKING:  # it imports torch, which takes seconds: a scan that cannot be read is refused before
     import typer
 
-    from lobewise.pipeline.quantify import Quantification
+    from lobewise.pipeline.lung_stage import LungStageName
+    from lobewise.pipeline.quantify import Models, Quantification
 
 READ_SHARE = 0.05
 """Of the whole time, roughly."""
@@ -40,7 +42,7 @@ class Scored:
     report: Report
 
 
-def score_here(path: Path, device: str, weights: Path | None) -> Scored:
+def score_here(path: Path, device: str, weights: Path | None, lung_stage: LungStageName) -> Scored:
     """Read and quantify one scan.
 
     Raises:
@@ -51,7 +53,7 @@ def score_here(path: Path, device: str, weights: Path | None) -> Scored:
             begin = time.perf_counter()
             scan = read_ct(path)
             seconds = {"read": round(time.perf_counter() - begin, 3)}
-            result = _quantified(scan, device, weights, shown)
+            result = _quantified(scan, partial(_load, device, weights, lung_stage), shown)
     except PipelineError as error:
         raise _refused(error) from error
     report = report_of(result, job_id=path.name, input_sha256=_sha256_of(path), seconds=seconds)
@@ -70,15 +72,21 @@ def save(scored: Scored, folder: Path) -> list[Path]:
     return [*paths, overview, write_report(scored.report, folder)]
 
 
-def _quantified(scan: Scan, device: str, weights: Path | None, shown: Bar) -> Quantification:
-    shown.show("loading the networks", READ_SHARE)
+def _load(device: str, weights: Path | None, lung_stage: LungStageName) -> Models:
     with needs("worker"):
         from lobewise.pipeline.networks.weights import WeightsError
-        from lobewise.pipeline.quantify import load_models, quantify
+        from lobewise.pipeline.quantify import load_models
     try:
-        models = load_models(device, weights)
+        return load_models(device, weights, lung_stage)
     except (WeightsError, ValueError) as error:
         raise fail(Exit.USAGE, str(error)) from error
+
+
+def _quantified(scan: Scan, load: Callable[[], Models], shown: Bar) -> Quantification:
+    shown.show("loading the networks", READ_SHARE)
+    models = load()
+    from lobewise.pipeline.quantify import quantify
+
     result = quantify(scan, models, lambda stage, done: shown.show(stage, READ_SHARE + done * (1 - READ_SHARE)))
     shown.show("scored", 1.0)
     return result

@@ -1,7 +1,7 @@
 """What an operator decides, read from the environment as `LOBEWISE_<NAME>`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AliasChoices, Field, PositiveFloat, PositiveInt, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -70,6 +70,9 @@ class JobsSettings(BaseSettings):
     liveness_file: Path | None = Field(default=None, description="a worker touches it while its process is alive")
     device: str = Field(default="auto", description="where the networks run: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`")
     concurrency: PositiveInt = Field(default=1, description="processes of a worker, each with models of its own")
+    lung_stage: Literal["di2in", "lungmask"] = Field(
+        default="di2in", description="who draws lungs and lobes; `lungmask` needs the extra of that name"
+    )
     weights_dir: Path | None = Field(default=None, description="other weights than those that come with the package")
 
     @field_validator("source_allowlist", mode="before")

@@ -14,7 +14,7 @@ from jaxtyping import Float32, Num
 
 from lobewise.pipeline.networks.dense_unet import TOTAL_STRIDE, DenseUNet, DenseUNetConfig, network_inputs
 from lobewise.pipeline.networks.device import mixed_precision, on_device
-from lobewise.pipeline.networks.weights import ModelInfo, Weights
+from lobewise.pipeline.networks.weights import ModelInfo, Weights, WeightsError
 from lobewise.pipeline.volume import Grid, LesionMask, LungMask, Triple, Volume, resample, resample_labels
 
 SPACING_MM: Final[Triple] = (3.0, 1.0, 1.0)
@@ -55,8 +55,16 @@ class LesionNetwork:
 
     @classmethod
     def load(cls, weights: Weights, device: torch.device) -> "LesionNetwork":
+        """Build the network that `weights` holds.
+
+        Raises:
+            WeightsError: the tensors do not fit the configuration, or come from before the level was an input (0.2).
+        """
         network = DenseUNet(DenseUNetConfig(**weights.config))
-        network.load_state_dict(dict(weights.tensors))
+        try:
+            network.load_state_dict(dict(weights.tensors))
+        except RuntimeError as error:
+            raise WeightsError(f"the weights of {weights.info.name!r} do not fit their configuration") from error
         return cls(on_device(network, device).eval(), device, weights.info)
 
     def probability(self, inputs: Float32[np.ndarray, "3 z y x"]) -> Float32[np.ndarray, "z y x"]:

@@ -13,7 +13,7 @@ import cc3d
 import edt
 import numpy as np
 import SimpleITK as sitk
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Bool, Float32, Shaped, UInt8
 from scipy import ndimage
 
 from lobewise.pipeline.anatomy import LEFT_LOBES, RIGHT_LOBES, Landmark, Lobe
@@ -58,11 +58,11 @@ def segment_lungs(
     rough = network.glance(prepare(volume, region, config))
     progress(0.2)
     roi = closer_grid(region, rough, config)
-    _demand_lungs(rough, 8 * region.voxel_volume_ml, region, landmarks)
+    demand_lungs(rough, 8 * region.voxel_volume_ml, region, landmarks)
     probabilities = network.probabilities(prepare(volume, roi, config))
     progress(0.6)
     labels = clean_labels(probabilities, config.spacing_mm)
-    _demand_lungs(labels, roi.voxel_volume_ml, roi, landmarks)
+    demand_lungs(labels, roi.voxel_volume_ml, roi, landmarks)
     on_scan = _on_grid(_agreeing(probabilities, labels), roi, volume.grid, labels > 0, progress)
     return LobeLabels(on_scan, volume.grid)
 
@@ -144,7 +144,16 @@ def _found(landmarks: Landmarks, landmark: Landmark) -> bool:
     return landmark in landmarks and landmarks[landmark].position_mm is not None
 
 
-def _demand_lungs(labels: Labels, voxel_ml: float, roi: Grid, landmarks: Landmarks) -> None:
+def demand_lungs(labels: Shaped[np.ndarray, "zl yl xl"], voxel_ml: float, roi: Grid, landmarks: Landmarks) -> None:
+    """Refuse what is too small to be lungs.
+
+    Args:
+        labels: not 0 in the lungs.
+        roi: where was searched.
+
+    Raises:
+        LungsNotFoundError: with what was seen as its evidence.
+    """
     volume_ml = np.count_nonzero(labels) * voxel_ml
     if volume_ml < MIN_LUNGS_ML:
         raise LungsNotFoundError(

@@ -16,9 +16,9 @@ from lobewise.pipeline.anatomy import Landmark
 from lobewise.pipeline.landmarks import LandmarkPosition, find_landmarks
 from lobewise.pipeline.lesions import LesionNetwork, segment_lesions
 from lobewise.pipeline.lobe_quality import findings_of_lobes
-from lobewise.pipeline.lungs import segment_lungs
+from lobewise.pipeline.lung_stage import DEFAULT as DEFAULT_LUNG_STAGE
+from lobewise.pipeline.lung_stage import LungStage, LungStageName, load_lung_stage
 from lobewise.pipeline.networks.device import choose_device
-from lobewise.pipeline.networks.di2in import LungNetwork
 from lobewise.pipeline.networks.q_network import LandmarkNetwork
 from lobewise.pipeline.networks.weights import ModelInfo, load_weights
 from lobewise.pipeline.quality import demand_hounsfield
@@ -43,13 +43,13 @@ class Models:
     """The three networks of the paper, loaded once and used for every scan."""
 
     landmarks: LandmarkNetwork
-    lungs: LungNetwork
+    lungs: LungStage
     lesions: LesionNetwork
     device: torch.device
 
     @property
     def infos(self) -> tuple[ModelInfo, ...]:
-        return self.landmarks.info, self.lungs.info, self.lesions.info
+        return self.landmarks.info, *self.lungs.infos, self.lesions.info
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,12 +78,15 @@ class Quantification:
     device: str
 
 
-def load_models(device: str = "auto", weights_dir: Path | None = None) -> Models:
+def load_models(
+    device: str = "auto", weights_dir: Path | None = None, lung_stage: LungStageName = DEFAULT_LUNG_STAGE
+) -> Models:
     """Load the three networks onto `device` (`auto`, `cpu`, `cuda`, `cuda:1`, `mps`).
 
     Args:
         weights_dir: holds `landmarks.safetensors`, `lungs.safetensors`, `lesions.safetensors`; by default those that
             come with the package.
+        lung_stage: who draws lungs and lobes.
 
     Raises:
         WeightsError: weights are missing or are not what they claim to be.
@@ -92,7 +95,7 @@ def load_models(device: str = "auto", weights_dir: Path | None = None) -> Models
     target = choose_device(device)
     return Models(
         landmarks=LandmarkNetwork.load(load_weights("landmarks", weights_dir), target),
-        lungs=LungNetwork.load(load_weights("lungs", weights_dir), target),
+        lungs=load_lung_stage(lung_stage, target, weights_dir),
         lesions=LesionNetwork.load(load_weights("lesions", weights_dir), target),
         device=target,
     )
@@ -120,7 +123,7 @@ def quantify(scan: Scan, models: Models, progress: Progress = ignore) -> Quantif
         demand_chest(volume, landmarks)
 
     with clock.stage("lungs") as part_done:
-        lobes = segment_lungs(volume, landmarks, models.lungs, part_done)
+        lobes = models.lungs.segment(volume, landmarks, part_done)
         lungs = lobes.lungs()
 
     with clock.stage("lesions") as part_done:

@@ -44,4 +44,4 @@ def load_pipeline(settings: JobsSettings, device: str) -> Pipeline:
     """Raises WeightsError or ValueError when the models cannot be had or the device is not there."""
     from lobewise.pipeline.quantify import load_models
 
-    return Pipeline(load_models(device, settings.weights_dir))
+    return Pipeline(load_models(device, settings.weights_dir, settings.lung_stage))

@@ -12,11 +12,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
 from lobewise.pipeline.anatomy import Landmark, Lobe
 from lobewise.pipeline.evaluation.overlap import dice
+from lobewise.pipeline.lung_stage import DEFAULT as DEFAULT_LUNG_STAGE
+from lobewise.pipeline.lung_stage import LungStageName
 from lobewise.pipeline.phantom import Phantom, PhantomRecipe, make_phantom
 from lobewise.pipeline.quantify import Models, Quantification, load_models, quantify
 from lobewise.pipeline.reading import read_ct
@@ -126,8 +129,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--scan", type=Path, action="append", default=[], help="a scan without truth; may be repeated")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--weights", type=Path, default=None, help="folder of weights; the shipped ones by default")
+    parser.add_argument("--lung-stage", choices=get_args(LungStageName), default=DEFAULT_LUNG_STAGE)
     options = parser.parse_args(arguments)
-    models = load_models(options.device, options.weights)
+    models = load_models(options.device, options.weights, options.lung_stage)
     results = []
     for result in evaluate_phantoms(models, options.phantoms):
         results.append(result)
