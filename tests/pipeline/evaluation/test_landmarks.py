@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lobewise.pipeline.anatomy import Landmark
+from lobewise.pipeline.errors import LungsNotFoundError
 from lobewise.pipeline.evaluation.landmarks import (
     GAP_MM,
     GOOD_MM,
@@ -17,10 +18,13 @@ from lobewise.pipeline.evaluation.landmarks import (
     phantom_cases,
     pieces_without,
     real_cases,
+    region_recall,
+    seconds_by_scale,
     slab,
     summarise,
 )
 from lobewise.pipeline.landmarks import LandmarkNetwork, LandmarkPosition
+from lobewise.pipeline.networks.di2in import LungConfig
 from lobewise.pipeline.networks.weights import load_weights
 from lobewise.pipeline.volume import Grid, Volume
 
@@ -60,9 +64,37 @@ def test_the_summary_counts_what_is_there_apart_from_what_is_not():
     summary = summarise(Landmark.CARINA, answers)
     assert (summary.present, summary.found, summary.within_10_mm) == (4, 3, 2)
     assert (summary.absent, summary.said_absent) == (2, 1)
-    assert summary.median_mm == GOOD_MM
+    assert (summary.median_mm, summary.worst_mm) == (GOOD_MM, 40.0)
     assert summarise(Landmark.STERNUM_TIP, answers).present == 0
     assert math.isnan(summarise(Landmark.STERNUM_TIP, answers).median_mm)
+
+
+@pytest.mark.parametrize(("shift_mm", "inside"), [(0.0, 1.0), (20.0, 0.6), (60.0, 0.0)])
+def test_the_region_that_an_answer_places_holds_a_share_of_the_lungs(shift_mm: float, inside: float) -> None:
+    grid = Grid((60, 40, 50), (10.0, 10.0, 10.0), (-245.0, -195.0, -295.0))
+    lungs = np.zeros(grid.shape, dtype=np.bool_)
+    lungs[25:30, 15:25, 20:30] = True  # ten voxels a side, five from feet to head
+    scan = Case("lungs", Volume(np.zeros(grid.shape, dtype=np.int16), grid), {}, lungs)
+    box = ((-100.0, -100.0, -55.0), (100.0, 100.0, 95.0))
+    placed = answer(None, (0.0, 0.0, 5.0 + shift_mm))
+    config = LungConfig(carina_box_mm=box, spacing_mm=0.5)
+    assert region_recall(scan, [placed], config) == pytest.approx(inside)
+
+
+def test_a_region_beside_the_scan_is_refused() -> None:
+    scan = Case("lungs", case().volume, {}, np.ones(GRID.shape, dtype=np.bool_))
+    with pytest.raises(LungsNotFoundError):
+        region_recall(scan, [answer(None, (0.0, 0.0, 5000.0))], LungConfig())
+
+
+def test_without_known_lungs_there_is_no_recall() -> None:
+    assert region_recall(case(), [answer(CARINA_MM, CARINA_MM)], LungConfig()) is None
+
+
+def test_the_time_of_each_scale_is_told() -> None:
+    seconds = seconds_by_scale(phantom_cases(1), shipped())
+    assert list(seconds) == ["rest", "12 mm", "6 mm", "3 mm"]
+    assert all(spent > 0 for spent in seconds.values())
 
 
 def test_a_slab_stays_where_it_was():

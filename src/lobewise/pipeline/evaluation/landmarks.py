@@ -5,20 +5,26 @@
 Phantoms are drawn from seeds that training never uses. `DATA` holds the public scans that `landmark_marks.json` marks
 (`lctsc/caseNN_ct.nii.gz`, `dicom/NAME.zip`, `fissures/ct-64.nrrd`); their marks are traced or read by eye, good to 3 mm
 for the carina and to 8 mm for the sternum tip. Every scan is also asked in pieces that end 25 mm above or below a
-landmark.
+landmark. Where the lungs are known, it is measured how much of them lies in the region of interest that the answers
+place: what lies outside of it is lost to all that follows.
 """
 
 import argparse
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import SimpleITK as sitk
 import torch
+from jaxtyping import Bool, Float32, UInt8
 
 from lobewise.pipeline.anatomy import Landmark
 from lobewise.pipeline.landmarks import LandmarkNetwork, LandmarkPosition, find_landmarks
+from lobewise.pipeline.lungs import roi_grid
+from lobewise.pipeline.networks.di2in import LungConfig
 from lobewise.pipeline.networks.weights import load_weights
 from lobewise.pipeline.phantom import Fit, PhantomRecipe, make_phantom
 from lobewise.pipeline.reading import read_ct
@@ -33,11 +39,12 @@ MIN_PIECE_MM: Final = 60.0
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A scan and where its landmarks are (LPS mm); those missing are not in it."""
+    """A scan, where its landmarks are (LPS mm; those missing are not in it), and its lungs where they are known."""
 
     name: str
     volume: Volume
     truth: Mapping[Landmark, Triple]
+    lungs: Bool[np.ndarray, "z y x"] | None = None
 
 
 @dataclass(frozen=True)
@@ -58,13 +65,14 @@ class Answer:
 
 @dataclass(frozen=True)
 class Summary:
-    """Answers in figures. `median_mm` is over the landmarks that are in their scan and were found."""
+    """Answers in figures. `median_mm` and `worst_mm` are over the landmarks that are in their scan and were found."""
 
     landmark: Landmark
     present: int
     found: int
     within_10_mm: int
     median_mm: float
+    worst_mm: float
     absent: int
     said_absent: int
 
@@ -73,6 +81,48 @@ def ask(case: Case, network: LandmarkNetwork) -> list[Answer]:
     """One answer for each landmark of the network."""
     found = find_landmarks(case.volume, network)
     return [Answer(case.name, case.truth.get(mark), position) for mark, position in found.items()]
+
+
+class TimedNetwork(LandmarkNetwork):
+    """A network that keeps how long its agents thought at each scale."""
+
+    def __init__(self, network: LandmarkNetwork) -> None:
+        super().__init__(network.info, network.config, network.agents, network.device)
+        self.seconds = [0.0] * len(network.config.scales_mm)
+
+    def q_values(
+        self, landmark: Landmark, level: int, boxes: UInt8[np.ndarray, "n k k k"]
+    ) -> Float32[np.ndarray, "n 6"]:
+        begin = time.perf_counter()
+        answer = super().q_values(landmark, level, boxes)
+        self.seconds[level] += time.perf_counter() - begin
+        return answer
+
+
+def seconds_by_scale(cases: Iterable[Case], network: LandmarkNetwork) -> dict[str, float]:
+    """Mean seconds a scan: resampling it and cutting out boxes, and the networks of each scale for both landmarks."""
+    timed, count, begin = TimedNetwork(network), 0, time.perf_counter()
+    for count, case in enumerate(cases, start=1):  # noqa: B007 (their number is used)
+        find_landmarks(case.volume, timed)
+    whole = time.perf_counter() - begin
+    parts = {f"{mm:g} mm": spent for mm, spent in zip(network.config.scales_mm, timed.seconds, strict=True)}
+    return {
+        name: round(spent / max(count, 1), 3) for name, spent in {"rest": whole - sum(parts.values()), **parts}.items()
+    }
+
+
+def region_recall(case: Case, answers: Sequence[Answer], config: LungConfig) -> float | None:
+    """Share of the lungs inside the region of interest that the answers place; None where the lungs are not known.
+
+    Raises:
+        LungsNotFoundError: there is no landmark to place it by.
+    """
+    if case.lungs is None:
+        return None
+    region = roi_grid(case.volume.grid, {answer.found.landmark: answer.found for answer in answers}, config)
+    lower, upper = region.bounds_mm()
+    where = case.volume.grid.to_lps(np.argwhere(case.lungs).astype(np.float64))
+    return float(np.mean(np.all((where >= lower) & (where <= upper), axis=1)))
 
 
 def ask_pieces(case: Case, network: LandmarkNetwork) -> Iterator[Answer]:
@@ -94,6 +144,7 @@ def summarise(landmark: Landmark, answers: Sequence[Answer]) -> Summary:
         found=len(errors),
         within_10_mm=sum(error <= GOOD_MM for error in errors),
         median_mm=float(np.median(errors)) if errors else float("nan"),
+        worst_mm=max(errors, default=float("nan")),
         absent=len(absent),
         said_absent=sum(not answer.found.found for answer in absent),
     )
@@ -126,14 +177,20 @@ def phantom_cases(count: int, fits: Sequence[Fit] = ("chest",)) -> Iterator[Case
             seed=FIRST_UNSEEN_SEED + number, spacing_mm=PHANTOM_SPACING_MM, fit=fits[number % len(fits)]
         )
         phantom = make_phantom(recipe)
-        yield Case(f"phantom {recipe.seed} {recipe.fit}", phantom.volume, phantom.landmarks)
+        lungs = phantom.lobes.labels > 0 if recipe.fit == "chest" else None
+        yield Case(f"phantom {recipe.seed} {recipe.fit}", phantom.volume, phantom.landmarks, lungs)
 
 
 def real_cases(data: Path) -> Iterator[Case]:
     """The marked public scans that are in `data`."""
     for name, truth in read_marks().items():
         if (path := real_path(data, name)) is not None:
-            yield Case(name, read_ct(path).volume, truth)
+            yield Case(name, read_ct(path).volume, truth, _true_lungs(data, name))
+
+
+def _true_lungs(data: Path, name: str) -> Bool[np.ndarray, "z y x"] | None:
+    path = data / "lctsc" / f"{name}_lungs.nii.gz"
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(path))) > 0 if path.exists() else None
 
 
 def draw(case: Case, path: Path, answers: Sequence[Answer] = ()) -> None:
@@ -171,25 +228,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Evaluate the landmark agents.")
     parser.add_argument("--phantoms", type=int, default=24, help="chests; half as many show something else")
     parser.add_argument("--data", type=Path, help="folder of the marked public scans")
-    parser.add_argument("--weights", type=Path, help="folder of landmarks.safetensors; else the shipped ones")
+    parser.add_argument("--weights", type=Path, help="folder of landmarks and lungs.safetensors; else the shipped ones")
     parser.add_argument("--pictures", type=Path, help="folder for a picture of each real case")
     options = parser.parse_args(arguments)
     network = LandmarkNetwork.load(load_weights("landmarks", options.weights), torch.device("cpu"))
+    lungs = LungConfig.from_mapping(load_weights("lungs", options.weights).config)
     if options.data:
-        _report("real", real_cases(options.data), network, options.pictures)
-    _report("chest phantoms", phantom_cases(options.phantoms), network, None)
-    _report("other phantoms", phantom_cases(options.phantoms // 2, OTHER_FITS), network, None)
+        _report("real", real_cases(options.data), network, lungs, options.pictures)
+    _report("chest phantoms", phantom_cases(options.phantoms), network, lungs, None)
+    _report("other phantoms", phantom_cases(options.phantoms // 2, OTHER_FITS), network, lungs, None)
+    print("seconds a scan:", seconds_by_scale(phantom_cases(min(options.phantoms, 4)), network))
 
 
-def _report(title: str, cases: Iterable[Case], network: LandmarkNetwork, pictures: Path | None) -> None:
+def _report(
+    title: str, cases: Iterable[Case], network: LandmarkNetwork, lungs: LungConfig, pictures: Path | None
+) -> None:
     """One row an answer, then the summaries."""
     whole: list[Answer] = []
     pieces: list[Answer] = []
+    recalls: list[float] = []
     for case in cases:
         answers = ask(case, network)
         for answer in answers:
             print(_row(answer))
         whole += answers
+        if (recall := region_recall(case, answers, lungs)) is not None:
+            recalls.append(recall)
         pieces += ask_pieces(case, network)
         if pictures:
             pictures.mkdir(parents=True, exist_ok=True)
@@ -200,6 +264,8 @@ def _report(title: str, cases: Iterable[Case], network: LandmarkNetwork, picture
     for landmark in network.landmarks:
         print(title, "whole ", summarise(landmark, whole))
         print(title, "pieces", summarise(landmark, pieces))
+    if recalls:
+        print(f"{title}: lung inside the region of interest, least {100 * min(recalls):.3f} % of {len(recalls)} scans")
 
 
 def _row(answer: Answer) -> str:

@@ -95,7 +95,7 @@ class LandmarkNetwork:
         self.info = info
         self.config = config
         self.device = device
-        self._agents = {mark: [net.to(device).eval() for net in nets] for mark, nets in agents.items()}
+        self.agents = {mark: [net.to(device).eval() for net in nets] for mark, nets in agents.items()}
 
     @classmethod
     def load(cls, weights: Weights, device: torch.device) -> "LandmarkNetwork":
@@ -114,14 +114,14 @@ class LandmarkNetwork:
 
     @property
     def landmarks(self) -> tuple[Landmark, ...]:
-        return tuple(self._agents)
+        return tuple(self.agents)
 
     @torch.inference_mode()
     def q_values(
         self, landmark: Landmark, level: int, boxes: UInt8[np.ndarray, "n k k k"]
     ) -> Float32[np.ndarray, "n 6"]:
         """What each of `STEPS_ZYX` is worth to the agent of `landmark` at scale `level`."""
-        network = self._agents[landmark][level]
+        network = self.agents[landmark][level]
         q_values: np.ndarray = network(torch.from_numpy(boxes).to(self.device)).cpu().numpy()
         return q_values
 
