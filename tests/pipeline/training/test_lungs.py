@@ -76,6 +76,18 @@ def test_a_run_that_was_ended_goes_on_as_if_it_had_not_been(tmp_path: Path, bank
         torch.testing.assert_close(resumed.smooth[name], value, msg=name)
 
 
+def test_a_run_can_begin_with_the_mean_weights_of_another(tmp_path: Path, bank_folder: Path) -> None:
+    earlier = begin(tmp_path / "earlier")
+    train_all(earlier, bank_folder)
+    run, _ = training.open_run(bank_folder, tmp_path / "run", RECIPE, "cpu", CONFIG, earlier.checkpoint)
+    assert run.step == 0
+    for name, value in run.network.state_dict().items():
+        torch.testing.assert_close(value, earlier.smooth[name], msg=name)
+    train_all(run, bank_folder)
+    again, _ = training.open_run(bank_folder, tmp_path / "run", RECIPE, "cpu", CONFIG, earlier.checkpoint)
+    assert again.step == run.step > 0
+
+
 def test_the_detail_stage_leaves_the_trunk_alone(tmp_path: Path, bank_folder: Path) -> None:
     run = begin(tmp_path / "run")
     rows = training.train(run, Bank(bank_folder, RECIPE), CPU, save_every=6)

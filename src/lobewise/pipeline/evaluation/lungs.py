@@ -29,13 +29,15 @@ from lobewise.pipeline.networks.di2in import LungNetwork
 from lobewise.pipeline.networks.weights import load_weights
 from lobewise.pipeline.phantom import PhantomRecipe, make_phantom
 from lobewise.pipeline.reading import read_ct
+from lobewise.pipeline.training.covid_slices import PIXEL_MM, SLICE_MM, as_hu, read_covid
 from lobewise.pipeline.training.landmark_bank import read_marks, real_path
 from lobewise.pipeline.training.lung_bank import with_opacities
-from lobewise.pipeline.training.lungs import OPAQUE
-from lobewise.pipeline.volume import LobeLabels, Triple, Volume
+from lobewise.pipeline.training.lungs import OPAQUE, OPAQUE_HU
+from lobewise.pipeline.volume import Grid, LobeLabels, Triple, Volume
 
 FIRST_UNSEEN_SEED: Final = 1_000_000
 HELD_OUT_CASE: Final = "case05"
+HELD_OUT_COVID: Final = (2, 4)
 SCANS: Final = ("lidc-1011", "lung-dx-a0001")
 PASTED_COPIES: Final = 3
 THRESHOLD_HU: Final = -400
@@ -115,20 +117,32 @@ def phantom_cases(count: int) -> Iterator[Case]:
     for seed in range(FIRST_UNSEEN_SEED, FIRST_UNSEEN_SEED + count):
         phantom = make_phantom(PhantomRecipe(seed=seed))
         labels = phantom.lobes.labels
-        opaque = phantom.lesions.mask & (phantom.volume.hu > -250)
+        opaque = phantom.lesions.mask & (phantom.volume.hu > OPAQUE_HU)
         yield Case(f"phantom {seed}", phantom.volume, phantom.landmarks, labels > 0, labels, opaque)
 
 
 def real_cases(data: Path) -> Iterator[Case]:
-    """The held-out case, its copies with pasted opacities, and the scans without truth."""
+    """The held-out case, its copies with pasted opacities, the COVID-19 slices, and the scans without truth."""
     marks = read_marks()
     held_out = _held_out_case(data, marks[HELD_OUT_CASE])
     yield held_out
     for number in range(PASTED_COPIES):
         yield _with_pasted(held_out, number)
+    yield from covid_cases(data)
     for name in SCANS:
         if (path := real_path(data, name)) is not None:
             yield Case(name, read_ct(path).volume, marks[name])
+
+
+def covid_cases(data: Path) -> Iterator[Case]:
+    """The held-out COVID-19 cases as volumes; `opaque` are their denser opacities."""
+    for scan in read_covid(data):
+        if scan.case in HELD_OUT_COVID:
+            hu = as_hu(scan.image)
+            volume = Volume(hu, Grid(hu.shape, (SLICE_MM, PIXEL_MM, PIXEL_MM), (0.0, 0.0, 0.0)))
+            x, y, z = (float(mm) for mm in volume.grid.to_lps(np.argwhere(scan.lungs).mean(axis=0)))
+            opaque = scan.lungs & scan.lesions & (hu > OPAQUE_HU)
+            yield Case(f"covid-{scan.case}", volume, {Landmark.CARINA: (x, y, z)}, scan.lungs, None, opaque)
 
 
 def summarise(rows: Sequence[Row]) -> Row:

@@ -1,4 +1,5 @@
-"""The volumes the lung network learns on, prepared once: real chests deformed many times, and phantoms.
+"""The volumes the lung network learns on, prepared once: real chests deformed many times, the slices of COVID-19
+patients as stacks, and phantoms.
 
 Each is a file with the region of interest at 2 mm: `image` (0-255, the window of `LungConfig`) and `labels` (the lobes'
 values; `UNKNOWN_LOBE` where only the lung is known; `OPAQUE` is added where the lung is filled with opacity).
@@ -22,9 +23,10 @@ from lobewise.pipeline.landmarks import LandmarkPosition
 from lobewise.pipeline.lungs import roi_grid
 from lobewise.pipeline.networks.di2in import LungConfig
 from lobewise.pipeline.phantom import PhantomRecipe, make_phantom
+from lobewise.pipeline.training.covid_slices import PIXEL_MM, SLICE_MM, CovidSlices, as_hu, read_covid
 from lobewise.pipeline.training.fissure_atlas import draw_lobes, learn_fissures
 from lobewise.pipeline.training.landmark_bank import read_marks
-from lobewise.pipeline.training.lungs import OPAQUE, OPAQUE_HU
+from lobewise.pipeline.training.lungs import OPAQUE, OPAQUE_HU, UNKNOWN_LOBE
 from lobewise.pipeline.volume import Grid, Triple, Volume, grid_of, resample, resample_labels, to_sitk
 
 Labels = UInt8[np.ndarray, "z y x"]
@@ -89,6 +91,22 @@ def phantom_region(seed: int, config: LungConfig) -> tuple[Hu, Labels]:
     labels = resample_labels(phantom.lobes.labels, source, grid)
     opaque = resample_labels(phantom.lesions.mask, source, grid) > 0
     labels[opaque & (labels > 0) & (hu > OPAQUE_HU)] |= OPAQUE
+    return hu, labels
+
+
+def covid_region(scan: CovidSlices, config: LungConfig, rng: np.random.Generator) -> tuple[Hu, Labels]:
+    """The slices of a COVID-19 case at the spacing of the config: its lobes are not known, its opacities are real.
+
+    Their spacing was not stored, so that every copy takes another one near what fits the size of the lungs.
+    """
+    in_plane = PIXEL_MM * rng.uniform(0.88, 1.12)
+    spacing: Triple = (SLICE_MM * rng.uniform(0.8, 1.4), in_plane, in_plane * rng.uniform(0.95, 1.05))
+    source = Grid(scan.image.shape, spacing, (0.0, 0.0, 0.0))
+    grid = source.covering((config.spacing_mm,) * 3)
+    hu = resample(as_hu(scan.image), source, grid)
+    lungs, lesions = (resample_labels(mask, source, grid) > 0 for mask in (scan.lungs, scan.lesions))
+    labels = np.where(lungs, UNKNOWN_LOBE, 0).astype(np.uint8)
+    labels[lungs & lesions & (hu > OPAQUE_HU)] |= OPAQUE
     return hu, labels
 
 
@@ -207,6 +225,16 @@ def _make_real(options: argparse.Namespace, config: LungConfig) -> None:
             _finish(options.out / f"{case}-{number:03d}.npz", hu, labels, config, rng)
 
 
+def _make_covid(options: argparse.Namespace, config: LungConfig) -> None:
+    for scan in read_covid(options.data):
+        for number in range(options.copies if scan.case in options.covid else 0):
+            rng = np.random.default_rng([11, scan.case, number])
+            hu, labels = crop_to_lungs(*covid_region(scan, config, rng), rng)
+            path = options.out / f"covid{scan.case}-{number:03d}.npz"
+            write_volume(path, hu, labels, config)
+            _tell(path)
+
+
 def _make_phantoms(options: argparse.Namespace, config: LungConfig) -> None:
     for seed in range(*options.phantoms):
         rng = np.random.default_rng([10, seed])
@@ -232,14 +260,16 @@ def _tell(path: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Fill a folder with prepared volumes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, help="holds lctsc/ and fissures/")
+    parser.add_argument("data", type=Path, help="holds lctsc/, fissures/ and covid-slices/")
     parser.add_argument("out", type=Path)
     parser.add_argument("--cases", nargs="*", default=[])
+    parser.add_argument("--covid", type=int, nargs="*", default=[], help="cases of the COVID-19 slices, 0 to 6")
     parser.add_argument("--copies", type=int, default=15, help="deformed copies of each real chest")
     parser.add_argument("--phantoms", type=int, nargs=2, default=(0, 0), help="first and last + 1 seed")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     _make_real(options, LungConfig())
+    _make_covid(options, LungConfig())
     _make_phantoms(options, LungConfig())
 
 

@@ -73,7 +73,7 @@ class LungRecipe:
     whole_share: float = 0.06
     detail_crop: tuple[int, int, int] = (64, 80, 80)
     level_weights: tuple[float, ...] = (1.0, 0.4, 0.2)
-    source_weights: Mapping[str, float] = field(default_factory=lambda: {"case": 1.0, "phantom": 0.7})
+    source_weights: Mapping[str, float] = field(default_factory=lambda: {"case": 1.0, "phantom": 0.7, "covid": 0.6})
     smoothing: float = 0.995
     bfloat16: bool = True
 
@@ -298,6 +298,11 @@ class Run:
         self.smooth = dict(state["smooth"])
         self.optimizer.load_state_dict(state["optimizer"])
 
+    def start_with(self, weights: Mapping[str, Tensor]) -> None:
+        """Begin with the weights of another run."""
+        self.network.load_state_dict(dict(weights))
+        self.smooth = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
+
     def calibrated(self, bank: Bank, volumes: int) -> tuple[dict[str, Tensor], float]:
         """The running mean of the weights with the background's offset that suits some volumes, and the offset."""
         network = Di2in(self.config).eval()
@@ -443,16 +448,27 @@ def _append(path: Path, row: Mapping[str, float | str]) -> None:
 
 
 def open_run(
-    bank: Path, folder: Path, recipe: LungRecipe, device_name: str = "auto", config: LungConfig | None = None
+    bank: Path,
+    folder: Path,
+    recipe: LungRecipe,
+    device_name: str = "auto",
+    config: LungConfig | None = None,
+    start: Path | None = None,
 ) -> tuple[Run, Bank]:
     """The run in `folder`, new or where it was ended, and what it learns from.
+
+    Args:
+        start: the checkpoint of another run, whose mean weights are where a new one begins.
 
     Raises:
         FileNotFoundError: the bank holds no prepared volume.
     """
     found = Bank(bank, recipe)
     folder.mkdir(parents=True, exist_ok=True)
-    return Run.begin(folder, config or LungConfig(), recipe, choose_device(device_name)), found
+    run = Run.begin(folder, config or LungConfig(), recipe, choose_device(device_name))
+    if start is not None and run.step == 0:
+        run.start_with(torch.load(start, weights_only=True)["smooth"])
+    return run, found
 
 
 def follow(run: Run, bank: Bank) -> None:
@@ -470,6 +486,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("run", type=Path, help="folder of the checkpoint, the log and the weights")
     parser.add_argument("--recipe", type=json.loads, default={}, help="fields of LungRecipe as JSON")
     parser.add_argument("--config", type=json.loads, default={}, help="fields of LungConfig as JSON")
+    parser.add_argument("--start", type=Path, help="begin with the weights of another run's checkpoint.pt")
     parser.add_argument("--version", default="0.1.0")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; all by default")
@@ -479,7 +496,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     recipe = LungRecipe.from_mapping(options.recipe)
-    run, bank = open_run(options.bank, options.run, recipe, options.device, LungConfig.from_mapping(options.config))
+    config = LungConfig.from_mapping(options.config)
+    run, bank = open_run(options.bank, options.run, recipe, options.device, config, options.start)
     if not options.export:
         follow(run, bank)
     info = run.export(options.run / "lungs.safetensors", options.version, bank, options.calibrate)
