@@ -23,7 +23,7 @@ from lobewise.pipeline.evaluation.errors import OtherCohortError
 from lobewise.pipeline.evaluation.masks import compare_all, read_manifest
 from lobewise.pipeline.evaluation.scores import Metric, read_pairs
 from lobewise.pipeline.quantify import Quantification
-from lobewise.pipeline.severity import high_opacity_of, score_severity
+from lobewise.pipeline.severity import high_opacity_of, opacity_range, score_severity
 from lobewise.pipeline.volume import LesionMask, LobeLabels, Scan
 
 RECIPE = CohortRecipe(first_seed=2_000_000, spacing_mm=(12.0, 10.0, 10.0), weights_sha256={})
@@ -41,6 +41,7 @@ def thresholds(scan: Scan) -> Quantification:
         lesions=lesions,
         high_opacity=LesionMask(high_opacity_of(scan.volume, lesions.mask), grid),
         severity=score_severity(scan.volume, lobes.lungs(), lobes, lesions),
+        opacity_range=opacity_range(lobes, lesions, lesions),
         landmarks=(),
         findings=(),
         seconds={"lungs": 1.0},

@@ -10,9 +10,10 @@ from lobewise.pipeline.evaluation.end_to_end import PhantomResult, compare, summ
 from lobewise.pipeline.landmarks import LandmarkPosition
 from lobewise.pipeline.phantom import Phantom, PhantomRecipe, make_phantom
 from lobewise.pipeline.quantify import Quantification
+from lobewise.pipeline.severity import opacity_range
 from lobewise.pipeline.volume import LesionMask
 
-PERFECT = PhantomResult(1, 1.0, 1.0, 1.0, 0.0, 10.0, 10.0, 5, 5)
+PERFECT = PhantomResult(1, 1.0, 1.0, 1.0, 0.0, 10.0, 10.0, 5, 5, 9.0, 12.0, 5, 5, 5)
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +31,7 @@ def answer(phantom: Phantom, carina_off_mm: float | None = 0.0) -> Quantificatio
         lesions=phantom.lesions,
         high_opacity=phantom.consolidation,
         severity=phantom.severity,
+        opacity_range=opacity_range(phantom.lobes, phantom.lesions, phantom.lesions),
         landmarks=(LandmarkPosition(Landmark.CARINA, position, 1.0),),
         findings=(),
         seconds={},
@@ -42,6 +44,7 @@ def test_the_truth_is_a_perfect_answer(phantom: Phantom) -> None:
     result = compare(3, phantom, answer(phantom))
     assert (result.lungs_dice, result.lobes_dice, result.lesions_dice, result.carina_error_mm) == (1, 1, 1, 0)
     assert result.percent_opacity == result.true_percent_opacity
+    assert (result.lobes_in_range, result.lobe_scores_right, result.lobe_scores_in_range) == (5, 5, 5)
 
 
 def test_the_carina_error_is_a_distance(phantom: Phantom) -> None:
@@ -64,3 +67,20 @@ def test_healthy_phantoms_do_not_count_for_the_dice_of_lesions() -> None:
     summary = summarise(results)
     assert summary["lesions_dice_mean"] == pytest.approx(0.8)
     assert summary["percent_opacity_error_worst"] == pytest.approx(3.0)
+
+
+def test_a_range_holds_the_truth_give_or_take_half_a_point() -> None:
+    results = [PERFECT, replace(PERFECT, percent_opacity_low=10.4), replace(PERFECT, percent_opacity_low=10.6)]
+    summary = summarise(results)
+    assert summary["percent_opacity_in_range"] == pytest.approx(2 / 3)
+    assert summary["percent_opacity_range_width_mean"] == pytest.approx((3.0 + 1.6 + 1.4) / 3)
+
+
+def test_a_range_beside_the_truth_of_every_affected_lobe_is_told(phantom: Phantom) -> None:
+    nothing = LesionMask(np.zeros_like(phantom.lesions.mask), phantom.lesions.grid)
+    blind = replace(answer(phantom), opacity_range=opacity_range(phantom.lobes, nothing, nothing))
+    result = compare(3, phantom, blind)
+    affected = sum(lobe.percent_opacity > 0.5 for lobe in phantom.severity.lobes)
+    assert affected > 0
+    assert result.lobes_in_range == 5 - affected
+    assert result.lobe_scores_right == 5

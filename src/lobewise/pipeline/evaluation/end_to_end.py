@@ -23,15 +23,26 @@ from lobewise.pipeline.lung_stage import LungStageName
 from lobewise.pipeline.phantom import Phantom, PhantomRecipe, make_phantom
 from lobewise.pipeline.quantify import Models, Quantification, load_models, quantify
 from lobewise.pipeline.reading import read_ct
+from lobewise.pipeline.severity import PercentRange
 from lobewise.pipeline.volume import Scan
 
 FIRST_UNSEEN_SEED = 1_000_000
 """Training draws its phantoms from seeds below 10 000."""
 
 
+RANGE_SLACK_POINTS = 0.5
+"""A range of a percentage may miss the truth by this much: a few stray voxels should not count."""
+
+
 @dataclass(frozen=True)
 class PhantomResult:
-    """One phantom: overlap with the truth, distance of the carina and error of the scores."""
+    """One phantom: overlap with the truth, distance of the carina, error of the scores, and what their ranges hold.
+
+    Attributes:
+        lobes_in_range: of the five lobes, those whose true percentage lies in the range that was given for it, give or
+            take `RANGE_SLACK_POINTS`.
+        lobe_scores_right, lobe_scores_in_range: those whose true score is the one given, is one of the range's.
+    """
 
     seed: int
     lungs_dice: float
@@ -42,6 +53,11 @@ class PhantomResult:
     percent_opacity: float
     true_lung_severity_score: int
     lung_severity_score: int
+    percent_opacity_low: float
+    percent_opacity_high: float
+    lobes_in_range: int
+    lobe_scores_right: int
+    lobe_scores_in_range: int
 
 
 @dataclass(frozen=True)
@@ -60,7 +76,10 @@ class ScanResult:
 
 def compare(seed: int, phantom: Phantom, found: Quantification) -> PhantomResult:
     """Score one answer against the phantom's truth."""
-    truth = phantom.severity
+    truth, between = phantom.severity, found.opacity_range
+    lobes = [
+        (lobe, given, between.lobes[lobe.lobe]) for lobe, given in zip(truth.lobes, found.severity.lobes, strict=True)
+    ]
     return PhantomResult(
         seed=seed,
         lungs_dice=dice(phantom.lobes.labels > 0, found.lungs.mask),
@@ -71,7 +90,16 @@ def compare(seed: int, phantom: Phantom, found: Quantification) -> PhantomResult
         percent_opacity=found.severity.percent_opacity,
         true_lung_severity_score=truth.lung_severity_score,
         lung_severity_score=found.severity.lung_severity_score,
+        percent_opacity_low=between.overall.low,
+        percent_opacity_high=between.overall.high,
+        lobes_in_range=sum(_holds(part, lobe.percent_opacity) for lobe, _, part in lobes),
+        lobe_scores_right=sum(lobe.severity_score == given.severity_score for lobe, given, _ in lobes),
+        lobe_scores_in_range=sum(part.scores[0] <= lobe.severity_score <= part.scores[1] for lobe, _, part in lobes),
     )
+
+
+def _holds(part: PercentRange, percent: float) -> bool:
+    return part.low - RANGE_SLACK_POINTS <= percent <= part.high + RANGE_SLACK_POINTS
 
 
 def _carina_error_mm(phantom: Phantom, found: Quantification) -> float | None:
@@ -92,6 +120,8 @@ def summarise(results: Sequence[PhantomResult]) -> dict[str, float]:
     """The figures that the bars are about; a carina that was not found counts as missed."""
     lesions = [r.lesions_dice for r in results if r.lesions_dice is not None]
     opacity_errors = [abs(r.percent_opacity - r.true_percent_opacity) for r in results]
+    ranges = [PercentRange(r.percent_opacity_low, r.percent_opacity_high) for r in results]
+    in_range = [_holds(part, r.true_percent_opacity) for part, r in zip(ranges, results, strict=True)]
     near = [r.carina_error_mm is not None and r.carina_error_mm <= 10.0 for r in results]
     return {
         "lungs_dice_mean": float(np.mean([r.lungs_dice for r in results])),
@@ -103,6 +133,11 @@ def summarise(results: Sequence[PhantomResult]) -> dict[str, float]:
         "carina_within_10_mm": float(np.mean(near)),
         "percent_opacity_error_mean": float(np.mean(opacity_errors)),
         "percent_opacity_error_worst": float(np.max(opacity_errors)),
+        "percent_opacity_in_range": float(np.mean(in_range)),
+        "percent_opacity_range_width_mean": float(np.mean([part.high - part.low for part in ranges])),
+        "lobes_in_range": float(np.mean([r.lobes_in_range / len(Lobe) for r in results])),
+        "lobe_scores_right": float(np.mean([r.lobe_scores_right / len(Lobe) for r in results])),
+        "lobe_scores_in_range": float(np.mean([r.lobe_scores_in_range / len(Lobe) for r in results])),
     }
 
 
