@@ -18,7 +18,7 @@ import numpy as np
 from lobewise.jobs.settings import JobsSettings
 from lobewise.pipeline.anatomy import Landmark
 from lobewise.pipeline.errors import LungsNotFoundError
-from lobewise.pipeline.severity import high_opacity_of, score_severity
+from lobewise.pipeline.severity import high_opacity_of, opacity_range, score_severity
 from lobewise.pipeline.volume import Finding, Grid, LesionMask, LobeLabels, Scan, Volume
 from lobewise.worker.main import run
 
@@ -65,6 +65,7 @@ def quantification(scan: Scan, opacity_percent: float) -> SimpleNamespace:
         lesions=lesions,
         high_opacity=LesionMask(high_opacity_of(scan.volume, lesion), GRID),
         severity=score_severity(scan.volume, lobes.lungs(), lobes, lesions),
+        opacity_range=opacity_range(lobes, lesions, lesions),
         landmarks=(SimpleNamespace(landmark=Landmark.CARINA, position_mm=(1.0, 2.0, 3.0), found=True),),
         findings=scan.findings,
         seconds={"lungs": 0.1},
