@@ -153,7 +153,11 @@ class JobState(Model):
     client_reference: str | None = None
     stage: Stage | None = None
     progress: float = Field(default=0.0, ge=0.0, le=1.0, description="share of the whole work that is done")
-    queue_position: int | None = Field(default=None, ge=1, description="1 is next; null when not queued or not known")
+    queue_position: int | None = Field(
+        default=None,
+        ge=1,
+        description="1 is next, give or take a turn that less urgent jobs are given; null when not queued or not known",
+    )
     attempt: int = Field(default=0, ge=0, description="how many times a worker has begun it")
     cancel_requested: bool = False
     error: JobError | None = None

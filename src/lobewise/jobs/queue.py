@@ -11,6 +11,7 @@ from kombu.entity import Queue
 from kombu.exceptions import OperationalError
 
 from lobewise.jobs.errors import BrokerUnavailableError
+from lobewise.jobs.fairness import FairQueues
 from lobewise.jobs.live import LiveView, broker_errors
 from lobewise.jobs.models import Priority
 from lobewise.jobs.settings import JobsSettings
@@ -46,7 +47,7 @@ def celery_config(settings: JobsSettings) -> dict[str, Any]:
             "visibility_timeout": settings.hard_limit_seconds + RESTORE_GRACE_SECONDS,
             "unacked_restore_interval": 5,
             "unacked_restore_throttle": 1,
-            "queue_order_strategy": "priority",
+            "queue_order_strategy": FairQueues,
             "priority_steps": [0],  # three queues instead of priorities within one
             "socket_connect_timeout": settings.broker_timeout_seconds,
         },
