@@ -56,7 +56,7 @@ def evaluate_phantoms(count: int, network: LesionNetwork) -> Iterator[LesionResu
         phantom = make_phantom(PhantomRecipe(seed=seed, spacing_mm=PHANTOM_SPACING_MM))
         lungs = phantom.lobes.lungs()
         box = lesion_grid(lungs)
-        image, mask = prepare(phantom.volume, lungs, box)
+        image, mask, _ = prepare(phantom.volume, lungs, box)
         truth = resample_labels(phantom.lesions.mask, phantom.volume.grid, box) > 0
         yield _compare(f"phantom-{seed}", image, mask > 0, truth & (mask > 0), network)
 
