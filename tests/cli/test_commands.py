@@ -17,7 +17,20 @@ from lobewise.pipeline.networks.weights import load_weights, shipped_weights_dir
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
-COMMANDS = ("score", "submit", "serve", "api", "worker", "phantom", "models", "demo", "prepare", "train", "evaluate")
+COMMANDS = (
+    "score",
+    "submit",
+    "serve",
+    "api",
+    "worker",
+    "phantom",
+    "doctor",
+    "models",
+    "demo",
+    "prepare",
+    "train",
+    "evaluate",
+)
 
 
 def test_help_names_every_command_and_exit_code(lobewise: Run) -> None:

@@ -16,8 +16,11 @@ from lobewise.api.routes import jobs as job_routes
 from lobewise.api.routes import results, service, submission, uploads
 from lobewise.api.settings import ApiSettings
 from lobewise.jobs.bootstrap import connect
+from lobewise.jobs.configuration import misspelt, read_settings
 from lobewise.jobs.service import Jobs
 from lobewise.jobs.settings import JobsSettings
+
+logger = logging.getLogger("lobewise.api")
 
 
 def create_app(settings: ApiSettings | None = None, jobs: Jobs | None = None) -> FastAPI:
@@ -25,7 +28,7 @@ def create_app(settings: ApiSettings | None = None, jobs: Jobs | None = None) ->
 
     Without `jobs` it connects when it starts, and closes when it stops; given ones are the caller's to close.
     """
-    settings = settings or ApiSettings()
+    settings = settings or read_settings(ApiSettings)
     app = FastAPI(
         title="Lobewise",
         version=__version__,
@@ -56,8 +59,10 @@ def create_app(settings: ApiSettings | None = None, jobs: Jobs | None = None) ->
 def run(host: str | None = None, port: int | None = None, jobs_settings: JobsSettings | None = None) -> None:
     """Serve until a signal says stop; what is not given comes from the environment."""
     given = {"host": host, "port": port}
-    settings = ApiSettings.model_validate({name: value for name, value in given.items() if value is not None})
+    settings = read_settings(ApiSettings, **{name: value for name, value in given.items() if value is not None})
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for sentence in misspelt((JobsSettings, ApiSettings)):
+        logger.warning("%s", sentence)
     jobs = connect(jobs_settings)
     try:
         uvicorn.run(

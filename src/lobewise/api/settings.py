@@ -9,8 +9,8 @@ class ApiSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="LOBEWISE_API_", extra="ignore", frozen=True)
 
-    host: str = "127.0.0.1"
-    port: int = Field(default=8000, ge=0, le=65535, description="0 takes any free port")
+    host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0 lets other machines in")
+    port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 takes any free one")
     root_path: str = Field(default="", description="prefix that a proxy strips from the path, such as /lobewise")
     public_url: HttpUrl | None = Field(
         default=None,

@@ -1,5 +1,7 @@
 """The commands. What they do is in the modules that they import when they are called."""
 
+import json
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -44,9 +46,13 @@ Service = Annotated[str, typer.Option("--service", "-s", help="Address of the se
 def main() -> None:
     """The entry point of the `lobewise` command."""
     from lobewise.cli.processes import end_with_supervisor
+    from lobewise.jobs.errors import SettingsError
 
     end_with_supervisor()
-    app()
+    try:
+        app()
+    except SettingsError as error:
+        sys.exit(fail(Exit.USAGE, escape(str(error))).exit_code)
 
 
 def _version(wanted: bool) -> None:
@@ -209,6 +215,22 @@ def phantom(
     truth, paths = save_phantom(recipe, folder)
     print_report(out, truth)
     _say_where(paths)
+
+
+@app.command(epilog="Example:  [bold]LOBEWISE_REDIS_URL=redis://queue:6379 lobewise doctor[/]")
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the checks as JSON.")] = False,
+) -> None:
+    """Check settings, broker, storage, disk, weights, device and clocks, and say what to do."""
+    from lobewise.cli.doctor import as_rows, examine, show
+
+    checks = list(examine())
+    if as_json:
+        typer.echo(json.dumps(as_rows(checks), indent=2))
+    else:
+        show(checks, out)
+    if any(check.verdict == "wrong" for check in checks):
+        raise typer.Exit(Exit.UNEXPECTED)
 
 
 @app.command(epilog="Example:  [bold]lobewise models --verify[/]")

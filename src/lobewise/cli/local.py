@@ -9,6 +9,7 @@ from lobewise.cli.client import ServiceClient
 from lobewise.cli.exits import demand
 from lobewise.cli.processes import Child, started, wait_until
 from lobewise.jobs.bootstrap import connect
+from lobewise.jobs.configuration import read_settings
 from lobewise.jobs.settings import JobsSettings
 
 READY_SECONDS = 120.0
@@ -35,7 +36,7 @@ def local_service(
     """
     for module in ("fastapi", "torch"):
         demand(module, "api,worker")
-    settings = JobsSettings() if data_dir is None else JobsSettings(data_dir=data_dir)
+    settings = read_settings(JobsSettings, **({} if data_dir is None else {"data_dir": data_dir}))
     environment = {"LOBEWISE_DATA_DIR": str(settings.data_dir.resolve()), "LOBEWISE_DEVICE": device}
     address = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"  # noqa: S104 (it compares, it does not bind)
     jobs = connect(settings)

@@ -4,6 +4,7 @@ import atexit
 
 from lobewise.jobs import embedded
 from lobewise.jobs.blobs import open_blobs
+from lobewise.jobs.configuration import read_settings
 from lobewise.jobs.live import LiveView
 from lobewise.jobs.outcomes import Parts
 from lobewise.jobs.queue import JobQueue
@@ -20,9 +21,10 @@ def connect(settings: JobsSettings | None = None) -> Jobs:
     Raises:
         BlobStoreUnavailableError: the folder of the blobs cannot be made.
         BrokerUnavailableError: the embedded server does not start.
+        SettingsError: a wrong value in the environment.
         ValueError: an address that is none.
     """
-    settings = settings or JobsSettings()
+    settings = settings or read_settings(JobsSettings)
     data_dir = settings.data_dir.resolve()
     blob_url = settings.blob_url or (data_dir / "blobs").as_uri()
     blobs = open_blobs(blob_url, settings.blob_public_endpoint)

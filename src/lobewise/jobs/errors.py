@@ -19,6 +19,7 @@ JobsError
 │   ├── UploadMismatchError       other bytes than announced; it is deleted
 │   ├── WrongPartSizeError        a part with more or fewer bytes than it must have
 │   └── TicketError               the address of a part is expired or not one of ours
+├── SettingsError             the operator set a value that cannot be; the process does not start
 ├── SourceError               a scan that the worker should fetch cannot be had; the job fails
 │   ├── SourceNotAllowedError     its address is not one that the operator allows
 │   ├── SourceNotFoundError       its server says that there is no such scan, or not for us
@@ -84,6 +85,10 @@ class CancelRequestedError(LeaseError):
 
 class InvalidCursorError(JobsError):
     pass
+
+
+class SettingsError(JobsError):
+    """Its text says which variable to set, and to what."""
 
 
 class UploadTooLargeError(JobsError):

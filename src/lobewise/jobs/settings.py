@@ -1,9 +1,9 @@
 """What an operator decides, read from the environment as `LOBEWISE_<NAME>`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AliasChoices, Field, PositiveFloat, PositiveInt, SecretStr, field_validator
+from pydantic import AliasChoices, Field, PositiveFloat, PositiveInt, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 MIB = 1 << 20
@@ -28,7 +28,7 @@ class JobsSettings(BaseSettings):
         description="`file:///folder` or `s3://bucket/prefix` (credentials as the AWS tools read them); "
         "without it the folder `blobs` in `data_dir`",
     )
-    max_upload_bytes: PositiveInt = 2 * GIB
+    max_upload_bytes: PositiveInt = Field(default=2 * GIB, description="larger scans are refused")
     lease_seconds: PositiveFloat = Field(default=30.0, description="a worker silent for longer has lost its job")
     heartbeat_seconds: PositiveFloat = Field(default=5.0, description="how often a worker renews its lease")
     max_attempts: PositiveInt = Field(default=3, description="the last failed attempt ends the job")
@@ -44,7 +44,7 @@ class JobsSettings(BaseSettings):
         default=(),
         description="prefixes of addresses that `source` may name, separated by spaces; none are allowed by default",
     )
-    max_source_bytes: PositiveInt = 2 * GIB
+    max_source_bytes: PositiveInt = Field(default=2 * GIB, description="a larger `source` fails its job")
     upload_part_bytes: int = Field(
         default=16 * MIB, ge=5 * MIB, description="size of the parts of an upload; S3 takes none below 5 MiB"
     )
@@ -74,6 +74,29 @@ class JobsSettings(BaseSettings):
         default="di2in", description="who draws lungs and lobes; `lungmask` needs the extra of that name"
     )
     weights_dir: Path | None = Field(default=None, description="other weights than those that come with the package")
+
+    @field_validator("redis_url")
+    @classmethod
+    def _is_redis(cls, url: str | None) -> str | None:
+        if url is not None and not url.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("it must begin with redis://, rediss:// or unix://")
+        return url
+
+    @field_validator("blob_url")
+    @classmethod
+    def _is_store(cls, url: str | None) -> str | None:
+        if url is not None and not url.startswith(("file:///", "s3://")):
+            raise ValueError("it must begin with file:/// or s3://")
+        return url
+
+    @model_validator(mode="after")
+    def _heartbeats_fit_the_lease(self) -> Self:
+        if self.heartbeat_seconds >= self.lease_seconds:
+            raise ValueError(
+                f"LOBEWISE_HEARTBEAT_SECONDS ({self.heartbeat_seconds:g}) must be below LOBEWISE_LEASE_SECONDS "
+                f"({self.lease_seconds:g}), or every worker loses its jobs"
+            )
+        return self
 
     @field_validator("source_allowlist", mode="before")
     @classmethod

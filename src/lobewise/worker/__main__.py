@@ -2,7 +2,11 @@
 
 import sys
 
+from lobewise.jobs.errors import SettingsError
 from lobewise.worker.main import run
 
 if __name__ == "__main__":
-    sys.exit(run())
+    try:
+        sys.exit(run())
+    except SettingsError as error:
+        sys.exit(str(error))

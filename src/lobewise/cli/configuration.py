@@ -1,0 +1,57 @@
+"""docs/configuration.md, written from the settings themselves: `python -m lobewise.cli.configuration > FILE`."""
+
+import sys
+from typing import Final
+
+from pydantic_settings import BaseSettings
+
+from lobewise.api.settings import ApiSettings
+from lobewise.jobs.configuration import Variable, variables
+from lobewise.jobs.settings import JobsSettings
+
+HEAD: Final = """\
+# Settings
+
+Every process reads its settings from the environment. This page is generated from the code:
+`python -m lobewise.cli.configuration > docs/configuration.md`.
+
+A wrong value stops the start with a sentence that says what to set. A variable that looks like one of ours and is none
+is named in the log. `lobewise doctor` checks the settings and what they lead to.
+
+**Secrets** (marked \\*) may come from files instead: one file each, named as its variable, in the folder
+`LOBEWISE_SECRETS_DIR` (by default `/run/secrets`, where Docker and Kubernetes put them). The environment goes first.
+S3's credentials come from where the AWS tools find them: `AWS_*` variables, a web identity, a container's role, the
+instance.
+"""
+SECTIONS: Final[tuple[tuple[str, type[BaseSettings]], ...]] = (
+    ("Gateway and worker", JobsSettings),
+    ("Gateway", ApiSettings),
+)
+FOOT: Final = """
+## Others
+
+| variable | default | |
+|---|---|---|
+| `LOBEWISE_SERVICE` | | address of the service for `lobewise submit` |
+| `LOBEWISE_SECRETS_DIR` | /run/secrets | folder of secrets |
+| `AWS_ENDPOINT_URL`, `AWS_REGION`, `AWS_ALLOW_HTTP`, `AWS_VIRTUAL_HOSTED_STYLE_REQUEST` | AWS | where the bucket is |
+| `TORCH_HOME` | ~/.cache/torch | where lungmask's weights are kept |
+"""
+
+
+def page() -> str:
+    """The page, in Markdown."""
+    parts = [HEAD]
+    for title, kind in SECTIONS:
+        rows = "\n".join(_row(variable) for variable in variables(kind))
+        parts.append(f"\n## {title}\n\n| variable | default | |\n|---|---|---|\n{rows}\n")
+    return "".join((*parts, FOOT))
+
+
+def _row(variable: Variable) -> str:
+    star = "\\*" if variable.is_secret else ""
+    return f"| `{variable.name}`{star} | {variable.default} | {variable.description} |"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page())

@@ -1,0 +1,103 @@
+"""The doctor on real parts: what is well, what is not, and what to do."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import redis
+
+from lobewise.cli.configuration import page
+from lobewise.cli.doctor import _clock
+from lobewise.jobs import embedded
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+@pytest.fixture(autouse=True)
+def _own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOBEWISE_DATA_DIR", str(tmp_path / "data"))
+    for name in ("LOBEWISE_REDIS_URL", "REDIS_URL", "LOBEWISE_BLOB_URL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def verdicts(result: "subprocess.CompletedProcess[str]") -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for check in json.loads(result.stdout):
+        found.setdefault(check["part"], []).append(check["verdict"])
+    return found
+
+
+def test_the_page_of_settings_is_the_code_s() -> None:
+    assert (DOCS / "configuration.md").read_text(encoding="utf-8") == page()
+
+
+def test_all_is_well_on_a_fresh_machine(lobewise: Run) -> None:
+    result = lobewise("doctor", "--json")
+    assert result.returncode == 0, result.stdout + result.stderr
+    found = verdicts(result)
+    assert set(found) == {"settings", "broker", "clock", "blobs", "disk", "weights", "device"}
+    assert found["weights"] == ["ok"] * 3
+    assert found["broker"] == ["ok"]
+
+
+def test_it_speaks_to_people_in_one_line_a_part(lobewise: Run) -> None:
+    lines = lobewise("doctor").stdout.splitlines()
+    assert any(line.split()[:2] == ["ok", "blobs"] for line in lines)
+    assert all(len(line.split()) > 2 for line in lines)
+
+
+def test_a_broker_that_is_down_is_told_and_hides_nothing_else(lobewise: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOBEWISE_REDIS_URL", "redis://127.0.0.1:1/0")
+    result = lobewise("doctor", "--json")
+    found = verdicts(result)
+    assert result.returncode == 1
+    assert found["broker"] == ["wrong"]
+    assert found["blobs"] == ["ok"]
+
+
+def test_a_broker_that_forgets_is_told(lobewise: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = embedded.join(tmp_path / "valkey")
+    try:
+        with redis.Redis.from_url(server.url) as client:
+            client.config_set("maxmemory-policy", "allkeys-lru")
+            client.config_set("appendonly", "no")
+        monkeypatch.setenv("LOBEWISE_REDIS_URL", server.url)
+        result = lobewise("doctor", "--json")
+        assert result.returncode == 1
+        assert sorted(verdicts(result)["broker"]) == ["ok", "warning", "wrong"]
+    finally:
+        server.close()
+
+
+def test_other_weights_than_the_shipped_are_told(
+    lobewise: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOBEWISE_WEIGHTS_DIR", str(tmp_path))
+    result = lobewise("doctor", "--json")
+    assert result.returncode == 1
+    assert verdicts(result)["weights"] == ["wrong"] * 3
+
+
+@pytest.mark.parametrize("command", ["doctor", "api", "worker", "serve"])
+def test_a_wrong_setting_ends_in_a_sentence(command: str, lobewise: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOBEWISE_LEASE_SECONDS", "soon")
+    result = lobewise(command)
+    assert result.returncode == (1 if command == "doctor" else 2)
+    said = result.stdout + result.stderr
+    assert "LOBEWISE_LEASE_SECONDS is 'soon'" in said
+    assert "Traceback" not in said
+
+
+def test_a_misspelt_variable_is_a_warning(lobewise: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOBEWISE_LEASE_SECOND", "3")
+    result = lobewise("doctor", "--json")
+    assert result.returncode == 0
+    assert "Do you mean LOBEWISE_LEASE_SECONDS?" in json.loads(result.stdout)[0]["found"]
+
+
+@pytest.mark.parametrize(("skew", "verdict"), [(0.0, "ok"), (-29.0, "ok"), (31.0, "wrong"), (-3600.0, "wrong")])
+def test_clocks_may_differ_by_half_a_minute(skew: float, verdict: str) -> None:
+    assert _clock("broker", skew).verdict == verdict
