@@ -20,8 +20,14 @@ START_SECONDS = 240.0
 
 
 @pytest.fixture(scope="session")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serving(tmp_path_factory.mktemp("service")) as address:
+def service_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the service keeps its data and its log."""
+    return tmp_path_factory.mktemp("service")
+
+
+@pytest.fixture(scope="session")
+def service(service_folder: Path) -> Iterator[str]:
+    with serving(service_folder) as address:
         yield address
 
 

@@ -2,14 +2,18 @@
 
 import hashlib
 import json
+import re
 import subprocess
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from lobewise.jobs.models import Report
 from lobewise.pipeline.phantom import Phantom, PhantomRecipe, make_phantom
@@ -164,3 +168,51 @@ def test_what_is_no_scan_is_refused_at_the_door(service: str, lobewise: Run, tmp
     result = lobewise("submit", tmp_path / "scan.nii.gz", "--service", service)
     assert result.returncode == 4
     assert "415" in result.stderr
+
+
+def test_no_log_and_no_metric_holds_what_names_a_patient(service: str, service_folder: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "Doe_Jane.zip"
+    with zipfile.ZipFile(archive, "w") as series:
+        for path in dicom_series(tmp_path / "series", PatientName="Doe^Jane", PatientID="SECRET-1"):
+            series.write(path, f"Doe_Jane/{path.name}")
+    answer = httpx.post(
+        f"{service}/v1/jobs",
+        files={"file": (archive.name, archive.read_bytes())},
+        data={"client_reference": "Doe-Jane-4711"},
+        timeout=60,
+    )
+    job = answer.json()
+    while job["status"] in ("queued", "running"):
+        job = httpx.get(f"{service}/v1/jobs/{job['id']}?patient=Doe").json()
+    assert job["status"] == "failed"  # a phantom of eight slices holds no carina: the whole way was gone
+    said = (service_folder / "log").read_text() + httpx.get(f"{service}/metrics").text
+    assert f'"job_id": "{job["id"]}"' in said
+    assert not re.search("Doe|SECRET|4711", said)
+    requests = [json.loads(line) for line in said.splitlines() if '"event": "request"' in line]
+    assert {line["route"] for line in requests} >= {"/v1/jobs", "/v1/jobs/{job_id}"}
+    assert all(line["request_id"] and line["seconds"] >= 0 for line in requests)
+
+
+def dicom_series(folder: Path, **tags: str) -> list[Path]:
+    """Eight slices of air and tissue."""
+    folder.mkdir()
+    pixels = np.full((64, 64), 1064, dtype=np.uint16)
+    pixels[:, :32] = 24
+    paths = []
+    for number in range(8):
+        header = pydicom.Dataset()
+        header.SOPClassUID, header.SOPInstanceUID = CTImageStorage, generate_uid()
+        header.SeriesInstanceUID, header.Modality = "1.2.3.4", "CT"
+        header.ImageType, header.InstanceNumber = ["ORIGINAL", "PRIMARY", "AXIAL"], number + 1
+        header.ImageOrientationPatient, header.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [0, 0, 5.0 * number]
+        header.PixelSpacing, header.RescaleSlope, header.RescaleIntercept = [4.0, 4.0], 1, -1024
+        header.Rows, header.Columns, header.SamplesPerPixel, header.PixelRepresentation = 64, 64, 1, 0
+        header.BitsAllocated, header.BitsStored, header.HighBit = 16, 16, 15
+        header.PhotometricInterpretation, header.PixelData = "MONOCHROME2", pixels.tobytes()
+        for name, value in tags.items():
+            setattr(header, name, value)
+        header.file_meta = pydicom.dataset.FileMetaDataset()
+        header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        paths.append(folder / f"Doe_{number}.dcm")
+        header.save_as(paths[-1], enforce_file_format=True)
+    return paths

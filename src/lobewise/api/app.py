@@ -17,6 +17,7 @@ from lobewise.api.routes import results, service, submission, uploads
 from lobewise.api.settings import ApiSettings
 from lobewise.jobs.bootstrap import connect
 from lobewise.jobs.configuration import misspelt, read_settings
+from lobewise.jobs.logs import configure_logging
 from lobewise.jobs.service import Jobs
 from lobewise.jobs.settings import JobsSettings
 
@@ -60,7 +61,8 @@ def run(host: str | None = None, port: int | None = None, jobs_settings: JobsSet
     """Serve until a signal says stop; what is not given comes from the environment."""
     given = {"host": host, "port": port}
     settings = read_settings(ApiSettings, **{name: value for name, value in given.items() if value is not None})
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    jobs_settings = jobs_settings or read_settings(JobsSettings)
+    configure_logging(jobs_settings.log_format, jobs_settings.log_level)
     for sentence in misspelt((JobsSettings, ApiSettings)):
         logger.warning("%s", sentence)
     jobs = connect(jobs_settings)
@@ -70,6 +72,7 @@ def run(host: str | None = None, port: int | None = None, jobs_settings: JobsSet
             host=settings.host,
             port=settings.port,
             root_path=settings.root_path,
+            log_config=None,
             access_log=False,  # the gateway logs its requests itself
             server_header=False,
             proxy_headers=True,

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lobewise.api.errors import internal_error
 from lobewise.api.metrics import Metrics
+from lobewise.jobs.logs import log_context
 
 logger = logging.getLogger("lobewise.api")
 
@@ -36,22 +37,24 @@ class RequestEnvelope:
             await self._app(scope, receive, send)
             return
         envelope = _Envelope(scope, send)
-        try:
-            await self._app(scope, receive, envelope.send)
-        except Exception:
-            logger.exception("request %s failed", envelope.request_id)
-            if envelope.status:  # too late for another answer; the server closes the connection
-                raise
-            await internal_error(Request(scope))(scope, receive, envelope.send)
-        finally:
-            self._record(scope, envelope)
+        with log_context(request_id=envelope.request_id):
+            try:
+                await self._app(scope, receive, envelope.send)
+            except Exception:
+                logger.exception("a request failed")
+                if envelope.status:  # too late for another answer; the server closes the connection
+                    raise
+                await internal_error(Request(scope))(scope, receive, envelope.send)
+            finally:
+                self._record(scope, envelope)
 
     def _record(self, scope: Scope, envelope: "_Envelope") -> None:
         seconds = time.perf_counter() - envelope.began
         route = getattr(scope.get("route"), "path", "(none)")
         method = scope["method"] if scope["method"] in _METHODS else "(other)"
         self._metrics.answered(method, route, envelope.status, seconds)
-        logger.info("%s %s %d %.3f s, request %s", method, route, envelope.status, seconds, envelope.request_id)
+        figures = {"method": method, "route": route, "status": envelope.status, "seconds": round(seconds, 4)}
+        logger.info("request", extra=figures)
 
 
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

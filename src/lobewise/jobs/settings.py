@@ -6,6 +6,8 @@ from typing import Annotated, Literal, Self
 from pydantic import AliasChoices, Field, PositiveFloat, PositiveInt, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from lobewise.jobs.logs import LogFormat, LogLevel
+
 MIB = 1 << 20
 GIB = 1 << 30
 
@@ -67,6 +69,10 @@ class JobsSettings(BaseSettings):
     sweep_seconds: PositiveFloat = Field(
         default=600.0, description="how often expired uploads, what crashes left and jobs past retention are deleted"
     )
+    log_format: LogFormat = Field(
+        default="auto", description="`json`, `text`, or `auto`: text on a terminal, JSON elsewhere"
+    )
+    log_level: LogLevel = Field(default="INFO", description="`DEBUG`, `INFO`, `WARNING` or `ERROR`")
     liveness_file: Path | None = Field(default=None, description="a worker touches it while its process is alive")
     device: str = Field(default="auto", description="where the networks run: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`")
     concurrency: PositiveInt = Field(default=1, description="processes of a worker, each with models of its own")

@@ -8,10 +8,11 @@ import threading
 from typing import Any, Final
 
 from celery import Celery
-from celery.signals import worker_process_init
+from celery.signals import setup_logging, worker_process_init
 
 from lobewise.jobs.bootstrap import connect
 from lobewise.jobs.errors import BrokerUnavailableError
+from lobewise.jobs.logs import configure_logging
 from lobewise.jobs.queue import TASK_NAME, celery_config
 from lobewise.jobs.service import Jobs
 from lobewise.jobs.settings import JobsSettings
@@ -49,9 +50,14 @@ def build_app(settings: JobsSettings, device: str = "auto", load: Load = load_pi
     app.conf.update(celery_config(settings))
     app.conf.update(_worker_config())
     process = _Process(settings, device, load)
+    setup_logging.connect(_leave_logging_alone, weak=False, dispatch_uid="lobewise")
     worker_process_init.connect(process.start, weak=False, dispatch_uid="lobewise")
     app.task(name=TASK_NAME, time_limit=settings.hard_limit_seconds)(process.score)
     return app
+
+
+def _leave_logging_alone(**_signal: object) -> None:
+    """Celery sets up no log of its own where somebody listens to this signal."""
 
 
 def _worker_config() -> dict[str, Any]:
@@ -90,6 +96,7 @@ class _Process:
 
     def start(self, **_signal: object) -> None:
         """Load the models, then say that we are ready. A worker that cannot load them ends."""
+        configure_logging(self._settings.log_format, self._settings.log_level)
         open_scratch()
         try:
             jobs = connect(self._settings)

@@ -1,5 +1,6 @@
 """Runs a worker until it is told to stop."""
 
+import logging
 import os
 import secrets
 import socket
@@ -13,9 +14,13 @@ from typing import Final
 from celery.exceptions import SecurityWarning
 
 from lobewise.jobs.bootstrap import connect
+from lobewise.jobs.configuration import misspelt, read_settings
+from lobewise.jobs.logs import configure_logging
 from lobewise.jobs.settings import JobsSettings
 from lobewise.worker.analysis import Load, load_pipeline
 from lobewise.worker.app import build_app
+
+log = logging.getLogger(__name__)
 
 ALIVE_EVERY_SECONDS: Final = 5.0
 
@@ -26,7 +31,6 @@ def run(
     device: str | None = None,
     *,
     load: Load = load_pipeline,
-    loglevel: str = "INFO",
 ) -> int:
     """Work until SIGTERM or Ctrl-C, which let the job in hand finish; the answer is the exit code.
 
@@ -36,6 +40,10 @@ def run(
         device: where the networks run, instead of the settings' device.
         load: makes the analysis in each process; the paper's pipeline by default.
     """
+    settings = settings or read_settings(JobsSettings)
+    configure_logging(settings.log_format, settings.log_level)
+    for sentence in misspelt((JobsSettings,)):
+        log.warning("%s", sentence)
     jobs = connect(settings)
     try:
         jobs.start_reaper()
@@ -45,7 +53,7 @@ def run(
         worker = app.Worker(
             hostname=f"lobewise-{secrets.token_hex(4)}@{socket.gethostname()}",
             concurrency=concurrency or jobs.settings.concurrency,
-            loglevel=loglevel,
+            loglevel=settings.log_level,
             quiet=True,
             without_gossip=True,
             without_mingle=True,

@@ -18,6 +18,7 @@ from lobewise.jobs.errors import (
     WrongStateError,
 )
 from lobewise.jobs.leases import Lease
+from lobewise.jobs.logs import log_context
 from lobewise.jobs.models import JobError, MaskName, Stage
 from lobewise.jobs.service import Jobs
 from lobewise.pipeline.errors import PipelineError
@@ -57,30 +58,31 @@ def work_on(desk: Desk, job_id: str) -> None:
     Returns when the job is final, released for another attempt or in other hands. What is raised is a fault that
     left the job to the reaper.
     """
-    try:
-        lease = desk.jobs.claim(job_id, desk.worker)
-    except (JobNotFoundError, JobPurgedError, WrongStateError, LeaseLostError) as reason:
-        log.info("job %s: nothing to do (%s)", job_id, type(reason).__name__)
-        return
-    lease.on_overdue = lambda overdue: _stop_hard(desk, overdue)
-    with lease, tempfile.TemporaryDirectory(prefix="lobewise-job-") as folder:
-        _attempt(desk, lease, Path(folder))
+    with log_context(job_id=job_id):
+        try:
+            lease = desk.jobs.claim(job_id, desk.worker)
+        except (JobNotFoundError, JobPurgedError, WrongStateError, LeaseLostError) as reason:
+            log.info("nothing to do (%s)", type(reason).__name__)
+            return
+        lease.on_overdue = lambda overdue: _stop_hard(desk, overdue)
+        with log_context(attempt=lease.attempt), lease, tempfile.TemporaryDirectory(prefix="lobewise-job-") as folder:
+            _attempt(desk, lease, Path(folder))
 
 
 def _attempt(desk: Desk, lease: Lease, folder: Path) -> None:
-    log.info("job %s: attempt %d begins", lease.job_id, lease.attempt)
+    log.info("the attempt begins")
     try:
         _score(desk, lease, folder)
     except CancelRequestedError:
         desk.jobs.confirm_cancel(lease)
-        log.info("job %s: cancelled", lease.job_id)
+        log.info("cancelled")
     except (LeaseLostError, JobPurgedError) as reason:
-        log.warning("job %s: attempt %d is no longer wanted (%s)", lease.job_id, lease.attempt, type(reason).__name__)
+        log.warning("the attempt is no longer wanted (%s)", type(reason).__name__)
     except Exception as fault:  # every fault of ours counts as an attempt, and is shown in full here
-        log.exception("job %s: attempt %d failed", lease.job_id, lease.attempt)
+        log.exception("the attempt failed")
         desk.jobs.release(lease, fault)
     else:
-        log.info("job %s: attempt %d is done", lease.job_id, lease.attempt)
+        log.info("the attempt is done")
 
 
 def _score(desk: Desk, lease: Lease, folder: Path) -> None:
@@ -88,7 +90,7 @@ def _score(desk: Desk, lease: Lease, folder: Path) -> None:
     try:
         _fetch_score_store(desk, lease, folder)
     except (PipelineError, SourceError) as error:
-        log.info("job %s: %s", lease.job_id, error.code)
+        log.info("the scan cannot be scored", extra={"code": error.code})
         desk.jobs.fail(lease, job_error(error))
 
 
@@ -127,7 +129,7 @@ def job_error(error: PipelineError | SourceError) -> JobError:
 
 
 def _stop_hard(desk: Desk, lease: Lease) -> None:
-    log.warning("job %s: did not stop in time; its process ends", lease.job_id)
+    log.warning("job %s did not stop in time; its process ends", lease.job_id)
     try:
         desk.jobs.confirm_cancel(lease)
     finally:
