@@ -23,8 +23,9 @@ def test_the_document_is_valid() -> None:
 def test_operations_have_names_for_clients() -> None:
     names = {operation["operationId"] for _, operation in OPERATIONS}
     assert names == {
-        "create_job", "list_jobs", "get_job", "cancel_job", "delete_job", "get_report", "get_mask", "head_mask",
-        "get_mask_url", "create_upload", "get_upload", "put_upload_part", "complete_upload", "abort_upload",
+        "create_job", "list_jobs", "get_job", "watch_job", "cancel_job", "delete_job", "get_report", "get_mask",
+        "head_mask", "get_mask_url", "create_upload", "get_upload", "put_upload_part", "complete_upload",
+        "abort_upload",
         "list_models", "get_health", "get_readiness", "get_metrics", "get_problem_type",
     }  # fmt: skip
 

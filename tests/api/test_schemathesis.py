@@ -1,5 +1,6 @@
 """Random calls, right and wrong, to every operation: no fault, and no answer that the document does not name."""
 
+import copy
 import itertools
 from collections.abc import Iterator
 
@@ -14,11 +15,13 @@ from lobewise.jobs.tickets import Ticket
 
 from .conftest import DOCUMENT, Service, nifti, running_service
 
+SETTINGS = ApiSettings(max_wait_seconds=0, stream_seconds=0.2)
+
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """With a job in every state; calls find them by `job_ids`."""
-    with running_service(tmp_path_factory.mktemp("fuzzed") / "service", ApiSettings(max_wait_seconds=0)) as service:
+    with running_service(tmp_path_factory.mktemp("fuzzed") / "service", SETTINGS) as service:
         service.jobs.announce("fuzzed", 600)
         yield service
 
@@ -42,7 +45,7 @@ def uploads(service: Service) -> "itertools.cycle[LargeUploadState]":
 
 
 document = schemathesis.openapi.from_dict(
-    DOCUMENT,
+    copy.deepcopy(DOCUMENT),  # it is changed in reading
     config=SchemathesisConfig.from_dict(
         {
             "checks": {

@@ -1,8 +1,11 @@
 """Puts the gateway together."""
 
 import logging
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import FrameType
+from typing import Final
 
 import anyio
 import uvicorn
@@ -12,9 +15,10 @@ from lobewise import __version__
 from lobewise.api import errors, openapi
 from lobewise.api.metrics import Metrics
 from lobewise.api.middleware import RequestEnvelope
+from lobewise.api.routes import events, results, service, submission, uploads
 from lobewise.api.routes import jobs as job_routes
-from lobewise.api.routes import results, service, submission, uploads
 from lobewise.api.settings import ApiSettings
+from lobewise.api.streams import Streams
 from lobewise.jobs.bootstrap import connect
 from lobewise.jobs.configuration import misspelt, read_settings
 from lobewise.jobs.logs import configure_logging
@@ -22,6 +26,9 @@ from lobewise.jobs.service import Jobs
 from lobewise.jobs.settings import JobsSettings
 
 logger = logging.getLogger("lobewise.api")
+
+STARTUP_FAILURE: Final = 3
+"""The exit code that uvicorn has for it."""
 
 
 def create_app(settings: ApiSettings | None = None, jobs: Jobs | None = None) -> FastAPI:
@@ -43,11 +50,12 @@ def create_app(settings: ApiSettings | None = None, jobs: Jobs | None = None) ->
     )
     app.state.settings = settings
     app.state.metrics = Metrics()
+    app.state.streams = Streams(settings.max_streams)
     app.state.waiting = anyio.CapacityLimiter(settings.max_waiting)
     app.state.jobs = None
     if jobs is not None:
         _use(app, jobs)
-    routers = [module.router for module in (submission, uploads, job_routes, results, service)]
+    routers = [module.router for module in (submission, uploads, job_routes, events, results, service)]
     app.state.routes = [route for router in routers for route in router.routes]
     for router in routers:
         app.include_router(router)
@@ -67,8 +75,9 @@ def run(host: str | None = None, port: int | None = None, jobs_settings: JobsSet
         logger.warning("%s", sentence)
     jobs = connect(jobs_settings)
     try:
-        uvicorn.run(
-            create_app(settings, jobs),
+        app = create_app(settings, jobs)
+        config = uvicorn.Config(
+            app,
             host=settings.host,
             port=settings.port,
             root_path=settings.root_path,
@@ -79,8 +88,24 @@ def run(host: str | None = None, port: int | None = None, jobs_settings: JobsSet
             forwarded_allow_ips=settings.forwarded_allow_ips,
             timeout_graceful_shutdown=settings.shutdown_seconds,
         )
+        server = _Server(config, app.state.streams)
+        server.run()
+        if not server.started:
+            sys.exit(STARTUP_FAILURE)
     finally:
         jobs.close()
+
+
+class _Server(uvicorn.Server):
+    """Ends the streams of events when it is told to stop: it would wait for them else."""
+
+    def __init__(self, config: uvicorn.Config, streams: Streams) -> None:
+        super().__init__(config)
+        self._streams = streams
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._streams.close()
+        super().handle_exit(sig, frame)
 
 
 @asynccontextmanager
@@ -90,9 +115,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         owned = await anyio.to_thread.run_sync(connect)
         _use(app, owned)
     app.state.jobs.start_reaper()
+    app.state.streams.start(app.state.jobs)
     try:
         yield
     finally:
+        await anyio.to_thread.run_sync(app.state.streams.stop)
         if owned is not None:
             await anyio.to_thread.run_sync(owned.close)
 

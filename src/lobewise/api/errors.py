@@ -10,6 +10,7 @@ ApiError                        a problem found before the jobs were asked
 ├── SourceNotAllowedError       an address that the operator does not allow
 ├── RangeNotSatisfiableError    bytes after the end
 ├── NotFoundError               no such page
+├── TooManyStreamsError         as many streams of events are open as may be
 └── NotReadyError               a part of the service is missing
 
 They and the errors of `jobs` become `application/problem+json`; everything else is a 500 that says nothing of the
@@ -61,6 +62,7 @@ STATUS: Final[Mapping[ProblemType, int]] = {
     problems.BROKER_UNAVAILABLE: 503,
     problems.STORAGE_UNAVAILABLE: 503,
     problems.NOT_READY: 503,
+    problems.TOO_MANY_STREAMS: 503,
 }
 """Types that are missing here only ever end a job; no call is answered with them."""
 
@@ -131,6 +133,13 @@ class UnsupportedFormatError(ApiError):
 
 class SourceNotAllowedError(ApiError):
     problem = problems.SOURCE_NOT_ALLOWED
+
+
+class TooManyStreamsError(ApiError):
+    problem = problems.TOO_MANY_STREAMS
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"{limit} streams are open", evidence={"limit": limit})
 
 
 class RangeNotSatisfiableError(ApiError):

@@ -1,5 +1,6 @@
 """One made-up scan, told through every example of the OpenAPI document."""
 
+import json
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -183,6 +184,13 @@ def job_examples(*states: JobState) -> dict[str, Any]:
         state.status.value: {"summary": f"a {state.status.value} job", "value": _json(job_view(state, ADDRESSES))}
         for state in states
     }
+
+
+def event_example() -> str:
+    """Two events as they travel."""
+    jobs = (json.dumps(_json(job_view(state, ADDRESSES))) for state in (RUNNING, SUCCEEDED))
+    events = (f"id: {1_772_444_709_000 + 3000 * n}-0\nevent: job\ndata: {job}\n\n" for n, job in enumerate(jobs))
+    return "".join(("retry: 3000\n\n", *events))
 
 
 def report_example() -> Any:

@@ -172,6 +172,13 @@ STORAGE_UNAVAILABLE: Final = ProblemType(
     "Send the request again after `Retry-After`, with the same Idempotency-Key.",
     retryable=True,
 )
+TOO_MANY_STREAMS: Final = ProblemType(
+    "too-many-streams",
+    "Too many streams of events are open",
+    "This gateway has `evidence.limit` streams open, and takes no more for now.",
+    "Poll the job, or try again after `Retry-After`. The operator sets the limit.",
+    retryable=True,
+)
 NOT_READY: Final = ProblemType(
     "not-ready",
     "The service is not ready",

@@ -113,6 +113,7 @@ class JobLinks(Schema):
 
     self_: Url = Field(alias="self")
     cancel: Url | None = Field(default=None, description="POST here to stop the job; null once it is finished")
+    events: Url = Field(description="a stream of server-sent events: the job, whenever it changes")
     report: Url | None = Field(default=None, description="null until the job has succeeded")
     masks: dict[MaskName, Url] | None = Field(default=None, description="null until the job has succeeded")
 

@@ -23,6 +23,13 @@ class ApiSettings(BaseSettings):
         default=60, description="the longest `Prefer: wait` that is granted; 0 grants none"
     )
     max_waiting: PositiveInt = Field(default=64, description="how many requests may wait at once; others get 202")
+    max_streams: PositiveInt = Field(default=512, description="how many streams of events may be open at once")
+    stream_seconds: PositiveFloat = Field(
+        default=3600.0, description="a stream of events is ended then; its client comes back and misses nothing"
+    )
+    keep_alive_seconds: PositiveFloat = Field(
+        default=15.0, description="a stream without events gets a comment that often, so that proxies keep it open"
+    )
     poll_seconds: PositiveInt = Field(default=2, description="Retry-After of a job that is not finished")
     unavailable_seconds: PositiveInt = Field(default=5, description="Retry-After while a part is down")
     idle_seconds: PositiveFloat = Field(default=60.0, description="a body that stands still for longer ends in 408")

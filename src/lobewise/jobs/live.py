@@ -3,6 +3,7 @@
 ```
 lobewise:epoch                          set once the view is whole; missing after a wipe
 lobewise:job:{id}                       hash: state, status, attempt, cancel, since_ms, published_ms, retry_ms
+lobewise:events:{id}                    what the job was, in order (`events`)
 lobewise:lease:{id}                     "{attempt}:{token}" with a time to live
 lobewise:index:{status|*}:{priority|*}  ids, in order
 lobewise:severity:{priority|*}          members of `listing.severity_member`, in order
@@ -27,6 +28,7 @@ from redis.retry import Retry
 
 from lobewise.jobs import states
 from lobewise.jobs.errors import BrokerUnavailableError
+from lobewise.jobs.events import CHANNEL, EVENTS_KEPT, KEPT_SECONDS, EventLog, events_key
 from lobewise.jobs.listing import Query, severity_member
 from lobewise.jobs.models import JobState, JobStatus, ModelProvenance, Priority
 
@@ -37,11 +39,13 @@ REBUILT: Final = "rebuilt"
 REBUILD_SECONDS: Final = 24 * 3600
 """A rebuild takes no longer."""
 
+_EVENTS: Final = (EVENTS_KEPT, 1000 * KEPT_SECONDS, CHANNEL)
 _PRIORITIES: Final = tuple(Priority)
 _MODELS: Final = TypeAdapter(list[ModelProvenance])
 
 _PUT: Final = """
--- KEYS: job, lease.  ARGV: prefix, id, priority, status, attempt, state, guard, severity member, retry after (ms).
+-- KEYS: job, lease, events.  ARGV: prefix, id, priority, status, attempt, state, guard, severity member,
+-- retry after (ms), events kept, for how long (ms), channel.
 -- guard: 'free' = only without a lease, 'new' = only if unknown, 'any', or the lease that must be held.
 local old = redis.call('HMGET', KEYS[1], 'status', 'attempt')
 local lease = redis.call('GET', KEYS[2])
@@ -70,6 +74,21 @@ if old[1] ~= ARGV[4] then
   end
 end
 if ends then redis.call('DEL', KEYS[2]) end
+local cancel = redis.call('HGET', KEYS[1], 'cancel') or ''
+redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[10], '*', 'state', ARGV[6], 'cancel', cancel)
+redis.call('PEXPIRE', KEYS[3], ARGV[11])
+redis.call('PUBLISH', ARGV[12], ARGV[2])
+return 1
+"""
+
+_CANCEL: Final = """
+-- KEYS: job, events.  ARGV: id, events kept, for how long (ms), channel.
+local state = redis.call('HGET', KEYS[1], 'state')
+if not state or redis.call('HGET', KEYS[1], 'cancel') == '1' then return 0 end
+redis.call('HSET', KEYS[1], 'cancel', '1')
+redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[2], '*', 'state', state, 'cancel', '1')
+redis.call('PEXPIRE', KEYS[2], ARGV[3])
+redis.call('PUBLISH', ARGV[4], ARGV[1])
 return 1
 """
 
@@ -153,8 +172,9 @@ class LiveView:
             socket_connect_timeout=timeout_seconds,
             retry=retry,
         )
-        scripts = (_PUT, _RENEW, _DROP, _LEAD, _READY, _MARK, _WHOLE)
-        self._put, self._renew, self._drop, self._lead, self._ready, self._mark, self._whole = map(
+        self.events = EventLog(self._redis, _read_state)
+        scripts = (_PUT, _CANCEL, _RENEW, _DROP, _LEAD, _READY, _MARK, _WHOLE)
+        self._put, self._cancel, self._renew, self._drop, self._lead, self._ready, self._mark, self._whole = map(
             self._redis.register_script, scripts
         )
 
@@ -175,10 +195,10 @@ class LiveView:
         """
         shown = state.model_dump_json(exclude={"revision", "queue_position"})
         retry_ms = "" if retry_after_seconds is None else round(retry_after_seconds * 1000)
-        keys = [_job(state.id), _lease(state.id)]
+        keys = [_job(state.id), _lease(state.id), events_key(state.id)]
         args: list[str | int] = [PREFIX, state.id, state.priority, state.status, state.attempt, shown, guard]
         with broker_errors():
-            return bool(self._put(keys=keys, args=[*args, severity_member(state) or "", retry_ms]))
+            return bool(self._put(keys=keys, args=[*args, severity_member(state) or "", retry_ms, *_EVENTS]))
 
     def get(self, job_id: str) -> JobState | None:
         """None when unknown here."""
@@ -194,13 +214,13 @@ class LiveView:
 
     def request_cancel(self, job_id: str) -> None:
         with broker_errors():
-            if self._redis.exists(_job(job_id)):
-                self._redis.hset(_job(job_id), "cancel", "1")
+            self._cancel(keys=[_job(job_id), events_key(job_id)], args=[job_id, *_EVENTS])
 
     def remove(self, state: JobState) -> None:
         """Forget a job. The lease stays until it expires: its worker learns from the blobs."""
         with broker_errors(), self._redis.pipeline() as pipe:
-            pipe.delete(_job(state.id))
+            pipe.delete(_job(state.id), events_key(state.id))
+            pipe.publish(CHANNEL, state.id)
             for priority in ("*", state.priority):
                 for status in ("*", *JobStatus):
                     pipe.zrem(_index(status, priority), state.id)
@@ -393,11 +413,14 @@ def _state(fields: Sequence[str | None], *counts: int) -> JobState | None:
     shown, cancel = fields
     if shown is None:
         return None
+    state = _read_state(shown, cancel)
+    return states.changed(state, queue_position=_position(state, counts) if state.status == JobStatus.QUEUED else None)
+
+
+def _read_state(shown: str, cancel: str | None) -> JobState:
     state = JobState.model_validate_json(shown[:-1] + ',"revision":""}')
     return states.changed(
-        state,
-        queue_position=_position(state, counts) if state.status == JobStatus.QUEUED else None,
-        cancel_requested=state.cancel_requested or (cancel == "1" and not state.status.is_final),
+        state, cancel_requested=state.cancel_requested or (cancel == "1" and not state.status.is_final)
     )
 
 

@@ -24,10 +24,12 @@ from lobewise.jobs.errors import (
     LeaseLostError,
     WrongStateError,
 )
+from lobewise.jobs.events import JobEvent
 from lobewise.jobs.idempotency import Idempotency
 from lobewise.jobs.large_uploads import LargeUploads
 from lobewise.jobs.leases import Lease
 from lobewise.jobs.listing import Query, id_of
+from lobewise.jobs.live import broker_errors
 from lobewise.jobs.models import (
     InputInfo,
     JobError,
@@ -163,6 +165,33 @@ class Jobs:
             if status.is_final or remaining_seconds <= 0:
                 return self.get(job_id)
             time.sleep(min(pause_seconds, remaining_seconds))
+
+    def events(self, job_id: str, after: str | None = None) -> Sequence[JobEvent]:
+        """What the job was since the event `after`; its present state alone where that one is not known.
+
+        Without the broker there is only the present state, and no id to go on from.
+
+        Raises:
+            JobNotFoundError, JobPurgedError
+        """
+        try:
+            with broker_errors():
+                known = self._live.events.after(job_id, after) if after and ids.is_id(job_id) else None
+                if known is None:
+                    latest = self._live.events.latest(job_id) if ids.is_id(job_id) else None
+                    known = [latest] if latest else None
+        except BrokerUnavailableError:
+            known = None
+        return [JobEvent(None, self.get(job_id))] if known is None else known
+
+    def changes(self, is_wanted: Callable[[], bool]) -> Iterator[str | None]:
+        """Ids of jobs as they change; None when any may have. Ends when no longer wanted.
+
+        Raises:
+            BrokerUnavailableError: ask again later.
+        """
+        with broker_errors():
+            yield from self._live.events.changes(is_wanted)
 
     def cancel(self, job_id: str) -> JobState:
         """Queued: cancelled at once. Running: requested. Already requested: as it stands.

@@ -29,8 +29,8 @@ SLAB_HALO: Final = 8
 
 LIKELY: Final = 0.5
 """A voxel at least this likely to be a lesion is one."""
-CERTAIN: Final = 0.75
-POSSIBLE: Final = 0.25
+CERTAIN: Final = 0.9
+POSSIBLE: Final = 0.1
 """What counts at the least and at the most, for the range of the scores."""
 
 Progress = Callable[[float], None]
