@@ -4,7 +4,7 @@ BIN := .venv/bin
 CT ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types layers unit format constraints clean
+.PHONY: help install demo test lint types layers unit test-monitoring format constraints clean
 
 help: ## show the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -35,6 +35,10 @@ layers: install ## who may import whom
 
 unit: install ## pytest, on two processes
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+
+test-monitoring: install ## alert rules and metric names, with promtool (Debian: prometheus)
+	promtool check rules monitoring/alerts.yaml
+	$(BIN)/pytest tests/api/test_monitoring.py
 
 format: install ## let ruff mend what it can
 	$(BIN)/ruff check --fix

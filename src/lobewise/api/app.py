@@ -51,6 +51,7 @@ def create_app(settings: ApiSettings | None = None, jobs: Jobs | None = None) ->
     app.state.settings = settings
     app.state.metrics = Metrics()
     app.state.streams = Streams(settings.max_streams)
+    app.state.metrics.watch_streams(app.state.streams.count)
     app.state.waiting = anyio.CapacityLimiter(settings.max_waiting)
     app.state.jobs = None
     if jobs is not None:

@@ -1,10 +1,10 @@
 """What an operator watches, in the text format of Prometheus."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -40,6 +40,11 @@ class Metrics:
             "lobewise_upload_bytes", "Bytes of the scans accepted by this process", registry=self.registry
         )
 
+    def watch_streams(self, count: Callable[[], int]) -> None:
+        """Add how many streams of events are open."""
+        gauge = Gauge("lobewise_event_streams", "Streams of events that are open", registry=self.registry)
+        gauge.set_function(count)
+
     def watch(self, jobs: Jobs) -> None:
         """Add what the jobs themselves know, asked for at each scrape."""
         self.registry.register(_JobsCollector(jobs))
@@ -68,6 +73,17 @@ class _JobsCollector(Collector):
         if ready.broker:
             with suppress(BrokerUnavailableError):  # it went down just now
                 yield self._by_status()
+                yield from self._queues()
+
+    def _queues(self) -> Iterator[Metric]:
+        waiting = GaugeMetricFamily("lobewise_queue_jobs", "Jobs that wait for a worker", labels=["priority"])
+        oldest = GaugeMetricFamily(
+            "lobewise_queue_oldest_seconds", "How long the first of the waiting jobs has waited", labels=["priority"]
+        )
+        for priority, length in self._jobs.queues().items():
+            waiting.add_metric([priority], length.waiting)
+            oldest.add_metric([priority], length.oldest_seconds)
+        yield from (waiting, oldest)
 
     def _by_status(self) -> Metric:
         gauge = GaugeMetricFamily("lobewise_jobs", "Jobs by status", labels=["status"])

@@ -60,6 +60,10 @@ class Streams:
     def is_closing(self) -> bool:
         return self._closing.is_set()
 
+    def count(self) -> int:
+        """How many are open."""
+        return self._open
+
     @contextmanager
     def place(self) -> Iterator[None]:
         """Raises TooManyStreamsError when all are taken."""

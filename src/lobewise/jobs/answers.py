@@ -28,6 +28,14 @@ class Readiness:
     workers: int
 
 
+@dataclass(frozen=True)
+class QueueLength:
+    """How many jobs of a priority wait, and how long the first of them has."""
+
+    waiting: int
+    oldest_seconds: float
+
+
 class StoredMask(Protocol):
     """A mask of a succeeded job."""
 

@@ -27,6 +27,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from lobewise.jobs import states
+from lobewise.jobs.answers import QueueLength
 from lobewise.jobs.errors import BrokerUnavailableError
 from lobewise.jobs.events import CHANNEL, EVENTS_KEPT, KEPT_SECONDS, EventLog, events_key
 from lobewise.jobs.listing import Query, severity_member
@@ -358,6 +359,23 @@ class LiveView:
             for status in JobStatus:
                 pipe.zcard(_index(status, "*"))
             return dict(zip(JobStatus, pipe.execute(), strict=True))
+
+    def queues(self) -> dict[Priority, QueueLength]:
+        """What waits, by priority."""
+        with broker_errors():
+            with self._redis.pipeline(transaction=False) as pipe:
+                for priority in _PRIORITIES:
+                    pipe.zcard(_index(JobStatus.QUEUED, priority))
+                    pipe.zrange(_index(JobStatus.QUEUED, priority), 0, 0)
+                pipe.time()
+                *answers, (seconds, microseconds) = pipe.execute()
+            now_ms = seconds * 1000 + microseconds // 1000
+            counts, firsts = answers[::2], answers[1::2]
+            begun = [self._redis.hget(_job(first[0]), "since_ms") if first else None for first in firsts]
+        return {
+            priority: QueueLength(int(count), max(now_ms - int(cast("str", since)), 0) / 1000 if since else 0.0)
+            for priority, count, since in zip(_PRIORITIES, counts, begun, strict=True)
+        }
 
     # Messages of the broker, which lie in the same server
 

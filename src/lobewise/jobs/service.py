@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from lobewise.jobs import ids, outcomes, sources, states
-from lobewise.jobs.answers import JobPage, Readiness, Sort, StoredMask, UploadSink
+from lobewise.jobs.answers import JobPage, QueueLength, Readiness, Sort, StoredMask, UploadSink
 from lobewise.jobs.blobs import Blobs
 from lobewise.jobs.errors import (
     BlobStoreUnavailableError,
@@ -256,6 +256,10 @@ class Jobs:
     def counts(self) -> Mapping[JobStatus, int]:
         """How many jobs have each status. Raises BrokerUnavailableError."""
         return self._live.counts()
+
+    def queues(self) -> Mapping[Priority, QueueLength]:
+        """How many jobs wait, and how long. Raises BrokerUnavailableError."""
+        return self._live.queues()
 
     # Both sides
 
