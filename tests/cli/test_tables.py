@@ -8,6 +8,7 @@ from lobewise.cli.tables import print_report
 from lobewise.jobs.models import (
     LobeScores,
     LungVolumes,
+    PercentRange,
     Provenance,
     QualityFinding,
     Report,
@@ -69,3 +70,11 @@ def test_the_truth_stands_beside_what_was_found() -> None:
     text = printed(report(12.34), report(10.0))
     assert row(text, "PO, percent opacity") == ["PO, percent opacity", "12.34", "10.00"]
     assert row(text, "left upper") == ["left upper", "1001", "13.3", "0.5", "1", "11.0 %, 0.5 %, 1"]
+
+
+def test_a_range_stands_beside_its_percentage() -> None:
+    found = report(12.34)
+    between = PercentRange(low=10.04, high=15.0)
+    scores = found.severity.model_copy(update={"percent_opacity_range": between})
+    text = printed(found.model_copy(update={"severity": scores}))
+    assert row(text, "PO, percent opacity") == ["PO, percent opacity", "12.34 (10.0 to 15.0)"]

@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lobewise.jobs.models import LobeScores, Report
+from lobewise.jobs.models import LobeScores, PercentRange, Report
 
 LEGEND = (
     "PO, PHO: percent of the lungs that are opaque, densely opaque (-200 HU or more). "
@@ -31,13 +31,19 @@ def _overall(report: Report, truth: Report | None) -> Table:
 
 
 def _totals(report: Report) -> dict[str, str]:
+    scores = report.severity
     return {
-        "PO, percent opacity": f"{report.severity.percent_opacity:.2f}",
-        "PHO, percent high opacity": f"{report.severity.percent_high_opacity:.2f}",
-        "LSS, lung severity score": str(report.severity.lung_severity_score),
-        "LHOS, lung high opacity score": str(report.severity.lung_high_opacity_score),
+        "PO, percent opacity": f"{scores.percent_opacity:.2f}{_between(scores.percent_opacity_range)}",
+        "PHO, percent high opacity": f"{scores.percent_high_opacity:.2f}",
+        "LSS, lung severity score": str(scores.lung_severity_score),
+        "LHOS, lung high opacity score": str(scores.lung_high_opacity_score),
         "Lung volume, ml": f"{report.lungs.volume_ml:.0f}",
     }
+
+
+def _between(part: PercentRange | None) -> str:
+    """What it may be, if that is known."""
+    return "" if part is None else f" ({part.low:.1f} to {part.high:.1f})"
 
 
 def _lobes(report: Report, truth: Report | None) -> Table:

@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from typing import Any, Final, Literal
 
 import structlog
-from structlog.typing import Processor
+from structlog.typing import EventDict, Processor
 
 LogFormat = Literal["auto", "json", "text"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
-_QUIET: Final = ("httpx", "botocore", "urllib3", "asyncio")
+_QUIET: Final = ("httpx", "botocore", "urllib3", "asyncio", "multiprocessing")
 """They log addresses, which may be signed, or every step that they take."""
 _RELAYED: Final = ("uvicorn", "uvicorn.error", "celery", "kombu")
 """They bring handlers of their own."""
@@ -34,6 +34,7 @@ def configure_logging(wanted: LogFormat = "auto", level: LogLevel = "INFO") -> N
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.ExtraAdder(),
+        _without_colours,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     last: list[Processor] = (
@@ -56,6 +57,12 @@ def configure_logging(wanted: LogFormat = "auto", level: LogLevel = "INFO") -> N
         logging.getLogger(name).propagate = True
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _without_colours(_logger: object, _method: str, event: EventDict) -> EventDict:
+    """uvicorn says some things a second time, in colour."""
+    event.pop("color_message", None)
+    return event
 
 
 @contextmanager
