@@ -59,6 +59,8 @@ def run(
             without_mingle=True,
             without_heartbeat=True,
         )
+        # What Celery's processes log before they are ours is no JSON.
+        os.environ["_MP_FORK_LOGLEVEL_"] = str(logging.WARNING)
         with _alive(jobs.settings.liveness_file):
             worker.start()
         return int(worker.exitcode or os.EX_OK)
