@@ -1,5 +1,6 @@
 """The OpenAPI document: valid, complete, and true."""
 
+import re
 from typing import Any
 
 import jsonschema
@@ -67,7 +68,15 @@ def test_an_example_follows_its_schema(where: str, value: Any, schema: dict[str,
 
 def test_the_gateway_serves_it(shared: Service) -> None:
     assert shared.client.get("/openapi.json").json() == DOCUMENT
-    assert shared.client.get("/docs").status_code == 200
+
+
+def test_the_page_that_shows_it_needs_nothing_from_elsewhere(shared: Service) -> None:
+    page = shared.client.get("/docs").text
+    loaded = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert len(loaded) >= 3
+    for address in loaded:
+        assert address.startswith("/docs-files/"), address
+        assert shared.client.get(address).status_code == 200
 
 
 def test_every_schema_is_used() -> None:
