@@ -146,6 +146,20 @@ def test_after_a_wipe_the_job_as_it_stands_is_told_and_the_stream_goes_on(servic
         assert watcher.to_the_end()[-1] == "failed"
 
 
+def test_a_gateway_whose_ear_was_cut_off_hears_again(tmp_path: Path) -> None:
+    with running_service(tmp_path / "service", ApiSettings(keep_alive_seconds=300)) as service:
+        job_id = service.submit()
+        with (
+            watching(service, job_id) as watcher,
+            redis.Redis.from_url(service.jobs.settings.redis_url or "", decode_responses=True) as server,
+        ):
+            watcher.until(1)
+            (ear,) = server.client_list(_type="pubsub")
+            server.client_kill_filter(_id=ear["id"])
+            work(service.jobs, job_id)
+            assert watcher.to_the_end() == ["queued", "running", "running", "running", "failed"]
+
+
 def test_a_request_to_cancel_is_an_event(service: Service) -> None:
     job_id = service.submit()
     with watching(service, job_id) as watcher, service.jobs.claim(job_id, "test"):

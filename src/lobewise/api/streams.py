@@ -104,8 +104,10 @@ class Streams:
                     self._loop.call_soon_threadsafe(self._wake, job_id)
             except BrokerUnavailableError as error:
                 log.warning("changes of jobs are not heard: %s", error)
-            except RuntimeError:  # the loop was closed while we listened
-                return
+            except Exception:  # a thread that dies unseen would leave the streams to their keep-alive
+                if self._loop.is_closed():
+                    return
+                log.exception("the listener for changes of jobs stumbled; it goes on")
             self._closing.wait(RECONNECT_SECONDS)
 
 
