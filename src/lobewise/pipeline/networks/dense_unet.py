@@ -3,7 +3,7 @@
 Slices are three times as far apart as pixels, so the first two levels see and halve the plane alone and the last three
 all axes. Two deviations from the paper: the weights are standardised instead of the activations normalised
 (`docs/decisions/0006-density-is-the-sign.md`), and beside the scan the network gets the lung mask and the density of
-this patient's aerated lung (`docs/decisions/0005-lesion-input.md`). The paper gives no widths; ours fit two CPU cores.
+this patient's aerated lung (decisions 5 and 13). The paper gives no widths; ours fit two CPU cores.
 """
 
 from collections.abc import Sequence
