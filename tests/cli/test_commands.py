@@ -1,5 +1,6 @@
 """Commands as people call them: what they print, and how they end."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -174,7 +175,28 @@ def test_a_manifest_that_cannot_be_learned_from_ends_with_3(lobewise: Run, tmp_p
     assert "[b]nowhere.nii.gz" in result.stderr
 
 
-@pytest.mark.parametrize("stage", ["lungs", "lesions"])
+def test_landmarks_are_prepared_from_marks_and_trained_by_a_recipe(lobewise: Run, tmp_path: Path) -> None:
+    made = lobewise("phantom", tmp_path / "p", "--seed", 1, "--spacing", 6, 4, 4)
+    assert made.returncode == 0, made.stderr
+    header = "patient,ct,carina_x_mm,carina_y_mm,carina_z_mm,sternum_tip_x_mm,sternum_tip_y_mm,sternum_tip_z_mm"
+    (tmp_path / "cohort.csv").write_text(f"{header}\none,p/ct.nii.gz,0,0,0,0,-90,-60\n")
+    prepared = lobewise("prepare", "landmarks", tmp_path / "cohort.csv", tmp_path / "bank", "--copies", 2)
+    assert "2 volumes" in prepared.stderr, prepared.stderr
+    recipe = {"warm_steps": [1, 1, 1], "dqn_steps": [1, 1, 1], "batch": 4, "replay_first": 8, "walkers": 4}
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    trained = lobewise("train", "landmarks", tmp_path / "bank", tmp_path / "run", "--recipe", tmp_path / "recipe.json")
+    assert trained.returncode == 0, trained.stderr
+    assert load_weights("landmarks", tmp_path / "run").recipe["warm_steps"] == [1, 1, 1]
+
+
+def test_a_recipe_with_an_unknown_field_ends_with_2_and_says_what_there_is(lobewise: Run, tmp_path: Path) -> None:
+    (tmp_path / "bank").mkdir()
+    result = lobewise("train", "lesions", tmp_path / "bank", tmp_path / "run", "--recipe", '{"step": 3}')
+    assert result.returncode == 2
+    assert "LesionRecipe has no step" in result.stderr
+
+
+@pytest.mark.parametrize("stage", ["landmarks", "lungs", "lesions"])
 def test_training_on_nothing_ends_with_2_and_says_how_to_prepare(lobewise: Run, tmp_path: Path, stage: str) -> None:
     (tmp_path / "bank").mkdir()
     result = lobewise("train", stage, tmp_path / "bank", tmp_path / "run")

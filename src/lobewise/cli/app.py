@@ -36,7 +36,8 @@ ScanPath = Annotated[
     Path, typer.Argument(help="NIfTI, NRRD, MetaImage, or a DICOM series as zip or folder.", exists=True)
 ]
 TrainedStage = Annotated[
-    Literal["lungs", "lesions"], typer.Argument(help="The network: lungs (with lobes) or lesions.")
+    Literal["landmarks", "lungs", "lesions"],
+    typer.Argument(help="The network: landmarks, lungs (with lobes) or lesions."),
 ]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder for masks and report.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of a table.")]
@@ -255,17 +256,20 @@ def models(
 def prepare(
     stage: TrainedStage,
     manifest: Annotated[
-        Path, typer.Argument(help="CSV: patient, ct, and lungs, lobes or lesions; paths relative to it.", exists=True)
+        Path, typer.Argument(help="CSV: patient, ct, and masks or landmarks; docs/training.md says how.", exists=True)
     ],
     bank: Annotated[Path, typer.Argument(help="Folder for the prepared volumes; what is there already stays.")],
     processes: Annotated[int, typer.Option(help="Scans at a time.", min=1)] = 1,
+    copies: Annotated[
+        int | None,
+        typer.Option(help="Of each scan, all but the first deformed.", min=1, show_default="20 landmarks, 10 lungs"),
+    ] = None,
 ) -> None:
-    """Bring your own scans and masks to the grid of a network. A tenth of the patients is kept to judge lesions."""
+    """Bring your own scans, masks and marks to the grid of a network. A tenth of the patients is kept to judge it."""
     demand("torch", "worker")
     from lobewise.cli.training import prepare as prepare_cohort
-    from lobewise.pipeline.training.cohort import Stage
 
-    count = prepare_cohort(manifest, Stage(stage), bank, processes)
+    count = prepare_cohort(manifest, stage, bank, processes, copies)
     err.print(f"{count} volumes in {bank}", highlight=False)
 
 
@@ -276,17 +280,25 @@ def prepare(
 def train(
     stage: TrainedStage,
     bank: Annotated[Path, typer.Argument(help="Folder that [bold]lobewise prepare[/] filled.", exists=True)],
-    run: Annotated[Path, typer.Argument(help="Folder for checkpoints, log.csv and the weights.")],
+    run: Annotated[Path, typer.Argument(help="Folder for checkpoints, logs and the weights.")],
+    recipe: Annotated[str, typer.Option(help="JSON, or a file of it: fields of the recipe that differ.")] = "{}",
     steps: Annotated[int | None, typer.Option(help="Instead of the recipe's.", min=1)] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="Checkpoint of another run, to begin with its weights.", exists=True)
+    ] = None,
     device: Device = "auto",
     version: Annotated[str, typer.Option(help="Of the weights, as reports will name it.")] = "0.0.0",
 ) -> None:
-    """Train a network on prepared volumes. Ended, it goes on from its last checkpoint when called again."""
-    demand("torch", "worker")
-    from lobewise.cli.training import train as train_network
-    from lobewise.pipeline.training.cohort import Stage
+    """Train a network on prepared volumes. Ended, it goes on from its last checkpoint when called again.
 
-    _say_where([train_network(Stage(stage), bank, run, steps, device, version)])
+    Several GPUs: torchrun --nproc-per-node 4 --no-python lobewise train lesions bank run
+    """
+    demand("torch", "worker")
+    from lobewise.cli.training import Order
+    from lobewise.cli.training import train as train_network
+
+    weights = train_network(Order(stage, bank, run, recipe, steps, start, version), device)
+    _say_where([weights] if weights else [])
 
 
 @app.command(

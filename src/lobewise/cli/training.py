@@ -1,5 +1,6 @@
 """`lobewise prepare` and `lobewise train`: the networks on a cohort of one's own."""
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.markup import escape
@@ -9,20 +10,45 @@ from lobewise.cli.progress import bar
 
 with needs("worker"):
     from lobewise.pipeline.errors import PipelineError
-    from lobewise.pipeline.training import lesions, lungs
-    from lobewise.pipeline.training.cohort import CohortError, Stage, prepare_cohort, read_manifest
+    from lobewise.pipeline.training import landmarks, lesions, lungs
+    from lobewise.pipeline.training.cohort import CohortError, prepare_cohort, read_manifest
+    from lobewise.pipeline.training.parallel import Team, join_team
+    from lobewise.pipeline.training.recipes import RecipeError, read_recipe
+    from lobewise.pipeline.training.splits import Stage
 
 CALIBRATED_ON = 12
 """Volumes that the background's offset of the lung network is fitted on."""
 
 
-def prepare(manifest: Path, stage: Stage, bank: Path, processes: int) -> int:
+@dataclass(frozen=True)
+class Order:
+    """What `lobewise train` is asked for; `recipe` is JSON or the name of a file of it."""
+
+    stage: str
+    bank: Path
+    run: Path
+    recipe: str
+    steps: int | None
+    start: Path | None
+    version: str
+
+    @property
+    def weights(self) -> Path:
+        return self.run / f"{self.stage}.safetensors"
+
+
+def prepare(manifest: Path, stage: str, bank: Path, processes: int, copies: int | None) -> int:
     """Bring the scans of a manifest to the grid of a stage; returns how many volumes lie in the bank."""
     try:
         rows = read_manifest(manifest)
-        with bar(f"preparing {len(rows)} scans for {stage.value}") as shown:
+        with bar(f"preparing {len(rows)} scans for {stage}") as shown:
             written = prepare_cohort(
-                rows, stage, bank, processes, lambda done: shown.show(f"preparing {len(rows)} scans", done)
+                rows,
+                Stage(stage),
+                bank,
+                processes,
+                lambda done: shown.show(f"preparing {len(rows)} scans", done),
+                copies,
             )
     except (CohortError, PipelineError) as error:
         raise fail(
@@ -31,20 +57,41 @@ def prepare(manifest: Path, stage: Stage, bank: Path, processes: int) -> int:
     return len(written)
 
 
-def train(stage: Stage, bank: Path, run: Path, steps: int | None, device: str, version: str) -> Path:
-    """Train, or go on with a training that was ended; returns the weights file."""
-    weights = run / f"{stage.value}.safetensors"
+def train(order: Order, device: str) -> Path | None:
+    """Train, or go on with a training that was ended; returns the weights file, in the first process of several."""
+    follow = {Stage.LANDMARKS: _train_landmarks, Stage.LUNGS: _train_lungs, Stage.LESIONS: _train_lesions}
     try:
-        if stage is Stage.LESIONS:
-            recipe = lesions.LesionRecipe() if steps is None else lesions.LesionRecipe(steps=steps)
-            lesions.train(recipe, bank, run, device)
-            lesions.export(run, recipe, weights, version)
-        else:
-            lung_recipe = lungs.LungRecipe() if steps is None else lungs.LungRecipe(trunk_steps=steps)
-            lung_run, found = lungs.open_run(bank, run, lung_recipe, device)
-            lungs.follow(lung_run, found)
-            lung_run.export(weights, version, found, CALIBRATED_ON)
+        with join_team(device) as team:
+            follow[Stage(order.stage)](order, team)
+            return order.weights if team.is_first else None
     except FileNotFoundError as error:
-        hint = f"Prepare one first:  lobewise prepare {stage.value} MANIFEST {bank}"
-        raise fail(Exit.USAGE, escape(f"{bank} holds no prepared volumes."), escape(hint)) from error
-    return weights
+        hint = f"Prepare one first:  lobewise prepare {order.stage} MANIFEST {order.bank}"
+        raise fail(Exit.USAGE, escape(f"{order.bank} holds no prepared volumes."), escape(hint)) from error
+    except (RecipeError, ValueError) as error:
+        raise fail(Exit.USAGE, escape(str(error))) from error
+
+
+def _train_landmarks(order: Order, team: Team) -> None:
+    if order.steps is not None or order.start is not None:
+        raise RecipeError("landmarks: give warm_steps and dqn_steps in --recipe; each agent starts anew")
+    recipe = read_recipe(landmarks.LandmarkRecipe, order.recipe)
+    landmarks.train(recipe, landmarks.Bank.read(order.bank, recipe.config), order.run, team)
+    if team.is_first:
+        landmarks.export(recipe, order.run, order.weights, order.version)
+
+
+def _train_lungs(order: Order, team: Team) -> None:
+    recipe = read_recipe(lungs.LungRecipe, order.recipe)
+    recipe = replace(recipe, trunk_steps=order.steps or recipe.trunk_steps)
+    run, found = lungs.open_run(order.bank, order.run, recipe, team, start=order.start)
+    lungs.follow(run, found)
+    if team.is_first:
+        run.export(order.weights, order.version, found, CALIBRATED_ON)
+
+
+def _train_lesions(order: Order, team: Team) -> None:
+    recipe = read_recipe(lesions.LesionRecipe, order.recipe)
+    recipe = replace(recipe, steps=order.steps or recipe.steps)
+    lesions.train(recipe, order.bank, order.run, team, order.start)
+    if team.is_first:
+        lesions.export(order.run, recipe, order.weights, order.version)

@@ -6,9 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lobewise.pipeline.training.cohort import CohortError, Row, Stage, prepare_cohort, read_manifest, split_of
-from lobewise.pipeline.training.lesion_crops import read_examples, read_split
+from lobewise.pipeline.anatomy import Landmark
+from lobewise.pipeline.networks.q_network import LandmarkConfig
+from lobewise.pipeline.training import landmarks, lungs
+from lobewise.pipeline.training.cohort import CohortError, Row, prepare_cohort, read_manifest, split_of
+from lobewise.pipeline.training.lesion_crops import read_example, read_examples
 from lobewise.pipeline.training.lungs import read_volume
+from lobewise.pipeline.training.splits import Stage, patient_of, read_split
 from lobewise.pipeline.volume import Grid, Matrix, Volume
 from lobewise.pipeline.writing import write_ct, write_mask
 
@@ -46,10 +50,9 @@ def test_lesions_are_prepared_at_their_grid_and_one_patient_judges(tmp_path: Pat
     written = prepare_cohort(rows, Stage.LESIONS, tmp_path / "bank", progress=seen.append)
     assert len(written) == 2
     assert seen == [0.5, 1.0]
-    split = read_split(tmp_path / "bank")
-    judging, learning = (
-        read_examples(tmp_path / "bank", split["validation"], inverted=inverted) for inverted in (False, True)
-    )
+    split = read_split(tmp_path / "bank", Stage.LESIONS)
+    judging = [read_example(path) for path in split.judges(tmp_path / "bank")]
+    learning = read_examples(tmp_path / "bank", split.teaches)
     assert len(judging) == len(learning) == 1
     sick = next(example for example in judging + learning if example.lesions.any())
     assert sick.kind == "cohort"
@@ -60,7 +63,8 @@ def test_lesions_are_prepared_at_their_grid_and_one_patient_judges(tmp_path: Pat
 def test_lobes_are_prepared_as_they_are_and_lungs_as_lung_of_unknown_lobe(tmp_path: Path) -> None:
     files = write_patient(tmp_path, "a")
     lines = [f"one,{files['ct']},,{files['lobes']},", f"two,{files['ct']},{files['lungs']},,"]
-    first, second = prepare_cohort(read_manifest(manifest(tmp_path, lines)), Stage.LUNGS, tmp_path / "bank")
+    rows = read_manifest(manifest(tmp_path, lines))
+    first, second = prepare_cohort(rows, Stage.LUNGS, tmp_path / "bank", copies=1)
     assert set(np.unique(read_volume(first)[1])) == {0, 2, 5}
     assert set(np.unique(read_volume(second)[1])) == {0, 6}
 
@@ -118,14 +122,85 @@ def test_masks_that_would_teach_nonsense_are_refused(tmp_path: Path, masks: str,
 
 def test_a_tenth_of_the_patients_judges_and_none_of_them_teaches() -> None:
     rows = [Row(f"patient {n // 2}", n % 2, Path("ct"), Path("lungs"), None, Path("lesions")) for n in range(80)]
-    split = split_of(rows)["lesions"]
+    split = split_of(rows, Stage.LESIONS)["lesions"]
     assert len(split["validation"]) == 4
     assert len(split["validation_volumes"]) == 8
     assert all(name.split("-")[1] in split["validation"] for name in split["validation_volumes"])
-    assert json.dumps(split) == json.dumps(split_of(rows[::-1])["lesions"])
+    assert json.dumps(split) == json.dumps(split_of(rows[::-1], Stage.LESIONS)["lesions"])
 
 
 def test_two_patients_never_share_a_file_name() -> None:
-    slugs = {Row(name, 0, Path("ct"), None, None, None).slug for name in ("a-1", "a1", "a_1", "A1")}
+    slugs = {Row(name, 0, Path("ct")).slug for name in ("a-1", "a1", "a_1", "A1")}
     assert len(slugs) == 4
     assert all(slug.isalnum() for slug in slugs)
+
+
+def test_lungs_are_prepared_in_deformed_copies_and_a_judge_only_as_he_is(tmp_path: Path) -> None:
+    files = write_patient(tmp_path, "a")
+    rows = read_manifest(manifest(tmp_path, [f"{name},{files['ct']},,{files['lobes']}," for name in ("one", "two")]))
+    written = prepare_cohort(rows, Stage.LUNGS, tmp_path / "bank", copies=3)
+    bank = lungs.Bank(tmp_path / "bank", lungs.LungRecipe())
+    (judge,) = bank.judges()
+    taught = [path for path in written if path != judge]
+    assert len(taught) == 3
+    assert {patient_of(path) for path in taught} == {"one", "two"} - {patient_of(judge)}
+    volumes_ml = []
+    for path in taught:
+        image, labels = read_volume(path)
+        assert set(np.unique(labels)) == {0, 2, 5}
+        lung, wall = (image[where].mean() for where in (labels > 0, labels == 0))
+        assert lung < wall, "what is called lung is still dark in the copies"
+        volumes_ml.append(np.count_nonzero(labels) * 0.008)
+    assert len({round(volume) for volume in volumes_ml}) == 3
+
+
+MARKED = "patient,ct,carina_x_mm,carina_y_mm,carina_z_mm,sternum_tip_x_mm,sternum_tip_y_mm,sternum_tip_z_mm"
+
+
+def test_marks_become_scans_whose_deformed_copies_carry_them_along(tmp_path: Path) -> None:
+    files = write_patient(tmp_path, "a")
+    lines = [f"{name},{files['ct']},0,20,100,0,-60,40" for name in ("one", "two")]
+    rows = read_manifest(manifest(tmp_path, lines, MARKED))
+    assert rows[0].landmarks_mm == {Landmark.CARINA: (0, 20, 100), Landmark.STERNUM_TIP: (0, -60, 40)}
+    written = prepare_cohort(rows, Stage.LANDMARKS, tmp_path / "bank", copies=4)
+    bank = landmarks.Bank.read(tmp_path / "bank", LandmarkConfig())
+    assert (len(bank.teaching), len(bank.judging), len(written)) == (4, 1, 5)
+    carinas = {tuple(scan.landmarks_mm[Landmark.CARINA].round(1)) for scan in bank.teaching}
+    assert len(carinas) == 4
+    for scan in bank.teaching:
+        z, y, _ = scan.landmarks_mm[Landmark.CARINA] - scan.landmarks_mm[Landmark.STERNUM_TIP]
+        assert (z, y) == (pytest.approx(60, abs=30), pytest.approx(80, abs=30))
+
+
+@pytest.mark.parametrize(
+    ("marks", "says"),
+    [
+        ("0,20,100,0,-60,160", "behind or above"),
+        ("0,20,100,0,60,40", "behind or above"),
+        ("80,10,70,,,", "in the air"),
+    ],
+)
+def test_marks_that_cannot_be_are_refused(tmp_path: Path, marks: str, says: str) -> None:
+    files = write_patient(tmp_path, "a")
+    volume = Volume(np.full(GRID.shape, -1000, dtype=np.int16), GRID)
+    write_ct(tmp_path / "air.nii.gz", volume)
+    ct = "air.nii.gz" if "air" in says else files["ct"]
+    rows = read_manifest(manifest(tmp_path, [f"one,{ct},{marks}"], MARKED))
+    with pytest.raises(CohortError, match=says):
+        prepare_cohort(rows, Stage.LANDMARKS, tmp_path / "bank")
+
+
+def test_a_landmark_of_two_numbers_is_refused_with_its_line(tmp_path: Path) -> None:
+    files = write_patient(tmp_path, "a")
+    with pytest.raises(CohortError, match=r"line 2: carina needs three numbers"):
+        read_manifest(manifest(tmp_path, [f"one,{files['ct']},1,2,,,,"], MARKED))
+
+
+def test_lesions_that_lie_beside_the_lungs_are_refused(tmp_path: Path) -> None:
+    files = write_patient(tmp_path, "a")
+    beside = np.zeros(GRID.shape, bool)
+    beside[:4] = True
+    write_mask(tmp_path / "beside.nii.gz", beside, GRID)
+    rows = read_manifest(manifest(tmp_path, [f"one,{files['ct']},{files['lungs']},,beside.nii.gz"]))
+    with pytest.raises(CohortError, match="0 % of its lesions"):
+        prepare_cohort(rows, Stage.LESIONS, tmp_path / "bank")

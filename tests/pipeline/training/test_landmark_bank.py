@@ -14,7 +14,7 @@ from lobewise.pipeline.training.landmark_bank import (
     read_marks,
     write_scan,
 )
-from lobewise.pipeline.training.landmarks import BankScan, read_bank
+from lobewise.pipeline.training.landmarks import Bank, BankScan
 from lobewise.pipeline.volume import Grid, Volume
 
 CENTRE = (60.0, 50.0, 40.0)
@@ -82,7 +82,7 @@ def test_a_phantom_without_its_carina_knows_where_it_would_be(tmp_path, monkeypa
     config = LandmarkConfig(scales_mm=(24.0, 12.0), box=9)
     added = list(add_phantoms(tmp_path, [0], 2, config))
     assert added == ["phantom 0 chest", "phantom 0 abdomen"]
-    abdomen, other_abdomen, chest, other_chest = read_bank(tmp_path, config)
+    abdomen, other_abdomen, chest, other_chest = Bank.read(tmp_path, config).teaching
     for scan in (chest, other_chest):
         for place in scan.landmarks_mm.values():
             assert (place > 0).all()

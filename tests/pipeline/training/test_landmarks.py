@@ -1,6 +1,5 @@
 """Rewards and returns against closed forms, the scenes, and a run that is stopped and goes on."""
 
-import csv
 import json
 from dataclasses import replace
 
@@ -15,8 +14,11 @@ from lobewise.pipeline.landmarks import LandmarkNetwork, find_landmarks
 from lobewise.pipeline.networks.q_network import STEPS_ZYX, LandmarkConfig
 from lobewise.pipeline.networks.weights import load_weights
 from lobewise.pipeline.training import landmarks as training
+from lobewise.pipeline.training.journal import read_log
 from lobewise.pipeline.training.landmark_bank import write_scan
 from lobewise.pipeline.training.landmarks import (
+    AgentRun,
+    Bank,
     LandmarkRecipe,
     Nets,
     Replay,
@@ -25,15 +27,16 @@ from lobewise.pipeline.training.landmarks import (
     closed_form_q,
     export,
     greedy_return,
-    read_bank,
     rewards,
     td_targets,
     train,
     vary_intensity,
 )
+from lobewise.pipeline.training.parallel import Team
 from lobewise.pipeline.volume import Grid, Volume
 
 CPU = torch.device("cpu")
+ALONE = Team(CPU)
 CONFIG = LandmarkConfig(scales_mm=(12.0, 6.0), box=9, widths=(2, 4, 4), hidden=8)
 RECIPE = LandmarkRecipe(
     config=CONFIG,
@@ -60,7 +63,9 @@ def bank_folder(tmp_path_factory):
         hu = np.random.default_rng(number).integers(-1000, 400, GRID.shape).astype(np.int16)
         z = 60.0 if number < 9 else 150.0
         marks = {Landmark.CARINA: (60.0, 70.0, z), Landmark.STERNUM_TIP: (60.0, 20.0, z)}
-        write_scan(folder / f"{'real' if number % 2 else 'phantom'}-{number}.npz", Volume(hu, GRID), marks, CONFIG)
+        write_scan(folder / f"{'real' if number % 2 else 'phantom'}-{number}-0.npz", Volume(hu, GRID), marks, CONFIG)
+    aside = {"validation": ["phantom-8"], "validation_volumes": ["phantom-8-0"], "test": ["7"]}
+    (folder / "splits.json").write_text(json.dumps({"landmarks": aside}))
     return folder
 
 
@@ -120,15 +125,15 @@ def test_stepping_away_is_worth_less_than_stepping_closer():
 
 
 def test_a_bank_scan_keeps_its_landmark_in_mm_from_the_corner(bank_folder):
-    scan = read_bank(bank_folder, CONFIG)[0]
-    assert scan.name == "phantom-0"
+    scan = Bank.read(bank_folder, CONFIG).teaching[0]
+    assert scan.name == "phantom-0-0"
     assert np.allclose(scan.landmarks_mm[Landmark.CARINA], (62.0, 72.0, 62.0))
     assert scan.shapes == ((10, 10, 10), (20, 20, 20))
     assert scan.levels[0].shape == (18, 18, 18)
 
 
 def test_what_lies_beyond_the_crop_is_not_seen(bank_folder):
-    sampler = SceneSampler(read_bank(bank_folder, CONFIG), Landmark.CARINA, 0, RECIPE)
+    sampler = SceneSampler(Bank.read(bank_folder, CONFIG).teaching, Landmark.CARINA, 0, RECIPE)
     (box,) = sampler.boxes(scenes_at((5, 5, 5), (5, 5, 5), low=(4, 0, 0), high=(10, 6, 10)))
     (whole,) = sampler.boxes(scenes_at((5, 5, 5), (5, 5, 5)))
     assert not box[:3].any()
@@ -139,7 +144,7 @@ def test_what_lies_beyond_the_crop_is_not_seen(bank_folder):
 
 @pytest.mark.parametrize("level", [0, 1])
 def test_agents_are_placed_within_their_crop_and_some_landmarks_without(bank_folder, level):
-    bank = read_bank(bank_folder, CONFIG)
+    bank = Bank.read(bank_folder, CONFIG).teaching
     scenes = SceneSampler(bank, Landmark.CARINA, level, RECIPE).draw(300, np.random.default_rng(0))
     assert scenes.inside().all()
     assert (scenes.high - scenes.low).min() >= 1
@@ -148,14 +153,14 @@ def test_agents_are_placed_within_their_crop_and_some_landmarks_without(bank_fol
 
 
 def test_half_of_the_scenes_are_real(bank_folder):
-    bank = read_bank(bank_folder, CONFIG)
+    bank = Bank.read(bank_folder, CONFIG).teaching
     scenes = SceneSampler(bank, Landmark.CARINA, 0, RECIPE).draw(400, np.random.default_rng(0))
     real = np.array([bank[scan].name.startswith("real") for scan in scenes.scan])
     assert 0.4 < real.mean() < 0.6
 
 
 def test_leaving_the_crop_is_worth_the_rest_of_the_way_in_closed_form(bank_folder):
-    sampler = SceneSampler(read_bank(bank_folder, CONFIG), Landmark.CARINA, 0, RECIPE)
+    sampler = SceneSampler(Bank.read(bank_folder, CONFIG).teaching, Landmark.CARINA, 0, RECIPE)
     nets = Nets.new(RECIPE, CPU)
     scenes = scenes_at((14.0, 5.0, 5.0), (9, 5, 5))
     assert td_targets(scenes, np.array([0]), sampler, nets, 0.9) == pytest.approx(
@@ -164,7 +169,7 @@ def test_leaving_the_crop_is_worth_the_rest_of_the_way_in_closed_form(bank_folde
 
 
 def test_inside_the_network_chooses_the_next_step_and_the_target_network_values_it(bank_folder):
-    sampler = SceneSampler(read_bank(bank_folder, CONFIG), Landmark.CARINA, 0, RECIPE)
+    sampler = SceneSampler(Bank.read(bank_folder, CONFIG).teaching, Landmark.CARINA, 0, RECIPE)
     nets = Nets.new(RECIPE, CPU)
     for net, favourite in ((nets.network, 2), (nets.target, 3)):
         for parameter in net.parameters():
@@ -198,30 +203,74 @@ class KilledError(Exception):
     pass
 
 
-def test_a_stopped_run_goes_on_to_the_very_same_weights(bank_folder, tmp_path, monkeypatch):
-    bank = read_bank(bank_folder, CONFIG)
-    train(RECIPE, bank, tmp_path / "whole", CPU)
-    logged, real_log = [], training._log
+def test_no_scan_of_a_patient_that_judges_or_tests_is_learned_from(bank_folder):
+    bank = Bank.read(bank_folder, CONFIG)
+    assert [scan.name for scan in bank.judging] == ["phantom-8-0"]
+    assert {scan.name for scan in bank.teaching} == {
+        *(f"phantom-{number}-0" for number in (0, 2, 4, 6)),
+        *(f"real-{number}-0" for number in (1, 3, 5, 9)),
+    }
 
-    def log_and_die(path, row):
-        logged.append(row)
-        real_log(path, row)
-        if len(logged) == 6:
+
+def test_a_stopped_run_goes_on_to_the_very_same_weights(bank_folder, tmp_path, monkeypatch):
+    bank = Bank.read(bank_folder, CONFIG)
+    train(RECIPE, bank, tmp_path / "whole", ALONE)
+    saved, save = [], AgentRun.save
+
+    def save_and_die(run):
+        save(run)
+        saved.append(run.step)
+        if len(saved) == 6:
             raise KilledError
 
-    monkeypatch.setattr(training, "_log", log_and_die)
+    monkeypatch.setattr(AgentRun, "save", save_and_die)
     with pytest.raises(KilledError):
-        train(RECIPE, bank, tmp_path / "stopped", CPU)
-    train(RECIPE, bank, tmp_path / "stopped", CPU)
-    for name in (path.name for path in (tmp_path / "whole").glob("*-*.pt")):
+        train(RECIPE, bank, tmp_path / "stopped", ALONE)
+    train(RECIPE, bank, tmp_path / "stopped", ALONE)
+    names = sorted(path.name for path in (tmp_path / "whole").glob("*.pt"))
+    assert len(names) == 4
+    for name in names:
         whole, stopped = (torch.load(tmp_path / run / name, weights_only=True) for run in ("whole", "stopped"))
         assert all(torch.equal(whole[key], stopped[key]) for key in whole), name
+    assert not list((tmp_path / "stopped").glob("*.checkpoint"))
+
+
+def test_two_processes_share_the_networks_and_train_the_same_ones_as_one(bank_folder, tmp_path):
+    bank = Bank.read(bank_folder, CONFIG)
+    train(RECIPE, bank, tmp_path / "alone", ALONE)
+    for rank in (0, 1):
+        with pytest.raises(ValueError, match="process group"):  # at the end they would wait for each other
+            train(RECIPE, bank, tmp_path / "shared", Team(CPU, rank, size=2))
+        assert len(list((tmp_path / "shared").glob("*.pt"))) == 2 * (rank + 1)
+    for path in (tmp_path / "alone").glob("*.pt"):
+        alone, shared = (
+            torch.load(folder / path.name, weights_only=True) for folder in (path.parent, tmp_path / "shared")
+        )
+        assert all(torch.equal(alone[key], shared[key]) for key in alone), path.name
+
+
+def test_the_weights_that_judge_best_are_kept(bank_folder, tmp_path, monkeypatch):
+    verdicts = iter([0.2, 0.9, 0.5, 0.4])
+    seen = {}
+
+    def judge(network, sampler):
+        seen[len(seen)] = {name: value.clone() for name, value in network.state_dict().items()}
+        return training.Judgement(0.0, next(verdicts), np.zeros((1, 1, 3), dtype=np.uint8))
+
+    monkeypatch.setattr(training, "judge", judge)
+    run = AgentRun.begin(RECIPE, Bank.read(bank_folder, CONFIG), tmp_path, Landmark.CARINA, 0, 0, CPU)
+    run.finish()
+    kept = torch.load(tmp_path / "carina-0.pt", weights_only=True)
+    assert all(torch.equal(kept[name], value) for name, value in seen[1].items())
 
 
 def test_a_run_logs_and_exports_agents_that_answer_for_both_landmarks(bank_folder, tmp_path):
-    train(RECIPE, read_bank(bank_folder, CONFIG), tmp_path, CPU)
-    rows = list(csv.DictReader((tmp_path / "log.csv").open()))
-    assert [int(row["step"]) for row in rows] == [2, 4, 6, 8] * 4
+    train(RECIPE, Bank.read(bank_folder, CONFIG), tmp_path, ALONE)
+    for mark in Landmark:
+        for level in (0, 1):
+            rows = read_log(tmp_path / f"{mark.value}-{level}.csv")
+            assert [int(row["step"]) for row in rows] == [2, 4, 6, 8]
+            assert all(0 <= float(row["right_share"]) <= 1 for row in rows)
     export(RECIPE, tmp_path, tmp_path / "landmarks.safetensors", "1")
     weights = load_weights("landmarks", tmp_path)
     assert weights.recipe == json.loads(json.dumps(training.asdict(RECIPE)))
@@ -252,9 +301,11 @@ def test_training_learns_the_way_to_a_bright_spot(tmp_path, monkeypatch):
         hu[tuple(slice(i - 2, i + 3) for i in spot)] = 400
         z, y, x = (float(i) * 4.0 for i in spot)
         marks = dict.fromkeys(Landmark, (x, y, z))
-        write_scan(tmp_path / "bank" / f"real-{number:02}.npz", Volume(hu, GRID), marks, recipe.config)
-    train(recipe, read_bank(tmp_path / "bank", recipe.config), tmp_path / "run", CPU)
-    rows = list(csv.DictReader((tmp_path / "run" / "log.csv").open()))
+        write_scan(tmp_path / "bank" / f"real-{number:02}-0.npz", Volume(hu, GRID), marks, recipe.config)
+    aside = {"validation": ["09", "19"], "validation_volumes": ["real-09-0", "real-19-0"]}
+    (tmp_path / "bank" / "splits.json").write_text(json.dumps({"landmarks": aside}))
+    train(recipe, Bank.read(tmp_path / "bank", recipe.config), tmp_path / "run", ALONE)
+    rows = read_log(tmp_path / "run" / "carina-0.csv")
     first, last = rows[0], rows[4]
     assert float(first["right_share"]) < 0.3
     assert float(last["right_share"]) >= 0.6

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lobewise.pipeline.training.lesion_crops import Example, Sampler
+from lobewise.pipeline.training.lesion_crops import Crop, Example, Sampler
 
 CPU = torch.device("cpu")
 CROP = (16, 64, 64)
@@ -23,10 +23,19 @@ def chest(kind: str = "covid", size: tuple[int, int, int] = (24, 80, 90)) -> Exa
     return Example(f"{kind}-0-0", image, lungs, lesions)
 
 
-def sampler(example: Example, seed: int = 0) -> Sampler:
-    return Sampler(
-        [example], {"covid": 0.5, "clean": 0.5, "phantom": 0.5}, CROP, 20.0, np.random.default_rng(seed), CPU
-    )
+class Drawer:
+    """A sampler of one volume, and the generator that it draws with."""
+
+    def __init__(self, example: Example, seed: int) -> None:
+        kinds = {"covid": 0.5, "clean": 0.5, "phantom": 0.5}
+        self._sampler, self._rng = Sampler([example], kinds, CROP, 20.0, CPU), np.random.default_rng(seed)
+
+    def draw(self) -> Crop:
+        return self._sampler.draw(self._rng)
+
+
+def sampler(example: Example, seed: int = 0) -> Drawer:
+    return Drawer(example, seed)
 
 
 @settings(max_examples=15, deadline=None)

@@ -1,6 +1,5 @@
 """The loss in closed form, the split, and a run that is stopped and goes on."""
 
-import csv
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +11,13 @@ from lobewise.pipeline.lesions import LesionNetwork
 from lobewise.pipeline.networks.dense_unet import DenseUNet, DenseUNetConfig
 from lobewise.pipeline.networks.weights import load_weights
 from lobewise.pipeline.training import lesions as training
-from lobewise.pipeline.training.lesion_crops import patient_of, read_examples, read_split
+from lobewise.pipeline.training.journal import read_log
+from lobewise.pipeline.training.lesion_crops import read_examples
 from lobewise.pipeline.training.lesions import LesionRecipe, export, jaccard_loss, learning_rate_at, train, with_level
+from lobewise.pipeline.training.parallel import Team
+from lobewise.pipeline.training.splits import Stage, read_split
 
+ALONE = Team(torch.device("cpu"))
 RECIPE = LesionRecipe(
     steps=4,
     crop=(16, 32, 32),
@@ -63,29 +66,15 @@ def test_learning_rate_rises_shortly_and_falls_along_a_cosine_to_a_fiftieth() ->
     assert learning_rate_at(100, recipe) == pytest.approx(2e-5)
 
 
-@pytest.mark.parametrize(
-    ("name", "patient"),
-    [
-        ("covid-2-0", "covid-2"),
-        ("grown-case05-3", "case05"),
-        ("clean-case05-0", "case05"),
-        ("phantom-7-0", "phantom-7"),
-    ],
-)
-def test_what_was_made_from_a_patient_belongs_to_that_patient(name: str, patient: str) -> None:
-    assert patient_of(Path(f"{name}.npz")) == patient
-
-
 def test_no_patient_both_trains_and_judges(bank: Path) -> None:
-    split = read_split(bank)
-    aside = split["validation"] + split["test"]
-    trained = {example.name for example in read_examples(bank, aside, inverted=True)}
+    split = read_split(bank, Stage.LESIONS)
+    trained = {example.name for example in read_examples(bank, split.teaches)}
     assert trained == {"covid-0-0", "grown-case01-0", "phantom-2-0"}
-    assert not set(split["validation"]) & set(split["test"])
+    assert [path.stem for path in split.judges(bank)] == ["covid-4-0", "grown-case04-1", "clean-case04-0"]
 
 
 def test_an_ended_run_goes_on_to_the_same_weights(bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = torch.load(train(RECIPE, bank, tmp_path / "whole", "cpu").with_name("last.pt"), weights_only=False)
+    whole = torch.load(train(RECIPE, bank, tmp_path / "whole", ALONE).with_name("last.pt"), weights_only=True)
 
     class EndedError(Exception):
         pass
@@ -99,37 +88,38 @@ def test_an_ended_run_goes_on_to_the_same_weights(bank: Path, tmp_path: Path, mo
 
     monkeypatch.setattr(training, "measure", end_after_first)
     with pytest.raises(EndedError):
-        train(RECIPE, bank, tmp_path / "ended", "cpu")
+        train(RECIPE, bank, tmp_path / "ended", ALONE)
     monkeypatch.setattr(training, "measure", measure)
-    train(RECIPE, bank, tmp_path / "ended", "cpu")
-    resumed = torch.load(tmp_path / "ended" / "last.pt", weights_only=False)
+    train(RECIPE, bank, tmp_path / "ended", ALONE)
+    resumed = torch.load(tmp_path / "ended" / "last.pt", weights_only=True)
     assert resumed["step"] == whole["step"] == 4
-    for name, tensor in whole["network"].items():
-        assert torch.equal(tensor, resumed["network"][name]), name
+    for part in ("network", "averaged"):
+        for name, tensor in whole[part].items():
+            assert torch.equal(tensor, resumed[part][name]), name
+    assert [row["step"] for row in read_log(tmp_path / "ended" / "log.csv")] == ["2", "4"]
 
 
 def test_without_anybody_to_judge_the_last_checkpoint_is_the_best(bank: Path, tmp_path: Path) -> None:
     (bank / "splits.json").write_text('{"lesions": {"validation": [], "validation_volumes": [], "test": []}}')
-    best = torch.load(train(RECIPE, bank, tmp_path / "run", "cpu"), weights_only=True)
+    best = torch.load(train(RECIPE, bank, tmp_path / "run", ALONE), weights_only=True)
     assert best["step"] == RECIPE.steps
 
 
 def test_exported_weights_load_and_know_their_recipe(bank: Path, tmp_path: Path) -> None:
-    run = train(RECIPE, bank, tmp_path / "run", "cpu").parent
+    run = train(RECIPE, bank, tmp_path / "run", ALONE).parent
     info = export(run, RECIPE, tmp_path / "lesions.safetensors", "9.9.9")
     weights = load_weights("lesions", tmp_path)
     assert weights.info == info
     assert weights.recipe["crop"] == [16, 32, 32]
     LesionNetwork.load(weights, torch.device("cpu"))
-    with (run / "log.csv").open() as file:
-        assert [row["step"] for row in csv.DictReader(file)] == ["2", "4"]
+    assert [row["step"] for row in read_log(run / "log.csv")] == ["2", "4"]
 
 
 def test_learns_to_find_bright_balls(bank: Path, tmp_path: Path) -> None:
     network = DenseUNetConfig(stem=8, growth=8, layers=2, widths=(8, 8, 8, 8, 8))
     recipe = replace(RECIPE, steps=80, validate_every=80, learning_rate=4e-3, warmup_steps=5, average=0.5)
     recipe = replace(recipe, network=network, kinds={"covid": 1.0}, smoothing=1.0)
-    best = torch.load(train(recipe, bank, tmp_path / "run", "cpu"), weights_only=True)
+    best = torch.load(train(recipe, bank, tmp_path / "run", ALONE), weights_only=True)
     assert best["covid_dice"] > 0.8
 
 

@@ -1,7 +1,7 @@
 """The training of the lung network: what it learns from, that it learns, and that it goes on where it was ended."""
 
-import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +11,12 @@ import torch
 from lobewise.pipeline.networks.di2in import CLASSES, LungConfig, LungNetwork
 from lobewise.pipeline.networks.weights import load_weights
 from lobewise.pipeline.training import lungs as training
+from lobewise.pipeline.training.journal import read_log
 from lobewise.pipeline.training.lungs import OPAQUE, UNKNOWN_LOBE, Bank, LungRecipe, Run
+from lobewise.pipeline.training.parallel import Team
 
 CPU = torch.device("cpu")
+ALONE = Team(CPU)
 CONFIG = LungConfig(widths=(4, 6, 8), detail_width=4)
 RECIPE = LungRecipe(
     trunk_steps=6,
@@ -40,7 +43,7 @@ def bank_folder(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
     folder = tmp_path / "bank"
     folder.mkdir()
-    for name in ("case01-000", "case02-000", "phantom-0000"):
+    for name in ("case01-000", "case02-000", "phantom-0007", "phantom-0000", "case05-000"):
         labels = five_lobes()
         image = np.where(labels > 0, 20 * labels, 180) + rng.integers(0, 8, labels.shape)
         np.savez(folder / f"{name}.npz", image=image.astype(np.uint8), labels=labels)
@@ -49,11 +52,11 @@ def bank_folder(tmp_path: Path) -> Path:
 
 def begin(folder: Path, recipe: LungRecipe = RECIPE) -> Run:
     folder.mkdir(exist_ok=True)
-    return Run.begin(folder, CONFIG, recipe, CPU)
+    return Run.begin(folder, CONFIG, recipe, ALONE)
 
 
 def train_all(run: Run, bank_folder: Path, save_every: int = 3) -> list[dict[str, float | str]]:
-    return list(training.train(run, Bank(bank_folder, run.recipe), CPU, save_every=save_every))
+    return list(training.train(run, Bank(bank_folder, run.recipe), save_every=save_every))
 
 
 def test_the_loss_falls_and_the_log_tells_both_stages(tmp_path: Path, bank_folder: Path) -> None:
@@ -68,29 +71,29 @@ def test_a_run_that_was_ended_goes_on_as_if_it_had_not_been(tmp_path: Path, bank
     whole = begin(tmp_path / "whole")
     train_all(whole, bank_folder)
     ended = begin(tmp_path / "ended")
-    next(training.train(ended, Bank(bank_folder, RECIPE), CPU, save_every=3))
+    next(training.train(ended, Bank(bank_folder, RECIPE), save_every=3))
     resumed = begin(tmp_path / "ended")
     assert resumed.step == 3
     train_all(resumed, bank_folder)
     for name, value in whole.smooth.items():
-        torch.testing.assert_close(resumed.smooth[name], value, msg=name)
+        assert torch.equal(resumed.smooth[name], value), name
 
 
 def test_a_run_can_begin_with_the_mean_weights_of_another(tmp_path: Path, bank_folder: Path) -> None:
     earlier = begin(tmp_path / "earlier")
     train_all(earlier, bank_folder)
-    run, _ = training.open_run(bank_folder, tmp_path / "run", RECIPE, "cpu", CONFIG, earlier.checkpoint)
+    run, _ = training.open_run(bank_folder, tmp_path / "run", RECIPE, ALONE, CONFIG, earlier.checkpoint)
     assert run.step == 0
     for name, value in run.network.state_dict().items():
         torch.testing.assert_close(value, earlier.smooth[name], msg=name)
     train_all(run, bank_folder)
-    again, _ = training.open_run(bank_folder, tmp_path / "run", RECIPE, "cpu", CONFIG, earlier.checkpoint)
+    again, _ = training.open_run(bank_folder, tmp_path / "run", RECIPE, ALONE, CONFIG, earlier.checkpoint)
     assert again.step == run.step > 0
 
 
 def test_the_detail_stage_leaves_the_trunk_alone(tmp_path: Path, bank_folder: Path) -> None:
     run = begin(tmp_path / "run")
-    rows = training.train(run, Bank(bank_folder, RECIPE), CPU, save_every=6)
+    rows = training.train(run, Bank(bank_folder, RECIPE), save_every=6)
     next(rows)
     before = {name: value.clone() for name, value in run.network.named_parameters()}
     list(rows)
@@ -107,11 +110,56 @@ def test_the_command_trains_logs_and_exports_what_the_stage_loads(tmp_path: Path
     network = LungNetwork.load(load_weights("lungs", run), CPU)
     assert network.config == CONFIG
     assert network.probabilities(np.zeros((16, 8, 8), dtype=np.float32)).shape == (CLASSES, 16, 8, 8)
-    with (run / "log.csv").open() as file:
-        assert [row["step"] for row in csv.DictReader(file)] == ["2"]
+    (row,) = read_log(run / "log.csv")
+    assert row["step"] == "2"
+    assert 0 <= float(row["judged_lungs_dice"]) <= 1
     stored = load_weights("lungs", run).recipe
     assert stored["steps_done"] == 2
     assert 0 <= stored["background_offset"] <= 4
+
+
+def test_patients_kept_aside_judge_or_test_and_never_teach(bank_folder: Path) -> None:
+    bank = Bank(bank_folder, RECIPE)
+    assert [path.stem for path in bank.judges()] == ["phantom-0000"]
+    for name in ("phantom-0000", "case05-000"):
+        (bank_folder / f"{name}.npz").write_bytes(b"whoever reads this fails")
+    for seed in range(30):
+        bank.draw(np.random.default_rng(seed))
+
+
+def test_the_weights_that_judge_best_are_exported_and_each_stage_is_judged_anew(
+    tmp_path: Path, bank_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = begin(tmp_path / "run", replace(RECIPE, trunk_steps=4, detail_steps=4, validate_every=1))
+    verdicts = iter([0.9, 0.8, 0.7, 0.3, 0.5, 0.6, 0.4, 0.1])
+    monkeypatch.setattr(training, "measure", lambda *_: {"score": next(verdicts)})
+    seen = {}
+    for row in training.train(run, Bank(bank_folder, run.recipe), save_every=1):
+        seen[row["step"]] = {name: value.clone() for name, value in run.smooth.items()}
+    chosen, step = run.chosen()
+    assert step == 6, "0.9 was the trunk's alone"
+    assert all(torch.equal(value, seen[6][name]) for name, value in chosen.items())
+
+
+def test_validation_measures_lobes_only_where_they_are_known(tmp_path: Path) -> None:
+    labels = five_lobes()
+    unknown = np.where(labels > 0, UNKNOWN_LOBE, 0).astype(np.uint8)
+    opaque = labels.copy()
+    opaque[14:18, 4:10, 20:26] |= OPAQUE
+    for name, values in (("known", opaque), ("unknown", unknown)):
+        np.savez(tmp_path / f"{name}.npz", image=labels, labels=values)
+
+    class Swapped(training.Di2in):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            lobes = ((image[0, 0] + 1) * 127.5).round().long()
+            return torch.nn.functional.one_hot(torch.tensor([0, 2, 1, 3, 4, 5])[lobes], CLASSES).movedim(-1, 0)[None]
+
+    known, unknown_ = (training.measure(Swapped(CONFIG), [tmp_path / f"{n}.npz"]) for n in ("known", "unknown"))
+    assert known["judged_lungs_dice"] == unknown_["judged_lungs_dice"] == known["judged_opaque_recall"] == 1.0
+    assert known["judged_lobes_dice"] == pytest.approx(0.6)
+    assert np.isnan(unknown_["judged_lobes_dice"])
+    assert np.isnan(unknown_["judged_opaque_recall"])
+    assert unknown_["score"] == 1.0
 
 
 def logits_of(labels: np.ndarray) -> torch.Tensor:

@@ -22,7 +22,8 @@ from lobewise.pipeline.networks.dense_unet import TOTAL_STRIDE, network_inputs
 from lobewise.pipeline.networks.device import choose_device
 from lobewise.pipeline.networks.weights import load_weights
 from lobewise.pipeline.phantom import PhantomRecipe, make_phantom
-from lobewise.pipeline.training.lesion_crops import read_examples, read_split
+from lobewise.pipeline.training.lesion_crops import read_examples
+from lobewise.pipeline.training.splits import Stage, patient_of, read_split
 from lobewise.pipeline.volume import resample_labels
 
 BASELINE_HU: Final = -700.0
@@ -45,7 +46,9 @@ class LesionResult:
 
 def evaluate_bank(bank: Path, network: LesionNetwork, part: str) -> Iterator[LesionResult]:
     """The volumes of the patients kept aside for `part`: `validation` or `test`."""
-    for example in read_examples(bank, read_split(bank)[part]):
+    split = read_split(bank, Stage.LESIONS)
+    patients = split.validation if part == "validation" else split.test
+    for example in read_examples(bank, lambda path: patient_of(path) in patients):
         image = example.image.astype(np.float32) / 255
         yield _compare(example.name, image, example.lungs, example.lesions & example.lungs, network)
 

@@ -83,6 +83,7 @@ class Di2in(nn.Module):
 
     def __init__(self, config: LungConfig) -> None:
         super().__init__()
+        self.stride = config.stride
         widths = config.widths
         pairs = list(pairwise(widths))
         self.stem = nn.Conv3d(1, widths[0], kernel_size=2, stride=2)

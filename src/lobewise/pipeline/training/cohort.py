@@ -3,49 +3,51 @@
 The manifest is a CSV with the columns `patient`, `ct` and any of `lungs`, `lobes` and `lesions`; paths are relative to
 it. Lobes are labelled as in reports: 1 left upper, 2 left lower, 3 right upper, 4 right middle, 5 right lower.
 Where lesions are learned, a scan whose `lesions` are not named is left out; an empty mask says that there are none.
+Landmarks are columns too: `carina_x_mm`, `carina_y_mm`, `carina_z_mm` and `sternum_tip_x_mm` and so on, LPS.
 """
 
 import csv
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
-from enum import StrEnum
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from lobewise.pipeline.anatomy import LEFT_LOBES, RIGHT_LOBES
+from lobewise.pipeline.anatomy import LEFT_LOBES, RIGHT_LOBES, Landmark
 from lobewise.pipeline.lesions import SPACING_MM
 from lobewise.pipeline.networks.di2in import LungConfig
+from lobewise.pipeline.networks.q_network import LandmarkConfig
 from lobewise.pipeline.reading import read_ct
+from lobewise.pipeline.training.landmark_bank import base_of, deform, write_scan
 from lobewise.pipeline.training.lesion_bank import save_volume, to_8_bit
-from lobewise.pipeline.training.lesion_crops import SPLIT_FILE
-from lobewise.pipeline.training.lung_bank import crop_to_lungs, write_volume
+from lobewise.pipeline.training.lung_bank import Chest, crop_to_lungs, deformed_copy, write_volume
 from lobewise.pipeline.training.lungs import UNKNOWN_LOBE
-from lobewise.pipeline.volume import Grid, Volume, resample, resample_labels
+from lobewise.pipeline.training.splits import SPLIT_FILE, Stage
+from lobewise.pipeline.volume import Grid, Triple, Volume, resample, resample_labels
 
 VALIDATION_SHARE: Final = 0.1
 """Of the patients, to choose the model (paper: 10 %)."""
 DENSEST_LUNG_HU: Final = -250.0
 """Half of what is called lung must be emptier than that, or the mask lies elsewhere."""
+COPIES: Final = {Stage.LANDMARKS: 20, Stage.LUNGS: 10, Stage.LESIONS: 1}
+"""Of each scan, the first as it is and the others deformed. Lesions are bent while the training runs."""
+LEAST_INSIDE_LUNGS: Final = 0.5
+"""Share of the lesions that must lie in the lungs."""
+AIR_AROUND_HU: Final = -900.0
+"""A landmark within a scan has more than air around it."""
+AROUND_MM: Final = 15.0
 
 Labels = UInt8[np.ndarray, "z y x"]
 
 
 class CohortError(ValueError):
     """A manifest, scan or mask that cannot be learned from; the sentence says which and what to do."""
-
-
-class Stage(StrEnum):
-    """What the prepared volumes are for."""
-
-    LUNGS = "lungs"
-    LESIONS = "lesions"
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,10 @@ class Row:
     patient: str
     number: int
     ct: Path
-    lungs: Path | None
-    lobes: Path | None
-    lesions: Path | None
+    lungs: Path | None = None
+    lobes: Path | None = None
+    lesions: Path | None = None
+    landmarks_mm: Mapping[Landmark, Triple] = field(default_factory=dict)
 
     @property
     def slug(self) -> str:
@@ -65,12 +68,18 @@ class Row:
         plain = re.sub(r"[^A-Za-z0-9]", "", self.patient)
         return plain if plain == self.patient else f"{plain}{hashlib.sha256(self.patient.encode()).hexdigest()[:6]}"
 
+    def teaches(self, stage: Stage) -> bool:
+        """Whether it has what the stage learns from."""
+        has_lungs = bool(self.lungs or self.lobes)
+        wanted = {Stage.LANDMARKS: self.landmarks_mm, Stage.LUNGS: has_lungs, Stage.LESIONS: has_lungs and self.lesions}
+        return bool(wanted[stage])
+
 
 def read_manifest(path: Path) -> list[Row]:
     """The rows of a manifest.
 
     Raises:
-        CohortError: a column or a file is missing, or a scan has neither lungs nor lobes.
+        CohortError: a column or a file is missing, or a scan has nothing to learn from.
     """
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
@@ -83,34 +92,46 @@ def read_manifest(path: Path) -> list[Row]:
             ct, patient = _existing(path, line, values["ct"]), (values["patient"] or "").strip()
             if ct is None or not patient:
                 raise CohortError(f"{path.name}, line {line}: name a patient and a ct")
-            if masks["lungs"] is None and masks["lobes"] is None:
-                raise CohortError(f"{path.name}, line {line}: name lungs or lobes")
-            rows.append(Row(patient, sum(row.patient == patient for row in rows), ct, **masks))
+            number = sum(row.patient == patient for row in rows)
+            row = Row(patient, number, ct, **masks, landmarks_mm=_landmarks(path, line, values))
+            if not row.teaches(Stage.LUNGS) and not row.teaches(Stage.LANDMARKS):
+                raise CohortError(f"{path.name}, line {line}: name lungs or lobes, or the place of a landmark")
+            rows.append(row)
     if not rows:
         raise CohortError(f"{path.name} names no scan")
     return rows
 
 
 def prepare_cohort(
-    rows: Sequence[Row], stage: Stage, bank: Path, processes: int = 1, progress: Callable[[float], None] | None = None
+    rows: Sequence[Row],
+    stage: Stage,
+    bank: Path,
+    processes: int = 1,
+    progress: Callable[[float], None] | None = None,
+    copies: int | None = None,
 ) -> list[Path]:
-    """Write the prepared volumes, and who judges the lesion network, to `bank`; volumes that are there already stay.
+    """Write the prepared volumes, and who judges the training, to `bank`; volumes that are there already stay.
+
+    Args:
+        copies: of each scan that teaches; by default `COPIES` of the stage.
 
     Raises:
         CohortError: a scan or mask cannot be learned from, or none is left. The volumes before it stay prepared.
     """
-    rows = [row for row in rows if stage is Stage.LUNGS or row.lesions]
+    rows = [row for row in rows if row.teaches(stage)]
     if not rows:
-        raise CohortError("no scan of the manifest has lesions")
+        raise CohortError(f"no scan of the manifest has {stage.value}")
     bank.mkdir(parents=True, exist_ok=True)
-    if stage is Stage.LESIONS:
-        (bank / SPLIT_FILE).write_text(json.dumps(split_of(rows), indent=2) + "\n", encoding="utf-8")
-    written = []
+    split = split_of(rows, stage)
+    (bank / SPLIT_FILE).write_text(json.dumps(split, indent=2) + "\n", encoding="utf-8")
+    aside = split[stage.value]["validation"]
+    written: list[Path] = []
     with ProcessPoolExecutor(processes) as pool:
-        waiting = [pool.submit(prepare_scan, row, stage, bank) for row in rows]
+        counts = [1 if row.slug in aside else copies or COPIES[stage] for row in rows]
+        waiting = [pool.submit(prepare_scan, row, stage, bank, n) for row, n in zip(rows, counts, strict=True)]
         for done, future in enumerate(as_completed(waiting), start=1):
             try:
-                written.append(future.result())
+                written += future.result()
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
@@ -119,47 +140,55 @@ def prepare_cohort(
     return sorted(written)
 
 
-def prepare_scan(row: Row, stage: Stage, bank: Path) -> Path:
-    """Bring one scan to the grid of the stage.
+def prepare_scan(row: Row, stage: Stage, bank: Path, copies: int = 1) -> list[Path]:
+    """Bring one scan to the grid of the stage: as it is, and deformed.
 
     Raises:
-        CohortError: a mask does not fit its scan.
+        CohortError: a mask or a landmark does not fit its scan.
         PipelineError: a file cannot be read.
     """
-    path = bank / file_name(row, stage)
-    if path.exists():
-        return path
+    paths = [bank / file_name(row, stage, copy) for copy in range(copies)]
+    if all(path.exists() for path in paths):
+        return paths
     volume = read_ct(row.ct).volume
+    if stage is Stage.LANDMARKS:
+        _check_landmarks(row, volume)
+        _write_for_landmarks(paths, volume, row.landmarks_mm)
+        return paths
     lobes = _read_mask(row.lobes, volume)
     lungs = _read_mask(row.lungs, volume) if row.lungs else lobes
-    if lobes is not None:
-        _check_lobes(lobes, volume.grid, row)
     if lungs is None:
         raise CohortError(f"{row.ct.name}: name lungs or lobes")
+    if lobes is not None:
+        _check_lobes(lobes, volume.grid, row)
     _check_lungs(lungs > 0, volume, row)
     if stage is Stage.LUNGS:
         labels = np.where(lungs > 0, UNKNOWN_LOBE, 0).astype(np.uint8) if lobes is None else lobes
-        _write_for_lungs(path, volume, labels)
+        _write_for_lungs(paths, volume, labels)
     else:
         lesions = _read_mask(row.lesions, volume)
         if lesions is None:
             raise CohortError(f"{row.ct.name}: name its lesions")
-        _write_for_lesions(path, volume, lungs > 0, lesions)
-    return path
+        _check_lesions(lesions > 0, lungs > 0, row)
+        _write_for_lesions(paths[0], volume, lungs > 0, lesions)
+    return paths
 
 
-def file_name(row: Row, stage: Stage) -> str:
+def file_name(row: Row, stage: Stage, copy: int = 0) -> str:
     """Where a scan's volume lies: its first part is the kind that the recipes weight."""
-    return f"{'case' if stage is Stage.LUNGS else 'cohort'}-{row.slug}-{row.number}.npz"
+    if stage is Stage.LESIONS:
+        return f"cohort-{row.slug}-{row.number}.npz"
+    kind = "case" if stage is Stage.LUNGS else "real"
+    return f"{kind}-{row.slug}-{row.number}-{copy:02}.npz"
 
 
-def split_of(rows: Sequence[Row]) -> dict[str, dict[str, list[str]]]:
+def split_of(rows: Sequence[Row], stage: Stage) -> dict[str, dict[str, list[str]]]:
     """A tenth of the patients, at least one of several, chosen by their names alone, to judge the training."""
     by_hash = sorted({row.slug for row in rows}, key=lambda slug: hashlib.sha256(slug.encode()).hexdigest())
     count = max(1, round(VALIDATION_SHARE * len(by_hash))) if len(by_hash) > 1 else 0
     aside = set(by_hash[:count])
-    volumes = [file_name(row, Stage.LESIONS).removesuffix(".npz") for row in rows if row.slug in aside]
-    return {"lesions": {"validation": sorted(aside), "validation_volumes": sorted(volumes), "test": []}}
+    volumes = [file_name(row, stage).removesuffix(".npz") for row in rows if row.slug in aside]
+    return {stage.value: {"validation": sorted(aside), "validation_volumes": sorted(volumes), "test": []}}
 
 
 def _existing(manifest: Path, line: int, name: str | None) -> Path | None:
@@ -169,6 +198,21 @@ def _existing(manifest: Path, line: int, name: str | None) -> Path | None:
     if not path.exists():
         raise CohortError(f"{manifest.name}, line {line}: there is no {path}")
     return path
+
+
+def _landmarks(manifest: Path, line: int, values: Mapping[str, str]) -> dict[Landmark, Triple]:
+    """The landmarks whose three columns are filled."""
+    found: dict[Landmark, Triple] = {}
+    for mark in Landmark:
+        texts = [(values.get(f"{mark.value}_{axis}_mm") or "").strip() for axis in "xyz"]
+        if not any(texts):
+            continue
+        try:
+            x, y, z = (float(text) for text in texts)
+        except ValueError as error:
+            raise CohortError(f"{manifest.name}, line {line}: {mark.value} needs three numbers of mm") from error
+        found[mark] = (x, y, z)
+    return found
 
 
 def _read_mask(path: Path | None, volume: Volume) -> Labels | None:
@@ -204,12 +248,62 @@ def _middle_x_mm(mask: Bool[np.ndarray, "z y x"], grid: Grid) -> float | None:
     return float(grid.to_lps(where.mean(axis=0)[None])[0, 0]) if len(where) else None
 
 
-def _write_for_lungs(path: Path, volume: Volume, labels: Labels) -> None:
+def _check_lesions(lesions: Bool[np.ndarray, "z y x"], lungs: Bool[np.ndarray, "z y x"], row: Row) -> None:
+    """Lesions lie in lungs; a mask that does not is flipped or another patient's."""
+    if lesions.any() and (lesions & lungs).sum() < LEAST_INSIDE_LUNGS * lesions.sum():
+        inside = 100 * (lesions & lungs).sum() / lesions.sum()
+        raise CohortError(f"{row.ct.name}: {inside:.0f} % of its lesions lie in its lungs; is a mask flipped?")
+
+
+def _check_landmarks(row: Row, volume: Volume) -> None:
+    """A landmark within the scan lies in the body; the sternum tip in front of the carina and below it."""
+    for mark, place_mm in row.landmarks_mm.items():
+        around = _box_around(volume, place_mm)
+        if around.size and around.max() < AIR_AROUND_HU:
+            raise CohortError(f"{row.ct.name}: its {mark.value} lies in the air; LPS mm of the file's own space?")
+    places = row.landmarks_mm
+    if Landmark.CARINA in places and Landmark.STERNUM_TIP in places:
+        (_, carina_y, carina_z), (_, tip_y, tip_z) = places[Landmark.CARINA], places[Landmark.STERNUM_TIP]
+        if tip_y > carina_y or tip_z > carina_z:
+            raise CohortError(
+                f"{row.ct.name}: its sternum tip is behind or above its carina; are they RAS, or swapped?"
+            )
+
+
+def _box_around(volume: Volume, place_mm: Triple) -> np.ndarray:
+    """The voxels around a place; none where that is beyond the scan."""
+    centre = volume.grid.to_index(np.array([place_mm]))[0]
+    reach = AROUND_MM / np.array(volume.grid.spacing_mm)
+    if ((centre < 0) | (centre > np.array(volume.grid.shape) - 1)).any():
+        return np.empty(0)
+    low, high = np.maximum(np.floor(centre - reach), 0).astype(int), np.ceil(centre + reach).astype(int) + 1
+    return volume.hu[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
+
+
+def _missing(paths: Sequence[Path]) -> Iterator[tuple[int, Path, np.random.Generator]]:
+    """The copies that are still to be made, and each one's own chance."""
+    for copy, path in enumerate(paths):
+        if not path.exists():
+            yield copy, path, np.random.default_rng(int(hashlib.sha256(path.name.encode()).hexdigest()[:8], 16))
+
+
+def _write_for_landmarks(paths: Sequence[Path], volume: Volume, marks_mm: Mapping[Landmark, Triple]) -> None:
+    base = base_of(volume)
+    for copy, path, rng in _missing(paths):
+        scan = deform(base, marks_mm, rng) if copy else (volume, marks_mm)
+        write_scan(path, *scan, LandmarkConfig())
+
+
+def _write_for_lungs(paths: Sequence[Path], volume: Volume, labels: Labels) -> None:
     config = LungConfig()
+    chest = Chest.of(volume, labels, config)
     box = volume.grid.covering((config.spacing_mm,) * 3)
-    hu = resample(volume.hu, volume.grid, box)
-    rng = np.random.default_rng(int(hashlib.sha256(path.name.encode()).hexdigest()[:8], 16))
-    write_volume(path, *crop_to_lungs(hu, resample_labels(labels, volume.grid, box), rng), config)
+    for copy, path, rng in _missing(paths):
+        if copy:
+            hu, lobes = deformed_copy(chest, config, rng)
+        else:
+            hu, lobes = resample(volume.hu, volume.grid, box), resample_labels(labels, volume.grid, box)
+        write_volume(path, *crop_to_lungs(hu, lobes, rng), config)
 
 
 def _write_for_lesions(path: Path, volume: Volume, lungs: Bool[np.ndarray, "z y x"], lesions: Labels) -> None:

@@ -12,11 +12,10 @@ from numpy.random import Generator
 from torch import Tensor
 from torch.nn import functional
 
-from lobewise.pipeline.volume import Triple
-
 PLEURA_MM: Final = 15.0
 """How deep the lung near the pleura reaches."""
 
+Triple = tuple[float, float, float]  # volume.Triple, which would bring SimpleITK onto a bare machine
 Size = tuple[int, ...] | torch.Size
 Field = Float[Tensor, "z y x"]
 

@@ -85,13 +85,16 @@ def real_path(data: Path, name: str) -> Path | None:
 
 
 def write_scan(path: Path, volume: Volume, marks_mm: Marks, config: LandmarkConfig) -> None:
-    """Add a scan with its landmarks (LPS mm, inside or outside of it) to a bank."""
+    """Add a scan with its landmarks (LPS mm, inside or outside of it) to a bank, whole or not at all."""
     margin = config.box // 2
     levels = [level.padded[margin:-margin, margin:-margin, margin:-margin] for level in build_levels(volume, config)]
     lower_xyz, _ = volume.grid.bounds_mm()
     places = {mark.value: (np.array(xyz) - lower_xyz)[::-1] for mark, xyz in marks_mm.items()}
     arrays = {f"level{number}": level for number, level in enumerate(levels)}
-    np.savez_compressed(path, **arrays, **places)  # type: ignore[arg-type]  # numpy's stub mixes in allow_pickle
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        np.savez_compressed(file, **arrays, **places)  # type: ignore[arg-type]  # numpy's stub mixes in allow_pickle
+    partial.replace(path)
 
 
 def base_of(volume: Volume) -> Volume:

@@ -4,14 +4,18 @@ The reward of a step is how much closer it brings the agent (in voxels of its sc
 is known in closed form wherever the landmark's place is known. The first phase regresses it at sampled places; the
 second is double DQN with experience replay, a target network and an epsilon-greedy policy. A scan is cropped at random,
 often so that the landmark lies beyond the border: then the way to it leads out of the scan.
+
+The patients in `splits.json` are kept aside and choose the weights. A run that was ended goes on, to the very same
+weights, when the same command is given again. With torchrun, each process trains some of the agents' networks.
 """
 
 import argparse
-import csv
 import json
 import math
+import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -23,12 +27,16 @@ from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 from torch import nn
 
 from lobewise.pipeline.anatomy import Landmark
-from lobewise.pipeline.networks.device import choose_device
 from lobewise.pipeline.networks.q_network import STEPS_ZYX, LandmarkConfig, QNetwork, agents_module
 from lobewise.pipeline.networks.weights import ModelInfo, save_weights
+from lobewise.pipeline.training.journal import Journal, Picture
+from lobewise.pipeline.training.parallel import Team, join_team
+from lobewise.pipeline.training.recipes import keep_recipe, read_recipe
+from lobewise.pipeline.training.splits import Stage, read_split
 
 MIN_CROP: Final = 3
 """Voxels that a cut leaves at least, where the scan has as many."""
+COLUMNS: Final = ("step", "seconds", "loss", "walk_error_voxels", "right_share")
 CHECK_STEPS: Final = 60
 """Of the walks that are watched during training."""
 RETURN_STEPS: Final = 80
@@ -105,9 +113,25 @@ class BankScan:
         return cls(path.stem, levels, tuple(array.shape for array in arrays), places)
 
 
-def read_bank(folder: Path, config: LandmarkConfig) -> list[BankScan]:
-    """Every scan that `landmark_bank` prepared in `folder`, in the order of their names."""
-    return [BankScan.read(path, config) for path in sorted(folder.glob("*.npz"))]
+@dataclass(frozen=True)
+class Bank:
+    """The scans that teach, and those that choose the weights: never two of one patient."""
+
+    teaching: Sequence[BankScan]
+    judging: Sequence[BankScan]
+
+    @classmethod
+    def read(cls, folder: Path, config: LandmarkConfig) -> "Bank":
+        """What was prepared in `folder`, in the order of the names.
+
+        Raises:
+            FileNotFoundError: that is nothing.
+        """
+        split = read_split(folder, Stage.LANDMARKS)
+        teaching = [BankScan.read(path, config) for path in sorted(folder.glob("*.npz")) if split.teaches(path)]
+        if not teaching:
+            raise FileNotFoundError(f"no prepared scans in {folder}")
+        return cls(teaching, [BankScan.read(path, config) for path in split.judges(folder)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -343,13 +367,28 @@ class Nets:
         return float(loss.detach())
 
 
-def walk_error(network: nn.Module, sampler: SceneSampler) -> tuple[float, float]:
-    """How greedy walks end in 128 scenes, always the same.
+@dataclass(frozen=True, eq=False)
+class Judgement:
+    """How greedy walks end in scenes that are always the same.
 
-    Returns:
-        The mean distance (voxels) at the end, of walks that stayed where the landmark is in the crop; and the share of
-        right ends, within 3 voxels of the landmark or out of a crop that does not hold it.
+    Attributes:
+        error_voxels: mean distance at the end, of walks that stayed where the landmark is in the crop.
+        right_share: of the walks that end within 3 voxels of the landmark, or out of a crop that does not hold it.
+        ends: what the first agents see at the end, one beside the other: the landmark should be in the middle.
     """
+
+    error_voxels: float
+    right_share: float
+    ends: Picture
+
+    @property
+    def score(self) -> float:
+        """What the weights are chosen by: right ends first, then how near."""
+        return self.right_share - (0.01 * self.error_voxels if math.isfinite(self.error_voxels) else 1.0)
+
+
+def judge(network: nn.Module, sampler: SceneSampler) -> Judgement:
+    """Let 128 agents walk."""
     scenes = sampler.draw(128, np.random.default_rng(0))
     present = ((scenes.landmark >= scenes.low - 0.5) & (scenes.landmark <= scenes.high - 0.5)).all(axis=1)
     stayed = np.ones(len(scenes), dtype=bool)
@@ -363,55 +402,161 @@ def walk_error(network: nn.Module, sampler: SceneSampler) -> tuple[float, float]
     distances = np.linalg.norm(scenes.offsets(), axis=1)
     right = np.where(present, stayed & (distances < 3), ~stayed)
     reached = distances[present & stayed]
-    return float(reached.mean()) if len(reached) else float("nan"), float(right.mean())
+    error = float(reached.mean()) if len(reached) else float("nan")
+    return Judgement(error, float(right.mean()), _ends(sampler, scenes.take(np.flatnonzero(stayed)[:8])))
 
 
-def train(recipe: LandmarkRecipe, bank: Sequence[BankScan], out: Path, device: torch.device) -> None:
-    """Train every network of every agent into `out`, one after another; goes on where a stopped run was.
+def _ends(sampler: SceneSampler, scenes: Scenes) -> Picture:
+    if not len(scenes):
+        return np.zeros((1, 1, 3), dtype=np.uint8)
+    boxes = sampler.boxes(scenes)
+    row = np.concatenate(list(boxes[:, boxes.shape[1] // 2]), axis=1)
+    return np.repeat(row[..., None], 3, axis=2)
 
-    Writes `<landmark>-<level>.pt` for each network that is finished, `checkpoint.pt` for the one that is not, and
-    `log.csv`.
+
+def train(recipe: LandmarkRecipe, bank: Bank, out: Path, team: Team) -> None:
+    """Train the networks of all agents into `out`; goes on where a stopped run was.
+
+    Writes `<landmark>-<level>.pt` for each network that is finished, `<landmark>-<level>.checkpoint` for one that is
+    not, and `<landmark>-<level>.csv`. Each member of a team takes its share of the networks.
+
+    Raises:
+        RecipeError: the run was begun with another recipe.
     """
     out.mkdir(parents=True, exist_ok=True)
-    held_out = [scan for number, scan in enumerate(bank) if number % 10 == 9]
-    trained_on = [scan for number, scan in enumerate(bank) if number % 10 != 9]
+    if team.is_first:
+        keep_recipe(out, recipe)
     for number, (landmark, level) in enumerate((m, n) for m in Landmark for n in range(len(recipe.config.scales_mm))):
-        finished = out / f"{landmark.value}-{level}.pt"
-        if finished.exists():
-            continue
+        if number % team.size == team.rank and not (out / f"{landmark.value}-{level}.pt").exists():
+            AgentRun.begin(recipe, bank, out, landmark, level, number, team.device).finish()
+    team.wait()
+
+
+@dataclass(eq=False)
+class AgentRun:
+    """The training of the network of one landmark at one scale, and where it stands."""
+
+    recipe: LandmarkRecipe
+    level: int
+    path: Path
+    sampler: SceneSampler
+    check: SceneSampler | None
+    rng: np.random.Generator
+    nets: Nets
+    replay: Replay
+    walkers: Walkers
+    step: int = 0
+    best: float = -math.inf
+    chosen: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def begin(
+        cls,
+        recipe: LandmarkRecipe,
+        bank: Bank,
+        out: Path,
+        landmark: Landmark,
+        level: int,
+        number: int,
+        device: torch.device,
+    ) -> "AgentRun":
+        """A new run, or where one was stopped."""
         rng = np.random.default_rng((recipe.seed, number))
         torch.manual_seed(recipe.seed + number)
-        sampler = SceneSampler(trained_on, landmark, level, recipe)
-        check = SceneSampler(held_out, landmark, level, recipe)
-        nets, replay, walkers = Nets.new(recipe, device), Replay(recipe.replay), Walkers(sampler, recipe, level, rng)
-        first = _resume(out / "checkpoint.pt", finished.stem, nets, replay, walkers, rng)
-        started, losses = time.monotonic(), []
-        warm_steps, dqn_steps = recipe.warm_steps[level], recipe.dqn_steps[level]
-        for step in range(first, warm_steps + dqn_steps):
-            if step < warm_steps:
-                scenes = sampler.draw(recipe.batch, rng)
-                targets, actions = closed_form_q(scenes.offsets(), recipe.gamma), None
-                rate = _cosine(recipe.learning_rates[0], step / warm_steps)
-            else:
-                share = (step - warm_steps) / dqn_steps
-                if (step - warm_steps) % recipe.target_every == 0:
-                    nets.target.load_state_dict(nets.network.state_dict())
-                epsilon = recipe.epsilons[0] + share * (recipe.epsilons[1] - recipe.epsilons[0])
-                replay.add(*walkers.step(nets.network, epsilon, rng))
-                while len(replay) < recipe.replay_first:
-                    replay.add(*walkers.step(nets.network, epsilon, rng))
-                scenes, actions = replay.sample(recipe.batch, rng)
-                targets = td_targets(scenes, actions, sampler, nets, recipe.gamma)
-                rate = _cosine(recipe.learning_rates[1], share)
-            boxes = vary_intensity(sampler.boxes(scenes), rng)
-            losses.append(nets.update(boxes, targets, actions, rate))
-            if (step + 1) % recipe.save_every == 0:
-                error, right = walk_error(nets.network, check)
-                row = [landmark.value, level, step + 1, np.mean(losses), error, right, time.monotonic() - started]
-                _log(out / "log.csv", row)
-                _save(out / "checkpoint.pt", finished.stem, step + 1, nets, replay, walkers, rng)
+        sampler = SceneSampler(bank.teaching, landmark, level, recipe)
+        known = [scan for scan in bank.judging if landmark in scan.landmarks_mm]
+        check = SceneSampler(known, landmark, level, recipe) if known else None
+        nets, replay = Nets.new(recipe, device), Replay(recipe.replay)
+        walkers = Walkers(sampler, recipe, level, rng)
+        path = out / f"{landmark.value}-{level}.pt"
+        run = cls(recipe, level, path, sampler, check, rng, nets, replay, walkers)
+        with suppress(FileNotFoundError):
+            run.restore(torch.load(run.checkpoint, map_location=device, weights_only=True))
+        return run
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path.with_suffix(".checkpoint")
+
+    @property
+    def steps(self) -> int:
+        return self.recipe.warm_steps[self.level] + self.recipe.dqn_steps[self.level]
+
+    def finish(self) -> None:
+        """Take the steps that are left, and write the weights that were best on the patients kept aside."""
+        journal = Journal(self.path.with_suffix(".csv"), COLUMNS, self.step)
+        began, losses = time.monotonic(), []
+        while self.step < self.steps:
+            losses.append(self.learn())
+            self.step += 1
+            if self.step % self.recipe.save_every == 0 or self.step == self.steps:
+                row = {"step": self.step, "seconds": time.monotonic() - began, "loss": float(np.mean(losses))}
+                journal.note(row | self._judge(journal))
+                self.save()
                 losses = []
-        torch.save(nets.network.state_dict(), finished)
+        _write(self.chosen or self.nets.network.state_dict(), self.path)
+        self.checkpoint.unlink(missing_ok=True)
+
+    def learn(self) -> float:
+        """One step of the phase that the run is in; returns its loss."""
+        recipe, nets, rng, sampler = self.recipe, self.nets, self.rng, self.sampler
+        warm_steps, dqn_steps = recipe.warm_steps[self.level], recipe.dqn_steps[self.level]
+        if self.step < warm_steps:
+            scenes = sampler.draw(recipe.batch, rng)
+            targets, actions = closed_form_q(scenes.offsets(), recipe.gamma), None
+            rate = _cosine(recipe.learning_rates[0], self.step / warm_steps)
+        else:
+            share = (self.step - warm_steps) / dqn_steps
+            if (self.step - warm_steps) % recipe.target_every == 0:
+                nets.target.load_state_dict(nets.network.state_dict())
+            self._explore(recipe.epsilons[0] + share * (recipe.epsilons[1] - recipe.epsilons[0]))
+            scenes, actions = self.replay.sample(recipe.batch, rng)
+            targets = td_targets(scenes, actions, sampler, nets, recipe.gamma)
+            rate = _cosine(recipe.learning_rates[1], share)
+        return nets.update(vary_intensity(sampler.boxes(scenes), rng), targets, actions, rate)
+
+    def _explore(self, epsilon: float) -> None:
+        """One step of all walkers, at first as many as the replay needs to begin."""
+        self.replay.add(*self.walkers.step(self.nets.network, epsilon, self.rng))
+        while len(self.replay) < self.recipe.replay_first:
+            self.replay.add(*self.walkers.step(self.nets.network, epsilon, self.rng))
+
+    def _judge(self, journal: Journal) -> dict[str, float]:
+        """Look at the patients kept aside, if there are any, and keep the weights if they are the best so far."""
+        if self.check is None:
+            return {}
+        judgement = judge(self.nets.network, self.check)
+        journal.show("ends", judgement.ends, self.step)
+        if judgement.score >= self.best:
+            self.best = judgement.score
+            self.chosen = {name: value.detach().clone() for name, value in self.nets.network.state_dict().items()}
+        return {"walk_error_voxels": judgement.error_voxels, "right_share": judgement.right_share}
+
+    def save(self) -> None:
+        """Everything that the next step depends on, whole or not at all."""
+        state = {
+            "step": self.step,
+            "best": self.best,
+            "chosen": self.chosen,
+            "network": self.nets.network.state_dict(),
+            "target": self.nets.target.state_dict(),
+            "optimiser": self.nets.optimiser.state_dict(),
+            "replay": {"slots": torch.from_numpy(self.replay.slots), "count": self.replay.count},
+            "scenes": {name: torch.from_numpy(values) for name, values in vars(self.walkers.scenes).items()},
+            "ages": torch.from_numpy(self.walkers.ages),
+            "rng": json.dumps(self.rng.bit_generator.state),
+        }
+        _write(state, self.checkpoint)
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.step, self.best, self.chosen = state["step"], state["best"], dict(state["chosen"])
+        self.nets.network.load_state_dict(state["network"])
+        self.nets.target.load_state_dict(state["target"])
+        self.nets.optimiser.load_state_dict(state["optimiser"])
+        self.replay.slots, self.replay.count = state["replay"]["slots"].cpu().numpy(), state["replay"]["count"]
+        self.walkers.scenes = Scenes(**{key: values.cpu().numpy() for key, values in state["scenes"].items()})
+        self.walkers.ages = state["ages"].cpu().numpy()
+        self.rng.bit_generator.state = json.loads(state["rng"])
 
 
 def export(recipe: LandmarkRecipe, out: Path, weights: Path, version: str) -> ModelInfo:
@@ -431,49 +576,10 @@ def _cosine(rate: float, share: float) -> float:
     return rate * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * share)))
 
 
-def _log(path: Path, row: Sequence[object]) -> None:
-    fresh = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.writer(file)
-        if fresh:
-            writer.writerow(["landmark", "level", "step", "loss", "walk_error_voxels", "right_share", "seconds"])
-        writer.writerow([f"{value:.4f}" if isinstance(value, float) else value for value in row])
-
-
-def _save(
-    path: Path, name: str, step: int, nets: Nets, replay: Replay, walkers: Walkers, rng: np.random.Generator
-) -> None:
-    """Everything that the next step depends on, whole or not at all."""
-    state = {
-        "name": name,
-        "step": step,
-        "network": nets.network.state_dict(),
-        "target": nets.target.state_dict(),
-        "optimiser": nets.optimiser.state_dict(),
-        "replay": {"slots": torch.from_numpy(replay.slots), "count": replay.count},
-        "scenes": {name: torch.from_numpy(values) for name, values in vars(walkers.scenes).items()},
-        "ages": torch.from_numpy(walkers.ages),
-        "rng": json.dumps(rng.bit_generator.state),
-    }
+def _write(state: Mapping[str, Any], path: Path) -> None:
     partial = path.with_suffix(".partial")
-    torch.save(state, partial)
+    torch.save(dict(state), partial)
     partial.replace(path)
-
-
-def _resume(path: Path, name: str, nets: Nets, replay: Replay, walkers: Walkers, rng: np.random.Generator) -> int:
-    """Restore what `_save` kept of the network called `name`; the step to go on with, 0 if there is nothing."""
-    state: dict[str, Any] = torch.load(path, weights_only=True) if path.exists() else {}
-    if state.get("name") != name:
-        return 0
-    nets.network.load_state_dict(state["network"])
-    nets.target.load_state_dict(state["target"])
-    nets.optimiser.load_state_dict(state["optimiser"])
-    replay.slots, replay.count = state["replay"]["slots"].numpy(), state["replay"]["count"]
-    walkers.scenes = Scenes(**{key: values.numpy() for key, values in state["scenes"].items()})
-    walkers.ages = state["ages"].numpy()
-    rng.bit_generator.state = json.loads(state["rng"])
-    step: int = state["step"]
-    return step
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -481,18 +587,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Train the landmark agents on a prepared bank.")
     parser.add_argument("bank", type=Path, help="folder that landmark_bank made")
     parser.add_argument("out", type=Path, help="folder of the run; an unfinished run goes on")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--recipe", default="{}", help="fields of LandmarkRecipe: JSON, or a file of it")
     parser.add_argument("--longer", type=int, default=1, help="this many times the steps of the recipe")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0 lets torch decide")
-    parser.add_argument("--version", default="0.1.0", help="written into the weights file")
+    parser.add_argument("--version", default="0.0.0", help="written into the weights file")
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    recipe = LandmarkRecipe(seed=options.seed).longer(options.longer)
-    train(recipe, read_bank(options.bank, recipe.config), options.out, choose_device(options.device))
-    info = export(recipe, options.out, options.out / "landmarks.safetensors", options.version)
-    print(f"{info.name} {info.version} sha256 {info.sha256}")
+    recipe = read_recipe(LandmarkRecipe, options.recipe).longer(options.longer)
+    with join_team(options.device) as team:
+        train(recipe, Bank.read(options.bank, recipe.config), options.out, team)
+        if team.is_first:
+            info = export(recipe, options.out, options.out / "landmarks.safetensors", options.version)
+            sys.stdout.write(f"{info.name} {info.version} {info.sha256}\n")
 
 
 if __name__ == "__main__":

@@ -4,10 +4,8 @@ Few public scans hold few anatomies and fewer lesions, and a network knows them 
 Every crop is therefore new. Only torch and numpy are needed, and all work is done on the device of the training.
 """
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
@@ -25,7 +23,6 @@ HU_FLOOR: Final = -1350.0
 HU_SPAN: Final = 1500.0
 """What [0, 1] of the lesion stage's window spans."""
 SPACING_MM: Final = (3.0, 1.0, 1.0)
-SPLIT_FILE: Final = "splits.json"
 MOST_NOISE_HU: Final = 67.5
 """Standard deviation of the strongest noise that is added, per voxel of this spacing."""
 GROWN_KINDS: Final = ("clean", "cohort")
@@ -66,26 +63,9 @@ class Crop:
         return network_inputs(self.image, self.lungs)
 
 
-def read_split(bank: Path) -> dict[str, list[str]]:
-    """Which patients are kept aside: `validation` and `test`, by `KIND-PATIENT` or patient; and the volumes that judge.
-
-    A bank of one's own cohort brings its split; the public data's comes with the package.
-    """
-    own, ours = bank / SPLIT_FILE, files("lobewise.pipeline.training") / SPLIT_FILE
-    split: dict[str, list[str]] = json.loads((own if own.exists() else ours).read_text(encoding="utf-8"))["lesions"]
-    return split
-
-
-def patient_of(path: Path) -> str:
-    """`covid-2` of `covid-2-0.npz`; of what was made from a public scan the scan: `case05` of `grown-case05-3.npz`."""
-    kind, patient, _ = path.stem.split("-")
-    return patient if kind in ("grown", "clean", "cohort") else f"{kind}-{patient}"
-
-
-def read_examples(bank: Path, patients: list[str], *, inverted: bool = False) -> list[Example]:
-    """The volumes of these patients; with `inverted`, of all others."""
-    paths = [path for path in sorted(bank.glob("*.npz")) if (patient_of(path) in patients) != inverted]
-    return [read_example(path) for path in paths]
+def read_examples(bank: Path, teaches: Callable[[Path], bool]) -> list[Example]:
+    """The volumes of a bank for which `teaches` holds."""
+    return [read_example(path) for path in sorted(bank.glob("*.npz")) if teaches(path)]
 
 
 def read_example(path: Path) -> Example:
@@ -109,10 +89,9 @@ class Sampler:
         kinds: Mapping[str, float],
         crop: Size,
         shift_hu: float,
-        rng: Generator,
         device: torch.device,
     ) -> None:
-        self._crop, self._shift_hu, self._rng, self._device = crop, shift_hu, rng, device
+        self._crop, self._shift_hu, self._device = crop, shift_hu, device
         by_kind = {kind: [example for example in examples if example.kind == kind] for kind in kinds}
         self._by_kind = {kind: found for kind, found in by_kind.items() if found}
         if not self._by_kind:
@@ -120,22 +99,22 @@ class Sampler:
         shares = np.array([kinds[kind] for kind in self._by_kind])
         self._shares = shares / shares.sum()
 
-    def draw(self) -> Crop:
-        """A random crop, never the same twice."""
-        kind = list(self._by_kind)[int(self._rng.choice(len(self._shares), p=self._shares))]
+    def draw(self, rng: Generator) -> Crop:
+        """A random crop: the same generator draws the same one."""
+        kind = list(self._by_kind)[int(rng.choice(len(self._shares), p=self._shares))]
         found = self._by_kind[kind]
-        example = found[int(self._rng.integers(len(found)))]
-        crop = self._flip(self._bend(self._cut(example)))
-        if kind in GROWN_KINDS and not example.lesions.any() and self._rng.random() < GROWN_SHARE:
-            crop = _grown(crop, self._rng)
-        return self._see_again(crop, in_hu=kind != "covid")
+        example = found[int(rng.integers(len(found)))]
+        crop = self._flip(self._bend(self._cut(example, rng), rng), rng)
+        if kind in GROWN_KINDS and not example.lesions.any() and rng.random() < GROWN_SHARE:
+            crop = _grown(crop, rng)
+        return self._see_again(crop, rng, in_hu=kind != "covid")
 
-    def _cut(self, example: Example) -> Crop:
+    def _cut(self, example: Example, rng: Generator) -> Crop:
         """A part with lung in it and, five times of six, with lesion if there is any; padded to the wanted size."""
-        wants_lesion = self._rng.random() < 5 / 6 and example.lesions.any()
+        wants_lesion = rng.random() < 5 / 6 and example.lesions.any()
         for _ in range(8):
             starts = [
-                int(self._rng.integers(max(n - m, 0) + 1)) for n, m in zip(example.image.shape, self._crop, strict=True)
+                int(rng.integers(max(n - m, 0) + 1)) for n, m in zip(example.image.shape, self._crop, strict=True)
             ]
             part = example.cut(tuple(slice(start, start + m) for start, m in zip(starts, self._crop, strict=True)))
             if part.lungs.mean() > 0.05 and (part.lesions.any() or not wants_lesion):
@@ -147,9 +126,8 @@ class Sampler:
         )
         return Crop(image, lungs, lesions)
 
-    def _bend(self, crop: Crop) -> Crop:
+    def _bend(self, crop: Crop, rng: Generator) -> Crop:
         """Other sizes, turned about the long axis and gently warped in the plane, half of the time."""
-        rng = self._rng
         if rng.random() < 0.5:
             return crop
         stacked = torch.stack([crop.image, crop.lungs, crop.lesions])[None]
@@ -165,13 +143,13 @@ class Sampler:
         inside = (lungs > 0.5).float()
         return Crop(image, inside, (lesions > 0.5).float() * inside)
 
-    def _flip(self, crop: Crop) -> Crop:
-        axes = [axis for axis in range(3) if self._rng.random() < 0.5]
+    def _flip(self, crop: Crop, rng: Generator) -> Crop:
+        axes = [axis for axis in range(3) if rng.random() < 0.5]
         return Crop(*(field.flip(axes) for field in (crop.image, crop.lungs, crop.lesions)))
 
-    def _see_again(self, crop: Crop, *, in_hu: bool) -> Crop:
+    def _see_again(self, crop: Crop, rng: Generator, *, in_hu: bool) -> Crop:
         """As another scanner, another breath or, for what is not in HU, another monotone curve would show it."""
-        rng, image = self._rng, crop.image
+        image = crop.image
         if in_hu:
             if rng.random() < 0.5:
                 image = image + crop.lungs * breath(self._crop, rng, self._device)

@@ -1,16 +1,15 @@
 """Trains the lesion network on a prepared bank: `python -m lobewise.pipeline.training.lesions BANK RUN`.
 
 The loss is 1 - Jaccard inside the lungs and the optimiser AdaBound, as in the paper (appendix E1). The patients in
-`splits.json` are kept aside: some choose the model, some test it. Only torch and numpy are needed. A run that was ended
-goes on from its last checkpoint when the same command is given again.
+`splits.json` are kept aside: some choose the model, some test it. A run that was ended goes on to the very same weights
+when the same command is given again. With torchrun, several GPUs train together.
 """
 
 import argparse
-import csv
-import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -21,10 +20,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lobewise.pipeline.networks.dense_unet import INPUTS, TOTAL_STRIDE, DenseUNet, DenseUNetConfig, network_inputs
-from lobewise.pipeline.networks.device import choose_device, on_device
+from lobewise.pipeline.networks.device import on_device
 from lobewise.pipeline.networks.weights import ModelInfo, save_weights
 from lobewise.pipeline.training.adabound import AdaBound
-from lobewise.pipeline.training.lesion_crops import Crop, Example, Sampler, read_example, read_examples, read_split
+from lobewise.pipeline.training.journal import Journal, Picture, side_by_side
+from lobewise.pipeline.training.lesion_crops import Crop, Example, Sampler, read_example, read_examples
+from lobewise.pipeline.training.parallel import Team, join_team
+from lobewise.pipeline.training.recipes import keep_recipe, read_recipe
+from lobewise.pipeline.training.splits import Stage, read_split
 
 MEASURED: Final = (
     "covid_dice",
@@ -175,75 +178,115 @@ def with_level(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {**tensors, name: torch.cat((kernels, mean), dim=1)}
 
 
-def judges(bank: Path) -> list[Example]:
-    """The volumes that choose the model, from mild to extensive: of each patient kept aside for it some."""
-    wanted = read_split(bank)["validation_volumes"]
-    return [read_example(bank / f"{name}.npz") for name in wanted if (bank / f"{name}.npz").exists()]
-
-
-def train(recipe: LesionRecipe, bank: Path, run: Path, device_name: str = "auto", start: Path | None = None) -> Path:
-    """Train, or go on training, in the folder `run`; returns the checkpoint that validation liked best.
+def train(recipe: LesionRecipe, bank: Path, folder: Path, team: Team, start: Path | None = None) -> Path:
+    """Train, or go on training, in `folder`; returns the checkpoint that validation liked best.
 
     Where the bank keeps nobody aside to judge, that is the last one.
 
     Args:
         start: a checkpoint of an earlier run, whose averaged weights are where this one begins.
-    """
-    run.mkdir(parents=True, exist_ok=True)
-    device = choose_device(device_name)
-    torch.manual_seed(recipe.seed)
-    split = read_split(bank)
-    sampler_rng = np.random.default_rng(recipe.seed)
-    seen = read_examples(bank, split["validation"] + split["test"], inverted=True)
-    sampler = Sampler(seen, recipe.kinds, recipe.crop, recipe.shift_hu, sampler_rng, device)
-    validation = [middle(example) for example in judges(bank)]
-    network, averaged = (on_device(DenseUNet(recipe.network), device) for _ in range(2))
-    if start is not None:
-        network.load_state_dict(with_level(torch.load(start, weights_only=False)["averaged"]))
-    averaged.load_state_dict(network.state_dict())
-    optimiser = make_optimiser(network, recipe)
-    step, best, began, loss_mean = 0, -np.inf, time.monotonic(), 1.0
-    if (run / "last.pt").exists():
-        last = torch.load(run / "last.pt", weights_only=False)  # our own file: it holds the random state too
-        network.load_state_dict(last["network"])
-        averaged.load_state_dict(last["averaged"])
-        optimiser.load_state_dict(last["optimiser"])
-        sampler_rng.bit_generator.state = last["rng"]
-        step, best, loss_mean = last["step"], last["best"], last["loss"]
 
-    while step < recipe.steps:
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate_at(step, recipe)
-        crop = sampler.draw()
-        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bfloat16):
+    Raises:
+        FileNotFoundError: the bank holds nothing to train on.
+        RecipeError: the run was begun with another recipe.
+    """
+    split = read_split(bank, Stage.LESIONS)
+    sampler = Sampler(read_examples(bank, split.teaches), recipe.kinds, recipe.crop, recipe.shift_hu, team.device)
+    judging = [middle(read_example(path)) for path in split.judges(bank)]
+    folder.mkdir(parents=True, exist_ok=True)
+    if team.is_first:
+        keep_recipe(folder, recipe)
+    run = Run.begin(folder, recipe, team, start)
+    journal = Journal(folder / "log.csv", COLUMNS, run.step) if team.is_first else None
+    began = time.monotonic()
+    while run.step < recipe.steps:
+        crop = sampler.draw(np.random.default_rng([recipe.seed, run.step, team.rank]))
+        run.learn(crop)
+        if journal is not None and (run.step % recipe.validate_every == 0 or run.step == recipe.steps):
+            seconds = round(time.monotonic() - began)
+            run.judge(judging, journal, seconds)
+            run.save()
+    team.wait()
+    return folder / "best.pt"
+
+
+@dataclass(eq=False)
+class Run:
+    """A training in progress: the network, the running mean of its weights, and where it stands."""
+
+    folder: Path
+    recipe: LesionRecipe
+    team: Team
+    network: DenseUNet
+    averaged: DenseUNet
+    optimiser: torch.optim.Optimizer
+    step: int = 0
+    best: float = -np.inf
+    loss: float = 1.0
+
+    @classmethod
+    def begin(cls, folder: Path, recipe: LesionRecipe, team: Team, start: Path | None = None) -> "Run":
+        """A new run, or the one that `folder` holds a checkpoint of."""
+        torch.manual_seed(recipe.seed)
+        network, averaged = (on_device(DenseUNet(recipe.network), team.device) for _ in range(2))
+        run = cls(folder, recipe, team, network, averaged, make_optimiser(network, recipe))
+        if start is not None:
+            earlier = torch.load(start, weights_only=True, map_location=team.device)
+            network.load_state_dict(with_level(earlier["averaged"]))
+        averaged.load_state_dict(network.state_dict())
+        with suppress(FileNotFoundError):
+            run.restore(torch.load(folder / "last.pt", weights_only=True, map_location=team.device))
+        return run
+
+    def learn(self, crop: Crop) -> None:
+        """One step down the gradient of all crops of the team, and the running mean after it."""
+        recipe, network = self.recipe, self.network
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate_at(self.step, recipe)
+        with torch.autocast(self.team.device.type, torch.bfloat16, enabled=recipe.bfloat16):
             logits = network(crop.inputs()[None].contiguous(memory_format=torch.channels_last_3d))
         loss = lesion_loss(logits, crop, recipe)
-        optimiser.zero_grad()
+        self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch does not type it
+        self.team.average_gradients(network)
         torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.gradient_norm)
-        optimiser.step()
-        step += 1
-        loss_mean = 0.97 * loss_mean + 0.03 * loss.item()
+        self.optimiser.step()
+        self.step += 1
+        self.loss = 0.97 * self.loss + 0.03 * loss.item()
+        decay = min(recipe.average, self.step / (self.step + 10))
         with torch.no_grad():
-            decay = min(recipe.average, step / (step + 10))
-            for kept, new in zip(averaged.parameters(), network.parameters(), strict=True):
+            for kept, new in zip(self.averaged.parameters(), network.parameters(), strict=True):
                 kept.lerp_(new, 1 - decay)
 
-        if step % recipe.validate_every == 0 or step == recipe.steps:
-            measured = measure(averaged, validation, recipe, device)
-            seconds, rate = round(time.monotonic() - began), learning_rate_at(step, recipe)
-            _log(
-                run / "log.csv",
-                {"step": step, "seconds": seconds, "loss": loss_mean, "learning_rate": rate, **measured},
-            )
-            if measured["score"] > best or not validation:  # without judges the last is as good as it gets
-                best = measured["score"]
-                torch.save({"averaged": averaged.state_dict(), "step": step, **measured}, run / "best.pt")
-            last = {"network": network.state_dict(), "averaged": averaged.state_dict(), "step": step, "best": best}
-            last |= {"optimiser": optimiser.state_dict(), "rng": sampler_rng.bit_generator.state, "loss": loss_mean}
-            torch.save(last, run / "last.partial")
-            (run / "last.partial").replace(run / "last.pt")
-    return run / "best.pt"
+    def judge(self, examples: list[Example], journal: Journal, seconds: int) -> None:
+        """Measure the averaged weights on the patients kept aside, and keep them if they are the best so far."""
+        measured = measure(self.averaged, examples, self.recipe, self.team.device)
+        rate = learning_rate_at(self.step, self.recipe)
+        journal.note({"step": self.step, "seconds": seconds, "loss": self.loss, "learning_rate": rate, **measured})
+        for example in examples:
+            journal.show(example.name, sample_picture(self.averaged, example, self.recipe, self.team.device), self.step)
+        if measured["score"] > self.best or not examples:  # without judges the last is as good as it gets
+            self.best = measured["score"]
+            _write({"averaged": self.averaged.state_dict(), "step": self.step, **measured}, self.folder / "best.pt")
+
+    def save(self) -> None:
+        """Everything that the next step depends on; what is drawn depends on the step alone."""
+        state = {"network": self.network.state_dict(), "averaged": self.averaged.state_dict(), "step": self.step}
+        state |= {"optimiser": self.optimiser.state_dict(), "best": self.best, "loss": self.loss}
+        _write(state, self.folder / "last.pt")
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.averaged.load_state_dict(state["averaged"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step, self.best, self.loss = state["step"], state["best"], state["loss"]
+
+
+def sample_picture(network: DenseUNet, example: Example, recipe: LesionRecipe, device: torch.device) -> Picture:
+    """The slice with the most lesion: as it is, with the truth, and with what is found."""
+    slice_number = int(example.lesions.sum(axis=(1, 2)).argmax())
+    found = predict(network, example, recipe, device)
+    return side_by_side(example.image[slice_number], example.lesions[slice_number], found[slice_number])
 
 
 def export(run: Path, recipe: LesionRecipe, path: Path, version: str) -> ModelInfo:
@@ -259,38 +302,31 @@ def export(run: Path, recipe: LesionRecipe, path: Path, version: str) -> ModelIn
     )
 
 
-def _log(path: Path, row: Mapping[str, Any]) -> None:
-    is_new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if is_new:
-            writer.writeheader()
-        writer.writerow({key: round(value, 5) if isinstance(value, float) else value for key, value in row.items()})
-    sys.stderr.write(" ".join(f"{key}={value:.4g}" for key, value in row.items()) + "\n")
+def _write(state: Mapping[str, Any], path: Path) -> None:
+    """A checkpoint, whole or not at all."""
+    partial = path.with_suffix(".partial")
+    torch.save(dict(state), partial)
+    partial.replace(path)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Train from the command line, or export what a run has reached."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bank", type=Path, help="prepared by lobewise.pipeline.training.lesion_bank")
-    parser.add_argument("run", type=Path, help="folder for checkpoints and log.csv")
-    parser.add_argument("--steps", type=int, default=LesionRecipe.steps)
-    parser.add_argument("--optimiser", choices=["adabound", "adam"], default=LesionRecipe.optimiser)
-    parser.add_argument("--learning-rate", type=float, default=LesionRecipe.learning_rate)
-    parser.add_argument("--start", type=Path, help="begin with the weights of this best.pt or last.pt")
-    parser.add_argument("--kinds", type=json.loads, default={}, help="JSON: how often a kind is drawn")
+    parser.add_argument("run", type=Path, help="folder for checkpoints, log and weights")
+    parser.add_argument("--recipe", default="{}", help="fields of LesionRecipe: JSON, or a file of it")
+    parser.add_argument("--steps", type=int, help="instead of the recipe's")
+    parser.add_argument("--start", type=Path, help="begin with the weights of another run's best.pt or last.pt")
     parser.add_argument("--device", default="auto")
-    parser.add_argument(
-        "--export", type=Path, help="do not train: write the best checkpoint to this lesions.safetensors"
-    )
-    parser.add_argument("--version", default="0.1.0", help="of the exported weights")
-    options = parser.parse_args()
-    recipe = LesionRecipe(steps=options.steps, optimiser=options.optimiser, learning_rate=options.learning_rate)
-    recipe = replace(recipe, kinds={**recipe.kinds, **options.kinds})
-    if options.export:
-        sys.stdout.write(f"{export(options.run, recipe, options.export, options.version)}\n")
-    else:
-        train(recipe, options.bank, options.run, options.device, options.start)
+    parser.add_argument("--version", default="0.0.0", help="of the exported weights")
+    options = parser.parse_args(arguments)
+    recipe = read_recipe(LesionRecipe, options.recipe)
+    recipe = replace(recipe, steps=options.steps or recipe.steps)
+    with join_team(options.device) as team:
+        train(recipe, options.bank, options.run, team, options.start)
+        if team.is_first:
+            info = export(options.run, recipe, options.run / "lesions.safetensors", options.version)
+            sys.stdout.write(f"{info.name} {info.version} {info.sha256}\n")
 
 
 if __name__ == "__main__":

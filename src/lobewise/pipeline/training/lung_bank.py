@@ -38,11 +38,28 @@ NOISE_HU: Final = 60.0
 
 @dataclass(frozen=True, eq=False)
 class Chest:
-    """A CT with its lobes and carina, at `BASE_MM`, from which deformed copies are made."""
+    """A CT with its lobes, at `BASE_MM`, from which deformed copies are made.
+
+    Attributes:
+        labels: the lobes, or lung of unknown lobe.
+        carina_mm: where the region of interest is placed from.
+    """
 
     volume: Volume
     labels: Labels
     carina_mm: Triple
+
+    @classmethod
+    def of(cls, volume: Volume, labels: Labels, config: LungConfig) -> "Chest":
+        """A chest whose carina nobody marked: the region of interest is placed around the middle of its lungs."""
+        grid = volume.grid.covering(BASE_MM)
+        hu = np.rint(resample(volume.hu, volume.grid, grid)).astype(np.int16)
+        lobes = resample_labels(labels, volume.grid, grid)
+        where = np.argwhere(lobes > 0)
+        corners = np.stack([where.min(axis=0), where.max(axis=0)]).astype(np.float64)
+        middle = grid.to_lps(corners).mean(axis=0) - np.mean(config.carina_box_mm, axis=0)
+        x, y, z = (float(value) for value in middle)
+        return cls(Volume(hu, grid), lobes, (x, y, z))
 
 
 def read_lctsc(folder: Path, case: str, fissures: Path) -> Chest:
@@ -150,7 +167,11 @@ def to_bytes(hu: Hu, config: LungConfig) -> UInt8[np.ndarray, "z y x"]:
 
 
 def write_volume(path: Path, hu: Hu, labels: Labels, config: LungConfig) -> None:
-    np.savez(path, image=to_bytes(hu, config), labels=labels)
+    """Write one file of the bank, whole or not at all."""
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        np.savez(file, image=to_bytes(hu, config), labels=labels)
+    partial.replace(path)
 
 
 def reach_mm(labels: Labels, grid: Grid, carina_mm: Sequence[float]) -> list[list[float]]:
@@ -219,15 +240,15 @@ def _fill(hu: Hu, share: Float32[np.ndarray, "z y x"], rng: np.random.Generator)
 def _make_real(options: argparse.Namespace, config: LungConfig) -> None:
     for case in options.cases:
         chest = read_lctsc(options.data / "lctsc", case, options.data / "fissures")
-        for number in range(options.copies):
+        for number in range(options.first_copy, options.copies):
             rng = np.random.default_rng([int(case[-2:]), number])
             hu, labels = deformed_copy(chest, config, rng)
-            _finish(options.out / f"{case}-{number:03d}.npz", hu, labels, config, rng)
+            _finish(options.out / f"{case}-{number:03d}.npz", hu, labels, config, rng, options.opaque_share)
 
 
 def _make_covid(options: argparse.Namespace, config: LungConfig) -> None:
     for scan in read_covid(options.data):
-        for number in range(options.copies if scan.case in options.covid else 0):
+        for number in range(options.first_copy, options.copies if scan.case in options.covid else 0):
             rng = np.random.default_rng([11, scan.case, number])
             hu, labels = crop_to_lungs(*covid_region(scan, config, rng), rng)
             path = options.out / f"covid{scan.case}-{number:03d}.npz"
@@ -243,9 +264,11 @@ def _make_phantoms(options: argparse.Namespace, config: LungConfig) -> None:
         _tell(options.out / f"phantom-{seed:04d}.npz")
 
 
-def _finish(path: Path, hu: Hu, labels: Labels, config: LungConfig, rng: np.random.Generator) -> None:
+def _finish(
+    path: Path, hu: Hu, labels: Labels, config: LungConfig, rng: np.random.Generator, opaque_share: float
+) -> None:
     hu, labels = crop_to_lungs(hu, labels, rng)
-    if rng.random() < 0.65:
+    if rng.random() < opaque_share:
         hu, labels = with_opacities(hu, labels, rng)
     hu = hu + rng.normal(0, rng.uniform(0, NOISE_HU), hu.shape).astype(np.float32)
     write_volume(path, hu, labels, config)
@@ -265,6 +288,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cases", nargs="*", default=[])
     parser.add_argument("--covid", type=int, nargs="*", default=[], help="cases of the COVID-19 slices, 0 to 6")
     parser.add_argument("--copies", type=int, default=15, help="deformed copies of each real chest")
+    parser.add_argument("--first-copy", type=int, default=0, help="the number to begin at, where a bank is to grow")
+    parser.add_argument("--opaque-share", type=float, default=0.65, help="of the copies, that get opacities")
     parser.add_argument("--phantoms", type=int, nargs=2, default=(0, 0), help="first and last + 1 seed")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)

@@ -1,16 +1,16 @@
 """Trains the lung network on a prepared bank: `python -m lobewise.pipeline.training.lungs BANK RUN`.
 
 First the trunk, which draws at 4 mm and sees the whole region of interest; then the detail stage at 2 mm on crops, the
-trunk held still. Only torch and numpy are needed. A run that was ended goes on from its last checkpoint when the same
-command is given again.
+trunk held still. The patients in `splits.json` are kept aside: some choose the model, some test it. A run that was
+ended goes on to the very same weights when the same command is given again. With torchrun, several GPUs train together.
 """
 
 import argparse
-import csv
-import json
+import math
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -21,10 +21,13 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from lobewise.pipeline.networks.device import choose_device
 from lobewise.pipeline.networks.di2in import CLASSES, Di2in, LungConfig
 from lobewise.pipeline.networks.weights import ModelInfo, save_weights
 from lobewise.pipeline.training.growth import grow_lesions
+from lobewise.pipeline.training.journal import Journal, Picture, side_by_side
+from lobewise.pipeline.training.parallel import Team, join_team
+from lobewise.pipeline.training.recipes import keep_recipe, read_recipe
+from lobewise.pipeline.training.splits import Split, Stage, read_split
 
 UNKNOWN_LOBE: Final = CLASSES
 """Label of lung whose lobe is not known."""
@@ -35,7 +38,9 @@ OPAQUE_HU: Final = -250
 SPACING_MM: Final = (2.0, 2.0, 2.0)
 MEASURE_EVERY: Final = 10
 """Steps between two looks at the Dice."""
-COLUMNS: Final = ("step", "stage", "seconds", "loss", "lungs_dice", "lobes_dice", "learning_rate")
+MEASURED: Final = ("judged_lungs_dice", "judged_lobes_dice", "judged_opaque_recall", "score")
+"""On the patients kept aside."""
+COLUMNS: Final = ("step", "stage", "seconds", "loss", "lungs_dice", "lobes_dice", "learning_rate", *MEASURED)
 Image = UInt8[np.ndarray, "z y x"]
 Window = tuple[slice, slice, slice]
 Part = UInt8[np.ndarray, "zp yp xp"]
@@ -57,7 +62,8 @@ class LungRecipe:
         detail_crop: the part of it that a detail step draws; even numbers.
         level_weights: of the losses at 4, 8 and 16 mm (deep supervision).
         source_weights: how often each kind of volume is drawn (the file name up to the first hyphen, digits left out).
-        smoothing: decay of the running mean of the weights, which is what is exported.
+        smoothing: decay of the running mean of the weights, which is what is judged and exported.
+        validate_every: steps between two looks at the patients kept aside.
     """
 
     seed: int = 0
@@ -75,13 +81,8 @@ class LungRecipe:
     level_weights: tuple[float, ...] = (1.0, 0.4, 0.2)
     source_weights: Mapping[str, float] = field(default_factory=lambda: {"case": 1.0, "phantom": 0.7, "covid": 0.6})
     smoothing: float = 0.995
+    validate_every: int = 300
     bfloat16: bool = True
-
-    @classmethod
-    def from_mapping(cls, values: Mapping[str, Any]) -> "LungRecipe":
-        """The fields given, the others by default (JSON knows no tuples)."""
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**fields)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,24 +103,33 @@ class Sample:
 
 
 class Bank:
-    """Prepared volumes in a folder, drawn by kind."""
+    """Prepared volumes in a folder, drawn by kind.
 
-    def __init__(self, folder: Path, recipe: LungRecipe) -> None:
+    Raises:
+        FileNotFoundError: there are none, or none that teaches.
+    """
+
+    def __init__(self, folder: Path, recipe: LungRecipe, split: Split | None = None) -> None:
         self._folder = folder
         self._weights = recipe.source_weights
+        self._split = split or read_split(folder, Stage.LUNGS)
         self.refresh()
 
     def refresh(self) -> None:
         """Look again: a bank may still be growing while the training runs."""
         kinds: dict[str, list[Path]] = {}
-        for path in sorted(self._folder.rglob("*.npz")):
+        for path in filter(self._split.teaches, sorted(self._folder.rglob("*.npz"))):
             kinds.setdefault(path.name.split("-")[0].rstrip("0123456789"), []).append(path)
         self._kinds = {kind: paths for kind, paths in kinds.items() if self._weights.get(kind, 0) > 0}
         if not self._kinds:
             raise FileNotFoundError(f"no prepared volumes in {self._folder}")
 
+    def judges(self) -> list[Path]:
+        """The volumes that choose the model."""
+        return self._split.judges(self._folder)
+
     def draw(self, rng: np.random.Generator) -> tuple[Image, Image]:
-        """Image and labels of a volume."""
+        """Image and labels of a volume that teaches."""
         kinds = sorted(self._kinds)
         shares = np.array([self._weights[kind] for kind in kinds])
         paths = self._kinds[kinds[rng.choice(len(kinds), p=shares / shares.sum())]]
@@ -230,19 +240,22 @@ class Run:
     network: Di2in
     smooth: dict[str, Tensor]
     optimizer: torch.optim.Optimizer
+    team: Team
     step: int = 0
+    best: float = -math.inf
+    best_in_detail: bool = False
 
     @classmethod
-    def begin(cls, folder: Path, config: LungConfig, recipe: LungRecipe, device: torch.device) -> "Run":
+    def begin(cls, folder: Path, config: LungConfig, recipe: LungRecipe, team: Team) -> "Run":
         """A new run, or the one that `folder` holds a checkpoint of."""
         torch.manual_seed(recipe.seed)
-        network = Di2in(config).to(device)
+        network = Di2in(config).to(team.device)
         network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # missing from torch's stub
         optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
         smooth = {name: value.detach().clone() for name, value in network.state_dict().items()}
-        run = cls(folder, config, recipe, network, smooth, optimizer)
-        if run.checkpoint.is_file():
-            run.restore(torch.load(run.checkpoint, map_location=device, weights_only=True))
+        run = cls(folder, config, recipe, network, smooth, optimizer, team)
+        with suppress(FileNotFoundError):
+            run.restore(torch.load(run.checkpoint, map_location=team.device, weights_only=True))
         return run
 
     @property
@@ -251,7 +264,7 @@ class Run:
 
     @property
     def in_detail(self) -> bool:
-        return self.step >= self.recipe.trunk_steps
+        return self.step >= self.recipe.trunk_steps and self.recipe.detail_steps > 0
 
     @property
     def steps_of_stage(self) -> int:
@@ -273,6 +286,7 @@ class Run:
             group["lr"] = self.learning_rate
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
+        self.team.average_gradients(self.network)
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
         self.optimizer.step()
         decay = min(self.recipe.smoothing, self.steps_of_stage / (self.steps_of_stage + 20))
@@ -281,19 +295,38 @@ class Run:
             self.smooth[name].lerp_(value, 1.0 - decay)
 
     def save(self) -> None:
-        """Write the checkpoint, whole or not at all."""
-        state = {
-            "step": self.step,
-            "network": self.network.state_dict(),
-            "smooth": self.smooth,
-            "optimizer": self.optimizer.state_dict(),
-        }
-        partial = self.checkpoint.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(self.checkpoint)
+        """Everything that the next step depends on; what is drawn depends on the step alone."""
+        state = {"step": self.step, "network": self.network.state_dict(), "smooth": self.smooth}
+        state |= {"optimizer": self.optimizer.state_dict(), "best": self.best, "best_in_detail": self.best_in_detail}
+        _write(state, self.checkpoint)
+
+    def judge(self, volumes: Sequence[Path]) -> dict[str, float]:
+        """Measure the mean weights on the volumes kept aside, and keep them in `best.pt` if they are the best so far.
+
+        The two stages draw at different resolutions: where one ends, what was best is forgotten.
+        """
+        measured = measure(self.mean_network(), volumes)
+        if measured["score"] >= self.best or self.in_detail != self.best_in_detail:
+            self.best, self.best_in_detail = measured["score"], self.in_detail
+            _write({"smooth": self.smooth, "step": self.step, **measured}, self.folder / "best.pt")
+        return measured
+
+    def chosen(self) -> tuple[dict[str, Tensor], int]:
+        """The weights that validation liked best and their step; the last ones where nobody judged."""
+        path = self.folder / "best.pt"
+        if not path.exists():
+            return self.smooth, self.step
+        best = torch.load(path, map_location=self.team.device, weights_only=True)
+        return dict(best["smooth"]), int(best["step"])
+
+    def mean_network(self) -> Di2in:
+        """A network with the running mean of the weights."""
+        network = Di2in(self.config).eval().to(self.team.device)
+        network.load_state_dict(self.smooth)
+        return network
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self.step = state["step"]
+        self.step, self.best, self.best_in_detail = state["step"], state["best"], state["best_in_detail"]
         self.network.load_state_dict(state["network"])
         self.smooth = dict(state["smooth"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -304,41 +337,91 @@ class Run:
         self.smooth = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
 
     def calibrated(self, bank: Bank, volumes: int) -> tuple[dict[str, Tensor], float]:
-        """The running mean of the weights with the background's offset that suits some volumes, and the offset."""
-        network = Di2in(self.config).eval()
-        network.load_state_dict(self.smooth)
+        """The chosen weights with the background's offset that suits some volumes, and the offset."""
+        chosen, _ = self.chosen()
+        network = Di2in(self.config).eval().to(self.team.device)
+        network.load_state_dict(chosen)
         draws = (bank.draw(np.random.default_rng([self.recipe.seed, 1_000_000 + i])) for i in range(volumes))
         offset = best_background_offset(network, draws, self.config.stride) if volumes else 0.0
-        tensors = {name: value.clone() for name, value in self.smooth.items()}
+        tensors = {name: value.clone() for name, value in chosen.items()}
         tensors["heads.0.bias"][0] += offset
         return tensors, offset
 
     def export(self, path: Path, version: str, bank: Bank, volumes: int) -> ModelInfo:
         """The calibrated weights as a weights file."""
         tensors, offset = self.calibrated(bank, volumes)
-        recipe = {**asdict(self.recipe), "steps_done": self.step, "background_offset": offset}
+        recipe = {**asdict(self.recipe), "steps_done": self.chosen()[1], "background_offset": offset}
         return save_weights(path, version=version, config=self.config.to_mapping(), recipe=recipe, tensors=tensors)
 
 
-def train(run: Run, bank: Bank, device: torch.device, *, save_every: int = 20) -> Iterator[dict[str, float | str]]:
+def train(run: Run, bank: Bank, *, save_every: int = 20) -> Iterator[dict[str, float | str]]:
     """Take the steps that are left; yields a row of the log after each `save_every`, when a checkpoint is written."""
     total = run.recipe.trunk_steps + run.recipe.detail_steps
     rows: list[tuple[float, float, float]] = []
     unmeasured = (float("nan"), float("nan"))
     begin = time.perf_counter()
     while run.step < total:
-        rng = np.random.default_rng([run.recipe.seed, run.step])
+        rng = np.random.default_rng([run.recipe.seed, run.step, run.team.rank])
         detail = run.in_detail
-        sample = _draw(run, bank, rng, device)
+        sample = _draw(run, bank, rng)
         loss, logits = (detail_loss if detail else trunk_loss)(run.network, sample, run.recipe)
         run.learn(loss)
         scores = _scores(logits, sample, detail=detail) if run.step % MEASURE_EVERY == 0 else unmeasured
         rows.append((float(loss.detach()), *scores))
         if run.step % save_every == 0 or run.step == total:
-            run.save()
+            row = _row(run, "detail" if detail else "trunk", time.perf_counter() - begin, rows)
+            if run.team.is_first:
+                row |= _judged(run, bank, save_every, total)
+                run.save()
             bank.refresh()
-            yield _row(run, "detail" if detail else "trunk", time.perf_counter() - begin, rows)
+            yield row
             rows.clear()
+
+
+def _judged(run: Run, bank: Bank, save_every: int, total: int) -> dict[str, float]:
+    """What validation says where it is due: every so many steps, and at the end of either stage."""
+    since = run.step % run.recipe.validate_every
+    is_due = since < save_every or run.step == total or 0 <= run.step - run.recipe.trunk_steps < save_every
+    volumes = bank.judges()
+    return run.judge(volumes) if is_due and volumes else {}
+
+
+def measure(network: Di2in, volumes: Sequence[Path]) -> dict[str, float]:
+    """Mean Dice of lungs and lobes, recall of opaque lung; the model is chosen by the mean of those there are."""
+    rows = []
+    for path in volumes:
+        image, labels = read_volume(path)
+        found, lobes = draw(network, image), labels & (OPAQUE - 1)
+        known = [label for label in range(1, CLASSES) if (lobes == label).any() and not (lobes == UNKNOWN_LOBE).any()]
+        opaque = labels >= OPAQUE
+        rows.append(
+            (
+                _overlap(torch.from_numpy(found > 0), torch.from_numpy(lobes > 0)),
+                _mean_of_known([_overlap(torch.from_numpy(found == n), torch.from_numpy(lobes == n)) for n in known]),
+                float((found[opaque] > 0).mean()) if opaque.any() else float("nan"),
+            )
+        )
+    means = [_mean_of_known(values) for values in zip(*rows, strict=True)]
+    return dict(zip(MEASURED, (*means, _mean_of_known(means)), strict=True))
+
+
+@torch.inference_mode()
+def draw(network: Di2in, image: Image) -> Image:
+    """The lobes of a prepared volume, in one piece."""
+    pads = [(0, -n % network.stride) for n in image.shape]
+    lifted = np.pad(image.astype(np.float32) / np.float32(127.5) - 1.0, pads, constant_values=-1.0)
+    device = next(network.parameters()).device
+    labels = network(torch.from_numpy(lifted)[None, None].to(device))[0].argmax(dim=0).byte().cpu().numpy()
+    z, y, x = image.shape
+    return np.asarray(labels[:z, :y, :x])
+
+
+def sample_picture(network: Di2in, path: Path) -> Picture:
+    """The coronal middle of a volume: as it is, with the true lungs, and with what is found."""
+    image, labels = read_volume(path)
+    middle = image.shape[1] // 2
+    planes = (values[::-1, middle] for values in (image, labels > 0, draw(network, image) > 0))
+    return side_by_side(*planes)
 
 
 def _scores(logits: Tensor, sample: Sample, *, detail: bool) -> tuple[float, float]:
@@ -348,11 +431,12 @@ def _scores(logits: Tensor, sample: Sample, *, detail: bool) -> tuple[float, flo
     return dice_scores(logits.detach(), targets)
 
 
-def _draw(run: Run, bank: Bank, rng: np.random.Generator, device: torch.device) -> Sample:
+def _draw(run: Run, bank: Bank, rng: np.random.Generator) -> Sample:
     image, labels = bank.draw(rng)
     if rng.random() >= run.recipe.whole_share:
         image, labels = random_crop(image, labels, run.recipe.crop, rng)
     sample = make_sample(image, labels, run.recipe, run.config.stride, rng)
+    device = run.team.device
     image_ = sample.image.to(device, memory_format=torch.channels_last_3d)
     return replace(sample, image=image_, targets=sample.targets.to(device), weights=sample.weights.to(device))
 
@@ -435,23 +519,21 @@ def _mean_of_known(values: Sequence[float]) -> float:
 def _row(run: Run, stage: str, seconds: float, rows: Sequence[tuple[float, float, float]]) -> dict[str, float | str]:
     loss, lungs, lobes = (round(_mean_of_known(values), 4) for values in zip(*rows, strict=True))
     values = (run.step, stage, round(seconds, 1), loss, lungs, lobes, round(run.learning_rate, 6))
-    return dict(zip(COLUMNS, values, strict=True))
+    return dict(zip(COLUMNS, values, strict=False))  # validation adds its own
 
 
-def _append(path: Path, row: Mapping[str, float | str]) -> None:
-    fresh = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if fresh:
-            writer.writeheader()
-        writer.writerow(row)
+def _write(state: Mapping[str, Any], path: Path) -> None:
+    """A checkpoint, whole or not at all."""
+    partial = path.with_suffix(".partial")
+    torch.save(dict(state), partial)
+    partial.replace(path)
 
 
 def open_run(
     bank: Path,
     folder: Path,
     recipe: LungRecipe,
-    device_name: str = "auto",
+    team: Team,
     config: LungConfig | None = None,
     start: Path | None = None,
 ) -> tuple[Run, Bank]:
@@ -462,46 +544,52 @@ def open_run(
 
     Raises:
         FileNotFoundError: the bank holds no prepared volume.
+        RecipeError: the run was begun with another recipe.
     """
     found = Bank(bank, recipe)
     folder.mkdir(parents=True, exist_ok=True)
-    run = Run.begin(folder, config or LungConfig(), recipe, choose_device(device_name))
+    if team.is_first:
+        keep_recipe(folder, recipe)
+    run = Run.begin(folder, config or LungConfig(), recipe, team)
     if start is not None and run.step == 0:
-        run.start_with(torch.load(start, weights_only=True)["smooth"])
+        run.start_with(torch.load(start, map_location=team.device, weights_only=True)["smooth"])
     return run, found
 
 
 def follow(run: Run, bank: Bank) -> None:
-    """Take the steps that are left, logged to `log.csv` and to the output."""
-    for row in train(run, bank, next(run.network.parameters()).device):
-        _append(run.folder / "log.csv", row)
-        sys.stdout.write(json.dumps(row) + "\n")
-        sys.stdout.flush()
+    """Take the steps that are left, and tell of them in `log.csv`."""
+    journal = Journal(run.folder / "log.csv", COLUMNS, run.step) if run.team.is_first else None
+    for row in train(run, bank):
+        if journal is not None:
+            journal.note(row)
+            if "score" in row:
+                for path in bank.judges():
+                    journal.show(path.stem, sample_picture(run.mean_network(), path), run.step)
+    run.team.wait()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train, or go on with a training that was ended; `--export` only writes the weights of the last checkpoint."""
+    """Train, or go on with a training that was ended, and write the weights."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bank", type=Path)
     parser.add_argument("run", type=Path, help="folder of the checkpoint, the log and the weights")
-    parser.add_argument("--recipe", type=json.loads, default={}, help="fields of LungRecipe as JSON")
-    parser.add_argument("--config", type=json.loads, default={}, help="fields of LungConfig as JSON")
+    parser.add_argument("--recipe", default="{}", help="fields of LungRecipe: JSON, or a file of it")
+    parser.add_argument("--config", default="{}", help="fields of LungConfig: JSON, or a file of it")
     parser.add_argument("--start", type=Path, help="begin with the weights of another run's checkpoint.pt")
-    parser.add_argument("--version", default="0.1.0")
+    parser.add_argument("--version", default="0.0.0")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; all by default")
     parser.add_argument("--calibrate", type=int, default=12, help="volumes that the background's offset is fitted on")
-    parser.add_argument("--export", action="store_true", help="write the weights of the last checkpoint and end")
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    recipe = LungRecipe.from_mapping(options.recipe)
-    config = LungConfig.from_mapping(options.config)
-    run, bank = open_run(options.bank, options.run, recipe, options.device, config, options.start)
-    if not options.export:
+    recipe, config = read_recipe(LungRecipe, options.recipe), read_recipe(LungConfig, options.config)
+    with join_team(options.device) as team:
+        run, bank = open_run(options.bank, options.run, recipe, team, config, options.start)
         follow(run, bank)
-    info = run.export(options.run / "lungs.safetensors", options.version, bank, options.calibrate)
-    sys.stdout.write(f"{info.name} {info.version} {info.sha256}\n")
+        if team.is_first:
+            info = run.export(options.run / "lungs.safetensors", options.version, bank, options.calibrate)
+            sys.stdout.write(f"{info.name} {info.version} {info.sha256}\n")
 
 
 if __name__ == "__main__":
