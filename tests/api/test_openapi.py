@@ -26,7 +26,7 @@ def test_operations_have_names_for_clients() -> None:
     assert names == {
         "create_job", "list_jobs", "get_job", "watch_job", "cancel_job", "delete_job", "get_report", "get_mask",
         "head_mask", "get_mask_url", "create_upload", "get_upload", "put_upload_part", "complete_upload",
-        "abort_upload",
+        "abort_upload", "get_callback", "redeliver_callback",
         "list_models", "get_health", "get_readiness", "get_metrics", "get_problem_type",
     }  # fmt: skip
 
@@ -64,6 +64,15 @@ def examples() -> list[tuple[str, Any, dict[str, Any]]]:
 )
 def test_an_example_follows_its_schema(where: str, value: Any, schema: dict[str, Any]) -> None:
     jsonschema.Draft202012Validator({**schema, "components": DOCUMENT["components"]}).validate(value)
+
+
+def test_the_message_to_a_receiver_is_described_as_a_webhook() -> None:
+    message = DOCUMENT["webhooks"]["job-ended"]["post"]
+    assert {parameter["name"] for parameter in message["parameters"]} == {
+        "webhook-id", "webhook-timestamp", "webhook-signature",
+    }  # fmt: skip
+    schema = message["requestBody"]["content"]["application/cloudevents+json"]["schema"]
+    assert schema["$ref"] == "#/components/schemas/JobEnded"
 
 
 def test_the_gateway_serves_it(shared: Service) -> None:

@@ -29,6 +29,7 @@ COMMANDS = (
     "models",
     "demo",
     "prepare",
+    "sender",
     "train",
     "evaluate",
 )

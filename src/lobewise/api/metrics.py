@@ -5,7 +5,7 @@ from contextlib import suppress
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from lobewise.jobs.errors import BrokerUnavailableError
@@ -74,6 +74,7 @@ class _JobsCollector(Collector):
             with suppress(BrokerUnavailableError):  # it went down just now
                 yield self._by_status()
                 yield from self._queues()
+                yield from self._callbacks()
 
     def _queues(self) -> Iterator[Metric]:
         waiting = GaugeMetricFamily("lobewise_queue_jobs", "Jobs that wait for a worker", labels=["priority"])
@@ -84,6 +85,21 @@ class _JobsCollector(Collector):
             waiting.add_metric([priority], length.waiting)
             oldest.add_metric([priority], length.oldest_seconds)
         yield from (waiting, oldest)
+
+    def _callbacks(self) -> Iterator[Metric]:
+        backlog = self._jobs.callbacks.backlog()
+        yield GaugeMetricFamily("lobewise_callbacks_pending", "Callbacks to make, now or later", value=backlog.pending)
+        yield GaugeMetricFamily(
+            "lobewise_callbacks_overdue_seconds",
+            "For how long the first callback that is due has been",
+            value=backlog.overdue_seconds,
+        )
+        attempts = CounterMetricFamily(
+            "lobewise_callback_attempts", "Attempts at callbacks, by how they ended", labels=["outcome"]
+        )
+        for outcome, count in self._jobs.callbacks.outcomes().items():
+            attempts.add_metric([outcome], count)
+        yield attempts
 
     def _by_status(self) -> Metric:
         gauge = GaugeMetricFamily("lobewise_jobs", "Jobs by status", labels=["status"])

@@ -29,6 +29,7 @@ Research use only; not a medical device.
 TAGS: Final = [
     {"name": "jobs", "description": "Submit scans and follow them."},
     {"name": "uploads", "description": "Send large scans in parts, straight to the storage."},
+    {"name": "callbacks", "description": "Be told how a job ended, instead of asking."},
     {"name": "results", "description": "Scores and masks of succeeded jobs."},
     {"name": "service", "description": "What the service is made of and how it does."},
 ]
@@ -84,6 +85,7 @@ _UPLOAD: Final = {
         },
         "priority": {"$ref": "#/components/schemas/Priority", "default": "routine"},
         "client_reference": SourceSubmission.model_json_schema()["properties"]["client_reference"]["anyOf"][0],
+        "callback_url": SourceSubmission.model_json_schema()["properties"]["callback_url"]["anyOf"][0],
     },
 }
 
@@ -185,10 +187,18 @@ def _completed(document: dict[str, Any], routes: Iterable[APIRoute]) -> dict[str
     for path in document["paths"].values():
         for operation in path.values():
             _complete(operation)
+    message = document["webhooks"]["job-ended"]["post"]
+    message["requestBody"]["content"] = {"application/cloudevents+json": _only(message["requestBody"]["content"])}
+    message["responses"] = {"204": {"description": "taken; any 2xx will do"}}
     for route in routes:
         for method in route.methods or ():
             _restore_examples(document["paths"][route.path][method.lower()], route)
     return document
+
+
+def _only(content: dict[str, Any]) -> Any:
+    (value,) = content.values()
+    return value
 
 
 def _restore_examples(operation: dict[str, Any], route: APIRoute) -> None:

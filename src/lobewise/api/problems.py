@@ -151,6 +151,18 @@ SOURCE_NOT_ALLOWED: Final = ProblemType(
     "The operator lists the addresses that a `source` may name, and this one is not among them.",
     "Upload the file, or ask the operator to allow the address.",
 )
+CALLBACK_NOT_ALLOWED: Final = ProblemType(
+    "callback-not-allowed",
+    "This address may not be called back",
+    "The operator lists the addresses that a `callback_url` may name, and this one is not among them.",
+    "Leave `callback_url` out and poll, or ask the operator to allow the address.",
+)
+NO_CALLBACK: Final = ProblemType(
+    "no-callback",
+    "The job calls nobody back",
+    "The job was posted without a `callback_url`.",
+    "Give a `callback_url` when you post the scan.",
+)
 RANGE_NOT_SATISFIABLE: Final = ProblemType(
     "range-not-satisfiable",
     "The range lies outside of the file",

@@ -29,6 +29,16 @@ ClientReference = Annotated[
         examples=["worklist-4711"],
     ),
 ]
+CallbackUrl = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=2048,
+        description="an address that the operator allows; told how the job ended by a signed POST. "
+        "Never put patient data in it",
+        examples=["https://pacs.example/lobewise/finished"],
+    ),
+]
 Url = Annotated[str, Field(json_schema_extra={"format": "uri"})]
 
 
@@ -43,6 +53,7 @@ class JobOptions(Schema):
         default=Priority.ROUTINE, description="workers take all `stat` jobs first, then `routine`, then `batch`"
     )
     client_reference: ClientReference | None = None
+    callback_url: CallbackUrl | None = None
 
 
 class SourceSubmission(JobOptions):
@@ -113,6 +124,7 @@ class JobLinks(Schema):
 
     self_: Url = Field(alias="self")
     cancel: Url | None = Field(default=None, description="POST here to stop the job; null once it is finished")
+    callback: Url | None = Field(default=None, description="whom it tells how it ended; null without `callback_url`")
     events: Url = Field(description="a stream of server-sent events: the job, whenever it changes")
     report: Url | None = Field(default=None, description="null until the job has succeeded")
     masks: dict[MaskName, Url] | None = Field(default=None, description="null until the job has succeeded")
@@ -130,6 +142,7 @@ class Job(Schema):
     priority: Priority
     input: InputInfo
     client_reference: str | None
+    callback_url: str | None = Field(description="who is told how it ended")
     stage: Stage | None = Field(description="what the worker is doing; null unless running")
     progress: float = Field(ge=0, le=1, description="share of the whole work that is done")
     queue_position: int | None = Field(ge=1, description="1 is next; null when not queued or not known")
@@ -145,6 +158,33 @@ class JobList(Schema):
 
     items: list[Job]
     next_cursor: str | None = Field(description="give it as `cursor` to get the next page; null on the last")
+
+
+class JobEndedData(Schema):
+    """How a job ended. There is nothing about the patient in it."""
+
+    id: str
+    status: Literal["succeeded", "failed", "cancelled"]
+    client_reference: str | None
+    finished_at: datetime
+    severity: SeverityScores | None = Field(description="the scores of the whole lungs; null unless succeeded")
+    error: JobError | None = Field(description="why it failed; null unless failed")
+    links: dict[Literal["self", "report"], str | None]
+
+
+class JobEnded(Schema):
+    """What is sent to a `callback_url`: a CloudEvent (1.0, structured JSON)."""
+
+    specversion: Literal["1.0"]
+    id: str = Field(
+        description="the same however often it is sent", examples=["msg_01935f3a-7c1e-7b6a-9d53-2f1c7e0a4b11"]
+    )
+    source: str
+    type: Literal["lobewise.job.succeeded", "lobewise.job.failed", "lobewise.job.cancelled"]
+    subject: str = Field(description="`id` of the job")
+    time: datetime
+    datacontenttype: Literal["application/json"]
+    data: JobEndedData
 
 
 class ModelList(Schema):

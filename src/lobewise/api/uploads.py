@@ -1,7 +1,7 @@
 """Takes a request's body: a form, or a part, streams into the blob store; JSON is read whole, but small."""
 
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Final, Protocol, TypeVar
 
 import anyio
@@ -156,10 +156,15 @@ def _parsed(body: bytes, model: type[Body]) -> Body:
         raise InvalidParametersError.from_pydantic(error, "/body") from error
 
 
-async def read_form(chunks: AsyncIterator[bytes], boundary: bytes, sink: Sink) -> tuple[InputInfo, JobOptions]:
+async def read_form(
+    chunks: AsyncIterator[bytes], boundary: bytes, sink: Sink, demand: Callable[[JobOptions], None]
+) -> tuple[InputInfo, JobOptions]:
     """Stream the part `file` into `sink`; the other parts, before or after it, are the options.
 
     The sink is finished only if all of the form is right, and aborted otherwise.
+
+    Args:
+        demand: raises what is wrong with the options, if they are.
 
     Raises:
         MalformedRequestError, InvalidParametersError, UnsupportedFormatError: and what `chunks` and `sink` raise.
@@ -172,6 +177,7 @@ async def read_form(chunks: AsyncIterator[bytes], boundary: bytes, sink: Sink) -
                 await form.take(event)
         reader.close()
         options = form.options()
+        demand(options)
         return await sink.finish(), options
     except BaseException:
         with anyio.CancelScope(shield=True):

@@ -46,6 +46,7 @@ def _links(state: JobState, addresses: Addresses) -> JobLinks:
     return JobLinks(
         self=addresses.job(state.id),
         cancel=None if state.status.is_final else addresses.job(state.id, "cancel"),
+        callback=addresses.job(state.id, "callback") if state.callback_url else None,
         events=addresses.job(state.id, "events"),
         report=addresses.job(state.id, "report") if succeeded else None,
         masks=_masks(state.id, addresses) if succeeded else None,

@@ -136,7 +136,7 @@ def serve(
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """Run the whole service here: embedded server, gateway and one worker. Ctrl-C stops it.
+    """Run the whole service here: embedded server, gateway, one worker and one sender. Ctrl-C stops it.
 
     /readyz answers 200 once the worker has loaded its models. Jobs in the data folder outlive the service.
     """
@@ -183,6 +183,16 @@ def worker(
     with needs("worker"):
         from lobewise.worker.main import run
     raise typer.Exit(run(device=device, concurrency=concurrency))
+
+
+@app.command(
+    epilog="Other settings are environment variables: LOBEWISE_CALLBACK_ALLOWLIST, LOBEWISE_CALLBACK_SECRETS and more."
+)
+def sender() -> None:
+    """Run a sender alone: it tells the receivers of callbacks how jobs ended."""
+    from lobewise.sender.main import run
+
+    run()
 
 
 @app.command(

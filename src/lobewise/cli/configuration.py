@@ -24,7 +24,7 @@ S3's credentials come from where the AWS tools find them: `AWS_*` variables, a w
 instance.
 """
 SECTIONS: Final[tuple[tuple[str, type[BaseSettings]], ...]] = (
-    ("Gateway and worker", JobsSettings),
+    ("Gateway, worker and sender", JobsSettings),
     ("Gateway", ApiSettings),
 )
 FOOT: Final = """

@@ -1,4 +1,4 @@
-"""Gateway and worker on this machine, for `serve` and `demo`: embedded server, local blobs."""
+"""Gateway, worker and sender on this machine, for `serve` and `demo`: embedded server, local blobs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,9 +27,9 @@ class LocalService:
 def local_service(
     host: str, port: int, data_dir: Path | None, device: str, logs: Path | None = None
 ) -> Iterator[LocalService]:
-    """Both processes, ready for jobs; ended with the block.
+    """All processes, ready for jobs; ended with the block.
 
-    This process holds the embedded server, which both join.
+    This process holds the embedded server, which they join.
 
     Raises:
         ServiceFailedError: a process ended, or no worker became ready.
@@ -45,9 +45,10 @@ def local_service(
         with (
             started("gateway", api, environment, logs and logs / "api.log") as gateway,
             started("worker", ["worker"], environment, logs and logs / "worker.log") as worker,
+            started("sender", ["sender"], environment, logs and logs / "sender.log") as sender,
             ServiceClient(address) as client,
         ):
-            wait_until(client.is_ready, [gateway, worker], READY_SECONDS)
-            yield LocalService(address, [gateway, worker])
+            wait_until(client.is_ready, [gateway, worker, sender], READY_SECONDS)
+            yield LocalService(address, [gateway, worker, sender])
     finally:
         jobs.close()

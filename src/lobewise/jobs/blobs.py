@@ -7,9 +7,11 @@ jobs/{id}/attempts/{n}/claim.json   created once, before the work: attempt n has
 jobs/{id}/attempts/{n}/ended.json   created once: attempt n ended without an outcome and may publish none
 jobs/{id}/attempts/{n}/report.json  and the masks, named as in `MaskName`
 jobs/{id}/manifest.json             created once: the outcome
+jobs/{id}/callbacks/{round}/{n}.json  created once: an attempt to tell of it
 jobs/{id}/cancel.json               someone asked to stop
 jobs/{id}/purged.json               a tombstone; all other blobs are gone
 idempotency/{sha256 of the key}/{n}.json
+callbacks/disabled/{sha256 of the url}.json  a receiver that wants no more
 uploads/{id}/upload.json            a scan that comes in parts, before there is a job
 uploads/{id}/parts/{n}              in a folder; S3 keeps parts where no listing shows them
 uploads/{id}/scan                   all parts, joined

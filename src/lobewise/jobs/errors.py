@@ -4,6 +4,7 @@ JobsError
 ├── JobNotFoundError          no such job was ever accepted
 ├── JobPurgedError            it was deleted, with all that belonged to it
 ├── WrongStateError           the job's status does not allow this
+├── NoCallbackError           the job tells nobody how it ended
 ├── IdempotencyError
 │   ├── IdempotencyMismatchError   the key was used with another request
 │   └── IdempotencyInFlightError   the first request with this key is still being accepted
@@ -57,6 +58,11 @@ class WrongStateError(JobsError):
         super().__init__(detail)
         self.job_id = job_id
         self.status = status
+
+
+class NoCallbackError(JobsError):
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"job {job_id} was posted without a callback_url")
 
 
 class IdempotencyError(JobsError):

@@ -9,6 +9,7 @@ lobewise:index:{status|*}:{priority|*}  ids, in order
 lobewise:severity:{priority|*}          members of `listing.severity_member`, in order
 lobewise:workers                        ready workers by the time at which their word expires
 lobewise:models:{worker}                the models it has loaded, JSON, with a time to live
+lobewise:callbacks                      jobs that have to tell how they ended, by when (`callback_queue`)
 lobewise:reaper                         who looks for lost jobs now
 ```
 
@@ -28,6 +29,7 @@ from redis.retry import Retry
 
 from lobewise.jobs import states
 from lobewise.jobs.answers import QueueLength
+from lobewise.jobs.callback_queue import CALLBACKS, CallbackQueue
 from lobewise.jobs.errors import BrokerUnavailableError
 from lobewise.jobs.events import CHANNEL, EVENTS_KEPT, KEPT_SECONDS, EventLog, events_key
 from lobewise.jobs.listing import Query, severity_member
@@ -46,7 +48,7 @@ _MODELS: Final = TypeAdapter(list[ModelProvenance])
 
 _PUT: Final = """
 -- KEYS: job, lease, events.  ARGV: prefix, id, priority, status, attempt, state, guard, severity member,
--- retry after (ms), events kept, for how long (ms), channel.
+-- retry after (ms), events kept, for how long (ms), channel, '1' if somebody wants to be told of its end.
 -- guard: 'free' = only without a lease, 'new' = only if unknown, 'any', or the lease that must be held.
 local old = redis.call('HMGET', KEYS[1], 'status', 'attempt')
 local lease = redis.call('GET', KEYS[2])
@@ -66,6 +68,7 @@ if old[1] ~= ARGV[4] then
   local now = t[1] * 1000 + math.floor(t[2] / 1000)
   redis.call('HSET', KEYS[1], 'since_ms', now)
   redis.call('HDEL', KEYS[1], 'published_ms', 'retry_ms')
+  if ends and ARGV[13] == '1' then redis.call('ZADD', ARGV[1] .. 'callbacks', 'NX', now, ARGV[2]) end
   if ARGV[9] ~= '' then redis.call('HSET', KEYS[1], 'retry_ms', now + tonumber(ARGV[9])) end
   for _, priority in ipairs({'*', ARGV[3]}) do
     if old[1] then redis.call('ZREM', ARGV[1] .. 'index:' .. old[1] .. ':' .. priority, ARGV[2]) end
@@ -174,6 +177,7 @@ class LiveView:
             retry=retry,
         )
         self.events = EventLog(self._redis, _read_state)
+        self.callbacks = CallbackQueue(self._redis)
         scripts = (_PUT, _CANCEL, _RENEW, _DROP, _LEAD, _READY, _MARK, _WHOLE)
         self._put, self._cancel, self._renew, self._drop, self._lead, self._ready, self._mark, self._whole = map(
             self._redis.register_script, scripts
@@ -199,7 +203,8 @@ class LiveView:
         keys = [_job(state.id), _lease(state.id), events_key(state.id)]
         args: list[str | int] = [PREFIX, state.id, state.priority, state.status, state.attempt, shown, guard]
         with broker_errors():
-            return bool(self._put(keys=keys, args=[*args, severity_member(state) or "", retry_ms, *_EVENTS]))
+            told = "1" if state.callback_url else ""
+            return bool(self._put(keys=keys, args=[*args, severity_member(state) or "", retry_ms, *_EVENTS, told]))
 
     def get(self, job_id: str) -> JobState | None:
         """None when unknown here."""
@@ -222,6 +227,7 @@ class LiveView:
         with broker_errors(), self._redis.pipeline() as pipe:
             pipe.delete(_job(state.id), events_key(state.id))
             pipe.publish(CHANNEL, state.id)
+            pipe.zrem(CALLBACKS, state.id)
             for priority in ("*", state.priority):
                 for status in ("*", *JobStatus):
                     pipe.zrem(_index(status, priority), state.id)

@@ -60,6 +60,43 @@ class MaskName(StrEnum):
     HIGH_OPACITY = "high-opacity"
 
 
+class CallbackOutcome(StrEnum):
+    """How one attempt at a callback ended."""
+
+    DELIVERED = "delivered"
+    """The receiver answered 2xx."""
+    RETRY = "retry"
+    """It did not; it is tried again later."""
+    FAILED = "failed"
+    """It did not, and that was the last attempt."""
+    DISABLED = "disabled"
+    """It answered 410, now or to another job: nothing more is sent to this address."""
+
+
+class CallbackFault(StrEnum):
+    """Why an attempt has no answer."""
+
+    TIMEOUT = "timeout"
+    CONNECTION = "connection"
+    """No such host, nobody there, a certificate that is not trusted, or a connection that broke."""
+    NOT_ALLOWED = "not-allowed"
+    """The operator no longer allows the address."""
+    DISABLED = "disabled"
+    """The address had answered 410 to another job."""
+
+
+class CallbackStatus(StrEnum):
+    """Where a callback stands."""
+
+    WAITING = "waiting"
+    """The job is not finished."""
+    PENDING = "pending"
+    """An attempt is due, now or later."""
+    DELIVERED = "delivered"
+    FAILED = "failed"
+    DISABLED = "disabled"
+
+
 class Model(BaseModel):
     """Unknown fields are kept out of what we write and refused in what we read."""
 
@@ -137,6 +174,8 @@ class JobRecord(Model):
     input: InputInfo
     client_reference: str | None = None
     upload_id: str | None = Field(default=None, description="the upload that became its scan")
+    callback_url: str | None = Field(default=None, description="who is told how it ended")
+    address: str | None = Field(default=None, description="of the job, as its client reaches the gateway")
 
 
 class JobState(Model):
@@ -151,6 +190,7 @@ class JobState(Model):
     priority: Priority = Priority.ROUTINE
     input: InputInfo
     client_reference: str | None = None
+    callback_url: str | None = None
     stage: Stage | None = None
     progress: float = Field(default=0.0, ge=0.0, le=1.0, description="share of the whole work that is done")
     queue_position: int | None = Field(
@@ -266,6 +306,29 @@ class Manifest(Model):
     error: JobError | None = None
     input_sha256: str | None = None
     input_size_bytes: int | None = None
+
+
+class CallbackAttempt(Model):
+    """`callbacks/{round}/{number}.json`: one try to tell a receiver how a job ended."""
+
+    round: int = Field(ge=1, description="1 at first; one more each time that a redelivery is asked for")
+    number: int = Field(ge=1, description="of the attempt within its round")
+    started_at: datetime
+    seconds: float = Field(ge=0, description="until the answer, or until it was given up")
+    outcome: CallbackOutcome
+    http_status: int | None = Field(default=None, description="what the receiver answered; null if it did not")
+    fault: CallbackFault | None = Field(default=None, description="why there is no answer")
+    next_attempt_at: datetime | None = Field(default=None, description="null unless it will be tried again")
+
+
+class Callback(Model):
+    """Whom a job tells how it ended, and how that went."""
+
+    job_id: str
+    url: str
+    status: CallbackStatus
+    next_attempt_at: datetime | None = Field(default=None, description="null unless an attempt is due")
+    attempts: list[CallbackAttempt] = Field(default_factory=list, description="oldest first")
 
 
 JobState.model_rebuild()

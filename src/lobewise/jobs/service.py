@@ -14,6 +14,7 @@ from typing import Final
 from lobewise.jobs import ids, outcomes, sources, states
 from lobewise.jobs.answers import JobPage, QueueLength, Readiness, Sort, StoredMask, UploadSink
 from lobewise.jobs.blobs import Blobs
+from lobewise.jobs.callbacks import Callbacks
 from lobewise.jobs.errors import (
     BlobStoreUnavailableError,
     BrokerUnavailableError,
@@ -69,6 +70,7 @@ class Jobs:
         self._parts = parts
         self._records, self._live = parts.records, parts.live
         self.uploads = LargeUploads(parts.records.blobs, parts.settings)
+        self.callbacks = Callbacks(parts.records, parts.live, parts.settings)
         self._sweeper = Sweeper(parts, self.uploads)
         self._reaper = Reaper(parts, self._sweeper)
         self._on_close = on_close

@@ -1,5 +1,6 @@
 """What an operator decides, read from the environment as `LOBEWISE_<NAME>`."""
 
+from base64 import b64decode
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -63,6 +64,24 @@ class JobsSettings(BaseSettings):
     blob_public_endpoint: str | None = Field(
         default=None, description="the S3 endpoint as clients reach it, if not as this service does"
     )
+    callback_allowlist: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="prefixes of addresses that `callback_url` may name, separated by spaces; none are allowed by "
+        "default. `http://` only where a prefix says so",
+    )
+    callback_secrets: SecretStr | None = Field(
+        default=None,
+        description="`whsec_` and base64 of 24 to 64 bytes; several, separated by spaces, all sign, so that receivers "
+        "can change over one by one. Without it one is made in `data_dir`",
+    )
+    callback_timeout_seconds: PositiveFloat = Field(default=15.0, description="then a silent receiver has not answered")
+    callback_retry_seconds: Annotated[tuple[PositiveFloat, ...], NoDecode] = Field(
+        default=(5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 72000.0, 86400.0),
+        description="pauses between the attempts at a callback, a fifth more or less; after the last it has failed",
+    )
+    callback_concurrency: PositiveInt = Field(
+        default=32, description="callbacks that a sender has under way at once, at most a quarter of them to one host"
+    )
     retention_seconds: PositiveInt | None = Field(
         default=None, description="a finished job is deleted after that time; without it jobs are kept"
     )
@@ -104,7 +123,21 @@ class JobsSettings(BaseSettings):
             )
         return self
 
-    @field_validator("source_allowlist", mode="before")
+    @field_validator("callback_secrets")
+    @classmethod
+    def _are_secrets(cls, secrets: SecretStr | None) -> SecretStr | None:
+        if secrets is not None and not all(map(_is_secret, secrets.get_secret_value().split() or [""])):
+            raise ValueError("each must be whsec_ and the base64 of 24 to 64 bytes, as `openssl rand -base64 32` gives")
+        return secrets
+
+    @field_validator("source_allowlist", "callback_allowlist", "callback_retry_seconds", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(value.split()) if isinstance(value, str) else value
+
+
+def _is_secret(text: str) -> bool:
+    try:
+        return text.startswith("whsec_") and 24 <= len(b64decode(text.removeprefix("whsec_"), validate=True)) <= 64
+    except ValueError:
+        return False

@@ -7,7 +7,7 @@ let the network policy of the workers say the rest.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -28,15 +28,19 @@ from lobewise.jobs.errors import (
 from lobewise.jobs.models import InputInfo, ScanSource
 
 TIMEOUT: Final = httpx.Timeout(10.0, read=60.0)
-_DEFAULT_PORTS: Final = {"https": 443, "s3": None}
+_SCHEMES: Final = {"https": 443, "s3": None}
 
 
-def is_allowed(url: str, allowlist: Iterable[str]) -> bool:
-    """Whether `url` may be fetched; the gateway asks the same question when the job is posted."""
+def is_allowed(url: str, allowlist: Iterable[str], schemes: Mapping[str, int | None] = _SCHEMES) -> bool:
+    """Whether `url` begins with an allowed prefix; the gateway asks the same question when the job is posted.
+
+    Args:
+        schemes: those that may be, each with its usual port.
+    """
     try:
         parts = urlsplit(url)
         prefixes = [urlsplit(prefix) for prefix in allowlist]
-        return _is_plain(url, parts) and any(_is_below(parts, prefix) for prefix in prefixes)
+        return _is_plain(url, parts) and any(_is_below(parts, prefix, schemes) for prefix in prefixes)
     except ValueError:  # no address at all, such as a port that is no number
         return False
 
@@ -71,10 +75,10 @@ def _is_plain(url: str, parts: SplitResult) -> bool:
     return printable and parts.username is None and not {".", ".."} & set(segments)
 
 
-def _is_below(parts: SplitResult, prefix: SplitResult) -> bool:
-    if parts.scheme not in _DEFAULT_PORTS or parts.scheme != prefix.scheme or not parts.hostname:
+def _is_below(parts: SplitResult, prefix: SplitResult, schemes: Mapping[str, int | None]) -> bool:
+    if parts.scheme not in schemes or parts.scheme != prefix.scheme or not parts.hostname:
         return False
-    default = _DEFAULT_PORTS[parts.scheme]
+    default = schemes[parts.scheme]
     if (parts.hostname, parts.port or default) != (prefix.hostname, prefix.port or default):
         return False
     return parts.path == prefix.path or parts.path.startswith(prefix.path.rstrip("/") + "/")

@@ -69,6 +69,7 @@ def _of_record(record: JobRecord) -> dict[str, Any]:
         "priority": record.priority,
         "input": record.input,
         "client_reference": record.client_reference,
+        "callback_url": record.callback_url,
     }
 
 

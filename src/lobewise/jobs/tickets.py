@@ -5,15 +5,13 @@ A ticket names one upload, one part and the second at which it expires, signed w
 
 import hashlib
 import hmac
-import os
 import secrets
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
-from lobewise.jobs.errors import BlobStoreUnavailableError, TicketError
+from lobewise.jobs.errors import TicketError
+from lobewise.jobs.kept_secrets import kept_secret
 from lobewise.jobs.settings import JobsSettings
 
 
@@ -49,25 +47,6 @@ class TicketOffice:
     @cached_property
     def _key(self) -> bytes:
         given = self._settings.signing_key
-        return given.get_secret_value().encode() if given else _kept(self._settings.data_dir / "signing-key")
-
-
-def _kept(path: Path) -> bytes:
-    """The key in a file that this user alone can read; of many processes that make one, one wins."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            _make(path)
-        return path.read_bytes()
-    except OSError as error:
-        raise BlobStoreUnavailableError(f"the signing key cannot be kept: {type(error).__name__}") from error
-
-
-def _make(path: Path) -> None:
-    whole = path.with_name(f"{path.name}-{secrets.token_hex(4)}")
-    descriptor = os.open(whole, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(secrets.token_hex(32).encode())
-    with suppress(FileExistsError):
-        os.link(whole, path)  # unlike a rename, never replaces the key of another
-    whole.unlink()
+        if given:
+            return given.get_secret_value().encode()
+        return kept_secret(self._settings.data_dir / "signing-key", lambda: secrets.token_hex(32)).encode()

@@ -4,25 +4,19 @@ import logging
 import os
 import secrets
 import socket
-import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Final
 
 from celery.exceptions import SecurityWarning
 
 from lobewise.jobs.bootstrap import connect
 from lobewise.jobs.configuration import misspelt, read_settings
+from lobewise.jobs.liveness import alive
 from lobewise.jobs.logs import configure_logging
 from lobewise.jobs.settings import JobsSettings
 from lobewise.worker.analysis import Load, load_pipeline
 from lobewise.worker.app import build_app
 
 log = logging.getLogger(__name__)
-
-ALIVE_EVERY_SECONDS: Final = 5.0
 
 
 def run(
@@ -61,31 +55,8 @@ def run(
         )
         # What Celery's processes log before they are ours is no JSON.
         os.environ["_MP_FORK_LOGLEVEL_"] = str(logging.WARNING)
-        with _alive(jobs.settings.liveness_file):
+        with alive(jobs.settings.liveness_file):
             worker.start()
         return int(worker.exitcode or os.EX_OK)
     finally:
         jobs.close()
-
-
-@contextmanager
-def _alive(path: Path | None) -> Iterator[None]:
-    """Touch a file while this process lives, for a liveness probe."""
-    if path is None:
-        yield
-        return
-    stop = threading.Event()
-    thread = threading.Thread(target=_touch, args=(path, stop), name="alive", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-
-
-def _touch(path: Path, stop: threading.Event) -> None:
-    while True:
-        path.touch()
-        if stop.wait(ALIVE_EVERY_SECONDS):
-            return

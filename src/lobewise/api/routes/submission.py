@@ -12,8 +12,8 @@ from fastapi.responses import JSONResponse
 
 from lobewise.api import examples, openapi, problems
 from lobewise.api.conditional import quoted
-from lobewise.api.context import AddressesDep, JobsDep, MetricsDep, SettingsDep
-from lobewise.api.errors import SourceNotAllowedError, UnsupportedContentTypeError
+from lobewise.api.context import Addresses, AddressesDep, JobsDep, MetricsDep, SettingsDep
+from lobewise.api.errors import CallbackNotAllowedError, SourceNotAllowedError, UnsupportedContentTypeError
 from lobewise.api.formats import HEAD_BYTES, demand_scan
 from lobewise.api.metrics import Metrics
 from lobewise.api.multipart import boundary_of
@@ -49,7 +49,7 @@ IdempotencyKey = Annotated[
         pattern=r"^[\x21-\x7e]+$",
         description="Any string of yours, new for each new request; a UUID is best. Repeat the request with its key "
         "after a lost answer, and no second job is made. The requests are the same when the scan's sha256 (or the "
-        "source, or the upload), the priority and the client reference are. Keys are remembered as long as their jobs.",
+        "source, or the upload) and all options are. Keys are remembered as long as their jobs.",
         examples=["8e03978e-40d5-43dd-bc93-6894a57f9324"],
     ),
 ]
@@ -132,6 +132,7 @@ _BODY: Final = {
             problems.INVALID_PARAMETERS,
             problems.IDEMPOTENCY_KEY_REUSED,
             problems.SOURCE_NOT_ALLOWED,
+            problems.CALLBACK_NOT_ALLOWED,
             problems.BROKER_UNAVAILABLE,
             problems.STORAGE_UNAVAILABLE,
         ),
@@ -152,7 +153,7 @@ async def create_job(
     The upload streams; nothing is kept of one that fails. Once you have the 202, the job survives restarts.
     `file` is checked here by its first bytes only; what is found to be damaged later ends the job as `failed`.
     """
-    submission = _Submission(request, jobs, settings, metrics)
+    submission = _Submission(request, jobs, settings, metrics, addresses)
     accepted = await submission.submit(idempotency_key)
     wanted_seconds = _wanted_seconds(prefer, settings)
     state, waited = await _wait(jobs, accepted.state, wanted_seconds, request.app.state.waiting)
@@ -176,8 +177,11 @@ class _Accepted:
 class _Submission:
     """One request on its way to a job."""
 
-    def __init__(self, request: Request, jobs: Jobs, settings: ApiSettings, metrics: Metrics) -> None:
+    def __init__(
+        self, request: Request, jobs: Jobs, settings: ApiSettings, metrics: Metrics, addresses: Addresses
+    ) -> None:
         self._request = request
+        self._addresses = addresses
         self._jobs = jobs
         self._settings = settings
         self._metrics = metrics
@@ -192,6 +196,7 @@ class _Submission:
         if first is not None:
             return await self._replay(first)
         record = await self._receive(job_id, key)
+        record = record.model_copy(update={"address": self._addresses.job(job_id)})
         state = await run_sync(self._jobs.accept, record)
         self._metrics.accepted.labels(record.priority.value).inc()
         self._metrics.upload_bytes.inc(record.input.size_bytes or 0)
@@ -235,13 +240,19 @@ class _Submission:
     async def _read(self, job_id: str, sink: Sink) -> JobRecord:
         chunks = body_chunks(self._request, self._limit_bytes, self._settings.idle_seconds)
         if self._is_form:
-            return _record(job_id, *await read_form(chunks, boundary_of(self._content_type), sink))
+            form = await read_form(chunks, boundary_of(self._content_type), sink, self._demand_callback)
+            return _record(job_id, *form)
         submission = await read_submission(chunks)
+        self._demand_callback(submission)
         if isinstance(submission, UploadedSubmission):
             return await self._take(job_id, submission)
         if not is_allowed(submission.source.url, self._jobs.settings.source_allowlist):
             raise SourceNotAllowedError("the operator has not allowed this address")
         return _record(job_id, InputInfo(source=submission.source), submission)
+
+    def _demand_callback(self, options: JobOptions) -> None:
+        if options.callback_url is not None and not self._jobs.callbacks.is_allowed(options.callback_url):
+            raise CallbackNotAllowedError("the operator has not allowed this address")
 
     async def _take(self, job_id: str, submission: UploadedSubmission) -> JobRecord:
         """A repeated request has no `job_id`, and its upload is gone: its id is all that is compared."""
@@ -259,6 +270,7 @@ def _record(job_id: str, scan: InputInfo, options: JobOptions, upload_id: str | 
         priority=options.priority,
         input=scan,
         client_reference=options.client_reference,
+        callback_url=options.callback_url,
         upload_id=upload_id,
     )
 
