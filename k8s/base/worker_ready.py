@@ -7,8 +7,8 @@ that cannot be asked counts as yes: a start must not fail for the fault of anoth
 import os
 import socket
 import sys
-import time
 from pathlib import Path
+from typing import cast
 
 import redis
 
@@ -26,12 +26,14 @@ def main(arguments: list[str]) -> int:
 
 
 def is_announced(url: str, host: str) -> bool:
-    """Whether a worker of that host is ready; the broker has them by the time, in ms, at which their word expires."""
+    """Whether a worker of that host is ready. The broker has them in order of the time (its own, ms) until it holds."""
     with redis.Redis.from_url(
         url, decode_responses=True, socket_timeout=TIMEOUT_SECONDS, socket_connect_timeout=TIMEOUT_SECONDS
     ) as client:
-        names = client.zrangebyscore(WORKERS, time.time() * 1000, "+inf")
-    return any(str(name).rpartition(":")[0] == host for name in names)
+        seconds, microseconds = cast("tuple[int, int]", client.time())
+        now_ms = seconds * 1000 + microseconds // 1000
+        names = cast("list[str]", client.zrangebyscore(WORKERS, now_ms, "+inf"))
+    return any(name.rpartition(":")[0] == host for name in names)
 
 
 def redis_url() -> str:
