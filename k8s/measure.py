@@ -205,7 +205,7 @@ def main() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Measure what a scan asks for.")
-    parser.add_argument("--spacing", type=float, nargs=3, default=(4.0, 4.0, 5.0), help="of the phantom: x, y, z in mm")
+    parser.add_argument("--spacing", type=float, nargs=3, default=(4.0, 4.0, 5.0), help="of the phantom: z, y, x in mm")
     parser.add_argument("--jobs", type=int, default=300, help="queued for the broker's figure")
     return parser
 
