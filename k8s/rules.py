@@ -98,6 +98,14 @@ def faults(manifests: Iterable[Manifest], settings: Settings) -> list[str]:
     return [fault for rule in RULES for fault in rule(found, settings)]
 
 
+def both_halves_are_there(found: Iterable[Workload], _settings: Settings) -> Iterator[str]:
+    """The rules about gateway and worker say nothing where there is none."""
+    containers = [container for _, container in _containers(found)]
+    for is_there, half in ((_serves, "api"), (_scores, "worker")):
+        if not any(map(is_there, containers)):
+            yield f"no container is named {half}"
+
+
 def images_have_tags(found: Iterable[Workload], _settings: Settings) -> Iterator[str]:
     """Of an image without a tag nobody knows what it will be tomorrow; `latest` is none."""
     for where, container in _containers(found):
@@ -163,6 +171,7 @@ def variables_are_settings(found: Iterable[Workload], settings: Settings) -> Ite
 
 
 RULES: Final[tuple[Rule, ...]] = (
+    both_halves_are_there,
     images_have_tags,
     memory_is_limited,
     probes_are_there,
@@ -180,11 +189,11 @@ def _containers(found: Iterable[Workload]) -> Iterator[tuple[str, Container]]:
 
 
 def _scores(container: Container) -> bool:
-    return "lobewise-worker" in container.spec.get("image", "")
+    return container.name == "worker"  # not by its image, which an overlay may call anything
 
 
 def _serves(container: Container) -> bool:
-    return "lobewise-api" in container.spec.get("image", "")
+    return container.name == "api"
 
 
 def _grace(workload: Workload) -> int:

@@ -78,6 +78,8 @@ def container(found: dict[str, Any], name: str) -> dict[str, Any]:
 Break = Callable[[dict[str, Any]], object]
 
 BROKEN: dict[str, tuple[Break, str]] = {
+    "no worker": (lambda m: m.pop("worker"), "no container is named worker"),
+    "no gateway": (lambda m: container(m, "api").update(name="gateway"), "no container is named api"),
     "no tag": (lambda m: container(m, "api").update(image="lobewise-api"), "has no tag"),
     "a registry's port is no tag": (lambda m: container(m, "api").update(image="a:5000/lobewise-api"), "has no tag"),
     "the tag latest": (lambda m: container(m, "worker").update(image="lobewise-worker:latest"), "has no tag"),
