@@ -4,7 +4,7 @@ BIN := .venv/bin
 CT ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types layers unit test-monitoring format constraints clean
+.PHONY: help install demo test lint types layers unit test-monitoring k8s-check k8s-simulate format constraints clean
 
 help: ## show the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -29,6 +29,7 @@ lint: install ## ruff: style and common faults
 
 types: install ## mypy, strict
 	$(BIN)/mypy
+	MYPYPATH=src:tests $(BIN)/mypy --follow-imports=silent k8s/measure.py
 
 layers: install ## who may import whom
 	$(BIN)/lint-imports
@@ -40,6 +41,18 @@ test-monitoring: install ## alert rules and metric names, with promtool (Debian:
 	promtool check rules monitoring/alerts.yaml
 	$(BIN)/pytest tests/api/test_monitoring.py
 
+k8s-check: .venv-k8s/.installed ## render the Kubernetes overlays and look for faults, types of the checker included
+	.venv-k8s/bin/mypy --strict --exclude measure.py k8s
+	.venv-k8s/bin/python k8s/check.py
+
+k8s-simulate: .venv-k8s/.installed ## queue and autoscaler at three loads (simulated): the table of docs/deployment.md
+	.venv-k8s/bin/python k8s/simulate.py
+
+.venv-k8s/.installed: k8s/requirements.txt
+	$(PYTHON) -m venv .venv-k8s
+	.venv-k8s/bin/pip install --quiet --disable-pip-version-check -r k8s/requirements.txt
+	@touch $@
+
 format: install ## let ruff mend what it can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
@@ -48,4 +61,4 @@ constraints: ## pin what .venv holds now into constraints.txt
 	$(BIN)/pip freeze --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//' > constraints.txt
 
 clean: ## remove .venv and everything that was generated
-	rm -rf .venv out lobewise-data .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-k8s out lobewise-data .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
