@@ -193,7 +193,7 @@ def test_no_log_and_no_metric_holds_what_names_a_patient(service: str, service_f
     assert job["status"] == "failed"  # a phantom of eight slices holds no carina: the whole way was gone
     said = (service_folder / "log").read_text() + httpx.get(f"{service}/metrics").text
     assert f'"job_id": "{job["id"]}"' in said
-    assert not re.search("Doe|SECRET|worklist-4711", said)
+    assert not re.search("Doe|SECRET|Jane-4711", said)
     requests = [json.loads(line) for line in said.splitlines() if '"event": "request"' in line]
     assert {line["route"] for line in requests} >= {"/v1/jobs", "/v1/jobs/{job_id}"}
     assert all(line["request_id"] and line["seconds"] >= 0 for line in requests)
