@@ -26,7 +26,8 @@ def test_operations_have_names_for_clients() -> None:
     assert names == {
         "create_job", "list_jobs", "get_job", "watch_job", "cancel_job", "delete_job", "get_report", "get_mask",
         "head_mask", "get_mask_url", "create_upload", "get_upload", "put_upload_part", "complete_upload",
-        "abort_upload", "get_callback", "redeliver_callback",
+        "abort_upload", "get_callback", "redeliver_callback", "create_batch", "get_batch",
+        "cancel_batch",
         "list_models", "get_health", "get_readiness", "get_metrics", "get_problem_type",
     }  # fmt: skip
 

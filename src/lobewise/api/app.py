@@ -16,7 +16,7 @@ from lobewise import __version__
 from lobewise.api import errors, openapi
 from lobewise.api.metrics import Metrics
 from lobewise.api.middleware import RequestEnvelope
-from lobewise.api.routes import callbacks, events, results, service, submission, uploads
+from lobewise.api.routes import batches, callbacks, events, results, service, submission, uploads
 from lobewise.api.routes import jobs as job_routes
 from lobewise.api.settings import ApiSettings
 from lobewise.api.streams import Streams
@@ -58,7 +58,9 @@ def create_app(settings: ApiSettings | None = None, jobs: Jobs | None = None) ->
     app.state.jobs = None
     if jobs is not None:
         _use(app, jobs)
-    routers = [module.router for module in (submission, uploads, job_routes, events, callbacks, results, service)]
+    routers = [
+        module.router for module in (submission, batches, uploads, job_routes, events, callbacks, results, service)
+    ]
     app.state.routes = [route for router in routers for route in router.routes]
     for router in routers:
         app.include_router(router)

@@ -41,6 +41,9 @@ class Addresses:
     def job(self, job_id: str, *below: str) -> str:
         return "/".join((self.jobs(), job_id, *below))
 
+    def batch(self, batch_id: str, *below: str) -> str:
+        return "/".join((self._base, "v1/batches", batch_id, *below))
+
     def upload(self, upload_id: str, *below: str) -> str:
         return "/".join((self._base, "v1/uploads", upload_id, *below))
 

@@ -31,7 +31,7 @@ from starlette.routing import BaseRoute, Match
 
 from lobewise.api import problems
 from lobewise.api.problems import ProblemType
-from lobewise.api.schemas import FieldError, Problem
+from lobewise.api.schemas import TAGS, FieldError, Problem
 from lobewise.jobs import errors as jobs_errors
 
 MEDIA_TYPE: Final = "application/problem+json"
@@ -43,6 +43,7 @@ STATUS: Final[Mapping[ProblemType, int]] = {
     problems.NOT_FOUND: 404,
     problems.JOB_NOT_FOUND: 404,
     problems.UPLOAD_NOT_FOUND: 404,
+    problems.BATCH_NOT_FOUND: 404,
     problems.NO_CALLBACK: 409,
     problems.METHOD_NOT_ALLOWED: 405,
     problems.REQUEST_TIMEOUT: 408,
@@ -172,6 +173,7 @@ JOBS_PROBLEMS: Final[Mapping[type[jobs_errors.JobsError], ProblemType]] = {
     jobs_errors.JobNotFoundError: problems.JOB_NOT_FOUND,
     jobs_errors.JobPurgedError: problems.JOB_PURGED,
     jobs_errors.WrongStateError: problems.WRONG_STATE,
+    jobs_errors.BatchNotFoundError: problems.BATCH_NOT_FOUND,
     jobs_errors.NoCallbackError: problems.NO_CALLBACK,
     jobs_errors.IdempotencyMismatchError: problems.IDEMPOTENCY_KEY_REUSED,
     jobs_errors.IdempotencyInFlightError: problems.IDEMPOTENCY_IN_FLIGHT,
@@ -191,6 +193,7 @@ JOBS_PROBLEMS: Final[Mapping[type[jobs_errors.JobsError], ProblemType]] = {
 
 def pointer(location: Iterable[str | int]) -> str:
     """RFC 6901."""
+    location = (part for part in location if part not in TAGS)
     return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in location)
 
 
@@ -247,10 +250,18 @@ def _on_api_error(request: Request, error: ApiError) -> Response:
     )
 
 
-def _on_jobs_error(request: Request, error: jobs_errors.JobsError) -> Response:
+def problem_of(error: ApiError | jobs_errors.JobsError) -> ProblemType:
+    """The type of a problem. An error that has none is a fault of ours, and raised."""
+    if isinstance(error, ApiError):
+        return error.problem
     problem = next((JOBS_PROBLEMS[kind] for kind in type(error).__mro__ if kind in JOBS_PROBLEMS), None)
     if problem is None:
         raise error
+    return problem
+
+
+def _on_jobs_error(request: Request, error: jobs_errors.JobsError) -> Response:
+    problem = problem_of(error)
     if isinstance(error, jobs_errors.InvalidCursorError):
         return _on_api_error(request, InvalidParametersError.one("/query/cursor", str(error) or "not a cursor"))
     evidence = {name: value for name, value in vars(error).items() if name in ("status", "limit_bytes")}

@@ -6,8 +6,9 @@ from typing import Any, Final
 
 from lobewise.api.context import Addresses
 from lobewise.api.schemas import MaskAddress
-from lobewise.api.views import job_view, report_view, upload_view
+from lobewise.api.views import batch_view, job_view, report_view, upload_view
 from lobewise.jobs.answers import LargeUploadState, PartState
+from lobewise.jobs.batches import BatchCounts, BatchItem, BatchRecord
 from lobewise.jobs.models import (
     Callback,
     CallbackAttempt,
@@ -37,6 +38,7 @@ from lobewise.jobs.tickets import Ticket
 ADDRESSES: Final = Addresses("https://lobewise.example")
 JOB_ID: Final = "01935f3a-7c1e-7b6a-9d53-2f1c7e0a4b11"
 UPLOAD_ID: Final = "01935f3a-7c1e-7b6a-9d53-2f1c7e0a4b99"
+BATCH_ID: Final = "01935f3a-7c1e-7b6a-9d53-2f1c7e0a4b77"
 SHA256: Final = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 REVISION: Final = "5d41402abc4b2a76"
 CURSOR: Final = "MDE5MzVmM2E"
@@ -238,6 +240,35 @@ def upload_examples(*names: str) -> dict[str, Any]:
     return {
         name: {"summary": f"an {name} upload", "value": _json(upload_view(_UPLOADS[name], ADDRESSES))} for name in names
     }
+
+
+BATCH_REQUEST: Final = {
+    "items": [
+        {"source": {"url": "https://pacs.example/ct/1.nii.gz"}, "client_reference": "worklist-4711"},
+        {"source": {"upload_id": UPLOAD_ID}, "priority": "routine"},
+    ]
+}
+
+
+def batch_examples() -> dict[str, Any]:
+    record = BatchRecord(
+        id=BATCH_ID,
+        created_at=_moment(0),
+        items=[
+            BatchItem(job_id=JOB_ID),
+            BatchItem(
+                error=JobError(
+                    type="/problems/upload-not-found",
+                    title="There is no such upload",
+                    detail="there is no such upload, or no longer",
+                    retryable=False,
+                )
+            ),
+        ],
+    )
+    counts = BatchCounts({status: int(status is JobStatus.SUCCEEDED) for status in JobStatus}, purged=0, refused=1)
+    view = batch_view(record, counts, [SUCCEEDED, None], 0, ADDRESSES)
+    return {"batch": {"summary": "one has succeeded, one was refused", "value": _json(view)}}
 
 
 def callback_examples(*names: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from lobewise.api import examples, problems
 from lobewise.api.errors import MEDIA_TYPE, STATUS
 from lobewise.api.problems import ProblemType
-from lobewise.api.schemas import Problem, SourceSubmission, UploadedSubmission, UploadRequest
+from lobewise.api.schemas import BatchSubmission, Problem, SourceSubmission, UploadedSubmission, UploadRequest
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -28,6 +28,7 @@ Research use only; not a medical device.
 """
 TAGS: Final = [
     {"name": "jobs", "description": "Submit scans and follow them."},
+    {"name": "batches", "description": "Submit many scans in one call."},
     {"name": "uploads", "description": "Send large scans in parts, straight to the storage."},
     {"name": "callbacks", "description": "Be told how a job ended, instead of asking."},
     {"name": "results", "description": "Scores and masks of succeeded jobs."},
@@ -179,7 +180,7 @@ def _problem_example(problem: ProblemType) -> dict[str, Any]:
 
 def _completed(document: dict[str, Any], routes: Iterable[APIRoute]) -> dict[str, Any]:
     schemas = document["components"]["schemas"]
-    for model in (Problem, SourceSubmission, UploadedSubmission, UploadRequest):
+    for model in (Problem, SourceSubmission, UploadedSubmission, BatchSubmission, UploadRequest):
         schemas.update(_schemas_of(model))
     schemas["UploadSubmission"] = _UPLOAD
     for unused in ("HTTPValidationError", "ValidationError"):

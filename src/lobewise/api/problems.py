@@ -157,6 +157,12 @@ CALLBACK_NOT_ALLOWED: Final = ProblemType(
     "The operator lists the addresses that a `callback_url` may name, and this one is not among them.",
     "Leave `callback_url` out and poll, or ask the operator to allow the address.",
 )
+BATCH_NOT_FOUND: Final = ProblemType(
+    "batch-not-found",
+    "There is no such batch",
+    "No batch with this id was ever accepted here, or it is older than the operator keeps them.",
+    "Check the id; it stands in the answer to `POST /v1/batches` and in its `Location` header.",
+)
 NO_CALLBACK: Final = ProblemType(
     "no-callback",
     "The job calls nobody back",

@@ -1,9 +1,9 @@
 """What travels over HTTP, version 1. Reports are `jobs.models.Report`; everything else is here."""
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from lobewise.jobs.models import (
     InputInfo,
@@ -72,6 +72,38 @@ class UploadedSubmission(JobOptions):
     """A scan that came in parts. The job takes it over: the upload is gone then."""
 
     source: UploadSource
+
+
+class BatchSourceItem(SourceSubmission):
+    """A scan of a batch that the worker fetches."""
+
+    priority: Priority = Priority.BATCH
+
+
+class BatchUploadedItem(UploadedSubmission):
+    """A scan of a batch that came in parts."""
+
+    priority: Priority = Priority.BATCH
+
+
+def _kind_of_item(item: Any) -> str:
+    source = item.get("source") if isinstance(item, dict) else getattr(item, "source", None)
+    names = source if isinstance(source, dict) else vars(source) if isinstance(source, BaseModel) else {}
+    return TAGS[1] if "upload_id" in names else TAGS[0]
+
+
+TAGS: Final = ("?url", "?upload")
+"""pydantic names the chosen kind in the place of an error; pointers leave it out."""
+BatchItemSubmission = Annotated[
+    Annotated[BatchSourceItem, Tag(TAGS[0])] | Annotated[BatchUploadedItem, Tag(TAGS[1])],
+    Discriminator(_kind_of_item),
+]
+
+
+class BatchSubmission(Schema):
+    """Many scans in one call."""
+
+    items: list[BatchItemSubmission] = Field(min_length=1, max_length=1000)
 
 
 class UploadRequest(Schema):
@@ -158,6 +190,42 @@ class JobList(Schema):
 
     items: list[Job]
     next_cursor: str | None = Field(description="give it as `cursor` to get the next page; null on the last")
+
+
+class BatchItemView(Schema):
+    """One scan of a batch, in the order in which they were sent."""
+
+    index: int = Field(ge=0)
+    job: Job | None = Field(description="null if it was refused, or deleted since")
+    error: JobError | None = Field(description="why it was refused; null if it was not")
+
+
+class BatchCountsView(Schema):
+    """How many scans of the batch stand where."""
+
+    queued: int = Field(ge=0)
+    running: int = Field(ge=0)
+    succeeded: int = Field(ge=0)
+    failed: int = Field(ge=0)
+    cancelled: int = Field(ge=0)
+    purged: int = Field(ge=0, description="deleted since")
+    refused: int = Field(ge=0, description="never became a job")
+
+
+class BatchLinks(Schema):
+    self_: Url = Field(alias="self")
+    cancel: Url = Field(description="POST here to stop all that is not finished")
+
+
+class Batch(Schema):
+    """Many scans that came in one call, each with a job of its own."""
+
+    id: str
+    created_at: datetime
+    counts: BatchCountsView
+    items: list[BatchItemView] = Field(description="one page of them")
+    next_cursor: str | None = Field(description="give it as `cursor` to get the next page; null on the last")
+    links: BatchLinks
 
 
 class JobEndedData(Schema):

@@ -26,7 +26,8 @@ from lobewise.jobs.models import InputInfo
 FORM_OVERHEAD_BYTES: Final = 64 << 10
 """What a form may have beside its file: boundaries, headers and fields."""
 MAX_JSON_BYTES: Final = 64 << 10
-MAX_FIELD_BYTES: Final = 1 << 10
+MAX_BATCH_BYTES: Final = 4 << 20
+MAX_FIELD_BYTES: Final = 4 << 10
 
 Body = TypeVar("Body", bound=BaseModel)
 

@@ -1,8 +1,21 @@
 """Turns what the jobs say into what travels over HTTP: the same fields, with addresses."""
 
+from collections.abc import Sequence
+
 from lobewise.api.context import Addresses
-from lobewise.api.schemas import Job, JobLinks, Upload, UploadLinks, UploadPart
+from lobewise.api.schemas import (
+    Batch,
+    BatchCountsView,
+    BatchItemView,
+    BatchLinks,
+    Job,
+    JobLinks,
+    Upload,
+    UploadLinks,
+    UploadPart,
+)
 from lobewise.jobs.answers import LargeUploadState, PartState
+from lobewise.jobs.batches import BatchCounts, BatchRecord
 from lobewise.jobs.models import JobState, JobStatus, MaskName, Report
 from lobewise.jobs.tickets import Ticket
 
@@ -10,6 +23,27 @@ from lobewise.jobs.tickets import Ticket
 def job_view(state: JobState, addresses: Addresses) -> Job:
     fields = {name: getattr(state, name) for name in Job.model_fields if name != "links"}
     return Job(**fields, links=_links(state, addresses))
+
+
+def batch_view(
+    record: BatchRecord, counts: BatchCounts, states: Sequence[JobState | None], first: int, addresses: Addresses
+) -> Batch:
+    """A page of a batch: `states` are those of its items from `first` on; None where there is no job (any more)."""
+    items = [
+        BatchItemView(index=first + n, job=job_view(state, addresses) if state else None, error=item.error)
+        for n, (item, state) in enumerate(zip(record.items[first : first + len(states)], states, strict=True))
+    ]
+    end = first + len(items)
+    return Batch(
+        id=record.id,
+        created_at=record.created_at,
+        counts=BatchCountsView(
+            **{status.value: n for status, n in counts.by_status.items()}, purged=counts.purged, refused=counts.refused
+        ),
+        items=items,
+        next_cursor=str(end) if end < len(record.items) else None,
+        links=BatchLinks(self=addresses.batch(record.id), cancel=addresses.batch(record.id, "cancel")),
+    )
 
 
 def report_view(report: Report, addresses: Addresses) -> Report:

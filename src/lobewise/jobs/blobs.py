@@ -12,6 +12,7 @@ jobs/{id}/cancel.json               someone asked to stop
 jobs/{id}/purged.json               a tombstone; all other blobs are gone
 idempotency/{sha256 of the key}/{n}.json
 callbacks/disabled/{sha256 of the url}.json  a receiver that wants no more
+batches/{id}/batch.json             created once: many scans in one call (`batches`)
 uploads/{id}/upload.json            a scan that comes in parts, before there is a job
 uploads/{id}/parts/{n}              in a folder; S3 keeps parts where no listing shows them
 uploads/{id}/scan                   all parts, joined

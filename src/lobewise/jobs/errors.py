@@ -4,6 +4,7 @@ JobsError
 ├── JobNotFoundError          no such job was ever accepted
 ├── JobPurgedError            it was deleted, with all that belonged to it
 ├── WrongStateError           the job's status does not allow this
+├── BatchNotFoundError        no such batch was ever accepted
 ├── NoCallbackError           the job tells nobody how it ended
 ├── IdempotencyError
 │   ├── IdempotencyMismatchError   the key was used with another request
@@ -58,6 +59,11 @@ class WrongStateError(JobsError):
         super().__init__(detail)
         self.job_id = job_id
         self.status = status
+
+
+class BatchNotFoundError(JobsError):
+    def __init__(self, batch_id: str) -> None:
+        super().__init__(f"there is no batch {batch_id}")
 
 
 class NoCallbackError(JobsError):

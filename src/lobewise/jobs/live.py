@@ -218,6 +218,13 @@ class LiveView:
             status = cast("str | None", self._redis.hget(_job(job_id), "status"))
         return JobStatus(status) if status else None
 
+    def statuses(self, job_ids: Sequence[str]) -> list[JobStatus | None]:
+        """None for those that are unknown here."""
+        with broker_errors(), self._redis.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                pipe.hget(_job(job_id), "status")
+            return [JobStatus(status) if status else None for status in pipe.execute()]
+
     def request_cancel(self, job_id: str) -> None:
         with broker_errors():
             self._cancel(keys=[_job(job_id), events_key(job_id)], args=[job_id, *_EVENTS])

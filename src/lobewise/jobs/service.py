@@ -13,6 +13,7 @@ from typing import Final
 
 from lobewise.jobs import ids, outcomes, sources, states
 from lobewise.jobs.answers import JobPage, QueueLength, Readiness, Sort, StoredMask, UploadSink
+from lobewise.jobs.batches import Batches
 from lobewise.jobs.blobs import Blobs
 from lobewise.jobs.callbacks import Callbacks
 from lobewise.jobs.errors import (
@@ -71,7 +72,8 @@ class Jobs:
         self._records, self._live = parts.records, parts.live
         self.uploads = LargeUploads(parts.records.blobs, parts.settings)
         self.callbacks = Callbacks(parts.records, parts.live, parts.settings)
-        self._sweeper = Sweeper(parts, self.uploads)
+        self.batches = Batches(parts.records, parts.live, self._ensure)
+        self._sweeper = Sweeper(parts, self.uploads, self.batches)
         self._reaper = Reaper(parts, self._sweeper)
         self._on_close = on_close
         self.idempotency = Idempotency(parts.records, parts.settings.in_flight_seconds)
@@ -113,6 +115,14 @@ class Jobs:
         if not self._records.create_job(record):
             self._records.blobs.delete(self._records.key(record.id, "input"))
             raise IdempotencyInFlightError("another request with this idempotency key came first")
+        return self._queue_up(record)
+
+    def _ensure(self, record: JobRecord) -> None:
+        """Accept a job of a batch, unless that was done before."""
+        if not self._records.is_purged(record.id) and self._records.create_job(record):
+            self._queue_up(record)
+
+    def _queue_up(self, record: JobRecord) -> JobState:
         if record.upload_id is not None:
             with suppress(BlobStoreUnavailableError):  # the job has its copy; this one expires
                 self.uploads.forget(record.upload_id)

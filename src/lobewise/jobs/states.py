@@ -4,7 +4,8 @@ import hashlib
 from datetime import UTC, datetime
 from typing import Any
 
-from lobewise.jobs.models import JobRecord, JobState, JobStatus, Manifest
+from lobewise.jobs import ids
+from lobewise.jobs.models import InputInfo, JobRecord, JobState, JobStatus, Manifest
 
 
 def now() -> datetime:
@@ -28,6 +29,14 @@ def changed(state: JobState, **fields: Any) -> JobState:
 def queued(record: JobRecord, *, attempt: int = 0, updated_at: datetime | None = None) -> JobState:
     return make_state(
         **_of_record(record), status=JobStatus.QUEUED, updated_at=updated_at or record.created_at, attempt=attempt
+    )
+
+
+def coming(job_id: str) -> JobState:
+    """A job of a batch whose record is about to be written."""
+    made_at = ids.made_at(job_id)
+    return make_state(
+        id=job_id, created_at=made_at, updated_at=made_at, status=JobStatus.QUEUED, input=InputInfo(), attempt=0
     )
 
 

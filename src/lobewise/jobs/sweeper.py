@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from lobewise.jobs import ids, states
+from lobewise.jobs.batches import Batches
 from lobewise.jobs.errors import BrokerUnavailableError, JobNotFoundError, JobPurgedError
 from lobewise.jobs.large_uploads import LargeUploads
 from lobewise.jobs.outcomes import Parts
@@ -30,6 +31,7 @@ _STAGED: Final = re.compile(r".*#\d+")
 class Sweeper:
     parts: Parts
     uploads: LargeUploads
+    batches: Batches
 
     def sweep(self, now: datetime | None = None) -> int:
         """Look once through all blobs; how many things were deleted. Raises BlobStoreUnavailableError."""
@@ -37,6 +39,7 @@ class Sweeper:
         listed = list(self.parts.records.listed())
         retired = self._retire(listed, now)
         orphans = self.uploads.sweep(now) + self._sweep_inputs(listed, now) + self._sweep_purged(listed)
+        orphans += self.batches.sweep(now, self._retention_began(now))
         unfinished = self._sweep_multiparts(now) + self._sweep_staged(now)
         if retired or orphans or unfinished:
             log.info("swept %d jobs past retention, %d orphans, %d unfinished writes", retired, orphans, unfinished)
@@ -53,13 +56,16 @@ class Sweeper:
             self.parts.live.remove(state)
 
     def _retire(self, listed: Iterable[JobFiles], now: datetime) -> int:
-        seconds = self.parts.settings.retention_seconds
-        if seconds is None:
+        oldest = self._retention_began(now)
+        if oldest is None:
             return 0
-        oldest = now - timedelta(seconds=seconds)
         # A job cannot have ended before it was made: so only the old ones are read.
         ended = (files for files in listed if files.is_final and not files.is_purged)
         return sum(self._retire_if_ended(f.job_id, oldest) for f in ended if ids.made_at(f.job_id) < oldest)
+
+    def _retention_began(self, now: datetime) -> datetime | None:
+        seconds = self.parts.settings.retention_seconds
+        return None if seconds is None else now - timedelta(seconds=seconds)
 
     def _retire_if_ended(self, job_id: str, oldest: datetime) -> bool:
         manifest = self.parts.records.manifest(job_id)
