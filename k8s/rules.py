@@ -154,9 +154,9 @@ def requests_may_finish(found: Iterable[Workload], settings: Settings) -> Iterat
 
 
 def liveness_asks_the_process_alone(found: Iterable[Workload], _settings: Settings) -> Iterator[str]:
-    """A worker's liveness that asks Redis, or Celery by way of it, restarts every worker when Redis is away."""
+    """A liveness that asks Redis, or Celery by way of it, restarts every worker or sender when Redis is away."""
     for workload in found:
-        for container in filter(_scores, workload.containers):
+        for container in filter(_beats, workload.containers):
             file = container.environment.get("LOBEWISE_LIVENESS_FILE")
             command = " ".join(container.spec.get("livenessProbe", {}).get("exec", {}).get("command", ()))
             if not file or file not in command:
@@ -190,6 +190,10 @@ def _containers(found: Iterable[Workload]) -> Iterator[tuple[str, Container]]:
 
 def _scores(container: Container) -> bool:
     return container.name == "worker"  # not by its image, which an overlay may call anything
+
+
+def _beats(container: Container) -> bool:
+    return container.name in ("worker", "sender")
 
 
 def _serves(container: Container) -> bool:
