@@ -1,11 +1,16 @@
 """The gateway installs and starts without the science's libraries."""
 
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
+import httpx
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -72,3 +77,28 @@ def test_the_gateway_installs_without_them() -> None:
     assert {"fastapi", "uvicorn", "celery", "obstore", "starlette"} <= installed
     assert not installed & HEAVY
     assert {"numpy", "torch"} <= closure("lobewise", frozenset({"worker"}))
+
+
+def test_the_image_starts_the_gateway_as_its_settings_say(tmp_path: Path) -> None:
+    """Port, shutdown and proxies come from the environment, and a wrong value stops it with a sentence."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "LOBEWISE_DATA_DIR": str(tmp_path), "LOBEWISE_API_PORT": str(port)}
+    command = [sys.executable, "-m", "lobewise.api"]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(300):
+            with suppress(httpx.TransportError):
+                assert httpx.get(f"http://127.0.0.1:{port}/healthz").json() == {"status": "ok"}
+                break
+            time.sleep(0.1)
+        else:
+            raise AssertionError("the gateway does not answer")
+    finally:
+        process.terminate()
+        assert process.wait(20) in (0, -signal.SIGTERM)  # uvicorn ends as it was told to, in the end
+    wrong = {**environment, "LOBEWISE_API_SHUTDOWN_SECONDS": "soon"}
+    done = subprocess.run(command, env=wrong, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("LOBEWISE_API_SHUTDOWN_SECONDS is 'soon'")

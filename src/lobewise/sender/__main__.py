@@ -1,11 +1,12 @@
-"""`python -m lobewise.sender`, where the command line is not installed."""
+"""`python -m lobewise.sender`: a sender as the environment describes it, for images that hold no command line."""
 
 import sys
 
 from lobewise.jobs.errors import SettingsError
 from lobewise.sender.main import run
 
-try:
-    run()
-except SettingsError as error:
-    sys.exit(str(error))
+if __name__ == "__main__":
+    try:
+        run()
+    except SettingsError as error:
+        sys.exit(str(error))
