@@ -15,6 +15,7 @@ from lobewise.api.problems import BY_SLUG, PROBLEM_TYPES
 from lobewise.api.settings import ApiSettings
 from lobewise.jobs.bootstrap import connect
 from lobewise.jobs.errors import SourceError
+from lobewise.jobs.figures import OTHER, PROBLEMS, WorkerVitals
 from lobewise.jobs.service import Jobs
 from lobewise.jobs.settings import JobsSettings
 from lobewise.pipeline.errors import PipelineError, UnreadableScanError
@@ -22,6 +23,7 @@ from lobewise.pipeline.errors import PipelineError, UnreadableScanError
 from .conftest import Service, Worker, demand_problem, nifti, running_service, serving
 
 ROOT = Path(__file__).parents[2]
+SRC = ROOT / "src" / "lobewise"
 
 
 def test_it_is_ready_once_a_worker_is(alone: Service) -> None:
@@ -40,6 +42,25 @@ def test_it_is_ready_once_a_worker_is(alone: Service) -> None:
 def figures(service: Service) -> dict[str, float]:
     lines = service.client.get("/metrics").text.splitlines()
     return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
+
+
+def test_metrics_count_what_the_workers_did(alone: Service) -> None:
+    alone.succeeded(priority="stat")
+    alone.worker.fail(alone.submit())
+    vitals = WorkerVitals(peak_memory_bytes=5 << 30, gpu_memory_used_bytes=1 << 30, gpu_memory_total_bytes=80 << 30)
+    alone.jobs.announce("host:1", 30, vitals=vitals)
+    found = figures(alone)
+    slug = examples.FAILURE.type.rpartition("/")[2]
+    assert found['lobewise_jobs_finished_total{outcome="succeeded",problem=""}'] == 1
+    assert found[f'lobewise_jobs_finished_total{{outcome="failed",problem="{slug}"}}'] == 1
+    assert found['lobewise_jobs_finished_total{outcome="failed",problem="other"}'] == 0
+    assert found['lobewise_job_seconds_bucket{le="+Inf",priority="stat"}'] == 1
+    assert found['lobewise_job_seconds_count{priority="routine"}'] == 1
+    assert found['lobewise_stage_seconds_count{stage="store"}'] == 1
+    assert found['lobewise_running_jobs{stage="lesions"}'] == 0
+    assert found['lobewise_worker_memory_peak_bytes{worker="host:1"}'] == 5 << 30
+    assert found['lobewise_worker_gpu_memory_total_bytes{worker="host:1"}'] == 80 << 30
+    assert not any(name.startswith("lobewise_worker_gpu_utilization_ratio{") for name in found)
 
 
 def test_metrics_count_what_happened(alone: Service) -> None:
@@ -82,6 +103,11 @@ def test_every_way_a_job_fails_is_documented() -> None:
     assert UnreadableScanError not in leaves(PipelineError)
     given = {slug for path in (ROOT / "src").rglob("*.py") for slug in _slugs(path.read_text())}
     assert given <= set(BY_SLUG), "a problem type that no page explains"
+    codes = {error.code for error in leaves(PipelineError) | leaves(SourceError)}
+    ends = {
+        slug for room in ("jobs", "worker") for path in (SRC / room).rglob("*.py") for slug in _slugs(path.read_text())
+    }
+    assert codes | ends == set(PROBLEMS) - {OTHER}, "a problem that metrics count as another"
 
 
 def _slugs(source: str) -> set[str]:

@@ -1,14 +1,17 @@
 """What an operator watches, in the text format of Prometheus."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from typing import Final
+from math import isinf
+from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from lobewise.jobs.errors import BrokerUnavailableError
+from lobewise.jobs.figures import Figures, WorkerVitals
+from lobewise.jobs.figures import Histogram as Seconds
 from lobewise.jobs.service import Jobs
 
 MEDIA_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -75,6 +78,7 @@ class _JobsCollector(Collector):
                 yield self._by_status()
                 yield from self._queues()
                 yield from self._callbacks()
+                yield from _worked(self._jobs.figures())
 
     def _queues(self) -> Iterator[Metric]:
         waiting = GaugeMetricFamily("lobewise_queue_jobs", "Jobs that wait for a worker", labels=["priority"])
@@ -106,3 +110,55 @@ class _JobsCollector(Collector):
         for status, count in self._jobs.counts().items():
             gauge.add_metric([status], count)
         return gauge
+
+
+def _worked(figures: Figures) -> Iterator[Metric]:
+    """What the workers did, at every gateway the same."""
+    finished = CounterMetricFamily(
+        "lobewise_jobs_finished", "Jobs by how they ended and, if they failed, why", labels=["outcome", "problem"]
+    )
+    for (outcome, problem), count in figures.finished.items():
+        finished.add_metric([outcome, problem], count)
+    running = GaugeMetricFamily("lobewise_running_jobs", "Jobs that a worker has, by stage", labels=["stage"])
+    for stage, count in figures.running.items():
+        running.add_metric([stage or "none"], count)
+    yield from (finished, running)
+    yield _histogram(
+        "lobewise_stage_seconds",
+        "What each stage took, in the attempt that ended its job",
+        "stage",
+        figures.stage_seconds,
+    )
+    yield _histogram("lobewise_job_seconds", "Time from a job's acceptance to its end", "priority", figures.job_seconds)
+    yield from _vitals(figures.workers)
+
+
+def _histogram(name: str, meaning: str, label: str, found: Mapping[Any, Seconds]) -> Metric:
+    family = HistogramMetricFamily(name, meaning, labels=[label])
+    for value, seconds in found.items():
+        buckets = [(_bound(bound), count) for bound, count in seconds.buckets.items()]
+        family.add_metric([str(value)], buckets, seconds.sum_seconds)
+    return family
+
+
+def _bound(seconds: float) -> str:
+    """As Prometheus writes it."""
+    return "+Inf" if isinf(seconds) else repr(seconds)
+
+
+_VITALS: Final = {
+    "peak_memory_bytes": ("lobewise_worker_memory_peak_bytes", "The most memory that the worker process ever had"),
+    "gpu_memory_used_bytes": ("lobewise_worker_gpu_memory_used_bytes", "Memory in use on the worker's GPU"),
+    "gpu_memory_total_bytes": ("lobewise_worker_gpu_memory_total_bytes", "Memory of the worker's GPU"),
+    "gpu_utilization_ratio": ("lobewise_worker_gpu_utilization_ratio", "How busy the worker's GPU is, 0 to 1"),
+}
+
+
+def _vitals(workers: Mapping[str, WorkerVitals]) -> Iterator[Metric]:
+    """What nobody can tell, such as the GPU of a worker without one, is left out."""
+    for field, (name, meaning) in _VITALS.items():
+        gauge = GaugeMetricFamily(name, meaning, labels=["worker"])
+        for worker, vitals in workers.items():
+            if (value := getattr(vitals, field)) is not None:
+                gauge.add_metric([worker], value)
+        yield gauge

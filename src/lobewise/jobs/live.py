@@ -10,6 +10,7 @@ lobewise:severity:{priority|*}          members of `listing.severity_member`, in
 lobewise:workers                        ready workers by the time at which their word expires
 lobewise:models:{worker}                the models it has loaded, JSON, with a time to live
 lobewise:callbacks                      jobs that have to tell how they ended, by when (`callback_queue`)
+lobewise:figures, lobewise:vitals:{worker}  what workers did, and how they are (`figures`)
 lobewise:reaper                         who looks for lost jobs now
 ```
 
@@ -17,7 +18,7 @@ Times are Redis' own, so that clocks of machines need not agree.
 """
 
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, cast
@@ -32,6 +33,7 @@ from lobewise.jobs.answers import QueueLength
 from lobewise.jobs.callback_queue import CALLBACKS, CallbackQueue
 from lobewise.jobs.errors import BrokerUnavailableError
 from lobewise.jobs.events import CHANNEL, EVENTS_KEPT, KEPT_SECONDS, EventLog, events_key
+from lobewise.jobs.figures import FIGURES, Figures, Tally, WorkerVitals, by_stage, counts_of
 from lobewise.jobs.listing import Query, severity_member
 from lobewise.jobs.models import JobState, JobStatus, ModelProvenance, Priority
 
@@ -47,8 +49,9 @@ _PRIORITIES: Final = tuple(Priority)
 _MODELS: Final = TypeAdapter(list[ModelProvenance])
 
 _PUT: Final = """
--- KEYS: job, lease, events.  ARGV: prefix, id, priority, status, attempt, state, guard, severity member,
--- retry after (ms), events kept, for how long (ms), channel, '1' if somebody wants to be told of its end.
+-- KEYS: job, lease, events, figures.  ARGV: prefix, id, priority, status, attempt, state, guard, severity member,
+-- retry after (ms), events kept, for how long (ms), channel, '1' if somebody wants to be told of its end, then figures
+-- and by how much they grow at the job's end.
 -- guard: 'free' = only without a lease, 'new' = only if unknown, 'any', or the lease that must be held.
 local old = redis.call('HMGET', KEYS[1], 'status', 'attempt')
 local lease = redis.call('GET', KEYS[2])
@@ -77,7 +80,12 @@ if old[1] ~= ARGV[4] then
     if ARGV[8] ~= '' then redis.call('ZADD', ARGV[1] .. 'severity:' .. priority, 0, ARGV[8]) end
   end
 end
-if ends then redis.call('DEL', KEYS[2]) end
+if ends then
+  redis.call('DEL', KEYS[2])
+  if ARGV[7] ~= 'new' then
+    for i = 14, #ARGV, 2 do redis.call('HINCRBY', KEYS[4], ARGV[i], ARGV[i + 1]) end
+  end
+end
 local cancel = redis.call('HGET', KEYS[1], 'cancel') or ''
 redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[10], '*', 'state', ARGV[6], 'cancel', cancel)
 redis.call('PEXPIRE', KEYS[3], ARGV[11])
@@ -178,6 +186,7 @@ class LiveView:
         )
         self.events = EventLog(self._redis, _read_state)
         self.callbacks = CallbackQueue(self._redis)
+        self._tally = Tally(self._redis)
         scripts = (_PUT, _CANCEL, _RENEW, _DROP, _LEAD, _READY, _MARK, _WHOLE)
         self._put, self._cancel, self._renew, self._drop, self._lead, self._ready, self._mark, self._whole = map(
             self._redis.register_script, scripts
@@ -192,26 +201,38 @@ class LiveView:
 
     # States
 
-    def put(self, state: JobState, *, guard: str = "any", retry_after_seconds: float | None = None) -> bool:
+    def put(
+        self,
+        state: JobState,
+        *,
+        guard: str = "any",
+        retry_after_seconds: float | None = None,
+        stage_seconds: Mapping[str, float] | None = None,
+    ) -> bool:
         """Show a state. False, and nothing changed, if the job is final, a later attempt runs or `guard` forbids it.
 
         Args:
             guard: `free`: only without a lease; `new`: only if unknown; `any`; or the lease that must be held.
+            stage_seconds: of the attempt that ended the job, for the figures.
         """
         shown = state.model_dump_json(exclude={"revision", "queue_position"})
         retry_ms = "" if retry_after_seconds is None else round(retry_after_seconds * 1000)
-        keys = [_job(state.id), _lease(state.id), events_key(state.id)]
+        keys = [_job(state.id), _lease(state.id), events_key(state.id), FIGURES]
         args: list[str | int] = [PREFIX, state.id, state.priority, state.status, state.attempt, shown, guard]
+        told = "1" if state.callback_url else ""
+        counts = counts_of(state, stage_seconds or {}) if state.status.is_final else {}
+        grown = [item for pair in counts.items() for item in pair]
         with broker_errors():
-            told = "1" if state.callback_url else ""
-            return bool(self._put(keys=keys, args=[*args, severity_member(state) or "", retry_ms, *_EVENTS, told]))
+            return bool(
+                self._put(keys=keys, args=[*args, severity_member(state) or "", retry_ms, *_EVENTS, told, *grown])
+            )
 
     def get(self, job_id: str) -> JobState | None:
         """None when unknown here."""
         return self._states([job_id])[0]
 
     def get_many(self, job_ids: Sequence[str]) -> list[JobState | None]:
-        return self._states(job_ids) if job_ids else []
+        return self._states(job_ids)
 
     def status(self, job_id: str) -> JobStatus | None:
         with broker_errors():
@@ -258,6 +279,8 @@ class LiveView:
         return list(members) if is_whole else None
 
     def _states(self, job_ids: Sequence[str]) -> list[JobState | None]:
+        if not job_ids:
+            return []
         with broker_errors(), self._redis.pipeline(transaction=False) as pipe:
             for job_id in job_ids:
                 pipe.hmget(_job(job_id), "state", "cancel")
@@ -346,11 +369,19 @@ class LiveView:
 
     # Ready workers
 
-    def announce(self, worker: str, seconds: float, models: Sequence[ModelProvenance] = ()) -> None:
+    def announce(
+        self,
+        worker: str,
+        seconds: float,
+        models: Sequence[ModelProvenance] = (),
+        vitals: WorkerVitals | None = None,
+    ) -> None:
         """`worker` has these models loaded; its word holds for some seconds."""
         milliseconds = round(seconds * 1000)
         with broker_errors():
             self._redis.set(_models(worker), _MODELS.dump_json(list(models)), px=milliseconds)
+            if vitals is not None:
+                self._redis.set(_vitals(worker), vitals.model_dump_json(), px=milliseconds)
             self._ready(keys=[PREFIX + "workers"], args=[worker, milliseconds])
 
     def ready_workers(self) -> int:
@@ -360,11 +391,24 @@ class LiveView:
     def models(self) -> list[ModelProvenance]:
         """What the ready workers have loaded, each once."""
         with broker_errors():
-            self.ready_workers()  # forgets those that fell silent
-            workers = cast("list[str]", self._redis.zrange(PREFIX + "workers", 0, -1))
-            words = cast("list[str | None]", self._redis.mget(map(_models, workers))) if workers else []
+            words = self._words(self._workers(), _models)
         found = {model for word in words if word for model in _MODELS.validate_json(word)}
         return sorted(found, key=lambda model: (model.name, model.version, model.sha256))
+
+    def figures(self) -> Figures:
+        """What workers did since the server was last empty, and how they are now."""
+        with broker_errors():
+            workers = self._workers()
+            words = zip(workers, self._words(workers, _vitals), strict=True)
+            vitals = {worker: WorkerVitals.model_validate_json(word) for worker, word in words if word}
+            return self._tally.read(by_stage(self._states(self._ids(JobStatus.RUNNING))), vitals)
+
+    def _workers(self) -> list[str]:
+        self.ready_workers()  # forgets those that fell silent
+        return cast("list[str]", self._redis.zrange(PREFIX + "workers", 0, -1))
+
+    def _words(self, workers: Sequence[str], key: Callable[[str], str]) -> list[str | None]:
+        return cast("list[str | None]", self._redis.mget(map(key, workers))) if workers else []
 
     def counts(self) -> dict[JobStatus, int]:
         """How many jobs have each status."""
@@ -430,6 +474,10 @@ def _lease(job_id: str) -> str:
 
 def _models(worker: str) -> str:
     return f"{PREFIX}models:{worker}"
+
+
+def _vitals(worker: str) -> str:
+    return f"{PREFIX}vitals:{worker}"
 
 
 def _index(status: str, priority: str) -> str:

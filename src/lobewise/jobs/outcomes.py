@@ -1,6 +1,7 @@
 """How attempts and jobs end: first in the blobs, which decide, then in the live view, which shows it."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -25,19 +26,25 @@ class Parts:
     queue: JobQueue
 
 
-def conclude(parts: Parts, record: JobRecord, manifest: Manifest) -> bool:
-    """End the job. Of all that try, one wins and gets True; the others show the winner's outcome."""
+def conclude(
+    parts: Parts, record: JobRecord, manifest: Manifest, stage_seconds: Mapping[str, float] | None = None
+) -> bool:
+    """End the job. Of all that try, one wins and gets True; the others show the winner's outcome.
+
+    Args:
+        stage_seconds: what the winner's stages took, for the figures.
+    """
     won = parts.records.create_manifest(manifest)
     winner = manifest if won else parts.records.manifest(record.id)
     if winner is not None:
-        show(parts, states.final(record, winner))
+        show(parts, states.final(record, winner), stage_seconds if won else None)
     return won
 
 
-def show(parts: Parts, state: JobState, guard: str = "any") -> None:
+def show(parts: Parts, state: JobState, stage_seconds: Mapping[str, float] | None = None) -> None:
     """Update the live view if it can be reached; the reaper makes up for it later."""
     try:
-        parts.live.put(state, guard=guard)
+        parts.live.put(state, stage_seconds=stage_seconds)
     except BrokerUnavailableError:
         log.warning("job %s: the live view is behind", state.id)
 

@@ -27,6 +27,7 @@ from lobewise.jobs.errors import (
     WrongStateError,
 )
 from lobewise.jobs.events import JobEvent
+from lobewise.jobs.figures import Figures, WorkerVitals
 from lobewise.jobs.idempotency import Idempotency
 from lobewise.jobs.large_uploads import LargeUploads
 from lobewise.jobs.leases import Lease
@@ -44,6 +45,7 @@ from lobewise.jobs.models import (
     ModelProvenance,
     Priority,
     Report,
+    Stage,
 )
 from lobewise.jobs.outcomes import Parts
 from lobewise.jobs.reaper import Reaper
@@ -273,6 +275,10 @@ class Jobs:
         """How many jobs wait, and how long. Raises BrokerUnavailableError."""
         return self._live.queues()
 
+    def figures(self) -> Figures:
+        """What workers did and how they are. Raises BrokerUnavailableError."""
+        return self._live.figures()
+
     # Both sides
 
     def start_reaper(self) -> None:
@@ -311,9 +317,15 @@ class Jobs:
 
     # The workers' side
 
-    def announce(self, worker: str, seconds: float, models: Sequence[ModelProvenance] = ()) -> None:
+    def announce(
+        self,
+        worker: str,
+        seconds: float,
+        models: Sequence[ModelProvenance] = (),
+        vitals: WorkerVitals | None = None,
+    ) -> None:
         """`worker` can score with these; say so again before `seconds` have passed. Raises BrokerUnavailableError."""
-        self._live.announce(worker, seconds, models)
+        self._live.announce(worker, seconds, models, vitals)
 
     def claim(self, job_id: str, worker: str) -> Lease:
         """Begin an attempt.
@@ -365,6 +377,7 @@ class Jobs:
             LeaseLostError: this attempt may not publish; nothing of it will be seen.
             CancelRequestedError, JobPurgedError: it is no longer wanted.
         """
+        begin = time.perf_counter()
         lease.fence()
         stored = [self._store_mask(lease, name, path) for name, path in masks.items()]
         report_key = self._records.attempt_key(lease.job_id, lease.attempt, "report.json")
@@ -381,11 +394,18 @@ class Jobs:
             input_sha256=lease.scan.sha256,
             input_size_bytes=lease.scan.size_bytes,
         )
-        self._publish(lease, manifest)
+        # The report's seconds of `store` are those of writing the masks; bringing them to the store belongs to it.
+        seconds = dict(report.provenance.seconds)
+        seconds[Stage.STORE] = seconds.get(Stage.STORE, 0.0) + time.perf_counter() - begin
+        self._publish(lease, manifest, seconds)
 
-    def fail(self, lease: Lease, error: JobError) -> None:
-        """The scan cannot be scored: the job ends here. Raises as `succeed` does."""
-        self._publish(lease, outcomes.failed(lease.record, lease.claim, error, lease.scan))
+    def fail(self, lease: Lease, error: JobError, seconds: Mapping[str, float] | None = None) -> None:
+        """The scan cannot be scored: the job ends here. Raises as `succeed` does.
+
+        Args:
+            seconds: of the stages that came to an end before.
+        """
+        self._publish(lease, outcomes.failed(lease.record, lease.claim, error, lease.scan), seconds)
 
     def confirm_cancel(self, lease: Lease) -> None:
         """The work has stopped as requested."""
@@ -483,9 +503,9 @@ class Jobs:
         sha256 = self._records.blobs.write_file(key, path)
         return MaskBlob(name=name, key=key, size_bytes=path.stat().st_size, sha256=sha256)
 
-    def _publish(self, lease: Lease, manifest: Manifest) -> None:
+    def _publish(self, lease: Lease, manifest: Manifest, seconds: Mapping[str, float] | None) -> None:
         lease.fence()
-        won = outcomes.conclude(self._parts, lease.record, manifest)
+        won = outcomes.conclude(self._parts, lease.record, manifest, seconds)
         if self._records.is_purged(lease.job_id):
             self._records.sweep(lease.job_id)
             raise JobPurgedError(lease.job_id)

@@ -19,6 +19,7 @@ from lobewise.jobs.settings import JobsSettings
 from lobewise.worker.analysis import Load, load_pipeline
 from lobewise.worker.scratch import open_scratch
 from lobewise.worker.tasks import Desk, work_on
+from lobewise.worker.vitals import read_vitals
 
 log = logging.getLogger(__name__)
 
@@ -107,14 +108,14 @@ class _Process:
             raise
         worker = f"{socket.gethostname()}:{os.getpid()}"
         self._desk = Desk(jobs, analysis, worker, stop_hard=_kill_this_process)
-        threading.Thread(target=_announce, args=(jobs, worker), name="announce", daemon=True).start()
+        threading.Thread(target=_announce, args=(jobs, worker, self._device), name="announce", daemon=True).start()
 
 
-def _announce(jobs: Jobs, worker: str) -> None:
+def _announce(jobs: Jobs, worker: str, device: str) -> None:
     pause = threading.Event()
     while True:
         try:
-            jobs.announce(worker, ANNOUNCED_FOR_SECONDS)
+            jobs.announce(worker, ANNOUNCED_FOR_SECONDS, vitals=read_vitals(device))
         except BrokerUnavailableError as error:
             log.warning("cannot say that this worker is ready: %s", error)
         pause.wait(ANNOUNCE_EVERY_SECONDS)

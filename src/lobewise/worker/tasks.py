@@ -87,15 +87,15 @@ def _attempt(desk: Desk, lease: Lease, folder: Path) -> None:
 
 def _score(desk: Desk, lease: Lease, folder: Path) -> None:
     """Succeed, or fail for a reason that is the scan's own."""
+    clock = _Clock(lease)
     try:
-        _fetch_score_store(desk, lease, folder)
+        _fetch_score_store(desk, lease, folder, clock)
     except (PipelineError, SourceError) as error:
         log.info("the scan cannot be scored", extra={"code": error.code})
-        desk.jobs.fail(lease, job_error(error))
+        desk.jobs.fail(lease, job_error(error), clock.seconds)
 
 
-def _fetch_score_store(desk: Desk, lease: Lease, folder: Path) -> None:
-    clock = _Clock(lease)
+def _fetch_score_store(desk: Desk, lease: Lease, folder: Path, clock: "_Clock") -> None:
     with clock.stage(Stage.FETCH, 0.0):
         path = desk.jobs.fetch_input(lease, folder)
     with clock.stage(Stage.READ, READ_AT):
