@@ -48,11 +48,15 @@ class S3Bucket:
         return multipart_id
 
     def received(self, key: str, multipart_id: str) -> dict[int, ReceivedPart]:
-        """The parts that have arrived, by number; none if the upload was completed or aborted."""
+        """The parts that have arrived, by number; none if the upload was completed or aborted.
+
+        Of one that was sent again some servers list both: the later one counts.
+        """
         found: dict[int, ReceivedPart] = {}
         with _unavailable(ignore=_GONE):
             pages = self._client.get_paginator("list_parts").paginate(**self._at(key), UploadId=multipart_id)
-            for part in (part for page in pages for part in page.get("Parts", ())):
+            listed = [part for page in pages for part in page.get("Parts", ())]
+            for part in sorted(listed, key=lambda part: part["LastModified"]):
                 found[part["PartNumber"]] = ReceivedPart(part["Size"], part["ETag"])
         return found
 
