@@ -388,6 +388,10 @@ class LiveView:
         with broker_errors():
             return int(cast("int", self._ready(keys=[PREFIX + "workers"], args=["", 0])))
 
+    def any_ready(self, workers: Iterable[str]) -> bool:
+        with broker_errors():
+            return not set(self._workers()).isdisjoint(workers)
+
     def models(self) -> list[ModelProvenance]:
         """What the ready workers have loaded, each once."""
         with broker_errors():

@@ -28,9 +28,14 @@ class Claim(Model):
 
 
 class Ending(Model):
-    """`ended.json`: why an attempt ended without an outcome. Only the class of an exception is kept."""
+    """`ended.json`: why an attempt ended without an outcome. Only the class of an exception is kept.
 
-    reason: Literal["worker-lost", "fault"]
+    Attributes:
+        reason: its worker fell silent; a fault of ours; it needed more memory than there was; or its worker was told to
+            stop and handed it back, which is nobody's fault and counts for nothing.
+    """
+
+    reason: Literal["worker-lost", "fault", "out-of-memory", "handed-back"]
     fault: str | None = Field(default=None, description="class of the exception")
     ended_at: datetime
 

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -327,6 +327,10 @@ class Jobs:
         """`worker` can score with these; say so again before `seconds` have passed. Raises BrokerUnavailableError."""
         self._live.announce(worker, seconds, models, vitals)
 
+    def any_ready(self, workers: Iterable[str]) -> bool:
+        """Whether one of these has announced itself and not fallen silent. Raises BrokerUnavailableError."""
+        return self._live.any_ready(workers)
+
     def claim(self, job_id: str, worker: str) -> Lease:
         """Begin an attempt.
 
@@ -421,13 +425,23 @@ class Jobs:
 
     def release(self, lease: Lease, fault: BaseException) -> None:
         """The attempt failed for a reason that is not the scan's: try again later, or give up after the last."""
-        ending = Ending(reason="fault", fault=type(fault).__name__, ended_at=states.now())
+        self._end(lease, Ending(reason="fault", fault=type(fault).__name__, ended_at=states.now()))
+
+    def run_short(self, lease: Lease, fault: BaseException) -> None:
+        """The attempt needed more memory than there is: another process tries it in smaller pieces, once."""
+        self._end(lease, Ending(reason="out-of-memory", fault=type(fault).__name__, ended_at=states.now()))
+
+    def hand_back(self, lease: Lease) -> None:
+        """The worker has to stop before the work is done: another begins at once. Counts for nothing."""
+        self._end(lease, Ending(reason="handed-back", ended_at=states.now()))
+
+    # Inside
+
+    def _end(self, lease: Lease, ending: Ending) -> None:
         try:
             outcomes.end_attempt(self._parts, lease.record, lease.claim, ending, guard=lease.value)
         finally:
             lease.drop()
-
-    # Inside
 
     def _page(self, query: Query, after: str | None, limit: int) -> _Found:
         try:
@@ -494,9 +508,10 @@ class Jobs:
         if previous is None:
             return
         self._records.create_ending(lease.job_id, previous.attempt, Ending(reason="worker-lost", ended_at=states.now()))
-        if previous.attempt >= self.settings.max_attempts:
-            outcomes.give_up(self._parts, lease.record, previous)
+        if outcomes.settle(self._parts, lease.record, previous):
             raise WrongStateError(lease.job_id, "failed", "the job was attempted too often")
+        reasons = {ending.reason for ending in self._records.endings(lease.job_id, previous.attempt)}
+        lease.is_frugal = not reasons.isdisjoint({"out-of-memory", "worker-lost"})
 
     def _store_mask(self, lease: Lease, name: MaskName, path: Path) -> MaskBlob:
         key = self._records.attempt_key(lease.job_id, lease.attempt, f"{name}.nii.gz")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from lobewise.jobs.errors import (
     CancelRequestedError,
+    HandBackError,
     JobNotFoundError,
     JobPurgedError,
     LeaseLostError,
@@ -25,6 +26,8 @@ from lobewise.pipeline.errors import PipelineError
 from lobewise.pipeline.volume import LobeLabels
 from lobewise.pipeline.writing import write_mask
 from lobewise.worker.analysis import Analysis
+from lobewise.worker.draining import Drain
+from lobewise.worker.memory import is_out_of_memory
 from lobewise.worker.reporting import masks_of, report_of
 
 if TYPE_CHECKING:  # it imports torch, which the parent of the worker processes does not need
@@ -44,12 +47,14 @@ class Desk:
 
     Attributes:
         stop_hard: ends this process, when a cancelled or lost job does not stop by itself.
+        drain: whether the job in hand shall be handed back.
     """
 
     jobs: Jobs
     analysis: Analysis
     worker: str
     stop_hard: Callable[[], None]
+    drain: Drain = field(default_factory=Drain)
 
 
 def work_on(desk: Desk, job_id: str) -> None:
@@ -66,23 +71,34 @@ def work_on(desk: Desk, job_id: str) -> None:
             return
         lease.on_overdue = lambda overdue: _stop_hard(desk, overdue)
         with log_context(attempt=lease.attempt), lease, tempfile.TemporaryDirectory(prefix="lobewise-job-") as folder:
-            _attempt(desk, lease, Path(folder))
+            is_fit = _attempt(desk, lease, Path(folder))
+        if not is_fit:
+            desk.stop_hard()
 
 
-def _attempt(desk: Desk, lease: Lease, folder: Path) -> None:
+def _attempt(desk: Desk, lease: Lease, folder: Path) -> bool:
+    """Whether this process is fit for another."""
     log.info("the attempt begins")
     try:
-        _score(desk, lease, folder)
+        with desk.drain.holding(lease):
+            _score(desk, lease, folder)
     except CancelRequestedError:
         desk.jobs.confirm_cancel(lease)
         log.info("cancelled")
     except (LeaseLostError, JobPurgedError) as reason:
         log.warning("the attempt is no longer wanted (%s)", type(reason).__name__)
+    except HandBackError:
+        desk.jobs.hand_back(lease)
+        log.info("handed back")
     except Exception as fault:  # every fault of ours counts as an attempt, and is shown in full here
         log.exception("the attempt failed")
+        if is_out_of_memory(fault):
+            desk.jobs.run_short(lease, fault)
+            return False  # what it still holds, or has cut up, is gone with the process alone
         desk.jobs.release(lease, fault)
     else:
         log.info("the attempt is done")
+    return True
 
 
 def _score(desk: Desk, lease: Lease, folder: Path) -> None:
@@ -101,7 +117,7 @@ def _fetch_score_store(desk: Desk, lease: Lease, folder: Path, clock: "_Clock") 
     with clock.stage(Stage.READ, READ_AT):
         scan = desk.analysis.read(path)
     path.unlink()  # the masks need the room
-    result = desk.analysis.quantify(scan, clock.within)
+    result = desk.analysis.quantify(scan, clock.within, frugal=lease.is_frugal)
     with clock.stage(Stage.STORE, QUANTIFY_TO):
         masks = write_masks(result, folder)
     report = report_of(result, job_id=lease.job_id, input_sha256=lease.scan.sha256 or "", seconds=clock.seconds)
@@ -131,7 +147,10 @@ def job_error(error: PipelineError | SourceError) -> JobError:
 def _stop_hard(desk: Desk, lease: Lease) -> None:
     log.warning("job %s did not stop in time; its process ends", lease.job_id)
     try:
-        desk.jobs.confirm_cancel(lease)
+        if lease.is_handed_back:
+            desk.jobs.hand_back(lease)
+        else:
+            desk.jobs.confirm_cancel(lease)
     finally:
         desk.stop_hard()
 

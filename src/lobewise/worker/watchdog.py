@@ -1,0 +1,69 @@
+"""Starts a worker anew that hears nothing: ready and idle, while jobs wait.
+
+After some losses of its connection a Celery worker stays connected and gets no message ever again. Nobody else can
+tell: its processes live, and its word that they are ready is renewed.
+"""
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Final
+
+from lobewise.jobs.errors import UnavailableError
+from lobewise.jobs.service import Jobs
+
+log = logging.getLogger(__name__)
+
+LOOKS: Final = 6
+"""So often it looks within the time after which a worker counts as deaf."""
+
+
+class Watchdog:
+    """Args:
+    is_idle: whether the worker is ready and has no job.
+    restart: what to do then.
+    """
+
+    def __init__(self, jobs: Jobs, is_idle: Callable[[], bool], restart: Callable[[], None]) -> None:
+        self._jobs, self._is_idle, self._restart = jobs, is_idle, restart
+        self._seconds = jobs.settings.deaf_seconds
+        self._idle_since: float | None = None
+
+    def start(self) -> None:
+        threading.Thread(target=self._run, name="watchdog", daemon=True).start()
+
+    def look(self, now: float) -> bool:
+        """Whether the worker is deaf, at this monotonic time."""
+        try:
+            is_wanted = self._is_idle() and any(
+                queue.oldest_seconds > self._seconds for queue in self._jobs.queues().values()
+            )
+        except UnavailableError:
+            is_wanted = False  # whoever cannot reach the broker is not deaf
+        if not is_wanted:
+            self._idle_since = None
+            return False
+        self._idle_since = now if self._idle_since is None else self._idle_since
+        return now - self._idle_since > self._seconds
+
+    def _run(self) -> None:
+        pause = threading.Event()
+        while not self.look(time.monotonic()):
+            pause.wait(self._seconds / LOOKS)
+        log.error("jobs wait, and this worker, which is idle, gets none: it starts anew")
+        self._restart()
+
+
+def start_anew(children: Iterable[int]) -> None:
+    """Replace this process by a fresh one that was called as it was; its children, which are idle, end."""
+    for pid in children:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        with suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 (our own command line, no shell)
