@@ -118,6 +118,9 @@ class Records:
         data = self.blobs.read(self.key(job_id, "manifest.json"))
         return None if data is None else Manifest.model_validate_json(data)
 
+    def is_final(self, job_id: str) -> bool:
+        return self.blobs.exists(self.key(job_id, "manifest.json"))
+
     def is_purged(self, job_id: str) -> bool:
         return self.blobs.exists(self.key(job_id, "purged.json"))
 

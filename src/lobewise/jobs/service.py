@@ -78,6 +78,7 @@ class Jobs:
         self._sweeper = Sweeper(parts, self.uploads, self.batches)
         self._reaper = Reaper(parts, self._sweeper)
         self._on_close = on_close
+        self._believed_from = 0.0
         self.idempotency = Idempotency(parts.records, parts.settings.in_flight_seconds)
 
     @property
@@ -139,10 +140,7 @@ class Jobs:
 
     def get(self, job_id: str) -> JobState:
         """Raises JobNotFoundError, JobPurgedError."""
-        try:
-            shown = self._live.get(job_id) if ids.is_id(job_id) else None
-        except BrokerUnavailableError:
-            shown = None
+        shown = self._shown_now(job_id) if ids.is_id(job_id) else None
         return shown or self._records.state(job_id)
 
     def list(
@@ -331,6 +329,10 @@ class Jobs:
         """Whether one of these has announced itself and not fallen silent. Raises BrokerUnavailableError."""
         return self._live.any_ready(workers)
 
+    def messages_wait(self) -> bool:
+        """Whether a message lies in a queue, for any worker to take. Raises BrokerUnavailableError."""
+        return self._parts.queue.has_messages()
+
     def claim(self, job_id: str, worker: str) -> Lease:
         """Begin an attempt.
 
@@ -436,6 +438,21 @@ class Jobs:
         self._end(lease, Ending(reason="handed-back", ended_at=states.now()))
 
     # Inside
+
+    def _shown_now(self, job_id: str) -> JobState | None:
+        """What the live view shows, if it may be believed.
+
+        While the broker was away jobs ended unseen, and the end of some was read from the blobs. So for as long as the
+        view may be behind, the blobs are asked whether what it shows as open has ended: nothing follows the end.
+        """
+        try:
+            shown, is_whole = self._live.look(job_id)
+        except BrokerUnavailableError:
+            self._believed_from = time.monotonic() + self.settings.lease_seconds + 3 * self.settings.reap_seconds
+            return None
+        if shown is None or shown.status.is_final or (is_whole and time.monotonic() > self._believed_from):
+            return shown
+        return None if self._records.is_final(job_id) else shown
 
     def _end(self, lease: Lease, ending: Ending) -> None:
         try:

@@ -48,7 +48,8 @@ class JobsSettings(BaseSettings):
         "finishes the job",
     )
     deaf_seconds: PositiveFloat = Field(
-        default=30.0, description="a ready worker that gets no job for so long while jobs wait starts anew"
+        default=10.0,
+        description="an idle worker that gets none of the messages in the queues for so long starts anew",
     )
     cancel_grace_seconds: PositiveFloat = Field(default=10.0, description="then a cancelled attempt is killed")
     reap_seconds: PositiveFloat = Field(default=10.0, description="how often lost jobs are looked for")

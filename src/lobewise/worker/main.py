@@ -11,7 +11,7 @@ from typing import Any
 
 from celery.exceptions import SecurityWarning
 from celery.signals import worker_shutting_down
-from celery.worker.state import reserved_requests
+from celery.worker.state import reserved_requests, total_count
 
 from lobewise.jobs.bootstrap import connect
 from lobewise.jobs.configuration import misspelt, read_settings
@@ -22,7 +22,7 @@ from lobewise.jobs.settings import JobsSettings
 from lobewise.worker.analysis import Load, load_pipeline
 from lobewise.worker.app import build_app, process_name
 from lobewise.worker.draining import hand_back_after
-from lobewise.worker.watchdog import Watchdog, start_anew
+from lobewise.worker.watchdog import Sight, Watchdog, start_anew
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def run(
         pids = partial(_pids, worker)
         on_stop = hand_back_after(jobs.settings.drain_seconds, pids)
         worker_shutting_down.connect(on_stop, weak=False, dispatch_uid="lobewise")
-        Watchdog(jobs, partial(_is_idle, jobs, pids), lambda: start_anew(pids())).start()
+        Watchdog(jobs, partial(_sight, jobs, pids), lambda: start_anew(pids())).start()
         with alive(jobs.settings.liveness_file):
             worker.start()
         return int(worker.exitcode or os.EX_OK)
@@ -80,6 +80,7 @@ def _pids(worker: Any) -> list[int]:
     return [process.pid for process in getattr(pool, "_pool", ()) if process.pid]
 
 
-def _is_idle(jobs: Jobs, pids: Callable[[], list[int]]) -> bool:
-    """Whether a process has loaded its models, and none has a job or is about to get one."""
-    return not len(reserved_requests) and jobs.any_ready(map(process_name, pids()))
+def _sight(jobs: Jobs, pids: Callable[[], list[int]]) -> Sight:
+    """Idle: a process has loaded its models, and none has a job or is about to get one."""
+    is_idle = not len(reserved_requests) and jobs.any_ready(map(process_name, pids()))
+    return Sight(is_idle, sum(total_count.values()))

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Final
 
 from lobewise.jobs.errors import UnavailableError
@@ -19,20 +20,36 @@ from lobewise.jobs.service import Jobs
 
 log = logging.getLogger(__name__)
 
-LOOKS: Final = 6
+LOOKS: Final = 10
 """So often it looks within the time after which a worker counts as deaf."""
 
 
-class Watchdog:
-    """Args:
-    is_idle: whether the worker is ready and has no job.
-    restart: what to do then.
+@dataclass(frozen=True)
+class Sight:
+    """What a look at the worker shows.
+
+    Attributes:
+        is_idle: it is ready and has no job.
+        received: how many messages it ever got.
     """
 
-    def __init__(self, jobs: Jobs, is_idle: Callable[[], bool], restart: Callable[[], None]) -> None:
-        self._jobs, self._is_idle, self._restart = jobs, is_idle, restart
+    is_idle: bool
+    received: int
+
+
+class Watchdog:
+    """A worker is deaf that is idle and gets none of the messages that lie in the queues: it would take one at once.
+
+    Args:
+        sight: looks at the worker.
+        restart: what to do then.
+    """
+
+    def __init__(self, jobs: Jobs, sight: Callable[[], Sight], restart: Callable[[], None]) -> None:
+        self._jobs, self._sight, self._restart = jobs, sight, restart
         self._seconds = jobs.settings.deaf_seconds
         self._idle_since: float | None = None
+        self._received = 0
 
     def start(self) -> None:
         threading.Thread(target=self._run, name="watchdog", daemon=True).start()
@@ -40,12 +57,12 @@ class Watchdog:
     def look(self, now: float) -> bool:
         """Whether the worker is deaf, at this monotonic time."""
         try:
-            is_wanted = self._is_idle() and any(
-                queue.oldest_seconds > self._seconds for queue in self._jobs.queues().values()
-            )
+            sight = self._sight()
+            is_passed_by = sight.is_idle and sight.received == self._received and self._jobs.messages_wait()
+            self._received = sight.received
         except UnavailableError:
-            is_wanted = False  # whoever cannot reach the broker is not deaf
-        if not is_wanted:
+            is_passed_by = False  # whoever cannot reach the broker is not deaf
+        if not is_passed_by:
             self._idle_since = None
             return False
         self._idle_since = now if self._idle_since is None else self._idle_since
