@@ -31,6 +31,8 @@ def conclude(
 ) -> bool:
     """End the job. Of all that try, one wins and gets True; the others show the winner's outcome.
 
+    Nobody wins a job that was deleted, and nothing of it stays.
+
     Args:
         stage_seconds: what the winner's stages took, for the figures.
     """
@@ -38,7 +40,19 @@ def conclude(
     winner = manifest if won else parts.records.manifest(record.id)
     if winner is not None:
         show(parts, states.final(record, winner), stage_seconds if won else None)
+    if parts.records.is_purged(record.id):  # while we came to this end
+        bury(parts, record.id)
+        return False
     return won
+
+
+def bury(parts: Parts, job_id: str) -> None:
+    """Delete what is left of a job that has its tombstone."""
+    try:
+        parts.live.bury(job_id)
+    except BrokerUnavailableError:
+        log.warning("job %s: the live view still shows what was deleted", job_id)
+    parts.records.sweep(job_id)
 
 
 def show(parts: Parts, state: JobState, stage_seconds: Mapping[str, float] | None = None) -> None:
@@ -74,6 +88,8 @@ def end_attempt(parts: Parts, record: JobRecord, claim: Claim, ending: Ending, *
     The ending is durable before anything else: from then on this attempt can publish nothing.
     """
     parts.records.create_ending(record.id, claim.attempt, ending)
+    if is_over(parts, record, claim):
+        return
     if claim.attempt >= parts.settings.max_attempts:
         give_up(parts, record, claim)
         return
@@ -84,6 +100,18 @@ def end_attempt(parts: Parts, record: JobRecord, claim: Claim, ending: Ending, *
         parts.queue.publish(record.id, record.priority)
 
 
+def is_over(parts: Parts, record: JobRecord, claim: Claim) -> bool:
+    """Whether the job needs no other attempt: it was deleted, has ended, or was cancelled, which ends it here."""
+    files = parts.records.files(record.id)
+    if files.is_purged:
+        bury(parts, record.id)
+    elif files.is_final or files.cancel_requested:
+        conclude(parts, record, cancelled(record, claim.attempt, claim.started_at))
+    else:
+        return False
+    return True
+
+
 def give_up(parts: Parts, record: JobRecord, claim: Claim) -> None:
     """The last attempt that is allowed came to nothing."""
     conclude(parts, record, failed(record, claim, _exhausted(parts, record, claim)))
@@ -91,7 +119,7 @@ def give_up(parts: Parts, record: JobRecord, claim: Claim) -> None:
 
 def _exhausted(parts: Parts, record: JobRecord, claim: Claim) -> JobError:
     endings = parts.records.endings(record.id, claim.attempt)
-    was_lost = endings[-1].reason == "worker-lost"
+    was_lost = bool(endings) and endings[-1].reason == "worker-lost"  # none is left where the job is being deleted
     evidence = {"attempts": claim.attempt, "endings": [e.model_dump(mode="json", exclude_none=True) for e in endings]}
     return JobError(
         type="/problems/worker-lost" if was_lost else "/problems/attempts-exhausted",

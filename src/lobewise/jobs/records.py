@@ -152,6 +152,9 @@ class Records:
         key = self.key(job_id, "job.json")
         return self.blobs.create(key, _VOID) or self.blobs.read(key) == _VOID
 
+    def is_void(self, job_id: str) -> bool:
+        return self.blobs.read(self.key(job_id, "job.json")) == _VOID
+
     def create_claim(self, job_id: str, claim: Claim) -> bool:
         return self.blobs.create(self.attempt_key(job_id, claim.attempt, "claim.json"), _json(claim))
 
@@ -165,16 +168,18 @@ class Records:
     def request_cancel(self, job_id: str) -> None:
         self.blobs.create(self.key(job_id, "cancel.json"), _moment())
 
-    def purge(self, job_id: str) -> None:
-        """The tombstone first, so that nobody takes a half-deleted job for a whole one."""
+    def mark_purged(self, job_id: str) -> None:
+        """The tombstone, before anything is deleted: so nobody takes a half-deleted job for a whole one."""
         self.blobs.create(self.key(job_id, "purged.json"), _moment())
-        self.sweep(job_id)
+
+    def empty(self, job_id: str) -> None:
+        """Delete all but the tombstone and the record, or what stands in its place."""
+        self.blobs.delete_all(self.key(job_id, ""), keep=lambda key: key.endswith(("/purged.json", "/job.json")))
 
     def sweep(self, job_id: str) -> None:
         """Delete all but the tombstone; the record last, since a worker may still look for it."""
-        folder = self.key(job_id, "")
-        self.blobs.delete_all(folder, keep=lambda key: key.endswith(("/purged.json", "/job.json")))
-        self.blobs.delete(folder + "job.json")
+        self.empty(job_id)
+        self.blobs.delete(self.key(job_id, "job.json"))
 
 
 def _json(document: Model) -> bytes:

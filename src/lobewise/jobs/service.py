@@ -121,8 +121,12 @@ class Jobs:
 
     def _ensure(self, record: JobRecord) -> None:
         """Accept a job of a batch, unless that was done before."""
-        if not self._records.is_purged(record.id) and self._records.create_job(record):
-            self._queue_up(record)
+        if self._records.is_purged(record.id) or not self._records.create_job(record):
+            return
+        if self._records.is_purged(record.id):  # accepted by another and deleted, just now
+            outcomes.bury(self._parts, record.id)
+            return
+        self._queue_up(record)
 
     def _queue_up(self, record: JobRecord) -> JobState:
         if record.upload_id is not None:
@@ -140,10 +144,16 @@ class Jobs:
     def get(self, job_id: str) -> JobState:
         """Raises JobNotFoundError, JobPurgedError."""
         try:
-            shown = self._live.get(job_id) if ids.is_id(job_id) else None
+            return (self._live.get(job_id) if ids.is_id(job_id) else None) or self._get_from_blobs(job_id)
         except BrokerUnavailableError:
-            shown = None
-        return shown or self._records.state(job_id)
+            return self._records.state(job_id)
+
+    def _get_from_blobs(self, job_id: str) -> JobState:
+        """An end that was told once is shown from then on, whatever a rebuild that began before makes of the job."""
+        state = self._records.state(job_id)
+        if state.status.is_final:
+            self._live.put(state, guard="new")
+        return state
 
     def list(
         self,
@@ -505,12 +515,11 @@ class Jobs:
 
     def _publish(self, lease: Lease, manifest: Manifest, seconds: Mapping[str, float] | None) -> None:
         lease.fence()
-        won = outcomes.conclude(self._parts, lease.record, manifest, seconds)
+        if outcomes.conclude(self._parts, lease.record, manifest, seconds):
+            return
         if self._records.is_purged(lease.job_id):
-            self._records.sweep(lease.job_id)
             raise JobPurgedError(lease.job_id)
-        if not won:
-            raise LeaseLostError(f"job {lease.job_id} was ended by another")
+        raise LeaseLostError(f"job {lease.job_id} was ended by another")
 
 
 @dataclass(frozen=True)
