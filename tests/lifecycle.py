@@ -9,7 +9,7 @@ and any message may come twice between any two steps. `explore` visits every sta
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 IDLE = ("idle", 0, 0, False)
@@ -34,7 +34,8 @@ class State(NamedTuple):
     live_attempt: int = 0
     lease: tuple[int, int] = (-1, 0)
     """Worker (2: nobody yet, granted by a rebuild) and attempt; -1 for none."""
-    messages: int = 0
+    message: bool = False
+    """Whether there is one in a queue. A broker may give it twice."""
     buried: bool = False
     whole: int = 0
     """How often it was wiped."""
@@ -58,8 +59,14 @@ class World:
     cancels: bool = True
     purges: bool = False
     wipes: int = 0
+    looks: bool = False
     reaps: bool = True
+    alone: bool = False
+    """One worker instead of two."""
     faults: frozenset[str] = frozenset()
+
+    def with_fault(self, fault: str) -> "World":
+        return replace(self, faults=frozenset({fault}))
 
 
 Step = tuple[str, State]
@@ -124,11 +131,10 @@ def worker_steps(s: State, i: int, w: World) -> Iterator[Step]:
 
     match where:
         case "idle":
-            if s.messages:
-                yield "deliver", at(s.to(messages=s.messages - 1), "record", 0, 0, False)
+            if s.message and not s.purged:
+                yield "deliver; Jobs.claim: files", at(s.to(message=False), "lease", s.claims + 1)
+                yield "deliver, and later again; Jobs.claim: files", at(s, "lease", s.claims + 1)
             return
-        case "record":  # Records.record, Records.files in Jobs.claim
-            yield "Jobs.claim: files", at(s, "idle") if s.purged else at(s, "lease", s.claims + 1)
         case "lease":
             free = s.lease[0] < 0
             yield "LiveView.lease", at(s.to(lease=(i, attempt)), "begin") if free else at(s, "idle")
@@ -136,7 +142,7 @@ def worker_steps(s: State, i: int, w: World) -> Iterator[Step]:
             yield "Jobs._begin: files", begin(s, at)
         case "settle":
             ending = s if "no settling" in w.faults else s.to(ended=s.ended | 1 << previous)
-            ended = at(ending, "give up" if previous >= w.max_attempts else "claim")
+            ended = at(ending, "give up" if previous >= w.max_attempts else "claim", previous=0)
             yield "Jobs._settle: create_ending", ended
         case "give up":
             yield "outcomes.give_up: create_manifest", at(create_manifest(s, "f", w), "show")
@@ -155,8 +161,6 @@ def worker_steps(s: State, i: int, w: World) -> Iterator[Step]:
             yield "LiveView.put running", at(show(s, "r", attempt, s.lease == (i, attempt)), "work")
         case "work":
             yield from work(s, i, w, at)
-        case "store":
-            yield "Jobs._store_mask, report", at(s.to(stored=s.stored | 1 << attempt), "fence")
         case "fence":
             is_late = doom(s, attempt)
             if "no fence" in w.faults:
@@ -172,11 +176,10 @@ def worker_steps(s: State, i: int, w: World) -> Iterator[Step]:
         case "manifest":
             after = create_manifest(s, f"s{attempt}", w)
             won = after.manifest == f"s{attempt}" and s.manifest != after.manifest
-            if "masks last" in w.faults:
-                after = after.to(stored=after.stored | 1 << attempt) if has(s.stored, attempt) else after
             yield "Records.create_manifest", at(after, "show", late=late and won)
         case "show":
-            yield "outcomes.show", at(show(s, s.manifest, attempt) if s.manifest else s, "purged?")
+            shown = show(s, s.manifest, attempt) if s.manifest else s
+            yield "outcomes.show", at(shown, "purged?") if w.purges else dropped(shown)
         case "purged?":
             yield "Records.is_purged", at(s, "bury") if s.purged else dropped(s)
         case "bury":
@@ -188,10 +191,9 @@ def worker_steps(s: State, i: int, w: World) -> Iterator[Step]:
         case "requeue":
             put = show(s, "q", attempt, s.lease == (i, attempt))
             yield "LiveView.put queued", dropped(put)
-    # Killed: its message is lost, or comes back after the visibility timeout.
     yield "kill", at(s, "idle")
-    if s.messages < 2:
-        yield "kill, deliver again", at(s.to(messages=s.messages + 1), "idle")
+    if not s.message:  # the broker gives its message to another
+        yield "kill, deliver again", at(s.to(message=True), "idle")
 
 
 def begin(s: State, at: Callable[..., State]) -> State:
@@ -205,10 +207,8 @@ def begin(s: State, at: Callable[..., State]) -> State:
 def work(s: State, i: int, w: World, at: Callable[..., State]) -> Iterator[Step]:
     attempt = s.workers[i][1]
     is_late = doom(s, attempt)
-    if "masks last" in w.faults:
-        yield "Jobs.succeed", at(s, "fence", late=is_late)
-    else:
-        yield "Jobs.succeed", at(s, "store", late=is_late)
+    stored = s if "masks last" in w.faults else s.to(stored=s.stored | 1 << attempt)
+    yield "Jobs.succeed: _store_mask, report", at(stored, "fence", late=is_late)
     yield "Jobs.fail", at(s, "fence failure")
     yield "Jobs.release", at(s, "end")
     if s.cancel and not (s.manifest or s.purged or has(s.ended, attempt)):
@@ -247,7 +247,10 @@ def canceller_steps(s: State, w: World) -> Iterator[Step]:
         case "end":
             yield "Jobs.cancel: create_manifest", create_manifest(s, "c", w).to(canceller="show")
         case "show":
-            yield "outcomes.show", (show(s, s.manifest, 0) if s.manifest else s).to(canceller="purged?")
+            yield (
+                "outcomes.show",
+                (show(s, s.manifest, 0) if s.manifest else s).to(canceller="purged?" if w.purges else "done"),
+            )
         case "purged?":
             yield "Records.is_purged", s.to(canceller="bury" if s.purged else "done")
         case "bury":
@@ -270,9 +273,9 @@ def purger_steps(s: State, w: World) -> Iterator[Step]:
         yield "kill", s.to(purger="killed")
 
 
-def client_steps(s: State) -> Iterator[Step]:
+def client_steps(s: State, w: World) -> Iterator[Step]:
     """`Jobs.get`, which shows an end that only the blobs know."""
-    if not s.told and is_final(seen(s)) and not s.purged:
+    if w.looks and not s.told and is_final(seen(s)) and not s.purged:
         after = s.to(told=seen(s))
         yield "Jobs.get: told the end", show(after, s.manifest, 0) if not s.live else after
 
@@ -287,10 +290,10 @@ def reaper_steps(s: State, w: World) -> Iterator[Step]:
         return
     match where:
         case "idle":
-            if s.live == "r" and s.lease[0] < 0:
-                yield "LiveView.running_without_lease", s.to(reaper=("recover", 0, "", 0))
-            if s.live == "q" and not s.messages:
-                yield "Reaper._publish", s.to(messages=1)
+            if s.live == "r" and s.lease[0] < 0 and (s.claims or s.purged):
+                yield "LiveView.running_without_lease; Reaper._recover: files", s.to(reaper=("over?", s.claims, "", 0))
+            if s.live == "q" and not s.message:
+                yield "Reaper._publish", s.to(message=True)
             if not s.live and not s.purged:
                 shown, of = durable(s)
                 yield "Reaper.rebuild: begin, Records.state", s.to(reaper=("restore", of, shown, s.whole))
@@ -299,27 +302,29 @@ def reaper_steps(s: State, w: World) -> Iterator[Step]:
             if s.purged and swept(s) != s:
                 yield "Sweeper._sweep_purged", swept(s).to(live="", live_attempt=0, buried=True)
             return
-        case "recover":
-            yield "Reaper._recover: files", s.to(reaper=("over?", s.claims, "", 0) if s.claims else idle)
         case "over?":
             place = over(s, 0, w)
             yield "outcomes.is_over", s.to(reaper=(place or "end", attempt, "", 0))
         case "end":
-            yield "outcomes.end_attempt: create_ending", s.to(
-                ended=s.ended | 1 << attempt, reaper=("over again?", attempt, "", 0)
+            yield (
+                "outcomes.end_attempt: create_ending",
+                s.to(ended=s.ended | 1 << attempt, reaper=("over again?", attempt, "", 0)),
             )
         case "over again?":
             yield "outcomes.is_over", s.to(reaper=(over(s, attempt, w) or "requeue", attempt, "", 0))
         case "requeue":
-            allowed = s.live == "r" and s.lease[0] < 0 or "unguarded reaper" in w.faults
+            allowed = (s.live == "r" and s.lease[0] < 0) or "unguarded reaper" in w.faults
             put = show(s, "q", attempt, allowed)
-            yield "LiveView.put queued, publish", put.to(reaper=idle, messages=max(put.messages, int(put != s)))
+            yield "LiveView.put queued, publish", put.to(reaper=idle, message=put.message or put != s)
         case "give up":
             yield "outcomes.give_up: create_manifest", create_manifest(s, "f", w).to(reaper=("show", 0, "", 0))
         case "settle cancel":
             yield "outcomes.is_over: create_manifest", create_manifest(s, "c", w).to(reaper=("show", 0, "", 0))
         case "show":
-            yield "outcomes.show", (show(s, s.manifest, 0) if s.manifest else s).to(reaper=("purged?", 0, "", 0))
+            yield (
+                "outcomes.show",
+                (show(s, s.manifest, 0) if s.manifest else s).to(reaper=("purged?", 0, "", 0) if w.purges else idle),
+            )
         case "purged?":
             yield "Records.is_purged", s.to(reaper=("bury", 0, "", 0) if s.purged else idle)
         case "bury":
@@ -337,22 +342,20 @@ def reaper_steps(s: State, w: World) -> Iterator[Step]:
 def misfortunes(s: State, w: World) -> Iterator[Step]:
     if s.lease[0] >= 0:
         yield "a lease runs out", s.to(lease=(-1, 0))
-    if s.messages < 2 and s.live:
-        yield "a message comes twice", s.to(messages=s.messages + 1)
-    if s.messages:
-        yield "a message is lost", s.to(messages=s.messages - 1)
+    if s.message:
+        yield "a message is lost", s.to(message=False)
     if s.whole < w.wipes:
-        yield "wipe", s.to(live="", live_attempt=0, lease=(-1, 0), messages=0, buried=False, whole=s.whole + 1)
+        yield "wipe", s.to(live="", live_attempt=0, lease=(-1, 0), message=False, buried=False, whole=s.whole + 1)
 
 
 def steps(s: State, w: World) -> Iterator[Step]:
-    for i in range(2):
+    for i in range(1 if w.alone else 2):
         for name, after in worker_steps(s, i, w):
             yield f"worker {i}: {name}", after
     for who, found in (
         ("canceller", canceller_steps(s, w)),
         ("purger", purger_steps(s, w)),
-        ("client", client_steps(s)),
+        ("client", client_steps(s, w)),
         ("reaper", reaper_steps(s, w)),
         ("", misfortunes(s, w)),
     ):
@@ -365,11 +368,11 @@ def steps(s: State, w: World) -> Iterator[Step]:
 
 def broken(s: State, w: World) -> Iterator[str]:
     """Promises that a state breaks."""
-    if s.claims > w.max_attempts:
+    if s.claims > w.max_attempts and not s.purged:
         yield "an attempt too many"
     if s.manifest.startswith("s") and not s.purged and not has(s.stored, int(s.manifest[1:])):
         yield "succeeded, but its results are not all there"
-    at_work = [attempt for where, attempt, _, _ in s.workers if where in ("work", "store", "fence", "manifest")]
+    at_work = [attempt for where, attempt, _, _ in s.workers if where in ("work", "fence", "manifest")]
     if len(at_work) != len(set(at_work)) and not s.purged:
         yield "two workers make the same attempt"
     if any(where == "show" and late for where, _, _, late in s.workers):
@@ -412,10 +415,10 @@ class Found:
     stuck: int = 0
 
 
-def canonical(s: State) -> State:
+def canonical(s: State, w: World) -> State:
     """The two workers are alike."""
     first, second = s.workers
-    if first <= second:
+    if w.alone or first <= second:
         return s
     lease = (1 - s.lease[0], s.lease[1]) if s.lease[0] in (0, 1) else s.lease
     return s.to(workers=(second, first), lease=lease)
@@ -423,7 +426,7 @@ def canonical(s: State) -> State:
 
 def explore(w: World, liveness: bool = True) -> Found:
     """Everything that can happen; stops at the first broken promise."""
-    start = State(live="q", messages=1)
+    start = State(live="q", message=True)
     numbers: dict[State, int] = {start: 0}
     came: list[tuple[int, str]] = [(-1, "accept")]
     edges: list[list[int]] = [[]]
@@ -433,7 +436,7 @@ def explore(w: World, liveness: bool = True) -> Found:
         number = numbers[state]
         for name, raw in steps(state, w):
             found.steps += 1
-            after = canonical(raw)
+            after = canonical(raw, w)
             known = numbers.get(after)
             problems = [*broken_by(state, after), *(broken(after, w) if known is None else ())]
             if known is None:
