@@ -26,6 +26,7 @@ from typing import Any, Final, cast
 
 import redis
 from pydantic import TypeAdapter
+from pydantic_core import from_json
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -36,7 +37,7 @@ from lobewise.jobs.errors import BrokerUnavailableError
 from lobewise.jobs.events import CHANNEL, EVENTS_KEPT, KEPT_SECONDS, EventLog, events_key
 from lobewise.jobs.figures import FIGURES, Figures, Tally, WorkerVitals, by_stage, counts_of
 from lobewise.jobs.listing import Query, severity_member
-from lobewise.jobs.models import JobState, JobStatus, ModelProvenance, Priority
+from lobewise.jobs.models import JobState, JobStatus, ModelProvenance, Priority, Stage
 
 PREFIX: Final = "lobewise:"
 REBUILT: Final = "rebuilt"
@@ -51,6 +52,7 @@ BURIED_SECONDS: Final = 24 * 3600
 _EVENTS: Final = (EVENTS_KEPT, 1000 * KEPT_SECONDS, CHANNEL)
 _PRIORITIES: Final = tuple(Priority)
 _MODELS: Final = TypeAdapter(list[ModelProvenance])
+_STAGES: Final = frozenset(Stage)
 
 _PUT: Final = """
 -- KEYS: job, lease, events, figures, tombstone.  ARGV: prefix, id, priority, status, attempt, state, guard, severity
@@ -417,7 +419,7 @@ class LiveView:
         """What the ready workers have loaded, each once."""
         with broker_errors():
             words = self._words(self._workers(), _models)
-        found = {model for word in words if word for model in _MODELS.validate_json(word)}
+        found = {model for word in words if word for model in _MODELS.validate_json(word, extra="ignore")}
         return sorted(found, key=lambda model: (model.name, model.version, model.sha256))
 
     def figures(self) -> Figures:
@@ -425,7 +427,7 @@ class LiveView:
         with broker_errors():
             workers = self._workers()
             words = zip(workers, self._words(workers, _vitals), strict=True)
-            vitals = {worker: WorkerVitals.model_validate_json(word) for worker, word in words if word}
+            vitals = {worker: WorkerVitals.read(word) for worker, word in words if word}
             return self._tally.read(by_stage(self._states(self._ids(JobStatus.RUNNING))), vitals)
 
     def _workers(self) -> list[str]:
@@ -526,7 +528,10 @@ def _state(fields: Sequence[str | None], *counts: int) -> JobState | None:
 
 
 def _read_state(shown: str, cancel: str | None) -> JobState:
-    state = JobState.model_validate_json(shown[:-1] + ',"revision":""}')
+    content = from_json(shown)
+    if content.get("stage") not in _STAGES:  # none, or one that only newer workers have
+        content["stage"] = None
+    state = JobState.model_validate({**content, "revision": ""}, extra="ignore")
     return states.changed(
         state, cancel_requested=state.cancel_requested or (cancel == "1" and not state.status.is_final)
     )

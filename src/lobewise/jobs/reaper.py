@@ -7,10 +7,11 @@ import logging
 import secrets
 import threading
 import time
+from contextlib import suppress
 from typing import Final
 
 from lobewise.jobs import outcomes, states
-from lobewise.jobs.errors import JobNotFoundError, JobPurgedError, UnavailableError
+from lobewise.jobs.errors import JobNotFoundError, JobPurgedError, NewerSchemaError, UnavailableError
 from lobewise.jobs.live import REBUILT, Waiting
 from lobewise.jobs.models import JobStatus
 from lobewise.jobs.outcomes import Parts
@@ -108,6 +109,9 @@ class Reaper:
             state = parts.records.state(files.job_id, files)
         except (JobNotFoundError, JobPurgedError):
             return False
+        except NewerSchemaError as error:
+            log.warning("job %s is left to newer processes: %s", files.job_id, error)
+            return False
         if state.status == JobStatus.RUNNING:
             parts.live.lease(state.id, f"{state.attempt}:{REBUILT}", parts.settings.lease_seconds)
         if not parts.live.put(state, guard=f"rebuild:{mark}"):
@@ -120,13 +124,17 @@ class Reaper:
 
     def _recover(self, job_id: str) -> bool:
         """A job that the live view shows running though nobody holds it."""
-        parts = self._parts
         try:
-            files = parts.records.files(job_id)
-            record = parts.records.record(job_id)
+            return self._end_lost_attempt(job_id)
         except (JobNotFoundError, JobPurgedError):
             self._forget_if_gone(job_id)
-            return False
+        except NewerSchemaError as error:
+            log.warning("job %s is left to newer processes: %s", job_id, error)
+        return False
+
+    def _end_lost_attempt(self, job_id: str) -> bool:
+        parts = self._parts
+        files, record = parts.records.files(job_id), parts.records.record(job_id)
         claim = parts.records.claim(job_id, files.attempt) if files.attempt else None
         if claim is None:
             return False
@@ -152,7 +160,8 @@ class Reaper:
         if state is None or state.status != JobStatus.QUEUED:
             return False
         try:
-            self._parts.records.record(job_id)
+            with suppress(NewerSchemaError):  # a message holds the id alone: whoever can read the job takes it
+                self._parts.records.record(job_id)
         except (JobNotFoundError, JobPurgedError):
             self._forget_if_gone(job_id)
             return False
@@ -162,7 +171,8 @@ class Reaper:
 
     def _forget_if_gone(self, job_id: str) -> None:
         try:
-            self._parts.records.record(job_id)  # it may have come after we looked
+            with suppress(NewerSchemaError):
+                self._parts.records.record(job_id)  # it may have come after we looked
         except JobPurgedError:
             outcomes.bury(self._parts, job_id)
         except JobNotFoundError:

@@ -13,7 +13,7 @@ from lobewise.jobs import states
 from lobewise.jobs.blobs import Blobs
 from lobewise.jobs.errors import JobNotFoundError, JobPurgedError
 from lobewise.jobs.ids import is_id
-from lobewise.jobs.models import JobRecord, JobState, Manifest, Model
+from lobewise.jobs.models import SCHEMA_VERSION, JobRecord, JobState, Manifest, Model, SchemaVersion
 
 _CLAIM: Final = re.compile(r"attempts/(\d+)/claim\.json")
 _VOID: Final = b'{"void":true}'
@@ -22,6 +22,7 @@ _VOID: Final = b'{"void":true}'
 class Claim(Model):
     """`claim.json`: attempt `attempt` has begun."""
 
+    schema_version: SchemaVersion = SCHEMA_VERSION
     attempt: int
     started_at: datetime
     worker: str
@@ -30,6 +31,7 @@ class Claim(Model):
 class Ending(Model):
     """`ended.json`: why an attempt ended without an outcome. Only the class of an exception is kept."""
 
+    schema_version: SchemaVersion = SCHEMA_VERSION
     reason: Literal["worker-lost", "fault"]
     fault: str | None = Field(default=None, description="class of the exception")
     ended_at: datetime
@@ -69,7 +71,10 @@ class JobFiles:
 
 @dataclass(frozen=True)
 class Records:
-    """Reads and writes the documents of jobs. Raises BlobStoreUnavailableError when the store does not answer."""
+    """Reads and writes the documents of jobs.
+
+    Raises BlobStoreUnavailableError when the store does not answer, NewerSchemaError for what it cannot read.
+    """
 
     blobs: Blobs
     prefix: str = field(default="jobs/")
@@ -104,14 +109,14 @@ class Records:
         """Raises JobNotFoundError, JobPurgedError."""
         data = self.blobs.read(self.key(job_id, "job.json"))
         if data is not None and data != _VOID:
-            return JobRecord.model_validate_json(data)
+            return JobRecord.read(data)
         if self.is_purged(job_id):
             raise JobPurgedError(job_id)
         raise JobNotFoundError(job_id)
 
     def manifest(self, job_id: str) -> Manifest | None:
         data = self.blobs.read(self.key(job_id, "manifest.json"))
-        return None if data is None else Manifest.model_validate_json(data)
+        return None if data is None else Manifest.read(data)
 
     def is_purged(self, job_id: str) -> bool:
         return self.blobs.exists(self.key(job_id, "purged.json"))
@@ -135,12 +140,12 @@ class Records:
 
     def claim(self, job_id: str, attempt: int) -> Claim | None:
         data = self.blobs.read(self.attempt_key(job_id, attempt, "claim.json"))
-        return None if data is None else Claim.model_validate_json(data)
+        return None if data is None else Claim.read(data)
 
     def endings(self, job_id: str, attempts: int) -> list[Ending]:
         """Why earlier attempts ended, oldest first."""
         keys = [self.attempt_key(job_id, n, "ended.json") for n in range(1, attempts + 1)]
-        return [Ending.model_validate_json(data) for data in map(self.blobs.read, keys) if data is not None]
+        return [Ending.read(data) for data in map(self.blobs.read, keys) if data is not None]
 
     # What happens, each at most once
 

@@ -24,6 +24,7 @@ from lobewise.jobs.errors import (
     JobNotFoundError,
     JobPurgedError,
     LeaseLostError,
+    NewerSchemaError,
     WrongStateError,
 )
 from lobewise.jobs.events import JobEvent
@@ -246,7 +247,7 @@ class Jobs:
         if data is None:
             self._records.record(job_id)  # purged this very moment?
             raise BlobStoreUnavailableError(f"the report of job {job_id} is missing")
-        return Report.model_validate_json(data)
+        return Report.read(data)
 
     def mask(self, job_id: str, name: MaskName) -> StoredMask:
         """Raises WrongStateError unless succeeded."""
@@ -342,6 +343,7 @@ class Jobs:
 
         Raises:
             JobNotFoundError, JobPurgedError: there is nothing to do.
+            NewerSchemaError: there is, for a newer worker; this is no attempt.
             WrongStateError: the job is final, or has just become so: cancelled, or attempted too often.
             LeaseLostError: another worker has it.
             BrokerUnavailableError: leases cannot be had now.
@@ -460,7 +462,7 @@ class Jobs:
 
     def _scanned(self, query: Query) -> Iterator[tuple[str, JobState]]:
         for files in self._records.all_files():
-            with suppress(JobNotFoundError, JobPurgedError):  # deleted while we looked
+            with suppress(JobNotFoundError, JobPurgedError, NewerSchemaError):  # deleted while we looked, or not for us
                 state = self._records.state(files.job_id, files)
                 member = query.member(state)
                 if member is not None:

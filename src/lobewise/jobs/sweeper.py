@@ -15,7 +15,7 @@ from typing import Final
 
 from lobewise.jobs import ids, outcomes, states
 from lobewise.jobs.batches import Batches
-from lobewise.jobs.errors import JobNotFoundError, JobPurgedError
+from lobewise.jobs.errors import JobNotFoundError, JobPurgedError, NewerSchemaError
 from lobewise.jobs.large_uploads import LargeUploads
 from lobewise.jobs.outcomes import Parts
 from lobewise.jobs.part_stores import PREFIX
@@ -73,12 +73,12 @@ class Sweeper:
         return None if seconds is None else now - timedelta(seconds=seconds)
 
     def _retire_if_ended(self, job_id: str, oldest: datetime) -> bool:
-        manifest = self.parts.records.manifest(job_id)
-        if manifest is None or manifest.finished_at > oldest:
-            return False
-        with suppress(JobNotFoundError, JobPurgedError):  # deleted by someone else just now
-            self.purge(job_id)
-        return True
+        with suppress(JobNotFoundError, JobPurgedError, NewerSchemaError):  # just deleted by another, or not for us
+            manifest = self.parts.records.manifest(job_id)
+            if manifest is not None and manifest.finished_at <= oldest:
+                self.purge(job_id)
+                return True
+        return False
 
     def _sweep_inputs(self, listed: Iterable[JobFiles], now: datetime) -> int:
         oldest = self._oldest(now)
