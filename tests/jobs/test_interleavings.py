@@ -200,6 +200,17 @@ class TestEnds:
             jobs.claim(job_id, "two")
 
 
+def test_a_view_that_is_newer_than_blobs_from_a_copy_gives_way(jobs: Jobs, post: Post) -> None:
+    job_id = post(jobs)
+    lease = jobs.claim(job_id, "one")
+    jobs.reap()
+    jobs._records.blobs.delete(f"jobs/{job_id}/attempts/1/claim.json")
+    lease.drop()
+    jobs.reap()
+    assert jobs.reap() == 1
+    assert (jobs.get(job_id).status, jobs.get(job_id).attempt) == (JobStatus.QUEUED, 0)
+
+
 def test_what_was_swept_as_no_job_becomes_none_however_late(jobs: Jobs) -> None:
     job_id = jobs.new_id()
     jobs._records.blobs.write(f"jobs/{job_id}/input", b"a scan")

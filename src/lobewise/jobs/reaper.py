@@ -136,7 +136,9 @@ class Reaper:
         parts = self._parts
         files, record = parts.records.files(job_id), parts.records.record(job_id)
         claim = parts.records.claim(job_id, files.attempt) if files.attempt else None
-        if claim is None:
+        if claim is None:  # the blobs are older than the view, from a copy: they decide
+            parts.live.forget(job_id)
+            self._reconciled_at = None
             return False
         if outcomes.is_over(parts, record, claim):
             return True
