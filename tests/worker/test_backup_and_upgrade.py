@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import redis
 
 from lobewise.jobs import states
 from lobewise.jobs.bootstrap import connect
+from lobewise.jobs.errors import JobPurgedError
 from lobewise.jobs.models import InputInfo, JobRecord, JobStatus, MaskName
 from lobewise.jobs.service import Jobs
 from lobewise.jobs.settings import JobsSettings
@@ -25,8 +27,8 @@ from lobewise.jobs.settings import JobsSettings
 TINY_WORKER = Path(__file__).with_name("tiny_worker.py")
 FIRST = Path(__file__).parents[1] / "jobs" / "records-0"
 FAST: dict[str, Any] = {"lease_seconds": 1.5, "heartbeat_seconds": 0.2, "reap_seconds": 0.3, "retry_seconds": 0.2}
-PASSES = (["manifest.json", "batch.json"], ["pending-*.json"], ["job.json"], ["*"])
-"""As in the document: what tells of other blobs is copied before them."""
+FIRST_PASSES = (["manifest.json", "batch.json"], ["pending-*.json"], ["job.json"])
+"""As in the document: what tells of other blobs is copied before them; then come those, and tombstones at the end."""
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -85,15 +87,22 @@ def site(tmp_path: Path) -> Iterator[Callable[..., Site]]:
 
 
 def back_up(blobs: Path, copy: Path, pause: Callable[[], None]) -> None:
-    for number, patterns in enumerate(PASSES):
-        taken = [pattern for earlier in PASSES[:number] for pattern in earlier]
-        for path in sorted(blobs.rglob("*")):
-            if not _matches(path.name, patterns) or _matches(path.name, [*taken, "*#*"]) or path.is_dir():
-                continue
+    taken = [name for names in FIRST_PASSES for name in names]
+    for names in FIRST_PASSES:
+        copy_files(blobs, copy, names, but=[])
+        pause()
+    copy_files(blobs, copy, ["*"], but=[*taken, "*#*"])
+    pause()
+    copy_files(blobs, copy, ["purged.json"], but=[])
+
+
+def copy_files(blobs: Path, copy: Path, names: list[str], but: list[str]) -> None:
+    for path in sorted(blobs.rglob("*")):
+        if path.is_file() and _matches(path.name, names) and not _matches(path.name, but):
             to = copy / path.relative_to(blobs)
             to.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, to)
-        pause()
+            with suppress(FileNotFoundError):  # deleted meanwhile
+                shutil.copyfile(path, to)
 
 
 def _matches(name: str, patterns: list[str]) -> bool:
@@ -112,15 +121,25 @@ def test_a_copy_made_while_workers_work_is_restored_and_every_job_in_it_ends(
 ) -> None:
     before, copy = site("before"), tmp_path / "copy"
     before.start_worker()
-    job_ids = [before.post({"do": "score", "seconds": 0.3}) for _ in range(12)]
+    job_ids = [before.post({"do": "score", "seconds": 0.8}) for _ in range(14)]
     before.jobs.wait(job_ids[2], 60)
-    back_up(before.blobs, copy, pause=lambda: time.sleep(1.0))
+    deletions = iter([job_ids[0], job_ids[1], job_ids[-1], job_ids[-2]])
+
+    def pause() -> None:
+        time.sleep(1.0)
+        before.jobs.purge(next(deletions))
+
+    back_up(before.blobs, copy, pause)
     during = before.jobs.counts()
     assert during[JobStatus.QUEUED], "the copy was made half way"
 
     kept = {path.parent.name: path.read_bytes() for path in copy.glob("jobs/*/manifest.json")}
     assert 0 < len(kept) < len(job_ids)
     after = site("after", copy)
+    for job_id in (job_ids.pop(0), job_ids.pop(0), job_ids.pop(), job_ids.pop()):
+        with pytest.raises(JobPurgedError):
+            after.jobs.get(job_id)
+        kept.pop(job_id, None)
     for job_id in kept:
         demand_whole(after.jobs, job_id)
     after.start_worker()
