@@ -2,9 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 CT ?=
+STATES ?= 3000
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types layers unit test-monitoring chaos chaos-small soak k8s-check k8s-simulate format constraints clean
+.PHONY: help install demo test lint types layers unit test-states test-monitoring chaos chaos-small soak k8s-check k8s-simulate format constraints clean
 
 help: ## show the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -37,6 +38,9 @@ layers: install ## who may import whom
 
 unit: install ## pytest, on two processes
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+
+test-states: install ## jobs in every order of steps, for an hour or so: make test-states [STATES=3000]
+	LOBEWISE_TEST_STATES=$(STATES) $(BIN)/pytest -s tests/jobs/test_state_machine.py tests/jobs/test_lifecycle.py
 
 test-monitoring: install ## alert rules and metric names, with promtool (Debian: prometheus)
 	promtool check rules monitoring/alerts.yaml

@@ -65,6 +65,7 @@ STATUS: Final[Mapping[ProblemType, int]] = {
     problems.INTERNAL_ERROR: 500,
     problems.BROKER_UNAVAILABLE: 503,
     problems.STORAGE_UNAVAILABLE: 503,
+    problems.NEWER_SCHEMA: 503,
     problems.NOT_READY: 503,
     problems.TOO_MANY_STREAMS: 503,
 }
@@ -187,6 +188,7 @@ JOBS_PROBLEMS: Final[Mapping[type[jobs_errors.JobsError], ProblemType]] = {
     jobs_errors.InvalidCursorError: problems.INVALID_PARAMETERS,
     jobs_errors.BrokerUnavailableError: problems.BROKER_UNAVAILABLE,
     jobs_errors.BlobStoreUnavailableError: problems.STORAGE_UNAVAILABLE,
+    jobs_errors.NewerSchemaError: problems.NEWER_SCHEMA,
 }
 """An error of `jobs` that is not here is meant for workers; that the gateway meets it is a fault, a 500."""
 

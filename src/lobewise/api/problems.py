@@ -190,6 +190,13 @@ STORAGE_UNAVAILABLE: Final = ProblemType(
     "Send the request again after `Retry-After`, with the same Idempotency-Key.",
     retryable=True,
 )
+NEWER_SCHEMA: Final = ProblemType(
+    "newer-schema",
+    "The job needs a newer gateway",
+    "The service is being upgraded: a newer part of it has stored the job in a form that this gateway cannot read.",
+    "Send the request again after `Retry-After`; another gateway may answer it.",
+    retryable=True,
+)
 TOO_MANY_STREAMS: Final = ProblemType(
     "too-many-streams",
     "Too many streams of events are open",

@@ -29,10 +29,11 @@ from lobewise.jobs.errors import (
     IdempotencyMismatchError,
     JobNotFoundError,
     JobPurgedError,
+    NewerSchemaError,
     WrongStateError,
 )
 from lobewise.jobs.live import LiveView
-from lobewise.jobs.models import JobError, JobRecord, JobState, JobStatus, Model
+from lobewise.jobs.models import SCHEMA_VERSION, JobError, JobRecord, JobState, JobStatus, Model, SchemaVersion
 from lobewise.jobs.records import Records
 
 log = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ class BatchItem(Model):
 class BatchRecord(Model):
     """`batch.json`."""
 
-    schema_version: str = "1.0"
+    schema_version: SchemaVersion = SCHEMA_VERSION
     id: str
     created_at: datetime
     items: list[BatchItem]
@@ -66,10 +67,12 @@ class BatchRecord(Model):
 class Pending(Model):
     """`pending.json`."""
 
+    schema_version: SchemaVersion = SCHEMA_VERSION
     jobs: list[JobRecord]
 
 
 class _Mark(Model):
+    schema_version: SchemaVersion = SCHEMA_VERSION
     batch_id: str
     fingerprint: str = Field(description="sha256 of the request")
 
@@ -103,7 +106,7 @@ class Batches:
         mark = _Mark(batch_id=batch_id, fingerprint=fingerprint)
         if self._blobs.create(name, mark.model_dump_json().encode()):
             return batch_id, None
-        mark = _Mark.model_validate_json(self._blobs.read(name) or b"")
+        mark = _Mark.read(self._blobs.read(name) or b"")
         if mark.fingerprint != fingerprint:
             raise IdempotencyMismatchError("this idempotency key was used with another request")
         return mark.batch_id, self._read(mark.batch_id)
@@ -168,7 +171,13 @@ class Batches:
             forget_before: older batches are deleted once all their jobs are; None keeps them.
         """
         found = {key.removeprefix(PREFIX).partition("/")[0] for key in self._blobs.keys(PREFIX)}
-        return sum(self._sweep(batch_id, now, forget_before) for batch_id in found if ids.is_id(batch_id))
+        return sum(self._swept(batch_id, now, forget_before) for batch_id in found if ids.is_id(batch_id))
+
+    def _swept(self, batch_id: str, now: datetime, forget_before: datetime | None) -> int:
+        try:
+            return self._sweep(batch_id, now, forget_before)
+        except NewerSchemaError:
+            return 0
 
     def _sweep(self, batch_id: str, now: datetime, forget_before: datetime | None) -> int:
         if ids.made_at(batch_id) + RESUMED_AFTER > now:
@@ -178,7 +187,7 @@ class Batches:
             if record is None:  # its request failed, and nobody was told of the batch
                 self._blobs.delete(key)
             elif data := self._blobs.read(key):
-                jobs = [job for job in Pending.model_validate_json(data).jobs if job.id in record.job_ids]
+                jobs = [job for job in Pending.read(data).jobs if job.id in record.job_ids]
                 log.warning("batch %s was left by its gateway; its %d jobs are accepted now", batch_id, len(jobs))
                 self._settle(key, record, jobs)
         if record is None or forget_before is None or ids.made_at(batch_id) > forget_before:
@@ -205,7 +214,7 @@ class Batches:
 
     def _read(self, batch_id: str) -> BatchRecord | None:
         data = self._blobs.read(f"{self._folder(batch_id)}batch.json")
-        return None if data is None else BatchRecord.model_validate_json(data)
+        return None if data is None else BatchRecord.read(data)
 
     def _folder(self, batch_id: str) -> str:
         return f"{PREFIX}{batch_id}/"

@@ -233,7 +233,7 @@ class Callbacks:
         numbers = sorted((int(m[1]), int(m[2])) for m in map(_ATTEMPT.fullmatch, files.names) if m)
         keys = [self._records.key(files.job_id, f"callbacks/{round_}/{number}.json") for round_, number in numbers]
         found = (self._records.blobs.read(key) for key in keys)
-        return [CallbackAttempt.model_validate_json(data) for data in found if data is not None]
+        return [CallbackAttempt.read(data) for data in found if data is not None]
 
     def _known(self, job_id: str) -> tuple[JobRecord, JobFiles]:
         record = self._records.record(job_id)

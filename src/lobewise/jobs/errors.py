@@ -30,7 +30,8 @@ JobsError
 │   └── SourceMismatchError       other bytes than its sha256 says
 └── UnavailableError          a part that we depend on does not answer; try again later
     ├── BrokerUnavailableError
-    └── BlobStoreUnavailableError
+    ├── BlobStoreUnavailableError
+    └── NewerSchemaError      a document that only a newer version of this software can read
 """
 
 from collections.abc import Mapping
@@ -194,3 +195,11 @@ class BrokerUnavailableError(UnavailableError):
 
 class BlobStoreUnavailableError(UnavailableError):
     pass
+
+
+class NewerSchemaError(UnavailableError):
+    """Leave it alone: who wrote it is there and goes on with it."""
+
+    def __init__(self, document: str, version: str) -> None:
+        super().__init__(f"{document} has schema {version}, which needs a newer version of this software")
+        self.version = version

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 
 from lobewise.jobs import states
 from lobewise.jobs.errors import IdempotencyInFlightError, IdempotencyMismatchError
-from lobewise.jobs.models import JobRecord, Model
+from lobewise.jobs.models import SCHEMA_VERSION, JobRecord, Model, SchemaVersion
 from lobewise.jobs.records import Records
 
 
@@ -45,6 +45,7 @@ class FirstAnswer:
 
 
 class _Mark(Model):
+    schema_version: SchemaVersion = SCHEMA_VERSION
     job_id: str
     begun_at: datetime
 
@@ -106,7 +107,7 @@ class Idempotency:
 
     def _read(self, key: str, number: int) -> _Mark | None:
         data = self.records.blobs.read(self._name(key, number)) if number else None
-        return None if data is None else _Mark.model_validate_json(data)
+        return None if data is None else _Mark.read(data)
 
     def _add(self, key: str, number: int, job_id: str) -> bool:
         mark = _Mark(job_id=job_id, begun_at=states.now())

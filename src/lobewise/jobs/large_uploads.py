@@ -13,6 +13,7 @@ from lobewise.jobs import ids, states
 from lobewise.jobs.answers import LargeUploadState, PartState, ReceivedPart, UploadSink
 from lobewise.jobs.blobs import Blobs
 from lobewise.jobs.errors import (
+    NewerSchemaError,
     TicketError,
     UploadClosedError,
     UploadIncompleteError,
@@ -152,6 +153,8 @@ class LargeUploads:
                 return False
             self._blobs.delete_all(folder_of(upload_id))
             return True
+        except NewerSchemaError:
+            return False
         if record.expires_at > now:
             return False
         self._discard(record)
@@ -169,14 +172,14 @@ class LargeUploads:
         data = self._blobs.read(folder_of(upload_id) + "upload.json") if ids.is_id(upload_id) else None
         if data is None:
             raise UploadNotFoundError
-        record = UploadRecord.model_validate_json(data)
+        record = UploadRecord.read(data)
         if record.expires_at <= states.now() and not also_expired:
             raise UploadNotFoundError
         return record
 
     def _completion(self, upload_id: str) -> UploadCompletion | None:
         data = self._blobs.read(folder_of(upload_id) + "completed.json")
-        return None if data is None else UploadCompletion.model_validate_json(data)
+        return None if data is None else UploadCompletion.read(data)
 
     def _demand_open(self, upload_id: str) -> None:
         self._record(upload_id)

@@ -5,6 +5,7 @@ lobewise:epoch                          set once the view is whole; missing afte
 lobewise:job:{id}                       hash: state, status, attempt, cancel, since_ms, published_ms, retry_ms
 lobewise:events:{id}                    what the job was, in order (`events`)
 lobewise:lease:{id}                     "{attempt}:{token}" with a time to live
+lobewise:purged:{id}                    nothing is shown of this job any more; with a time to live
 lobewise:index:{status|*}:{priority|*}  ids, in order
 lobewise:severity:{priority|*}          members of `listing.severity_member`, in order
 lobewise:workers                        ready workers by the time at which their word expires
@@ -25,6 +26,7 @@ from typing import Any, Final, cast
 
 import redis
 from pydantic import TypeAdapter
+from pydantic_core import from_json
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -35,7 +37,7 @@ from lobewise.jobs.errors import BrokerUnavailableError
 from lobewise.jobs.events import CHANNEL, EVENTS_KEPT, KEPT_SECONDS, EventLog, events_key
 from lobewise.jobs.figures import FIGURES, Figures, Tally, WorkerVitals, by_stage, counts_of
 from lobewise.jobs.listing import Query, severity_member
-from lobewise.jobs.models import JobState, JobStatus, ModelProvenance, Priority
+from lobewise.jobs.models import JobState, JobStatus, ModelProvenance, Priority, Stage
 
 PREFIX: Final = "lobewise:"
 REBUILT: Final = "rebuilt"
@@ -44,24 +46,31 @@ REBUILT: Final = "rebuilt"
 REBUILD_SECONDS: Final = 24 * 3600
 """A rebuild takes no longer."""
 
+BURIED_SECONDS: Final = 24 * 3600
+"""Nobody who saw a job before it was deleted still works on it after that time."""
+
 _EVENTS: Final = (EVENTS_KEPT, 1000 * KEPT_SECONDS, CHANNEL)
 _PRIORITIES: Final = tuple(Priority)
 _MODELS: Final = TypeAdapter(list[ModelProvenance])
+_STAGES: Final = frozenset(Stage)
 
 _PUT: Final = """
--- KEYS: job, lease, events, figures.  ARGV: prefix, id, priority, status, attempt, state, guard, severity member,
--- retry after (ms), events kept, for how long (ms), channel, '1' if somebody wants to be told of its end, then figures
--- and by how much they grow at the job's end.
--- guard: 'free' = only without a lease, 'new' = only if unknown, 'any', or the lease that must be held.
+-- KEYS: job, lease, events, figures, tombstone.  ARGV: prefix, id, priority, status, attempt, state, guard, severity
+-- member, retry after (ms), events kept, for how long (ms), channel, '1' if somebody wants to be told of its end, then
+-- figures and by how much they grow at the job's end.
+-- guard: 'free' = only if it runs without a lease, 'new' = only if unknown, 'rebuild:{mark}' = only if unknown and not
+-- wiped since the mark, 'any', or the lease that must be held.
 local old = redis.call('HMGET', KEYS[1], 'status', 'attempt')
 local lease = redis.call('GET', KEYS[2])
 local ends = ARGV[4] == 'succeeded' or ARGV[4] == 'failed' or ARGV[4] == 'cancelled'
+if redis.call('EXISTS', KEYS[5]) == 1 then return 0 end
 if old[1] == 'succeeded' or old[1] == 'failed' or old[1] == 'cancelled' then return 0 end
 if not ends and old[2] and tonumber(old[2]) > tonumber(ARGV[5]) then return 0 end
+local is_new = ARGV[7] == 'new' or string.sub(ARGV[7], 1, 8) == 'rebuild:'
 if ARGV[7] == 'free' then
-  if lease then return 0 end
-elseif ARGV[7] == 'new' then
-  if old[1] then return 0 end
+  if lease or old[1] ~= 'running' then return 0 end
+elseif is_new then
+  if old[1] or ARGV[7] ~= 'new' and redis.call('EXISTS', ARGV[1] .. ARGV[7]) == 0 then return 0 end
 elseif ARGV[7] ~= 'any' and ARGV[7] ~= lease then
   return 0
 end
@@ -82,7 +91,7 @@ if old[1] ~= ARGV[4] then
 end
 if ends then
   redis.call('DEL', KEYS[2])
-  if ARGV[7] ~= 'new' then
+  if not is_new then
     for i = 14, #ARGV, 2 do redis.call('HINCRBY', KEYS[4], ARGV[i], ARGV[i + 1]) end
   end
 end
@@ -212,12 +221,14 @@ class LiveView:
         """Show a state. False, and nothing changed, if the job is final, a later attempt runs or `guard` forbids it.
 
         Args:
-            guard: `free`: only without a lease; `new`: only if unknown; `any`; or the lease that must be held.
+            guard: `free`: only if it runs without a lease; `new`: only if unknown; `rebuild:` and the mark of
+                `begin_rebuild`: only if unknown, and the server was not wiped since; `any`; or the lease that must be
+                held.
             stage_seconds: of the attempt that ended the job, for the figures.
         """
         shown = state.model_dump_json(exclude={"revision", "queue_position"})
         retry_ms = "" if retry_after_seconds is None else round(retry_after_seconds * 1000)
-        keys = [_job(state.id), _lease(state.id), events_key(state.id), FIGURES]
+        keys = [_job(state.id), _lease(state.id), events_key(state.id), FIGURES, _tombstone(state.id)]
         args: list[str | int] = [PREFIX, state.id, state.priority, state.status, state.attempt, shown, guard]
         told = "1" if state.callback_url else ""
         counts = counts_of(state, stage_seconds or {}) if state.status.is_final else {}
@@ -259,8 +270,19 @@ class LiveView:
         with broker_errors():
             return bool(self._redis.hget(_job(job_id), "cancel") == "1")
 
-    def remove(self, state: JobState) -> None:
-        """Forget a job. The lease stays until it expires: its worker learns from the blobs."""
+    def bury(self, job_id: str) -> None:
+        """Forget a job that was deleted, and show nothing that others may still say of it."""
+        with broker_errors():
+            self._redis.set(_tombstone(job_id), "1", ex=BURIED_SECONDS)
+        self.forget(job_id)
+
+    def forget(self, job_id: str) -> None:
+        """The lease stays until it expires: its worker learns from the blobs."""
+        state = self.get(job_id)
+        if state is not None:
+            self._remove(state)
+
+    def _remove(self, state: JobState) -> None:
         with broker_errors(), self._redis.pipeline() as pipe:
             pipe.delete(_job(state.id), events_key(state.id))
             pipe.publish(CHANNEL, state.id)
@@ -371,11 +393,16 @@ class LiveView:
                 pipe.exists(_job(job_id))
             return [job_id for job_id, known in zip(wanted, pipe.execute(), strict=True) if not known]
 
+    def all_ids(self) -> list[str]:
+        """Every job that the view has."""
+        with broker_errors():
+            return self._ids("*")
+
     def mark_published(self, job_id: str) -> None:
         with broker_errors():
             self._mark(keys=[_job(job_id)])
 
-    def _ids(self, status: JobStatus) -> list[str]:
+    def _ids(self, status: str) -> list[str]:
         return cast("list[str]", self._redis.zrange(_index(status, "*"), 0, -1))
 
     # Ready workers
@@ -407,7 +434,7 @@ class LiveView:
         """What the ready workers have loaded, each once."""
         with broker_errors():
             words = self._words(self._workers(), _models)
-        found = {model for word in words if word for model in _MODELS.validate_json(word)}
+        found = {model for word in words if word for model in _MODELS.validate_json(word, extra="ignore")}
         return sorted(found, key=lambda model: (model.name, model.version, model.sha256))
 
     def figures(self) -> Figures:
@@ -415,7 +442,7 @@ class LiveView:
         with broker_errors():
             workers = self._workers()
             words = zip(workers, self._words(workers, _vitals), strict=True)
-            vitals = {worker: WorkerVitals.model_validate_json(word) for worker, word in words if word}
+            vitals = {worker: WorkerVitals.read(word) for worker, word in words if word}
             return self._tally.read(by_stage(self._states(self._ids(JobStatus.RUNNING))), vitals)
 
     def _workers(self) -> list[str]:
@@ -491,6 +518,10 @@ def _lease(job_id: str) -> str:
     return f"{PREFIX}lease:{job_id}"
 
 
+def _tombstone(job_id: str) -> str:
+    return f"{PREFIX}purged:{job_id}"
+
+
 def _models(worker: str) -> str:
     return f"{PREFIX}models:{worker}"
 
@@ -516,7 +547,10 @@ def _state(fields: Sequence[str | None], *counts: int) -> JobState | None:
 
 
 def _read_state(shown: str, cancel: str | None) -> JobState:
-    state = JobState.model_validate_json(shown[:-1] + ',"revision":""}')
+    content = from_json(shown)
+    if content.get("stage") not in _STAGES:  # none, or one that only newer workers have
+        content["stage"] = None
+    state = JobState.model_validate({**content, "revision": ""}, extra="ignore")
     return states.changed(
         state, cancel_requested=state.cancel_requested or (cancel == "1" and not state.status.is_final)
     )

@@ -5,11 +5,16 @@ Versioned; the science may change freely behind it.
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import from_json
+
+from lobewise.jobs.errors import NewerSchemaError
 
 SCHEMA_VERSION: Final = "1.0"
+"""Of all that is stored. A field that may be left out does not change it; what an old reader must not miss raises the
+first number (docs/decisions/0019)."""
 
 
 class JobStatus(StrEnum):
@@ -98,9 +103,34 @@ class CallbackStatus(StrEnum):
 
 
 class Model(BaseModel):
-    """Unknown fields are kept out of what we write and refused in what we read."""
+    """Unknown fields are refused in what clients send, and passed over in what other versions of us have stored."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def read(cls, data: bytes | str) -> Self:
+        """A document as this or another version of this software stored it, as far as this one knows it.
+
+        Raises:
+            NewerSchemaError: its schema has a higher first number than ours.
+        """
+        content = from_json(data)
+        version = content.get("schema_version", SCHEMA_VERSION)
+        if _major(version) > _major(SCHEMA_VERSION):
+            raise NewerSchemaError(cls.__name__, version)
+        return cls.model_validate(content, extra="ignore")
+
+
+def _major(version: str) -> int:
+    return int(version.partition(".")[0])
+
+
+def _as_ours(version: str) -> str:
+    """What is left once unknown fields were passed over is a document of our own version."""
+    return SCHEMA_VERSION if _major(version) == _major(SCHEMA_VERSION) else version
+
+
+SchemaVersion = Annotated[Literal["1.0"], BeforeValidator(_as_ours)]
 
 
 class JobError(Model):
@@ -131,7 +161,7 @@ class ScanSource(Model):
 class UploadRecord(Model):
     """`upload.json`: a large scan that is sent in parts before there is a job. Written once, before the first part."""
 
-    schema_version: Literal["1.0"] = SCHEMA_VERSION
+    schema_version: SchemaVersion = SCHEMA_VERSION
     id: str
     created_at: datetime
     expires_at: datetime
@@ -151,6 +181,7 @@ class UploadRecord(Model):
 class UploadCompletion(Model):
     """`completed.json`: created once; from then on the upload is a scan that a job may take."""
 
+    schema_version: SchemaVersion = SCHEMA_VERSION
     key: str
     size_bytes: int
     sha256: Sha256
@@ -167,7 +198,7 @@ class InputInfo(Model):
 class JobRecord(Model):
     """`job.json`: what is written once, before the 202. All else about a job follows from other blobs."""
 
-    schema_version: Literal["1.0"] = SCHEMA_VERSION
+    schema_version: SchemaVersion = SCHEMA_VERSION
     id: str
     created_at: datetime
     priority: Priority = Priority.ROUTINE
@@ -271,7 +302,7 @@ class Provenance(Model):
 class Report(Model):
     """What the scan's scores are, schema 1. `masks` are filled with addresses by the API."""
 
-    schema_version: Literal["1.0"] = SCHEMA_VERSION
+    schema_version: SchemaVersion = SCHEMA_VERSION
     job_id: str
     severity: SeverityScores
     lungs: LungVolumes
@@ -294,7 +325,7 @@ class MaskBlob(Model):
 class Manifest(Model):
     """`manifest.json`: created once, never replaced; its existence ends the job. The winner of all attempts."""
 
-    schema_version: Literal["1.0"] = SCHEMA_VERSION
+    schema_version: SchemaVersion = SCHEMA_VERSION
     job_id: str
     outcome: Literal["succeeded", "failed", "cancelled"]
     attempt: int

@@ -35,6 +35,8 @@ def conclude(
 ) -> bool:
     """End the job. Of all that try, one wins and gets True; the others show the winner's outcome.
 
+    Nobody wins a job that was deleted, and nothing of it stays.
+
     Args:
         stage_seconds: what the winner's stages took, for the figures.
     """
@@ -42,7 +44,19 @@ def conclude(
     winner = manifest if won else parts.records.manifest(record.id)
     if winner is not None:
         show(parts, states.final(record, winner), stage_seconds if won else None)
+    if parts.records.is_purged(record.id):  # while we came to this end
+        bury(parts, record.id)
+        return False
     return won
+
+
+def bury(parts: Parts, job_id: str) -> None:
+    """Delete what is left of a job that has its tombstone."""
+    try:
+        parts.live.bury(job_id)
+    except BrokerUnavailableError:
+        log.warning("job %s: the live view still shows what was deleted", job_id)
+    parts.records.sweep(job_id)
 
 
 def show(parts: Parts, state: JobState, stage_seconds: Mapping[str, float] | None = None) -> None:
@@ -78,13 +92,25 @@ def end_attempt(parts: Parts, record: JobRecord, claim: Claim, ending: Ending, *
     The ending is durable before anything else: from then on this attempt can publish nothing.
     """
     parts.records.create_ending(record.id, claim.attempt, ending)
-    if settle(parts, record, claim):
+    if is_over(parts, record, claim) or settle(parts, record, claim):
         return
     is_fault = ending.reason == "fault"
     pause_seconds = parts.settings.retry_seconds * 2 ** (claim.attempt - 1) if is_fault else None
     state = states.queued(record, attempt=claim.attempt, updated_at=states.now())
     if parts.live.put(state, guard=guard, retry_after_seconds=pause_seconds) and not is_fault:
         parts.queue.publish(record.id, record.priority)
+
+
+def is_over(parts: Parts, record: JobRecord, claim: Claim) -> bool:
+    """Whether the job needs no other attempt: it was deleted, has ended, or was cancelled, which ends it here."""
+    files = parts.records.files(record.id)
+    if files.is_purged:
+        bury(parts, record.id)
+    elif files.is_final or files.cancel_requested:
+        conclude(parts, record, cancelled(record, claim.attempt, claim.started_at))
+    else:
+        return False
+    return True
 
 
 def settle(parts: Parts, record: JobRecord, claim: Claim) -> bool:

@@ -7,10 +7,11 @@ import logging
 import secrets
 import threading
 import time
+from contextlib import suppress
 from typing import Final
 
 from lobewise.jobs import outcomes, states
-from lobewise.jobs.errors import JobNotFoundError, JobPurgedError, UnavailableError
+from lobewise.jobs.errors import JobNotFoundError, JobPurgedError, NewerSchemaError, UnavailableError
 from lobewise.jobs.live import REBUILT, Waiting
 from lobewise.jobs.models import JobStatus
 from lobewise.jobs.outcomes import Parts
@@ -55,12 +56,17 @@ class Reaper:
         return found + self._publish_unheard()
 
     def rebuild(self) -> int:
-        """Bring back into the live view, and the queue, every job that only the blobs know."""
+        """Bring back into the live view, and the queue, every job that only the blobs know; forget those they do not.
+
+        A job that was deleted while the broker was down, or by a gateway that was killed, is still shown until then.
+        """
         parts = self._parts
         mark = parts.live.begin_rebuild()
         known = {files.job_id: files for files in parts.records.all_files()}
         missing = parts.live.unknown(known)
-        restored = sum(self._restore(known[job_id]) for job_id in missing)
+        restored = sum(self._restore(known[job_id], mark) for job_id in missing)
+        for job_id in set(parts.live.all_ids()) - set(known):
+            self._forget_if_gone(job_id)
         parts.live.declare_whole(mark)
         return restored
 
@@ -70,6 +76,7 @@ class Reaper:
                 self.reap()
             except UnavailableError as error:
                 log.warning("cannot look for lost jobs: %s", error)
+                self._reconciled_at = None  # what happened meanwhile was not shown
             except Exception:  # a thread that dies unseen would lose jobs silently
                 log.exception("the reaper stumbled; it goes on")
             if self._stop.wait(self._parts.settings.reap_seconds):
@@ -92,16 +99,22 @@ class Reaper:
             log.warning("%d jobs were missing in the live view and are back", restored)
         return restored
 
-    def _restore(self, files: JobFiles) -> bool:
-        """A job that was running gets a lease that its worker, if it lives, makes its own."""
+    def _restore(self, files: JobFiles, mark: str) -> bool:
+        """A job that was running gets a lease that its worker, if it lives, makes its own.
+
+        Not after another wipe: what we know is older than what others may have shown since.
+        """
         parts = self._parts
         try:
             state = parts.records.state(files.job_id, files)
         except (JobNotFoundError, JobPurgedError):
             return False
+        except NewerSchemaError as error:
+            log.warning("job %s is left to newer processes: %s", files.job_id, error)
+            return False
         if state.status == JobStatus.RUNNING:
             parts.live.lease(state.id, f"{state.attempt}:{REBUILT}", parts.settings.lease_seconds)
-        if not parts.live.put(state, guard="new"):
+        if not parts.live.put(state, guard=f"rebuild:{mark}"):
             return False
         if not state.status.is_final and parts.records.is_final(state.id):
             return parts.live.put(parts.records.state(state.id))  # it ended between the listing and now
@@ -113,22 +126,28 @@ class Reaper:
 
     def _recover(self, job_id: str) -> bool:
         """A job that the live view shows running though nobody holds it."""
-        parts = self._parts
         try:
-            files = parts.records.files(job_id)
-            record = parts.records.record(job_id)
+            return self._end_lost_attempt(job_id)
         except (JobNotFoundError, JobPurgedError):
-            self._forget(job_id)
-            return False
-        manifest = parts.records.manifest(job_id)
-        if manifest is not None:
-            return parts.live.put(states.final(record, manifest))
+            self._forget_if_gone(job_id)
+        except NewerSchemaError as error:
+            log.warning("job %s is left to newer processes: %s", job_id, error)
+        except UnavailableError:
+            raise
+        except Exception:  # one job that cannot be read must not keep all others from being found
+            log.exception("job %s cannot be brought back", job_id)
+        return False
+
+    def _end_lost_attempt(self, job_id: str) -> bool:
+        parts = self._parts
+        files, record = parts.records.files(job_id), parts.records.record(job_id)
         claim = parts.records.claim(job_id, files.attempt) if files.attempt else None
-        if files.cancel_requested:
-            started_at = claim.started_at if claim else None
-            return outcomes.conclude(parts, record, outcomes.cancelled(record, files.attempt, started_at))
-        if claim is None:
+        if claim is None:  # the blobs are older than the view, from a copy: they decide
+            parts.live.forget(job_id)
+            self._reconciled_at = None
             return False
+        if outcomes.is_over(parts, record, claim):
+            return True
         log.warning("job %s: the worker of attempt %d was lost", job_id, claim.attempt)
         ending = Ending(reason="worker-lost", ended_at=states.now())
         outcomes.end_attempt(parts, record, claim, ending, guard="free")
@@ -149,18 +168,23 @@ class Reaper:
         if state is None or state.status != JobStatus.QUEUED:
             return False
         try:
-            self._parts.records.record(job_id)
+            with suppress(NewerSchemaError):  # a message holds the id alone: whoever can read the job takes it
+                self._parts.records.record(job_id)
         except (JobNotFoundError, JobPurgedError):
-            self._forget(job_id)
+            self._forget_if_gone(job_id)
             return False
         log.info("job %s is sent again", job_id)
         self._parts.queue.publish(job_id, state.priority)
         return True
 
-    def _forget(self, job_id: str) -> None:
-        state = self._parts.live.get(job_id)
-        if state is not None:
-            self._parts.live.remove(state)
+    def _forget_if_gone(self, job_id: str) -> None:
+        try:
+            with suppress(NewerSchemaError):
+                self._parts.records.record(job_id)  # it may have come after we looked
+        except JobPurgedError:
+            outcomes.bury(self._parts, job_id)
+        except JobNotFoundError:
+            self._parts.live.forget(job_id)
 
 
 def _is_doubtful(job: Waiting, patience_ms: float) -> bool:

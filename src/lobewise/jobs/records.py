@@ -13,7 +13,7 @@ from lobewise.jobs import states
 from lobewise.jobs.blobs import Blobs
 from lobewise.jobs.errors import JobNotFoundError, JobPurgedError
 from lobewise.jobs.ids import is_id
-from lobewise.jobs.models import JobRecord, JobState, Manifest, Model
+from lobewise.jobs.models import SCHEMA_VERSION, JobRecord, JobState, Manifest, Model, SchemaVersion
 
 _CLAIM: Final = re.compile(r"attempts/(\d+)/claim\.json")
 _VOID: Final = b'{"void":true}'
@@ -22,6 +22,7 @@ _VOID: Final = b'{"void":true}'
 class Claim(Model):
     """`claim.json`: attempt `attempt` has begun."""
 
+    schema_version: SchemaVersion = SCHEMA_VERSION
     attempt: int
     started_at: datetime
     worker: str
@@ -35,6 +36,7 @@ class Ending(Model):
             stop and handed it back, which is nobody's fault and counts for nothing.
     """
 
+    schema_version: SchemaVersion = SCHEMA_VERSION
     reason: Literal["worker-lost", "fault", "out-of-memory", "handed-back"]
     fault: str | None = Field(default=None, description="class of the exception")
     ended_at: datetime
@@ -74,7 +76,10 @@ class JobFiles:
 
 @dataclass(frozen=True)
 class Records:
-    """Reads and writes the documents of jobs. Raises BlobStoreUnavailableError when the store does not answer."""
+    """Reads and writes the documents of jobs.
+
+    Raises BlobStoreUnavailableError when the store does not answer, NewerSchemaError for what it cannot read.
+    """
 
     blobs: Blobs
     prefix: str = field(default="jobs/")
@@ -109,14 +114,14 @@ class Records:
         """Raises JobNotFoundError, JobPurgedError."""
         data = self.blobs.read(self.key(job_id, "job.json"))
         if data is not None and data != _VOID:
-            return JobRecord.model_validate_json(data)
+            return JobRecord.read(data)
         if self.is_purged(job_id):
             raise JobPurgedError(job_id)
         raise JobNotFoundError(job_id)
 
     def manifest(self, job_id: str) -> Manifest | None:
         data = self.blobs.read(self.key(job_id, "manifest.json"))
-        return None if data is None else Manifest.model_validate_json(data)
+        return None if data is None else Manifest.read(data)
 
     def is_final(self, job_id: str) -> bool:
         return self.blobs.exists(self.key(job_id, "manifest.json"))
@@ -143,12 +148,12 @@ class Records:
 
     def claim(self, job_id: str, attempt: int) -> Claim | None:
         data = self.blobs.read(self.attempt_key(job_id, attempt, "claim.json"))
-        return None if data is None else Claim.model_validate_json(data)
+        return None if data is None else Claim.read(data)
 
     def endings(self, job_id: str, attempts: int) -> list[Ending]:
         """Why earlier attempts ended, oldest first."""
         keys = [self.attempt_key(job_id, n, "ended.json") for n in range(1, attempts + 1)]
-        return [Ending.model_validate_json(data) for data in map(self.blobs.read, keys) if data is not None]
+        return [Ending.read(data) for data in map(self.blobs.read, keys) if data is not None]
 
     # What happens, each at most once
 
@@ -159,6 +164,9 @@ class Records:
         """Make sure that no job with this id is ever accepted; False if one was."""
         key = self.key(job_id, "job.json")
         return self.blobs.create(key, _VOID) or self.blobs.read(key) == _VOID
+
+    def is_void(self, job_id: str) -> bool:
+        return self.blobs.read(self.key(job_id, "job.json")) == _VOID
 
     def create_claim(self, job_id: str, claim: Claim) -> bool:
         return self.blobs.create(self.attempt_key(job_id, claim.attempt, "claim.json"), _json(claim))
@@ -173,10 +181,13 @@ class Records:
     def request_cancel(self, job_id: str) -> None:
         self.blobs.create(self.key(job_id, "cancel.json"), _moment())
 
-    def purge(self, job_id: str) -> None:
-        """The tombstone first, so that nobody takes a half-deleted job for a whole one."""
+    def mark_purged(self, job_id: str) -> None:
+        """The tombstone, before anything is deleted: so nobody takes a half-deleted job for a whole one."""
         self.blobs.create(self.key(job_id, "purged.json"), _moment())
-        self.sweep(job_id)
+
+    def empty(self, job_id: str) -> None:
+        """Delete all but the tombstone and the record, or what stands in its place."""
+        self.blobs.delete_all(self.key(job_id, ""), keep=lambda key: key.endswith(("/purged.json", "/job.json")))
 
     def forget(self, job_id: str, oldest: datetime) -> bool:
         """Take the tombstone away too, if it is older than that."""
@@ -189,9 +200,8 @@ class Records:
 
     def sweep(self, job_id: str) -> None:
         """Delete all but the tombstone; the record last, since a worker may still look for it."""
-        folder = self.key(job_id, "")
-        self.blobs.delete_all(folder, keep=lambda key: key.endswith(("/purged.json", "/job.json")))
-        self.blobs.delete(folder + "job.json")
+        self.empty(job_id)
+        self.blobs.delete(self.key(job_id, "job.json"))
 
 
 def _json(document: Model) -> bytes:

@@ -24,6 +24,7 @@ from lobewise.jobs.errors import (
     JobNotFoundError,
     JobPurgedError,
     LeaseLostError,
+    NewerSchemaError,
     WrongStateError,
 )
 from lobewise.jobs.events import JobEvent
@@ -122,8 +123,12 @@ class Jobs:
 
     def _ensure(self, record: JobRecord) -> None:
         """Accept a job of a batch, unless that was done before."""
-        if not self._records.is_purged(record.id) and self._records.create_job(record):
-            self._queue_up(record)
+        if self._records.is_purged(record.id) or not self._records.create_job(record):
+            return
+        if self._records.is_purged(record.id):  # accepted by another and deleted, just now
+            outcomes.bury(self._parts, record.id)
+            return
+        self._queue_up(record)
 
     def _queue_up(self, record: JobRecord) -> JobState:
         if record.upload_id is not None:
@@ -141,7 +146,15 @@ class Jobs:
     def get(self, job_id: str) -> JobState:
         """Raises JobNotFoundError, JobPurgedError."""
         shown = self._shown_now(job_id) if ids.is_id(job_id) else None
-        return shown or self._records.state(job_id)
+        return shown or self._get_from_blobs(job_id)
+
+    def _get_from_blobs(self, job_id: str) -> JobState:
+        """An end that was told once is shown from then on, to all, whatever the live view made of the job before."""
+        state = self._records.state(job_id)
+        if state.status.is_final:
+            with suppress(BrokerUnavailableError):
+                self._live.put(state)
+        return state
 
     def list(
         self,
@@ -234,7 +247,7 @@ class Jobs:
         if data is None:
             self._records.record(job_id)  # purged this very moment?
             raise BlobStoreUnavailableError(f"the report of job {job_id} is missing")
-        return Report.model_validate_json(data)
+        return Report.read(data)
 
     def mask(self, job_id: str, name: MaskName) -> StoredMask:
         """Raises WrongStateError unless succeeded."""
@@ -338,6 +351,7 @@ class Jobs:
 
         Raises:
             JobNotFoundError, JobPurgedError: there is nothing to do.
+            NewerSchemaError: there is, for a newer worker; this is no attempt.
             WrongStateError: the job is final, or has just become so: cancelled, or attempted too often.
             LeaseLostError: another worker has it.
             BrokerUnavailableError: leases cannot be had now.
@@ -481,7 +495,7 @@ class Jobs:
 
     def _scanned(self, query: Query) -> Iterator[tuple[str, JobState]]:
         for files in self._records.all_files():
-            with suppress(JobNotFoundError, JobPurgedError):  # deleted while we looked
+            with suppress(JobNotFoundError, JobPurgedError, NewerSchemaError):  # deleted while we looked, or not for us
                 state = self._records.state(files.job_id, files)
                 member = query.member(state)
                 if member is not None:
@@ -537,12 +551,11 @@ class Jobs:
 
     def _publish(self, lease: Lease, manifest: Manifest, seconds: Mapping[str, float] | None) -> None:
         lease.fence()
-        won = outcomes.conclude(self._parts, lease.record, manifest, seconds)
+        if outcomes.conclude(self._parts, lease.record, manifest, seconds):
+            return
         if self._records.is_purged(lease.job_id):
-            self._records.sweep(lease.job_id)
             raise JobPurgedError(lease.job_id)
-        if not won:
-            raise LeaseLostError(f"job {lease.job_id} was ended by another")
+        raise LeaseLostError(f"job {lease.job_id} was ended by another")
 
 
 @dataclass(frozen=True)

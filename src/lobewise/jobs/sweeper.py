@@ -13,15 +13,18 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
-from lobewise.jobs import ids, states
+from lobewise.jobs import ids, outcomes, states
 from lobewise.jobs.batches import Batches
-from lobewise.jobs.errors import BrokerUnavailableError, JobNotFoundError, JobPurgedError
+from lobewise.jobs.errors import JobNotFoundError, JobPurgedError, NewerSchemaError
 from lobewise.jobs.large_uploads import LargeUploads
 from lobewise.jobs.outcomes import Parts
 from lobewise.jobs.part_stores import PREFIX
 from lobewise.jobs.records import JobFiles
 
 log = logging.getLogger(__name__)
+
+VOID_KEPT: Final = timedelta(days=30)
+"""What bars a job from coming late is kept for much longer than any request lasts."""
 
 _STAGED: Final = re.compile(r".*#\d+")
 """What obstore calls a local file that it has not finished."""
@@ -49,12 +52,14 @@ class Sweeper:
     def purge(self, job_id: str) -> None:
         """Delete the job and all that belongs to it, running or not. Raises JobNotFoundError, JobPurgedError."""
         records = self.parts.records
-        state, upload_id = records.state(job_id), records.record(job_id).upload_id
-        records.purge(job_id)
+        if records.is_purged(job_id):
+            outcomes.bury(self.parts, job_id)  # who deleted it may have been killed half way
+            raise JobPurgedError(job_id)
+        upload_id = records.record(job_id).upload_id
+        records.mark_purged(job_id)
         if upload_id is not None:
             self.uploads.forget(upload_id)  # a crash may have left the scan there too
-        with suppress(BrokerUnavailableError):  # reads find the tombstone; the reaper forgets the rest
-            self.parts.live.remove(state)
+        outcomes.bury(self.parts, job_id)
 
     def _retire(self, listed: Iterable[JobFiles], now: datetime) -> int:
         oldest = self._retention_began(now)
@@ -69,23 +74,24 @@ class Sweeper:
         return None if seconds is None else now - timedelta(seconds=seconds)
 
     def _retire_if_ended(self, job_id: str, oldest: datetime) -> bool:
-        manifest = self.parts.records.manifest(job_id)
-        if manifest is None or manifest.finished_at > oldest:
-            return False
-        with suppress(JobNotFoundError, JobPurgedError):  # deleted by someone else just now
-            self.purge(job_id)
-        return True
+        with suppress(JobNotFoundError, JobPurgedError, NewerSchemaError):  # just deleted by another, or not for us
+            manifest = self.parts.records.manifest(job_id)
+            if manifest is not None and manifest.finished_at <= oldest:
+                self.purge(job_id)
+                return True
+        return False
 
     def _sweep_inputs(self, listed: Iterable[JobFiles], now: datetime) -> int:
         oldest = self._oldest(now)
-        strays = (files for files in listed if not files.is_job and not files.is_purged)
-        return sum(self._void(files) for files in strays if ids.made_at(files.job_id) < oldest)
+        old = [files for files in listed if not files.is_purged and ids.made_at(files.job_id) < oldest]
+        forgotten = sum(self._forget_void(files.job_id, now) for files in old if files.names == {"job.json"})
+        return forgotten + sum(self._void(files.job_id) for files in old if not files.is_job)
 
     def _sweep_purged(self, listed: Iterable[JobFiles]) -> int:
         """A purge that was cut off, or a worker that was killed while it still wrote."""
         leftovers = [files.job_id for files in listed if files.is_purged and len(files.names) > 1]
         for job_id in leftovers:
-            self.parts.records.sweep(job_id)
+            outcomes.bury(self.parts, job_id)
         return len(leftovers)
 
     def _forget(self, listed: Iterable[JobFiles], now: datetime) -> int:
@@ -95,11 +101,17 @@ class Sweeper:
         graves = (f for f in listed if f.names == {"purged.json"} and ids.made_at(f.job_id) < oldest)
         return sum(self.parts.records.forget(files.job_id, oldest) for files in graves)
 
-    def _void(self, files: JobFiles) -> bool:
+    def _void(self, job_id: str) -> bool:
         """Only once it is certain that it becomes no job, however late its request comes to an end."""
-        if not self.parts.records.void(files.job_id):
+        if not self.parts.records.void(job_id):
             return False
-        self.parts.records.sweep(files.job_id)
+        self.parts.records.empty(job_id)
+        return True
+
+    def _forget_void(self, job_id: str, now: datetime) -> bool:
+        if ids.made_at(job_id) > now - VOID_KEPT or not self.parts.records.is_void(job_id):
+            return False
+        self.parts.records.sweep(job_id)
         return True
 
     def _oldest(self, now: datetime) -> datetime:

@@ -15,6 +15,7 @@ from lobewise.jobs.errors import (
     JobNotFoundError,
     JobPurgedError,
     LeaseLostError,
+    NewerSchemaError,
     SourceError,
     WrongStateError,
 )
@@ -66,6 +67,9 @@ def work_on(desk: Desk, job_id: str) -> None:
     with log_context(job_id=job_id):
         try:
             lease = desk.jobs.claim(job_id, desk.worker)
+        except NewerSchemaError as reason:
+            log.warning("left to newer workers: %s", reason)
+            return
         except (JobNotFoundError, JobPurgedError, WrongStateError, LeaseLostError) as reason:
             log.info("nothing to do (%s)", type(reason).__name__)
             return

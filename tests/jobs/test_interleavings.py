@@ -1,0 +1,256 @@
+"""Orders of steps that once broke a promise, found by `test_state_machine` or on the way to it; one test for each."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import redis
+
+from lobewise.jobs import states
+from lobewise.jobs.errors import (
+    BrokerUnavailableError,
+    IdempotencyInFlightError,
+    JobPurgedError,
+    LeaseLostError,
+    WrongStateError,
+)
+from lobewise.jobs.live import PREFIX
+from lobewise.jobs.models import InputInfo, JobRecord, JobStatus, Manifest, Stage
+from lobewise.jobs.outcomes import cancelled
+from lobewise.jobs.reaper import Reaper
+from lobewise.jobs.service import Jobs
+
+Post = Callable[..., str]
+Succeed = Callable[..., None]
+Meanwhile = Callable[[object, str, Callable[[], object]], None]
+
+
+@pytest.fixture
+def before_next(monkeypatch: pytest.MonkeyPatch) -> Meanwhile:
+    """Something happens just before a method of an object, or of all of a class, is called the next time."""
+
+    def before_next(thing: object, name: str, act: Callable[[], object]) -> None:
+        real = getattr(thing, name)
+        left = [act]
+
+        def method(*args: Any, **options: Any) -> Any:
+            while left:
+                left.pop()()
+            return real(*args, **options)
+
+        monkeypatch.setattr(thing, name, method)
+
+    return before_next
+
+
+def is_gone(jobs: Jobs, job_id: str) -> bool:
+    with pytest.raises(JobPurgedError):
+        jobs.get(job_id)
+    return {key.rpartition("/")[2] for key in jobs._records.blobs.keys(f"jobs/{job_id}/")} == {"purged.json"}
+
+
+class TestDeletedJobs:
+    def test_one_that_was_deleted_while_the_broker_was_down_is_forgotten(
+        self, jobs: Jobs, without_broker: Jobs, finished: Post
+    ) -> None:
+        job_id = finished(jobs)
+        without_broker.purge(job_id)
+        jobs.rebuild()
+        assert is_gone(jobs, job_id)
+        assert jobs.list(limit=9).items == jobs.list(limit=9, sort="severity").items == ()
+
+    def test_a_gateway_that_is_killed_after_the_tombstone_leaves_nothing_that_is_still_shown(
+        self, jobs: Jobs, finished: Post
+    ) -> None:
+        job_id = finished(jobs)
+        jobs._records.mark_purged(job_id)
+        jobs.rebuild()
+        jobs.sweep()
+        assert is_gone(jobs, job_id)
+
+    def test_who_deletes_again_after_that_deletes_all(self, jobs: Jobs, finished: Post) -> None:
+        job_id = finished(jobs)
+        jobs._records.mark_purged(job_id)
+        with pytest.raises(JobPurgedError):
+            jobs.purge(job_id)
+        assert is_gone(jobs, job_id)
+
+    def test_progress_shows_it_no_more(self, jobs: Jobs, post: Post) -> None:
+        job_id = post(jobs)
+        lease = jobs.claim(job_id, "one")
+        jobs.purge(job_id)
+        lease.report(Stage.LUNGS, 0.5)
+        assert is_gone(jobs, job_id)
+
+    @pytest.mark.parametrize("is_wiped", [False, True])
+    def test_a_worker_that_had_passed_the_fence_shows_it_no_more(
+        self, jobs: Jobs, server: redis.Redis, post: Post, succeed: Succeed, before_next: Meanwhile, is_wiped: bool
+    ) -> None:
+        job_id = post(jobs)
+        lease = jobs.claim(job_id, "one")
+
+        def delete() -> None:
+            jobs.purge(job_id)
+            if is_wiped:
+                server.flushall()
+
+        before_next(type(jobs._records), "create_manifest", delete)
+        with pytest.raises(JobPurgedError):
+            succeed(jobs, lease)
+        assert is_gone(jobs, job_id)
+
+    def test_a_fault_shows_it_no_more(self, jobs: Jobs, post: Post) -> None:
+        job_id = post(jobs)
+        lease = jobs.claim(job_id, "one")
+        jobs.purge(job_id)
+        jobs.release(lease, RuntimeError())
+        assert is_gone(jobs, job_id)
+
+    def test_the_last_attempt_may_be_given_up_just_then(self, jobs: Jobs, post: Post, before_next: Meanwhile) -> None:
+        job_id = post(jobs)
+        for _ in range(jobs.settings.max_attempts - 1):
+            jobs.release(jobs.claim(job_id, "one"), RuntimeError())
+        lease = jobs.claim(job_id, "one")
+        before_next(type(jobs._records), "endings", lambda: jobs.purge(job_id))
+        jobs.release(lease, RuntimeError())
+        assert is_gone(jobs, job_id)
+
+    def test_a_batch_that_is_taken_up_late_accepts_it_no_more(
+        self, jobs: Jobs, post: Post, before_next: Meanwhile
+    ) -> None:
+        job_id = post(jobs)
+        record = jobs._records.record(job_id)
+        before_next(type(jobs._records), "create_job", lambda: jobs.purge(job_id))
+        jobs._ensure(record)
+        assert is_gone(jobs, job_id)
+
+
+class TestEnds:
+    def test_one_that_was_seen_is_seen_after_a_rebuild_that_began_before(
+        self, jobs: Jobs, server: redis.Redis, post: Post, before_next: Meanwhile
+    ) -> None:
+        job_id = post(jobs)
+        lease = jobs.claim(job_id, "killed after the manifest")
+        server.flushall()
+
+        def end_and_look() -> None:
+            jobs._records.create_manifest(cancelled(lease.record, 1))
+            assert jobs.get(job_id).status == JobStatus.CANCELLED
+
+        before_next(jobs._live, "put", end_and_look)
+        jobs.rebuild()
+        assert jobs.get(job_id).status == JobStatus.CANCELLED
+
+    def test_one_that_was_seen_is_seen_after_a_wipe_in_a_rebuild(
+        self, jobs: Jobs, server: redis.Redis, post: Post, succeed: Succeed, before_next: Meanwhile
+    ) -> None:
+        job_id = post(jobs)
+        lease = jobs.claim(job_id, "one")
+        server.flushall()
+
+        def end_and_wipe() -> None:
+            succeed(jobs, lease)
+            server.flushall()
+
+        before_next(jobs._live, "lease", end_and_wipe)
+        jobs.rebuild()
+        assert jobs.get(job_id).status == JobStatus.SUCCEEDED
+
+    def test_one_that_was_seen_is_seen_though_a_reaper_wakes_up_late(
+        self, jobs: Jobs, server: redis.Redis, post: Post, succeed: Succeed, before_next: Meanwhile
+    ) -> None:
+        job_id = post(jobs)
+        lost = jobs.claim(job_id, "lost")
+        lost.drop()
+
+        def end_and_wipe() -> None:
+            succeed(jobs, jobs.claim(job_id, "two"))
+            server.flushall()
+
+        reaper = Reaper(jobs._parts, jobs._sweeper)
+        before_next(type(jobs._records), "create_ending", end_and_wipe)
+        reaper._recover(job_id)
+        assert jobs.get(job_id).status == JobStatus.SUCCEEDED
+
+    def test_a_manifest_whose_answer_got_lost_counts(
+        self, jobs: Jobs, post: Post, succeed: Succeed, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job_id = post(jobs)
+        lease = jobs.claim(job_id, "one")
+
+        def create(manifest: Manifest) -> bool:
+            jobs._records.blobs.create(f"jobs/{job_id}/manifest.json", manifest.model_dump_json().encode())
+            raise ConnectionError("the answer got lost")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(type(jobs._records), "create_manifest", lambda _, manifest: create(manifest))
+            with pytest.raises(ConnectionError):
+                succeed(jobs, lease)
+        jobs.release(lease, ConnectionError())
+        assert jobs.get(job_id).status == JobStatus.SUCCEEDED
+
+    def test_a_cancelled_job_that_meets_a_fault_is_cancelled_and_not_tried_again(self, jobs: Jobs, post: Post) -> None:
+        job_id = post(jobs)
+        lease = jobs.claim(job_id, "one")
+        jobs.cancel(job_id)
+        jobs.release(lease, RuntimeError())
+        assert jobs.get(job_id).status == JobStatus.CANCELLED
+        with pytest.raises(WrongStateError):
+            jobs.claim(job_id, "two")
+
+
+def test_a_view_that_is_newer_than_blobs_from_a_copy_gives_way(jobs: Jobs, post: Post) -> None:
+    job_id = post(jobs)
+    lease = jobs.claim(job_id, "one")
+    jobs.reap()
+    jobs._records.blobs.delete(f"jobs/{job_id}/attempts/1/claim.json")
+    lease.drop()
+    jobs.reap()
+    assert jobs.reap() == 1
+    assert (jobs.get(job_id).status, jobs.get(job_id).attempt) == (JobStatus.QUEUED, 0)
+
+
+def test_what_was_swept_as_no_job_becomes_none_however_late(jobs: Jobs) -> None:
+    job_id = jobs.new_id()
+    jobs._records.blobs.write(f"jobs/{job_id}/input", b"a scan")
+    later = states.now() + timedelta(seconds=2 * jobs.settings.upload_seconds)
+    assert jobs._sweeper.sweep(later) == 1
+    with pytest.raises(IdempotencyInFlightError):
+        jobs.accept(JobRecord(id=job_id, created_at=states.now(), input=InputInfo()))
+    assert jobs._sweeper.sweep(later) == 0
+    assert jobs._sweeper.sweep(later + timedelta(days=30)) == 1
+    assert list(jobs._records.blobs.keys("jobs/")) == []
+
+
+def test_after_an_outage_the_reaper_looks_for_what_it_missed_at_once(
+    jobs: Jobs, without_broker: Jobs, post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs.reap()
+    job_id = post(without_broker)
+    assert jobs.reap() == 0, "nothing tells that there is something to look for"
+
+    def fail(*_: object) -> bool:
+        jobs._reaper._stop.set()
+        raise BrokerUnavailableError("down")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs._live, "lead", fail)
+        jobs._reaper._run()
+    assert jobs.reap() == 1
+    assert jobs._parts.queue.present(0) == {job_id}
+
+
+def test_a_wiped_server_forgets_no_tombstone_that_matters(
+    jobs: Jobs, server: redis.Redis, post: Post, succeed: Succeed
+) -> None:
+    job_id = post(jobs)
+    lease = jobs.claim(job_id, "one")
+    jobs.purge(job_id)
+    server.flushall()
+    lease.report(Stage.LUNGS, 0.5)
+    with pytest.raises((JobPurgedError, LeaseLostError)):
+        succeed(jobs, lease)
+    jobs.rebuild()
+    assert is_gone(jobs, job_id)
+    assert not list(server.scan_iter(f"{PREFIX}job:*"))
