@@ -1,0 +1,162 @@
+"""Put a gateway under load and report how it bears it: `make load`, or `.venv-load/bin/python load/run.py --help`.
+
+A real gateway with its embedded Valkey and a folder of blobs; the clients are k6's (load/load.js). All on this machine
+and over loopback: the clients take their share of its CPU, which the report tells.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+from gateway import BOUNDARY, ROOT, Gateway, form, running
+from phases import FULL, LIGHT, MIB, PROBES, Phase
+from report import markdown
+from watch import Watched, watching
+
+SCAN_BYTES: Final = 60 * MIB
+LARGE_BYTES: Final = 600 * MIB
+POLLED_JOBS: Final = 100
+MAX_GROWTH_BYTES: Final = 32 * MIB
+SPARE_BYTES: Final = 10 << 30
+"""Free space that a full run must leave."""
+THRESHOLDS_CROSSED: Final = 99
+"""The exit code that k6 has for it."""
+
+
+@dataclass
+class Outcome:
+    """A phase as it went: k6's metrics, and what the machine had to do for it."""
+
+    phase: Phase
+    metrics: dict[str, Any]
+    watched: Watched
+    wall_seconds: float
+    is_passed: bool
+
+
+@dataclass(frozen=True)
+class Tools:
+    """Where things are."""
+
+    python: Path
+    k6: Path
+    folder: Path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0: everything holds; 1: a threshold was crossed."""
+    given = _parser().parse_args(arguments)
+    tools = Tools(given.python, Path(sys.executable).with_name("k6"), given.folder)
+    phases = LIGHT if given.light else FULL if given.no_probes else FULL + PROBES
+    phases = tuple(phase for phase in phases if given.only in phase.name)
+    scan_bytes = 2 * MIB if given.light else SCAN_BYTES
+    _demand_space(tools.folder, max(phase.uploaders * phase.uploads_each for phase in phases) * scan_bytes)
+    growth = None if given.only else _growth(tools, 40 * MIB if given.light else LARGE_BYTES)
+    outcomes = _played(tools, phases, scan_bytes)
+    found = {
+        "machine": _machine(),
+        "scan_bytes": scan_bytes,
+        "large_upload": growth,
+        "phases": [asdict(outcome) for outcome in outcomes],
+    }
+    given.report.mkdir(parents=True, exist_ok=True)
+    (given.report / "report.json").write_text(json.dumps(found, indent=1))
+    (given.report / "report.md").write_text(text := markdown(found))
+    print(text)
+    return 0 if _holds(growth, outcomes) else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--light", action="store_true", help="a few clients for a few seconds: does it work at all")
+    parser.add_argument("--no-probes", action="store_true", help="do not look for the point of saturation")
+    parser.add_argument("--only", default="", help="phases with this in their name")
+    parser.add_argument("--report", type=Path, default=ROOT / "out" / "load", help="folder of report.md and report.json")
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="for the scans; a real disk")
+    parser.add_argument("--python", type=Path, default=ROOT / ".venv" / "bin" / "python", help="with the gateway")
+    return parser
+
+
+def _demand_space(folder: Path, needed_bytes: int) -> None:
+    if shutil.disk_usage(folder).free < needed_bytes + min(SPARE_BYTES, needed_bytes):
+        sys.exit(f"{folder} has no room for {needed_bytes >> 30} GiB of scans: name another --folder")
+
+
+def _growth(tools: Tools, size_bytes: int) -> dict[str, int]:
+    """Memory that one large upload costs, after a small one has loaded what there is to load."""
+    with running(tools.python, tools.folder) as gateway:
+        gateway.submit(2 * MIB)
+        with watching(gateway.process, {}) as watched:
+            gateway.submit(size_bytes)
+    return {"size_bytes": size_bytes, "growth_bytes": watched.growth_bytes, "start_bytes": watched.start_bytes}
+
+
+def _played(tools: Tools, phases: Sequence[Phase], scan_bytes: int) -> list[Outcome]:
+    outcomes = []
+    with tempfile.TemporaryDirectory(prefix="lobewise-load-", dir=tools.folder) as folder:
+        pieces, _ = form(scan_bytes)
+        with (Path(folder) / "scan").open("wb") as file:
+            file.writelines(pieces)
+        for phase in phases:
+            outcomes.append(_play(tools, phase, Path(folder)))
+            print(f"{phase.name}: {'holds' if outcomes[-1].is_passed else 'CROSSED'}", file=sys.stderr)
+    return outcomes
+
+
+def _play(tools: Tools, phase: Phase, folder: Path) -> Outcome:
+    """One phase, with a gateway of its own."""
+    with running(tools.python, tools.folder) as gateway:
+        jobs = [gateway.submit(1) for _ in range(POLLED_JOBS)]
+        gateway.submit(2 * MIB)
+        (folder / "jobs.json").write_text(json.dumps(jobs))
+        k6 = subprocess.Popen(_command(tools, phase, gateway, folder), stdout=sys.stderr)
+        with watching(gateway.process, {"valkey": gateway.valkey}) as watched:
+            _, status, usage = os.wait4(k6.pid, 0)
+        k6.returncode = os.waitstatus_to_exitcode(status)
+        watched.cpu_seconds["k6"] = usage.ru_utime + usage.ru_stime
+        if k6.returncode not in (0, THRESHOLDS_CROSSED):
+            raise RuntimeError(f"k6 ended with {k6.returncode}")
+    summary = json.loads((folder / "summary.json").read_text())
+    seconds = summary["state"]["testRunDurationMs"] / 1000
+    return Outcome(phase, summary["metrics"], watched, seconds, k6.returncode == 0)
+
+
+def _command(tools: Tools, phase: Phase, gateway: Gateway, folder: Path) -> list[str]:
+    environment = {
+        "BASE": gateway.address,
+        "PHASE": json.dumps(phase.for_k6()),
+        "SCAN": str(folder / "scan"),
+        "BOUNDARY": BOUNDARY,
+        "JOBS": str(folder / "jobs.json"),
+        "SUMMARY": str(folder / "summary.json"),
+    }
+    given = [part for name, value in environment.items() for part in ("-e", f"{name}={value}")]
+    return [str(tools.k6), "run", "--quiet", "--no-usage-report", *given, str(ROOT / "load" / "load.js")]
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "cores": psutil.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    }
+
+
+def _holds(growth: dict[str, int] | None, outcomes: Sequence[Outcome]) -> bool:
+    grown = growth is None or growth["growth_bytes"] < MAX_GROWTH_BYTES
+    return grown and all(outcome.is_passed or outcome.phase.is_probe for outcome in outcomes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
