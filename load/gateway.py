@@ -85,11 +85,16 @@ def running(python: Path, folder: Path) -> Iterator[Gateway]:
             process = subprocess.Popen(
                 [str(python), "-m", "lobewise.api"], cwd=data, env=environment, stdout=output, stderr=output
             )
+        started = psutil.Process(process.pid)
+        children: list[psutil.Process] = []
         try:
-            yield _started(process, log, Path(data))
+            gateway = _started(process, log, Path(data))
+            children = started.children(recursive=True)
+            yield gateway
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(60)
+            psutil.wait_procs(children, 30)  # Valkey writes to the folder until it has ended
 
 
 def _started(process: "subprocess.Popen[bytes]", log: Path, folder: Path) -> Gateway:

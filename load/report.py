@@ -67,10 +67,13 @@ def _spread(values: Mapping[str, float], divisor: int, names: Sequence[str], dig
 
 def _cpu(phases: Sequence[Mapping[str, Any]]) -> list[str]:
     names = ("gateway", "valkey", "k6", "niced", "machine", "waiting for disk")
-    lines = ["CPU seconds per second:", "", "| phase | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    head = "| phase | " + " | ".join(names) + " | gateway, ms per request |"
+    lines = ["CPU seconds per second, and of the gateway per request:", "", head, "|---" * (len(names) + 2) + "|"]
     for outcome in phases:
         used = outcome["watched"]["cpu_seconds"]
         shares = [f"{used[name] / outcome['wall_seconds']:.2f}" for name in names]
+        requests = outcome["metrics"]["http_reqs"]["values"]["count"]
+        shares.append(f"{used['gateway'] / requests * 1000:.2f}")
         lines.append(f"| {outcome['phase']['name']} | " + " | ".join(shares) + " |")
     return lines
 
