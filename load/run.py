@@ -81,7 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--light", action="store_true", help="a few clients for a few seconds: does it work at all")
     parser.add_argument("--no-probes", action="store_true", help="do not look for the point of saturation")
     parser.add_argument("--only", default="", help="phases whose names begin so")
-    parser.add_argument("--report", type=Path, default=ROOT / "out" / "load", help="folder of report.md and report.json")
+    parser.add_argument(
+        "--report", type=Path, default=ROOT / "out" / "load", help="folder of report.md and report.json"
+    )
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="for the scans; a real disk")
     parser.add_argument("--python", type=Path, default=ROOT / ".venv" / "bin" / "python", help="with the gateway")
     return parser
