@@ -122,9 +122,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         _use(app, owned)
     app.state.jobs.start_reaper()
     app.state.streams.start(app.state.jobs)
+    app.state.glance = app.state.jobs.open_glance()
     try:
         yield
     finally:
+        await app.state.glance.close()
         await anyio.to_thread.run_sync(app.state.streams.stop)
         if owned is not None:
             await anyio.to_thread.run_sync(owned.close)

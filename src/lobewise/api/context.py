@@ -11,6 +11,7 @@ from fastapi import Depends, Request
 
 from lobewise.api.metrics import Metrics
 from lobewise.api.settings import ApiSettings
+from lobewise.jobs.glance import Glance
 from lobewise.jobs.service import Jobs
 from lobewise.jobs.tickets import Ticket
 
@@ -20,6 +21,11 @@ _HOST: Final = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,
 async def _jobs(request: Request) -> Jobs:
     jobs: Jobs = request.app.state.jobs
     return jobs
+
+
+async def _glance(request: Request) -> Glance:
+    glance: Glance = request.app.state.glance
+    return glance
 
 
 async def _settings(request: Request) -> ApiSettings:
@@ -67,6 +73,7 @@ async def _addresses(request: Request) -> Addresses:
 
 
 JobsDep = Annotated[Jobs, Depends(_jobs)]
+GlanceDep = Annotated[Glance, Depends(_glance)]
 SettingsDep = Annotated[ApiSettings, Depends(_settings)]
 MetricsDep = Annotated[Metrics, Depends(_metrics)]
 AddressesDep = Annotated[Addresses, Depends(_addresses)]

@@ -44,6 +44,9 @@ REBUILT: Final = "rebuilt"
 REBUILD_SECONDS: Final = 24 * 3600
 """A rebuild takes no longer."""
 
+MAX_TOGETHER: Final = 200
+"""Jobs in one question: Redis answers nobody else meanwhile."""
+
 _EVENTS: Final = (EVENTS_KEPT, 1000 * KEPT_SECONDS, CHANNEL)
 _PRIORITIES: Final = tuple(Priority)
 _MODELS: Final = TypeAdapter(list[ModelProvenance])
@@ -91,6 +94,23 @@ redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[10], '*', 'state', ARGV[6], 'can
 redis.call('PEXPIRE', KEYS[3], ARGV[11])
 redis.call('PUBLISH', ARGV[12], ARGV[2])
 return 1
+"""
+
+LOOK: Final = """
+-- KEYS: jobs, then queues by priority.  ARGV: ids of the jobs.
+-- For each job: state, cancel, and of each queue how many are not behind it and how many there are (0 unless queued).
+local seen = {}
+for i, id in ipairs(ARGV) do
+  local job = redis.call('HMGET', KEYS[i], 'state', 'cancel', 'status')
+  local one = {job[1], job[2]}
+  for queue = #ARGV + 1, #KEYS do
+    local is_queued = job[3] == 'queued'
+    one[#one + 1] = is_queued and redis.call('ZLEXCOUNT', KEYS[queue], '-', '[' .. id) or 0
+    one[#one + 1] = is_queued and redis.call('ZCARD', KEYS[queue]) or 0
+  end
+  seen[i] = one
+end
+return seen
 """
 
 _CANCEL: Final = """
@@ -191,6 +211,7 @@ class LiveView:
         self._put, self._cancel, self._renew, self._drop, self._lead, self._ready, self._mark, self._whole = map(
             self._redis.register_script, scripts
         )
+        self._look = self._redis.register_script(LOOK)
 
     def close(self) -> None:
         self._redis.close()
@@ -279,17 +300,12 @@ class LiveView:
         return list(members) if is_whole else None
 
     def _states(self, job_ids: Sequence[str]) -> list[JobState | None]:
-        if not job_ids:
-            return []
-        with broker_errors(), self._redis.pipeline(transaction=False) as pipe:
-            for job_id in job_ids:
-                pipe.hmget(_job(job_id), "state", "cancel")
-                for priority in _PRIORITIES:
-                    pipe.zlexcount(_index(JobStatus.QUEUED, priority), "-", f"[{job_id}")
-                    pipe.zcard(_index(JobStatus.QUEUED, priority))
-            answers = pipe.execute()
-        width = 1 + 2 * len(_PRIORITIES)
-        return [_state(*answers[at : at + width]) for at in range(0, len(answers), width)]
+        found: list[JobState | None] = []
+        for at in range(0, len(job_ids), MAX_TOGETHER):
+            keys, arguments = look_at(job_ids[at : at + MAX_TOGETHER])
+            with broker_errors():
+                found += seen(self._look(keys=keys, args=arguments))
+        return found
 
     # Leases
 
@@ -488,8 +504,18 @@ def _severity(priority: str) -> str:
     return f"{PREFIX}severity:{priority}"
 
 
-def _state(fields: Sequence[str | None], *counts: int) -> JobState | None:
-    shown, cancel = fields
+def look_at(job_ids: Sequence[str]) -> tuple[list[str], Sequence[str]]:
+    """Keys and arguments of `LOOK`."""
+    queues = [_index(JobStatus.QUEUED, priority) for priority in _PRIORITIES]
+    return [*map(_job, job_ids), *queues], job_ids
+
+
+def seen(answer: Sequence[Sequence[Any]]) -> list[JobState | None]:
+    """What `LOOK` found; None for those that are unknown here."""
+    return [_state(*one) for one in answer]
+
+
+def _state(shown: str | None, cancel: str | None, *counts: int) -> JobState | None:
     if shown is None:
         return None
     state = _read_state(shown, cancel)

@@ -28,6 +28,7 @@ from lobewise.jobs.errors import (
 )
 from lobewise.jobs.events import JobEvent
 from lobewise.jobs.figures import Figures, WorkerVitals
+from lobewise.jobs.glance import Glance
 from lobewise.jobs.idempotency import Idempotency
 from lobewise.jobs.large_uploads import LargeUploads
 from lobewise.jobs.leases import Lease
@@ -63,7 +64,7 @@ _SLOW_POLL_SECONDS: Final = 1.0
 
 
 class Jobs:
-    """All calls are synchronous and thread-safe; only the upload sink is async.
+    """All calls are synchronous and thread-safe; only the upload sink and the glance are async.
 
     What cannot be reached raises UnavailableError: BlobStoreUnavailableError always, BrokerUnavailableError only
     where it says so; all else works without the broker, if more slowly.
@@ -144,6 +145,10 @@ class Jobs:
         except BrokerUnavailableError:
             shown = None
         return shown or self._records.state(job_id)
+
+    def open_glance(self) -> Glance:
+        """`get` for an event loop, which must close it."""
+        return Glance(self.settings.redis_url or "", self.settings.broker_timeout_seconds, self._records.state)
 
     def list(
         self,
