@@ -20,8 +20,10 @@ from lobewise.api.errors import (
 from lobewise.api.formats import HEAD_BYTES, demand_scan
 from lobewise.api.multipart import Event, MultipartReader, PartBegin, PartData
 from lobewise.api.schemas import FieldError, JobOptions, SourceSubmission, UploadedSubmission
+from lobewise.jobs.answers import Chunk
 from lobewise.jobs.errors import WrongPartSizeError
 from lobewise.jobs.models import InputInfo
+from lobewise.jobs.uploads import in_upload_thread
 
 FORM_OVERHEAD_BYTES: Final = 64 << 10
 """What a form may have beside its file: boundaries, headers and fields."""
@@ -35,7 +37,7 @@ Body = TypeVar("Body", bound=BaseModel)
 class Sink(Protocol):
     """Where the file goes; `jobs.UploadSink` is one."""
 
-    async def write(self, chunk: bytes) -> None: ...
+    async def write(self, chunk: Chunk) -> None: ...
     async def finish(self) -> InputInfo: ...
     async def abort(self) -> None: ...
 
@@ -47,8 +49,8 @@ class HashSink:
         self._sha256 = hashlib.sha256()
         self._size = 0
 
-    async def write(self, chunk: bytes) -> None:
-        self._sha256.update(chunk)
+    async def write(self, chunk: Chunk) -> None:
+        await in_upload_thread(self._sha256.update, chunk)
         self._size += len(chunk)
 
     async def finish(self) -> InputInfo:
@@ -224,7 +226,7 @@ class _Form:
         else:
             self._fields[name] = b""
 
-    async def _data(self, data: bytes) -> None:
+    async def _data(self, data: Chunk) -> None:
         if self._name == "file":
             await self._file.write(data)
         elif len(self._fields[self._name]) + len(data) > MAX_FIELD_BYTES:
@@ -246,7 +248,7 @@ class _File:
     def is_missing(self) -> bool:
         return self._size == 0
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: Chunk) -> None:
         self._size += len(data)
         if self._head is None:
             await self._sink.write(data)
