@@ -1,24 +1,27 @@
 """A gateway as it is shipped, in a folder of its own, with the Valkey that it starts for itself."""
 
 import http.client
+import io
 import json
 import os
 import signal
 import subprocess
 import tempfile
+import threading
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 import psutil
 
 ROOT: Final = Path(__file__).resolve().parents[1]
-START_SECONDS: Final = 30
 BOUNDARY: Final = "load-7b1f"
 NIFTI: Final = (b"\x5c\x01\0\0" + bytes(340) + b"n+1\0").ljust(1024, b"\0")
 """Begins as a scan does; the gateway looks no deeper."""
+_POLL: Final = 'method="GET",route="/v1/jobs/{job_id}"'
 _HEAD: Final = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r\n'.encode()
 _TAIL: Final = f"\r\n--{BOUNDARY}--\r\n".encode()
 
@@ -31,7 +34,6 @@ class Gateway:
     port: int
     process: psutil.Process
     valkey: psutil.Process
-    folder: Path
 
     @property
     def address(self) -> str:
@@ -50,6 +52,17 @@ class Gateway:
             return str(json.loads(body)["id"])
         finally:
             connection.close()
+
+    def within(self, milliseconds: int) -> float | None:
+        """The share of all polls that the gateway answered in this time, by its own clock; None without polls."""
+        with urllib.request.urlopen(f"{self.address}/metrics", timeout=30) as answer:  # noqa: S310 (our own, http)
+            lines = answer.read().decode().splitlines()
+        found = {}
+        for line in lines:
+            name, _, value = line.rpartition(" ")
+            if name.startswith("lobewise_http_request_seconds_bucket") and _POLL in name:
+                found[name.partition('le="')[2].partition('"')[0]] = float(value)
+        return found[str(milliseconds / 1000)] / found["+Inf"] if found else None
 
     def submit(self, size_bytes: int) -> str:
         """Post a scan of about this size."""
@@ -74,45 +87,33 @@ def form(size_bytes: int) -> tuple[Iterator[bytes], int]:
 def running(python: Path, folder: Path) -> Iterator[Gateway]:
     """Start a gateway whose data lie in a new folder below `folder`; both end here."""
     with tempfile.TemporaryDirectory(prefix="lobewise-load-", dir=folder) as data:
-        log = Path(data) / "gateway.log"
-        environment = {
-            **os.environ,
-            "LOBEWISE_DATA_DIR": data,
-            "LOBEWISE_API_PORT": "0",
-            "LOBEWISE_LOG_FORMAT": "json",
-        }
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [str(python), "-m", "lobewise.api"], cwd=data, env=environment, stdout=output, stderr=output
-            )
-        started = psutil.Process(process.pid)
-        children: list[psutil.Process] = []
+        process = _start(python, data)
+        ours, children = psutil.Process(process.pid), list[psutil.Process]()
         try:
-            gateway = _started(process, log, Path(data))
-            children = started.children(recursive=True)
-            yield gateway
+            host, port = _address(process.stderr or io.StringIO())
+            children = ours.children(recursive=True)
+            valkey = next(child for child in children if "valkey-server" in child.name())
+            yield Gateway(host, port, ours, valkey)
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(60)
             psutil.wait_procs(children, 30)  # Valkey writes to the folder until it has ended
 
 
-def _started(process: "subprocess.Popen[bytes]", log: Path, folder: Path) -> Gateway:
-    url = _address(process, log)
-    host, _, port = url.removeprefix("http://").rpartition(":")
-    ours = psutil.Process(process.pid)
-    valkey = next(p for p in ours.children(recursive=True) if "valkey-server" in p.name())
-    return Gateway(host, int(port), ours, valkey, folder)
+def _start(python: Path, data: str) -> "subprocess.Popen[str]":
+    given = {"LOBEWISE_DATA_DIR": data, "LOBEWISE_API_PORT": "0", "LOBEWISE_LOG_FORMAT": "json"}
+    return subprocess.Popen(
+        [str(python), "-m", "lobewise.api"], cwd=data, env={**os.environ, **given}, stderr=subprocess.PIPE, text=True
+    )
 
 
-def _address(process: "subprocess.Popen[bytes]", log: Path) -> str:
-    for _ in range(START_SECONDS * 20):
-        for line in log.read_text().splitlines():
-            if "running on" in line:
-                return line.split("running on ")[1].split()[0].strip('"')
-        try:
-            process.wait(0.05)
-        except subprocess.TimeoutExpired:
-            continue
-        break
-    raise RuntimeError(f"the gateway did not start:\n{log.read_text()[-2000:]}")
+def _address(log: IO[str]) -> tuple[str, int]:
+    """Where it listens. The rest of its log is read, as by whoever collects logs, and forgotten."""
+    said = []
+    for line in log:
+        said.append(line)
+        if "running on http://" in line:
+            threading.Thread(target=lambda: all(True for _ in log), daemon=True).start()
+            host, _, port = line.split("running on http://")[1].split()[0].partition(":")
+            return host, int(port)
+    raise RuntimeError("the gateway did not start:\n" + "".join(said[-20:]))

@@ -1,7 +1,7 @@
 // Clients of a gateway, as k6 plays them; load/run.py starts the gateway and calls this once for each phase.
 //
 // BASE     address of the gateway
-// PHASE    JSON: seconds, uploaders, uploads_each, pollers, pace ('retry-after' or seconds), rate, p99_ms
+// PHASE    JSON: a Phase of load/phases.py
 // SCAN     file with a whole multipart body that holds one scan; BOUNDARY is its boundary
 // JOBS     file with the ids of the jobs to poll, a JSON array
 // SUMMARY  file for the figures, JSON
@@ -12,7 +12,7 @@ import { check, sleep } from 'k6';
 import { Counter } from 'k6/metrics';
 import { SharedArray } from 'k6/data';
 
-const WARM_UP_SECONDS = 3; // clients take their scan into memory and the first uploads are under way
+const JITTER = 0.2; // clients that keep time to the millisecond would all ask at once, for ever, after the first stall
 const phase = JSON.parse(__ENV.PHASE);
 const jobs = new SharedArray('jobs', () => JSON.parse(open(__ENV.JOBS)));
 // open() would give each of 550 clients a copy; this file is read by those who send it.
@@ -22,9 +22,9 @@ const answered = new Counter('polls_not_modified');
 
 function scenarios() {
   const found = {};
-  const startTime = phase.uploaders ? `${WARM_UP_SECONDS}s` : '0s';
+  const startTime = `${phase.begin_seconds}s`;
   if (phase.uploaders) {
-    const duration = `${phase.seconds + WARM_UP_SECONDS}s`;
+    const duration = `${phase.seconds + phase.ramp_seconds}s`;
     found.uploads = { executor: 'constant-vus', exec: 'upload', vus: phase.uploaders, duration, gracefulStop: '120s' };
   }
   if (phase.pollers) {
@@ -71,6 +71,7 @@ export async function upload() {
   if (body === null) {
     body = new Uint8Array((await scan.stat()).size);
     await scan.read(body);
+    sleep(Math.random() * phase.ramp_seconds);
   }
   const headers = { 'Content-Type': `multipart/form-data; boundary=${__ENV.BOUNDARY}` };
   const answer = http.post(`${__ENV.BASE}/v1/jobs`, body.buffer, { headers, tags: { kind: 'post' }, timeout: '120s' });
@@ -104,7 +105,8 @@ export function poll() {
   const began = Date.now();
   const answer = ask(jobs[exec.vu.idInTest % jobs.length], exec.vu.idInTest % 2 === 0);
   const wanted = paced ? Number(answer.headers['Retry-After'] || 1) : phase.pace;
-  sleep(paced ? wanted : Math.max(wanted - (Date.now() - began) / 1000, 0));
+  const pause = wanted * (1 + JITTER * (2 * Math.random() - 1));
+  sleep(paced ? pause : Math.max(pause - (Date.now() - began) / 1000, 0));
 }
 
 export function look() {

@@ -29,18 +29,26 @@ POLLED_JOBS: Final = 100
 MAX_GROWTH_BYTES: Final = 32 * MIB
 SPARE_BYTES: Final = 10 << 30
 """Free space that a full run must leave."""
+POSTS_NICENESS: Final = 10
+"""Of the clients that post: they copy 60 MiB for each scan, which must not delay those who poll."""
 THRESHOLDS_CROSSED: Final = 99
 """The exit code that k6 has for it."""
 
 
 @dataclass
 class Outcome:
-    """A phase as it went: k6's metrics, and what the machine had to do for it."""
+    """A phase as it went: k6's metrics, and what the machine had to do for it.
+
+    Attributes:
+        seconds: how long those who post, and those who poll, took.
+        served: share of the polls that were answered in time by the gateway's own clock.
+    """
 
     phase: Phase
     metrics: dict[str, Any]
     watched: Watched
-    wall_seconds: float
+    seconds: dict[str, float]
+    served: float | None
     is_passed: bool
 
 
@@ -121,29 +129,66 @@ def _play(tools: Tools, phase: Phase, folder: Path) -> Outcome:
         jobs = [gateway.submit(1) for _ in range(POLLED_JOBS)]
         gateway.submit(2 * MIB)
         (folder / "jobs.json").write_text(json.dumps(jobs))
-        k6 = subprocess.Popen(_command(tools, phase, gateway, folder), stdout=sys.stderr)
         with watching(gateway.process, {"valkey": gateway.valkey}) as watched:
-            _, status, usage = os.wait4(k6.pid, 0)
-        k6.returncode = os.waitstatus_to_exitcode(status)
-        watched.cpu_seconds["k6"] = usage.ru_utime + usage.ru_stime
-        if k6.returncode not in (0, THRESHOLDS_CROSSED):
-            raise RuntimeError(f"k6 ended with {k6.returncode}")
-    summary = json.loads((folder / "summary.json").read_text())
-    seconds = summary["state"]["testRunDurationMs"] / 1000
-    return Outcome(phase, summary["metrics"], watched, seconds, k6.returncode == 0)
+            results = _clients(tools, phase, gateway, folder)
+        served = gateway.within(phase.p99_ms)
+    watched.cpu_seconds |= {f"k6 {name}": result.cpu_seconds for name, result in results.items()}
+    metrics = {name: value for result in results.values() for name, value in result.metrics.items() if "{" in name}
+    seconds = {name: result.seconds for name, result in results.items()}
+    return Outcome(phase, metrics, watched, seconds, served, all(result.is_passed for result in results.values()))
 
 
-def _command(tools: Tools, phase: Phase, gateway: Gateway, folder: Path) -> list[str]:
+@dataclass(frozen=True)
+class _Result:
+    """What one k6 process found."""
+
+    metrics: dict[str, Any]
+    seconds: float
+    cpu_seconds: float
+    is_passed: bool
+
+
+def _clients(tools: Tools, phase: Phase, gateway: Gateway, folder: Path) -> dict[str, _Result]:
+    """A process each for those who post and those who poll, as they would be on machines of their own."""
+    started = {
+        name: subprocess.Popen(_command(tools, name, phase, gateway, folder), stdout=sys.stderr) for name in phase.parts
+    }
+    return {name: _result(process, folder / f"{name}.json") for name, process in started.items()}
+
+
+def _result(process: "subprocess.Popen[bytes]", summary: Path) -> _Result:
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode not in (0, THRESHOLDS_CROSSED):
+        raise RuntimeError(f"k6 ended with {process.returncode}")
+    found = json.loads(summary.read_text())
+    seconds = found["state"]["testRunDurationMs"] / 1000
+    return _Result(found["metrics"], seconds, usage.ru_utime + usage.ru_stime, process.returncode == 0)
+
+
+def _command(tools: Tools, name: str, phase: Phase, gateway: Gateway, folder: Path) -> list[str]:
+    part = phase.parts[name]
     environment = {
         "BASE": gateway.address,
-        "PHASE": json.dumps(phase.for_k6()),
+        "PHASE": json.dumps({**asdict(part), "begin_seconds": phase.begin_seconds}),
         "SCAN": str(folder / "scan"),
         "BOUNDARY": BOUNDARY,
         "JOBS": str(folder / "jobs.json"),
-        "SUMMARY": str(folder / "summary.json"),
+        "SUMMARY": str(folder / f"{name}.json"),
     }
     given = [part for name, value in environment.items() for part in ("-e", f"{name}={value}")]
-    return [str(tools.k6), "run", "--quiet", "--no-usage-report", *given, str(ROOT / "load" / "load.js")]
+    patience = ["nice", "-n", str(POSTS_NICENESS)] if name == "posts" else []
+    return [
+        *patience,
+        str(tools.k6),
+        "run",
+        "--quiet",
+        "--no-usage-report",
+        "--address",
+        "",
+        *given,
+        str(ROOT / "load" / "load.js"),
+    ]
 
 
 def _machine() -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Looks at processes while something runs: memory, and who used the CPU."""
 
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ class Watched:
     peak_bytes: int = 0
     end_bytes: int = 0
     cpu_seconds: dict[str, float] = field(default_factory=dict)
+    late_ms: list[float] = field(default_factory=list)
+    """By how much a thread that only sleeps was woken too late: what the machine itself adds to every answer."""
 
     @property
     def growth_bytes(self) -> int:
@@ -48,8 +51,11 @@ def watching(gateway: psutil.Process, others: Mapping[str, psutil.Process]) -> I
 
 
 def _sample(gateway: psutil.Process, watched: Watched, done: threading.Event) -> None:
+    asleep = time.perf_counter()
     while not done.wait(SAMPLE_SECONDS):
+        watched.late_ms.append((time.perf_counter() - asleep - SAMPLE_SECONDS) * 1000)
         watched.peak_bytes = max(watched.peak_bytes, _resident(gateway))
+        asleep = time.perf_counter()
 
 
 def _resident(process: psutil.Process) -> int:

@@ -5,7 +5,7 @@ each costs, and one connection is enough.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import redis
 import redis.asyncio
@@ -32,7 +32,7 @@ class Glance:
         )
         self._look = self._redis.register_script(LOOK)
         self._recorded = recorded
-        self._asked: dict[str, asyncio.Future[JobState | None]] = {}
+        self._asked: dict[str, list[asyncio.Future[JobState | None]]] = {}
         self._asking: asyncio.Task[None] | None = None
 
     async def get(self, job_id: str) -> JobState:
@@ -46,12 +46,11 @@ class Glance:
         await self._redis.aclose()
 
     async def _shown(self, job_id: str) -> JobState | None:
-        if job_id not in self._asked:
-            self._asked[job_id] = asyncio.get_running_loop().create_future()
-        answer = self._asked[job_id]
+        answer: asyncio.Future[JobState | None] = asyncio.get_running_loop().create_future()
+        self._asked.setdefault(job_id, []).append(answer)
         if self._asking is None:
             self._asking = asyncio.create_task(self._ask_on())
-        return await asyncio.shield(answer)  # others may wait for it too
+        return await answer
 
     async def _ask_on(self) -> None:
         while self._asked:
@@ -59,11 +58,12 @@ class Glance:
             try:
                 states = await self._ask(list(together))
             except Exception as error:  # a fault of ours: for those who asked to answer for
-                for answer in together.values():
+                for answer in _waiting(together.values()):
                     answer.set_exception(error)
             else:
-                for answer, state in zip(together.values(), states, strict=True):
-                    answer.set_result(state)
+                for answers, state in zip(together.values(), states, strict=True):
+                    for answer in _waiting([answers]):
+                        answer.set_result(state)
         self._asking = None
 
     async def _ask(self, job_ids: list[str]) -> list[JobState | None]:
@@ -73,3 +73,8 @@ class Glance:
                 return seen(await self._look(keys=keys, args=arguments))
         except BrokerUnavailableError:
             return [None] * len(job_ids)
+
+
+def _waiting(asked: Iterable[list["asyncio.Future[JobState | None]"]]) -> Iterator["asyncio.Future[JobState | None]"]:
+    """Those who have not gone away meanwhile."""
+    return (answer for answers in asked for answer in answers if not answer.done())

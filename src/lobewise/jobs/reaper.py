@@ -7,6 +7,7 @@ import logging
 import secrets
 import threading
 import time
+from collections.abc import Sequence
 from typing import Final
 
 from lobewise.jobs import outcomes, states
@@ -55,10 +56,12 @@ class Reaper:
         return found + self._publish_unheard()
 
     def rebuild(self) -> int:
-        """Bring back into the live view, and the queue, every job that only the blobs know."""
+        """Bring back into the live view, and the queue, every job that only the blobs know; forget those purged."""
         parts = self._parts
         mark = parts.live.begin_rebuild()
-        known = {files.job_id: files for files in parts.records.all_files()}
+        listed = list(parts.records.listed())
+        self._forget_all([files.job_id for files in listed if files.is_purged])
+        known = {files.job_id: files for files in listed if files.is_job and not files.is_purged}
         missing = parts.live.unknown(known)
         restored = sum(self._restore(known[job_id]) for job_id in missing)
         parts.live.declare_whole(mark)
@@ -154,6 +157,12 @@ class Reaper:
         log.info("job %s is sent again", job_id)
         self._parts.queue.publish(job_id, state.priority)
         return True
+
+    def _forget_all(self, purged: Sequence[str]) -> None:
+        unknown = set(self._parts.live.unknown(purged))
+        for job_id in purged:
+            if job_id not in unknown:
+                self._forget(job_id)
 
     def _forget(self, job_id: str) -> None:
         state = self._parts.live.get(job_id)

@@ -18,9 +18,9 @@ from lobewise.jobs.blobs import Blobs
 from lobewise.jobs.errors import BlobStoreUnavailableError, UploadTooLargeError
 from lobewise.jobs.models import InputInfo
 
-THREADS: Final = 8
-"""More would not make a disk or two cores faster; what waits here keeps its client waiting, and nobody else."""
-_NICENESS: Final = 5
+SENDERS: Final = 16
+"""Threads for a bucket, where they mostly wait. For a folder there are as many as cores: they hash, and copy."""
+_NICENESS: Final = 19
 
 Answer = TypeVar("Answer")
 
@@ -32,12 +32,15 @@ def _yield_to_others() -> None:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
-_threads: Final = ThreadPoolExecutor(THREADS, "upload", _yield_to_others)
+_storers: Final = ThreadPoolExecutor(os.cpu_count(), "upload", _yield_to_others)
+_senders: Final = ThreadPoolExecutor(SENDERS, "upload", _yield_to_others)
 
 
-async def in_upload_thread(function: Callable[..., Answer], *arguments: object) -> Answer:
+async def in_upload_thread(
+    function: Callable[..., Answer], *arguments: object, threads: ThreadPoolExecutor = _storers
+) -> Answer:
     """For work on the bytes of scans, so that it takes no thread from other calls."""
-    return await asyncio.get_running_loop().run_in_executor(_threads, function, *arguments)
+    return await asyncio.get_running_loop().run_in_executor(threads, function, *arguments)
 
 
 class BlobUpload:
@@ -45,6 +48,7 @@ class BlobUpload:
 
     def __init__(self, blobs: Blobs, key: str, limit_bytes: int) -> None:
         self._blobs, self._key, self._limit_bytes = blobs, key, limit_bytes
+        self._threads = _senders if blobs.folder is None else _storers
         self._hash = hashlib.sha256()
         self._size_bytes = 0
         self._writer: obstore.WritableFile | None = obstore.open_writer(
@@ -59,14 +63,14 @@ class BlobUpload:
             await self.abort()
             raise UploadTooLargeError(self._limit_bytes)
         with _unavailable():
-            await in_upload_thread(self._take, self._writer, chunk)
+            await in_upload_thread(self._take, self._writer, chunk, threads=self._threads)
 
     async def finish(self) -> InputInfo:
         if self._writer is None:
             raise ValueError("this upload has ended")
         writer, self._writer = self._writer, None
         with _unavailable():
-            await in_upload_thread(self._close, writer)
+            await in_upload_thread(self._close, writer, threads=self._threads)
         return InputInfo(size_bytes=self._size_bytes, sha256=self._hash.hexdigest())
 
     async def abort(self) -> None:
