@@ -20,6 +20,7 @@ from lobewise.api.routes import batches, callbacks, events, results, service, su
 from lobewise.api.routes import jobs as job_routes
 from lobewise.api.settings import ApiSettings
 from lobewise.api.streams import Streams
+from lobewise.api.uploads import Places
 from lobewise.jobs.bootstrap import connect
 from lobewise.jobs.configuration import misspelt, read_settings
 from lobewise.jobs.logs import configure_logging
@@ -55,6 +56,7 @@ def create_app(settings: ApiSettings | None = None, jobs: Jobs | None = None) ->
     app.state.streams = Streams(settings.max_streams)
     app.state.metrics.watch_streams(app.state.streams.count)
     app.state.waiting = anyio.CapacityLimiter(settings.max_waiting)
+    app.state.places = Places(settings.max_uploads)
     app.state.jobs = None
     if jobs is not None:
         _use(app, jobs)

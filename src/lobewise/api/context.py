@@ -11,6 +11,7 @@ from fastapi import Depends, Request
 
 from lobewise.api.metrics import Metrics
 from lobewise.api.settings import ApiSettings
+from lobewise.api.uploads import Places
 from lobewise.jobs.glance import Glance
 from lobewise.jobs.service import Jobs
 from lobewise.jobs.tickets import Ticket
@@ -72,7 +73,13 @@ async def _addresses(request: Request) -> Addresses:
     return Addresses(f"{request.url.scheme}://{host}{root}" if _HOST.fullmatch(host) else root)
 
 
+async def _places(request: Request) -> Places:
+    places: Places = request.app.state.places
+    return places
+
+
 JobsDep = Annotated[Jobs, Depends(_jobs)]
+PlacesDep = Annotated[Places, Depends(_places)]
 GlanceDep = Annotated[Glance, Depends(_glance)]
 SettingsDep = Annotated[ApiSettings, Depends(_settings)]
 MetricsDep = Annotated[Metrics, Depends(_metrics)]

@@ -1,7 +1,8 @@
 """Takes a request's body: a form, or a part, streams into the blob store; JSON is read whole, but small."""
 
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from typing import Final, Protocol, TypeVar
 
 import anyio
@@ -15,6 +16,7 @@ from lobewise.api.errors import (
     InvalidParametersError,
     MalformedRequestError,
     RequestTimeoutError,
+    TooManyUploadsError,
     pointer,
 )
 from lobewise.api.formats import HEAD_BYTES, demand_scan
@@ -40,6 +42,25 @@ class Sink(Protocol):
     async def write(self, chunk: Chunk) -> None: ...
     async def finish(self) -> InputInfo: ...
     async def abort(self) -> None: ...
+
+
+class Places:
+    """How many scans may be on their way in. For the event loop alone."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._taken = 0
+
+    @contextmanager
+    def take(self) -> Iterator[None]:
+        """Raises TooManyUploadsError when all are taken."""
+        if self._taken >= self.limit:
+            raise TooManyUploadsError(self.limit)
+        self._taken += 1
+        try:
+            yield
+        finally:
+            self._taken -= 1
 
 
 class HashSink:
