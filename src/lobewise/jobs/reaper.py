@@ -159,10 +159,10 @@ class Reaper:
         return True
 
     def _forget_all(self, purged: Sequence[str]) -> None:
-        unknown = set(self._parts.live.unknown(purged))
-        for job_id in purged:
-            if job_id not in unknown:
-                self._forget(job_id)
+        """A power cut may have taken the end of a purge from the view."""
+        for state in self._parts.live.get_many(purged):
+            if state is not None:
+                self._parts.live.remove(state)
 
     def _forget(self, job_id: str) -> None:
         state = self._parts.live.get(job_id)
