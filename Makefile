@@ -53,7 +53,7 @@ k8s-simulate: .venv-k8s/.installed ## queue and autoscaler at three loads (simul
 	.venv-k8s/bin/pip install --quiet --disable-pip-version-check -r k8s/requirements.txt
 	@touch $@
 
-load: install .venv-load/.installed ## 50 clients post 60 MiB scans, 500 poll: latency, throughput, memory, saturation (10 minutes, 30 GB of disk)
+load: install .venv-load/.installed ## 50 clients post 60 MiB scans, 500 poll: latency, throughput, memory, saturation (10 minutes, 35 GB of disk)
 	.venv-load/bin/python load/run.py
 
 load-check: install .venv-load/.installed ## the same with a few clients for a few seconds: does it work still

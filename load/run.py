@@ -152,7 +152,8 @@ def _clients(tools: Tools, phase: Phase, gateway: Gateway, folder: Path) -> dict
     """A process each for those who post and those who poll, as they would be on machines of their own."""
     environment = {**os.environ, "GOGC": "20"}  # k6 copies each scan that it sends: some GB for 50
     started = {
-        name: subprocess.Popen(_command(tools, name, phase, gateway, folder), stdout=sys.stderr, env=environment) for name in phase.parts
+        name: subprocess.Popen(_command(tools, name, phase, gateway, folder), stdout=sys.stderr, env=environment)
+        for name in phase.parts
     }
     return {name: _result(process, folder / f"{name}.json") for name, process in started.items()}
 
