@@ -5,7 +5,7 @@ CT ?=
 STATES ?= 3000
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types layers unit test-states test-monitoring chaos chaos-small soak k8s-check k8s-simulate format constraints clean
+.PHONY: help install demo test lint types layers unit test-states test-monitoring chaos chaos-small soak k8s-check k8s-simulate load load-check format constraints clean
 
 help: ## show the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -73,6 +73,18 @@ k8s-simulate: .venv-k8s/.installed ## queue and autoscaler at three loads (simul
 	.venv-k8s/bin/pip install --quiet --disable-pip-version-check -r k8s/requirements.txt
 	@touch $@
 
+load: install .venv-load/.installed ## 50 clients post 60 MiB scans, 500 poll: latency, throughput, memory, saturation (10 minutes, 35 GB of disk)
+	.venv-load/bin/python load/run.py
+
+load-check: install .venv-load/.installed ## the same with a few clients for a few seconds: does it work still
+	.venv-load/bin/mypy --strict load
+	.venv-load/bin/python load/run.py --light
+
+.venv-load/.installed: load/requirements.txt
+	$(PYTHON) -m venv .venv-load
+	.venv-load/bin/pip install --quiet --disable-pip-version-check -r load/requirements.txt
+	@touch $@
+
 format: install ## let ruff mend what it can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
@@ -81,4 +93,4 @@ constraints: ## pin what .venv holds now into constraints.txt
 	$(BIN)/pip freeze --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//' > constraints.txt
 
 clean: ## remove .venv and everything that was generated
-	rm -rf .venv .venv-k8s out lobewise-data .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-k8s .venv-load out lobewise-data .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

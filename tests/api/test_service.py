@@ -150,13 +150,13 @@ def test_request_ids_come_back_if_they_are_harmless(shared: Service) -> None:
 
 def test_a_fault_says_nothing_of_the_inside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     class Broken(Jobs):
-        def get(self, job_id: str) -> object:  # noqa: ARG002
+        def cancel(self, job_id: str) -> object:  # noqa: ARG002
             raise ZeroDivisionError("a secret of the inside")
 
     real = connect(JobsSettings(data_dir=tmp_path))
     broken = Broken(real._parts)
     with serving(create_app(ApiSettings(), broken)) as address:
-        answer = httpx.get(f"{address}/v1/jobs/x", headers={"X-Request-ID": "trace-me"})
+        answer = httpx.post(f"{address}/v1/jobs/x/cancel", headers={"X-Request-ID": "trace-me"})
     broken.close()
     real.close()
     demand_problem(answer, 500, "internal-error")

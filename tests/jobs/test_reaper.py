@@ -7,7 +7,7 @@ import pytest
 import redis
 
 from lobewise.jobs.bootstrap import connect
-from lobewise.jobs.errors import BrokerUnavailableError
+from lobewise.jobs.errors import BrokerUnavailableError, JobPurgedError
 from lobewise.jobs.models import JobError, JobStatus, Priority, Stage
 from lobewise.jobs.queue import QUEUES
 from lobewise.jobs.service import Jobs
@@ -121,6 +121,18 @@ class TestWipedRedis:
         until(lambda: jobs.reap() > 0)
         assert (jobs.get(job_id).status, jobs.get(job_id).attempt) == (JobStatus.QUEUED, 1)
         assert jobs.claim(job_id, "next").attempt == 2
+
+    def test_a_job_whose_purge_was_lost_is_forgotten(self, jobs: Jobs, server: redis.Redis, finished: Post) -> None:
+        job_id = finished(jobs)
+        shown = server.hgetall(f"lobewise:job:{job_id}")
+        jobs.purge(job_id)
+        server.delete(f"lobewise:purged:{job_id}")  # as after a power cut
+        server.hset(f"lobewise:job:{job_id}", mapping=shown)
+        server.zadd("lobewise:index:*:*", {job_id: 0})
+        assert jobs.get(job_id).id == job_id
+        jobs.rebuild()
+        with pytest.raises(JobPurgedError):
+            jobs.get(job_id)
 
     def test_a_wipe_in_the_middle_of_a_rebuild_is_noticed(
         self, jobs: Jobs, server: redis.Redis, post: Post, monkeypatch: pytest.MonkeyPatch

@@ -36,6 +36,7 @@ from hypothesis.stateful import (
 from interleaving import Actor, GatedBlobs, GatedLive, GatedQueue, this_actor
 
 from lobewise.jobs import embedded, states
+from lobewise.jobs.belief import Belief
 from lobewise.jobs.blobs import Blobs
 from lobewise.jobs.errors import (
     IdempotencyInFlightError,
@@ -89,7 +90,7 @@ class Analysis:
     def read(self, path: Path) -> bytes:
         return path.read_bytes()
 
-    def quantify(self, _: bytes, progress: Callable[[str, float], None], *, frugal: bool) -> str:
+    def quantify(self, _: bytes, progress: Callable[[str, float], None], **_more: bool) -> str:
         progress("lungs", 0.5)
         if self.plan == "unscorable":
             raise LungsNotFoundError("There are no lungs.", evidence={})
@@ -160,7 +161,7 @@ class World:
             data_dir=folder, redis_url=self.embedded.url, lease_seconds=3600, max_attempts=MAX_ATTEMPTS,
             retention_seconds=24 * 3600, reap_seconds=600, retry_seconds=600, broker_timeout_seconds=10,
         )  # fmt: skip
-        self.live = GatedLive(self.embedded.url, 10)
+        self.live = GatedLive(self.embedded.url, 10, Belief(0.0))
         self.queue = GatedQueue(self.settings, self.live)
         self.numbers = itertools.count()
 

@@ -20,6 +20,7 @@ from lobewise.api.routes import batches, callbacks, events, results, service, su
 from lobewise.api.routes import jobs as job_routes
 from lobewise.api.settings import ApiSettings
 from lobewise.api.streams import Streams
+from lobewise.api.uploads import Places
 from lobewise.jobs.bootstrap import connect
 from lobewise.jobs.configuration import misspelt, read_settings
 from lobewise.jobs.logs import configure_logging
@@ -55,6 +56,7 @@ def create_app(settings: ApiSettings | None = None, jobs: Jobs | None = None) ->
     app.state.streams = Streams(settings.max_streams)
     app.state.metrics.watch_streams(app.state.streams.count)
     app.state.waiting = anyio.CapacityLimiter(settings.max_waiting)
+    app.state.places = Places(settings.max_uploads)
     app.state.jobs = None
     if jobs is not None:
         _use(app, jobs)
@@ -122,9 +124,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         _use(app, owned)
     app.state.jobs.start_reaper()
     app.state.streams.start(app.state.jobs)
+    app.state.glance = app.state.jobs.open_glance()
     try:
         yield
     finally:
+        await app.state.glance.close()
         await anyio.to_thread.run_sync(app.state.streams.stop)
         if owned is not None:
             await anyio.to_thread.run_sync(owned.close)

@@ -1,4 +1,7 @@
-"""What every route needs: the jobs, the settings, the metrics, and addresses to link to."""
+"""What every route needs: the jobs, the settings, the metrics, and addresses to link to.
+
+They are coroutines, although they wait for nothing: FastAPI calls other functions in a thread, one after the other.
+"""
 
 import re
 from typing import Annotated, Final
@@ -8,23 +11,30 @@ from fastapi import Depends, Request
 
 from lobewise.api.metrics import Metrics
 from lobewise.api.settings import ApiSettings
+from lobewise.api.uploads import Places
+from lobewise.jobs.glance import Glance
 from lobewise.jobs.service import Jobs
 from lobewise.jobs.tickets import Ticket
 
 _HOST: Final = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
 
 
-def _jobs(request: Request) -> Jobs:
+async def _jobs(request: Request) -> Jobs:
     jobs: Jobs = request.app.state.jobs
     return jobs
 
 
-def _settings(request: Request) -> ApiSettings:
+async def _glance(request: Request) -> Glance:
+    glance: Glance = request.app.state.glance
+    return glance
+
+
+async def _settings(request: Request) -> ApiSettings:
     settings: ApiSettings = request.app.state.settings
     return settings
 
 
-def _metrics(request: Request) -> Metrics:
+async def _metrics(request: Request) -> Metrics:
     metrics: Metrics = request.app.state.metrics
     return metrics
 
@@ -53,9 +63,9 @@ class Addresses:
         return f"{self.upload(upload_id, 'parts', str(number))}?{query}"
 
 
-def _addresses(request: Request) -> Addresses:
+async def _addresses(request: Request) -> Addresses:
     """A Host header that cannot be one leaves the addresses relative."""
-    settings = _settings(request)
+    settings = await _settings(request)
     if settings.public_url is not None:
         return Addresses(str(settings.public_url).rstrip("/"))
     host = request.headers.get("host", "")
@@ -63,7 +73,14 @@ def _addresses(request: Request) -> Addresses:
     return Addresses(f"{request.url.scheme}://{host}{root}" if _HOST.fullmatch(host) else root)
 
 
+async def _places(request: Request) -> Places:
+    places: Places = request.app.state.places
+    return places
+
+
 JobsDep = Annotated[Jobs, Depends(_jobs)]
+PlacesDep = Annotated[Places, Depends(_places)]
+GlanceDep = Annotated[Glance, Depends(_glance)]
 SettingsDep = Annotated[ApiSettings, Depends(_settings)]
 MetricsDep = Annotated[Metrics, Depends(_metrics)]
 AddressesDep = Annotated[Addresses, Depends(_addresses)]

@@ -12,6 +12,7 @@ ApiError                        a problem found before the jobs were asked
 ├── RangeNotSatisfiableError    bytes after the end
 ├── NotFoundError               no such page
 ├── TooManyStreamsError         as many streams of events are open as may be
+├── TooManyUploadsError         as many scans come in as may
 └── NotReadyError               a part of the service is missing
 
 They and the errors of `jobs` become `application/problem+json`; everything else is a 500 that says nothing of the
@@ -68,6 +69,7 @@ STATUS: Final[Mapping[ProblemType, int]] = {
     problems.NEWER_SCHEMA: 503,
     problems.NOT_READY: 503,
     problems.TOO_MANY_STREAMS: 503,
+    problems.TOO_MANY_UPLOADS: 503,
 }
 """Types that are missing here only ever end a job; no call is answered with them."""
 
@@ -149,6 +151,13 @@ class TooManyStreamsError(ApiError):
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"{limit} streams are open", evidence={"limit": limit})
+
+
+class TooManyUploadsError(ApiError):
+    problem = problems.TOO_MANY_UPLOADS
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"{limit} scans are on their way in", evidence={"limit": limit})
 
 
 class RangeNotSatisfiableError(ApiError):

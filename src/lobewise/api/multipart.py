@@ -25,7 +25,9 @@ class PartBegin:
 
 @dataclass(frozen=True)
 class PartData:
-    data: bytes
+    """A view of what was fed, not a copy."""
+
+    data: memoryview
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class MultipartReader:
         self._events.append(PartBegin(options[b"name"].decode("utf-8", errors="replace")))
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
-        self._events.append(PartData(bytes(data[start:end])))
+        self._events.append(PartData(memoryview(data)[start:end]))
 
     def _on_part_end(self) -> None:
         self._events.append(PartEnd())

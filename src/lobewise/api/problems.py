@@ -204,6 +204,13 @@ TOO_MANY_STREAMS: Final = ProblemType(
     "Poll the job, or try again after `Retry-After`. The operator sets the limit.",
     retryable=True,
 )
+TOO_MANY_UPLOADS: Final = ProblemType(
+    "too-many-uploads",
+    "Too many scans are on their way in",
+    "This gateway takes in `evidence.limit` scans, and no more for now. Nothing was read of this one.",
+    "Send it again after `Retry-After`. The operator sets the limit.",
+    retryable=True,
+)
 NOT_READY: Final = ProblemType(
     "not-ready",
     "The service is not ready",

@@ -24,6 +24,11 @@ class ApiSettings(BaseSettings):
     )
     max_waiting: PositiveInt = Field(default=64, description="how many requests may wait at once; others get 202")
     max_streams: PositiveInt = Field(default=512, description="how many streams of events may be open at once")
+    max_uploads: PositiveInt = Field(
+        default=128,
+        description="how many scans may be on their way in at once; others get 503. Each costs about 1 MiB of memory, "
+        "and 16 MiB more where it goes to a bucket",
+    )
     stream_seconds: PositiveFloat = Field(
         default=3600.0, description="a stream of events is ended then; its client comes back and misses nothing"
     )

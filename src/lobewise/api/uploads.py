@@ -1,7 +1,8 @@
 """Takes a request's body: a form, or a part, streams into the blob store; JSON is read whole, but small."""
 
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from typing import Final, Protocol, TypeVar
 
 import anyio
@@ -15,13 +16,16 @@ from lobewise.api.errors import (
     InvalidParametersError,
     MalformedRequestError,
     RequestTimeoutError,
+    TooManyUploadsError,
     pointer,
 )
 from lobewise.api.formats import HEAD_BYTES, demand_scan
 from lobewise.api.multipart import Event, MultipartReader, PartBegin, PartData
 from lobewise.api.schemas import FieldError, JobOptions, SourceSubmission, UploadedSubmission
+from lobewise.jobs.answers import Chunk
 from lobewise.jobs.errors import WrongPartSizeError
 from lobewise.jobs.models import InputInfo
+from lobewise.jobs.uploads import in_upload_thread
 
 FORM_OVERHEAD_BYTES: Final = 64 << 10
 """What a form may have beside its file: boundaries, headers and fields."""
@@ -35,9 +39,28 @@ Body = TypeVar("Body", bound=BaseModel)
 class Sink(Protocol):
     """Where the file goes; `jobs.UploadSink` is one."""
 
-    async def write(self, chunk: bytes) -> None: ...
+    async def write(self, chunk: Chunk) -> None: ...
     async def finish(self) -> InputInfo: ...
     async def abort(self) -> None: ...
+
+
+class Places:
+    """How many scans may be on their way in. For the event loop alone."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._taken = 0
+
+    @contextmanager
+    def take(self) -> Iterator[None]:
+        """Raises TooManyUploadsError when all are taken."""
+        if self._taken >= self.limit:
+            raise TooManyUploadsError(self.limit)
+        self._taken += 1
+        try:
+            yield
+        finally:
+            self._taken -= 1
 
 
 class HashSink:
@@ -47,8 +70,8 @@ class HashSink:
         self._sha256 = hashlib.sha256()
         self._size = 0
 
-    async def write(self, chunk: bytes) -> None:
-        self._sha256.update(chunk)
+    async def write(self, chunk: Chunk) -> None:
+        await in_upload_thread(self._sha256.update, chunk)
         self._size += len(chunk)
 
     async def finish(self) -> InputInfo:
@@ -224,7 +247,7 @@ class _Form:
         else:
             self._fields[name] = b""
 
-    async def _data(self, data: bytes) -> None:
+    async def _data(self, data: Chunk) -> None:
         if self._name == "file":
             await self._file.write(data)
         elif len(self._fields[self._name]) + len(data) > MAX_FIELD_BYTES:
@@ -246,7 +269,7 @@ class _File:
     def is_missing(self) -> bool:
         return self._size == 0
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: Chunk) -> None:
         self._size += len(data)
         if self._head is None:
             await self._sink.write(data)

@@ -8,6 +8,8 @@ from typing import Literal, Protocol
 from lobewise.jobs.models import InputInfo, JobState, UploadCompletion, UploadRecord
 from lobewise.jobs.tickets import Ticket
 
+Chunk = bytes | memoryview
+"""Bytes on their way; a view saves a copy."""
 Sort = Literal["-created_at", "created_at", "severity"]
 
 
@@ -92,7 +94,7 @@ class LargeUploadState:
 class UploadSink(Protocol):
     """Takes an upload piece by piece, hashing on the way. End it with `finish` or `abort`."""
 
-    async def write(self, chunk: bytes) -> None:
+    async def write(self, chunk: Chunk) -> None:
         """Raises UploadTooLargeError past the limit; nothing is kept then."""
         ...
 

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 PIECE_BYTES: Final = 1 << 20
 PART_BYTES: Final = 8 << 20
 """Of a multipart upload: what a writer holds in memory; S3 wants at least 5 MiB."""
+FOLDER_PART_BYTES: Final = 128 << 10
+"""What a writer to a folder holds: many may write at once."""
 
 _RETRY: Final["RetryConfig"] = {"max_retries": 3, "retry_timeout": timedelta(seconds=10)}
 _CLIENT: Final["ClientConfig"] = {"connect_timeout": timedelta(seconds=2), "timeout": timedelta(minutes=5)}
@@ -68,6 +70,11 @@ class Blobs:
         self.store = store
         self.folder = folder
         self.bucket = bucket
+
+    @property
+    def part_bytes(self) -> int:
+        """What a writer holds in memory, and once more while it sends it."""
+        return PART_BYTES if self.folder is None else FOLDER_PART_BYTES
 
     def read(self, key: str) -> bytes | None:
         """The whole blob; None if there is none."""

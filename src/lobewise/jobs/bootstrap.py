@@ -3,6 +3,7 @@
 import atexit
 
 from lobewise.jobs import embedded
+from lobewise.jobs.belief import Belief
 from lobewise.jobs.blobs import open_blobs
 from lobewise.jobs.configuration import read_settings
 from lobewise.jobs.live import LiveView
@@ -38,6 +39,7 @@ def connect(settings: JobsSettings | None = None) -> Jobs:
     )
     if server is not None:
         atexit.register(server.close)
-    live = LiveView(resolved.redis_url or "", resolved.broker_timeout_seconds)
+    belief = Belief(resolved.lease_seconds + 3 * resolved.reap_seconds)
+    live = LiveView(resolved.redis_url or "", resolved.broker_timeout_seconds, belief)
     parts = Parts(resolved, Records(blobs), live, JobQueue(resolved, live))
     return Jobs(parts, on_close=server.close if server else lambda: None)

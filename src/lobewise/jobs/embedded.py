@@ -2,7 +2,8 @@
 
 Processes with the same data folder share it: the first starts it, the last one out stops it; a guardian
 does where they were killed. It listens on 127.0.0.1 alone, with a password that only this user can read, and survives
-a crash (each write is on the disk before its answer).
+a crash. A power cut may take its last second, since scans on the same disk would have everyone wait for each write
+else. What it forgot then, the reaper finds in the blobs when the gateway starts.
 """
 
 import fcntl
@@ -39,7 +40,7 @@ dir "{folder}"
 logfile "{folder}/valkey.log"
 save ""
 appendonly yes
-appendfsync always
+appendfsync everysec
 maxmemory-policy noeviction
 """
 

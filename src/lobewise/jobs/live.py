@@ -32,6 +32,7 @@ from redis.retry import Retry
 
 from lobewise.jobs import states
 from lobewise.jobs.answers import QueueLength
+from lobewise.jobs.belief import Belief
 from lobewise.jobs.callback_queue import CALLBACKS, CallbackQueue
 from lobewise.jobs.errors import BrokerUnavailableError
 from lobewise.jobs.events import CHANNEL, EVENTS_KEPT, KEPT_SECONDS, EventLog, events_key
@@ -48,6 +49,9 @@ REBUILD_SECONDS: Final = 24 * 3600
 
 BURIED_SECONDS: Final = 24 * 3600
 """Nobody who saw a job before it was deleted still works on it after that time."""
+
+MAX_TOGETHER: Final = 200
+"""Jobs in one question: Redis answers nobody else meanwhile."""
 
 _EVENTS: Final = (EVENTS_KEPT, 1000 * KEPT_SECONDS, CHANNEL)
 _PRIORITIES: Final = tuple(Priority)
@@ -100,6 +104,24 @@ redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[10], '*', 'state', ARGV[6], 'can
 redis.call('PEXPIRE', KEYS[3], ARGV[11])
 redis.call('PUBLISH', ARGV[12], ARGV[2])
 return 1
+"""
+
+LOOK: Final = """
+-- KEYS: jobs, then queues by priority, then the epoch.  ARGV: ids of the jobs.
+-- For each job: state, cancel, and of each queue how many are not behind it and how many there are (0 unless queued).
+-- Beside them, whether the view is whole.
+local seen = {}
+for i, id in ipairs(ARGV) do
+  local job = redis.call('HMGET', KEYS[i], 'state', 'cancel', 'status')
+  local one = {job[1], job[2]}
+  for queue = #ARGV + 1, #KEYS - 1 do
+    local is_queued = job[3] == 'queued'
+    one[#one + 1] = is_queued and redis.call('ZLEXCOUNT', KEYS[queue], '-', '[' .. id) or 0
+    one[#one + 1] = is_queued and redis.call('ZCARD', KEYS[queue]) or 0
+  end
+  seen[i] = one
+end
+return {seen, redis.call('EXISTS', KEYS[#KEYS])}
 """
 
 _CANCEL: Final = """
@@ -183,7 +205,8 @@ class Waiting:
 class LiveView:
     """Every method raises BrokerUnavailableError when Redis does not answer in time."""
 
-    def __init__(self, url: str, timeout_seconds: float) -> None:
+    def __init__(self, url: str, timeout_seconds: float, belief: Belief) -> None:
+        self.belief = belief
         # One retry, at once and only for a broken connection: a pooled connection may be older than the server.
         retry = Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,))
         self._redis = redis.Redis.from_url(
@@ -192,6 +215,7 @@ class LiveView:
             socket_timeout=timeout_seconds,
             socket_connect_timeout=timeout_seconds,
             retry=retry,
+            redis_connect_func=self._connected,
         )
         self.events = EventLog(self._redis, _read_state)
         self.callbacks = CallbackQueue(self._redis)
@@ -200,9 +224,14 @@ class LiveView:
         self._put, self._cancel, self._renew, self._drop, self._lead, self._ready, self._mark, self._whole = map(
             self._redis.register_script, scripts
         )
+        self._look = self._redis.register_script(LOOK)
 
     def close(self) -> None:
         self._redis.close()
+
+    def _connected(self, connection: Any) -> None:
+        self.belief.connected(connection)
+        connection.on_connect()
 
     def ping(self) -> None:
         with broker_errors():
@@ -244,8 +273,8 @@ class LiveView:
 
     def look(self, job_id: str) -> tuple[JobState | None, bool]:
         """The state as it is shown, and whether the view was whole then: after a wipe it may show what was before."""
-        shown, is_whole = self._states_and_whole([job_id])
-        return shown[0], is_whole
+        (shown,), is_whole = self._looked([job_id])
+        return shown, is_whole
 
     def get_many(self, job_ids: Sequence[str]) -> list[JobState | None]:
         return self._states(job_ids)
@@ -310,19 +339,15 @@ class LiveView:
         return list(members) if is_whole else None
 
     def _states(self, job_ids: Sequence[str]) -> list[JobState | None]:
-        return self._states_and_whole(job_ids)[0] if job_ids else []
+        found: list[JobState | None] = []
+        for at in range(0, len(job_ids), MAX_TOGETHER):
+            found += self._looked(job_ids[at : at + MAX_TOGETHER])[0]
+        return found
 
-    def _states_and_whole(self, job_ids: Sequence[str]) -> tuple[list[JobState | None], bool]:
-        with broker_errors(), self._redis.pipeline(transaction=False) as pipe:
-            for job_id in job_ids:
-                pipe.hmget(_job(job_id), "state", "cancel")
-                for priority in _PRIORITIES:
-                    pipe.zlexcount(_index(JobStatus.QUEUED, priority), "-", f"[{job_id}")
-                    pipe.zcard(_index(JobStatus.QUEUED, priority))
-            pipe.exists(PREFIX + "epoch")
-            *answers, is_whole = pipe.execute()
-        width = 1 + 2 * len(_PRIORITIES)
-        return [_state(*answers[at : at + width]) for at in range(0, len(answers), width)], bool(is_whole)
+    def _looked(self, job_ids: Sequence[str]) -> tuple[list[JobState | None], bool]:
+        keys, arguments = look_at(job_ids)
+        with broker_errors():
+            return seen(self._look(keys=keys, args=arguments))
 
     # Leases
 
@@ -538,8 +563,19 @@ def _severity(priority: str) -> str:
     return f"{PREFIX}severity:{priority}"
 
 
-def _state(fields: Sequence[str | None], *counts: int) -> JobState | None:
-    shown, cancel = fields
+def look_at(job_ids: Sequence[str]) -> tuple[list[str], Sequence[str]]:
+    """Keys and arguments of `LOOK`."""
+    queues = [_index(JobStatus.QUEUED, priority) for priority in _PRIORITIES]
+    return [*map(_job, job_ids), *queues, PREFIX + "epoch"], job_ids
+
+
+def seen(answer: Sequence[Any]) -> tuple[list[JobState | None], bool]:
+    """What `LOOK` found, None for those that are unknown here; and whether the view is whole."""
+    jobs, is_whole = answer
+    return [_state(*one) for one in jobs], bool(is_whole)
+
+
+def _state(shown: str | None, cancel: str | None, *counts: int) -> JobState | None:
     if shown is None:
         return None
     state = _read_state(shown, cancel)

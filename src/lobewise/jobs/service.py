@@ -29,6 +29,7 @@ from lobewise.jobs.errors import (
 )
 from lobewise.jobs.events import JobEvent
 from lobewise.jobs.figures import Figures, WorkerVitals
+from lobewise.jobs.glance import Glance
 from lobewise.jobs.idempotency import Idempotency
 from lobewise.jobs.large_uploads import LargeUploads
 from lobewise.jobs.leases import Lease
@@ -64,7 +65,7 @@ _SLOW_POLL_SECONDS: Final = 1.0
 
 
 class Jobs:
-    """All calls are synchronous and thread-safe; only the upload sink is async.
+    """All calls are synchronous and thread-safe; only the upload sink and the glance are async.
 
     What cannot be reached raises UnavailableError: BlobStoreUnavailableError always, BrokerUnavailableError only
     where it says so; all else works without the broker, if more slowly.
@@ -79,7 +80,6 @@ class Jobs:
         self._sweeper = Sweeper(parts, self.uploads, self.batches)
         self._reaper = Reaper(parts, self._sweeper)
         self._on_close = on_close
-        self._believed_from = 0.0
         self.idempotency = Idempotency(parts.records, parts.settings.in_flight_seconds)
 
     @property
@@ -155,6 +155,10 @@ class Jobs:
             with suppress(BrokerUnavailableError):
                 self._live.put(state)
         return state
+
+    def open_glance(self) -> Glance:
+        """`get` for an event loop, which must close it."""
+        return Glance(self.settings, self._live.belief, self.get)
 
     def list(
         self,
@@ -454,17 +458,13 @@ class Jobs:
     # Inside
 
     def _shown_now(self, job_id: str) -> JobState | None:
-        """What the live view shows, if it may be believed.
-
-        While the broker was away jobs ended unseen, and the end of some was read from the blobs. So for as long as the
-        view may be behind, the blobs are asked whether what it shows as open has ended: nothing follows the end.
-        """
+        """What the live view shows, unless the blobs know better."""
         try:
             shown, is_whole = self._live.look(job_id)
         except BrokerUnavailableError:
-            self._believed_from = time.monotonic() + self.settings.lease_seconds + 3 * self.settings.reap_seconds
+            self._live.belief.lose()
             return None
-        if shown is None or shown.status.is_final or (is_whole and time.monotonic() > self._believed_from):
+        if shown is None or self._live.belief.holds(shown, is_whole=is_whole):
             return shown
         return None if self._records.is_final(job_id) else shown
 

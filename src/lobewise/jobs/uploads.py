@@ -1,16 +1,46 @@
-"""Uploads: hashed while they stream to the blob store, in constant memory."""
+"""Uploads: hashed while they stream to the blob store, in constant memory and in threads of their own."""
 
 import asyncio
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from typing import Final, TypeVar
 
 import obstore
 from obstore.exceptions import BaseError
 
-from lobewise.jobs.blobs import PART_BYTES, Blobs
+from lobewise.jobs.answers import Chunk
+from lobewise.jobs.blobs import Blobs
 from lobewise.jobs.errors import BlobStoreUnavailableError, UploadTooLargeError
 from lobewise.jobs.models import InputInfo
+
+SENDERS: Final = 16
+"""Threads for a bucket, where they mostly wait. For a folder there are as many as cores: they hash, and copy."""
+_NICENESS: Final = 19
+
+Answer = TypeVar("Answer")
+
+
+def _yield_to_others() -> None:
+    """A scan takes seconds anyhow; who only asks for a state goes first. Linux has a niceness for each thread."""
+    if sys.platform == "linux":
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+
+
+_storers: Final = ThreadPoolExecutor(os.cpu_count(), "upload", _yield_to_others)
+_senders: Final = ThreadPoolExecutor(SENDERS, "upload", _yield_to_others)
+
+
+async def in_upload_thread(
+    function: Callable[..., Answer], *arguments: object, threads: ThreadPoolExecutor = _storers
+) -> Answer:
+    """For work on the bytes of scans, so that it takes no thread from other calls."""
+    return await asyncio.get_running_loop().run_in_executor(threads, function, *arguments)
 
 
 class BlobUpload:
@@ -18,35 +48,42 @@ class BlobUpload:
 
     def __init__(self, blobs: Blobs, key: str, limit_bytes: int) -> None:
         self._blobs, self._key, self._limit_bytes = blobs, key, limit_bytes
+        self._threads = _senders if blobs.folder is None else _storers
         self._hash = hashlib.sha256()
         self._size_bytes = 0
-        self._writer: obstore.AsyncWritableFile | None = obstore.open_writer_async(
-            blobs.store, key, buffer_size=PART_BYTES, max_concurrency=2
+        self._writer: obstore.WritableFile | None = obstore.open_writer(
+            blobs.store, key, buffer_size=blobs.part_bytes, max_concurrency=1
         )
 
-    async def write(self, chunk: bytes) -> None:
+    async def write(self, chunk: Chunk) -> None:
         if self._writer is None:
             raise ValueError("this upload has ended")
         self._size_bytes += len(chunk)
         if self._size_bytes > self._limit_bytes:
             await self.abort()
             raise UploadTooLargeError(self._limit_bytes)
-        self._hash.update(chunk)
         with _unavailable():
-            await self._writer.write(chunk)
+            await in_upload_thread(self._take, self._writer, chunk, threads=self._threads)
 
     async def finish(self) -> InputInfo:
         if self._writer is None:
             raise ValueError("this upload has ended")
         writer, self._writer = self._writer, None
         with _unavailable():
-            await writer.close()
-            await asyncio.to_thread(self._blobs.sync, self._key)  # writing a large file out takes seconds
+            await in_upload_thread(self._close, writer, threads=self._threads)
         return InputInfo(size_bytes=self._size_bytes, sha256=self._hash.hexdigest())
 
     async def abort(self) -> None:
         # A writer that is dropped without `close` gives its parts up.
         self._writer = None
+
+    def _take(self, writer: "obstore.WritableFile", chunk: Chunk) -> None:
+        self._hash.update(chunk)
+        writer.write(chunk)
+
+    def _close(self, writer: "obstore.WritableFile") -> None:
+        writer.close()
+        self._blobs.sync(self._key)  # writing a large file out takes seconds
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from lobewise.api import examples, openapi, problems
 from lobewise.api.conditional import is_known, quoted
-from lobewise.api.context import Addresses, AddressesDep, JobsDep, SettingsDep
+from lobewise.api.context import Addresses, AddressesDep, GlanceDep, JobsDep, SettingsDep
 from lobewise.api.schemas import Job, JobList, Schema
 from lobewise.api.settings import ApiSettings
 from lobewise.api.views import job_view
@@ -88,9 +88,9 @@ def list_jobs(query: Annotated[ListQuery, Query()], jobs: JobsDep, addresses: Ad
         **openapi.problem_answers(*READ_PROBLEMS),
     },
 )
-def get_job(
+async def get_job(
     job_id: JobId,
-    jobs: JobsDep,
+    glance: GlanceDep,
     settings: SettingsDep,
     addresses: AddressesDep,
     if_none_match: IfNoneMatch = None,
@@ -99,7 +99,7 @@ def get_job(
 
     Poll as often as `Retry-After` says, with `If-None-Match`, until the status is final.
     """
-    state = jobs.get(job_id)
+    state = await glance.get(job_id)
     headers = _headers(state, settings)
     if is_known(headers["ETag"], if_none_match):
         return Response(status_code=304, headers=headers)

@@ -1,6 +1,7 @@
 """Creating jobs: POST /v1/jobs."""
 
 import re
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Final
@@ -12,7 +13,7 @@ from fastapi.responses import JSONResponse
 
 from lobewise.api import examples, openapi, problems
 from lobewise.api.conditional import quoted
-from lobewise.api.context import Addresses, AddressesDep, JobsDep, MetricsDep, SettingsDep
+from lobewise.api.context import Addresses, AddressesDep, JobsDep, MetricsDep, PlacesDep, SettingsDep
 from lobewise.api.errors import CallbackNotAllowedError, SourceNotAllowedError, UnsupportedContentTypeError
 from lobewise.api.formats import HEAD_BYTES, demand_scan
 from lobewise.api.metrics import Metrics
@@ -135,6 +136,7 @@ _BODY: Final = {
             problems.CALLBACK_NOT_ALLOWED,
             problems.BROKER_UNAVAILABLE,
             problems.STORAGE_UNAVAILABLE,
+            problems.TOO_MANY_UPLOADS,
         ),
     },
     openapi_extra={"requestBody": _BODY},
@@ -145,6 +147,7 @@ async def create_job(
     settings: SettingsDep,
     metrics: MetricsDep,
     addresses: AddressesDep,
+    places: PlacesDep,
     idempotency_key: IdempotencyKey = None,
     prefer: Prefer = None,
 ) -> Response:
@@ -154,7 +157,8 @@ async def create_job(
     `file` is checked here by its first bytes only; what is found to be damaged later ends the job as `failed`.
     """
     submission = _Submission(request, jobs, settings, metrics, addresses)
-    accepted = await submission.submit(idempotency_key)
+    with places.take() if submission.is_form else nullcontext():
+        accepted = await submission.submit(idempotency_key)
     wanted_seconds = _wanted_seconds(prefer, settings)
     state, waited = await _wait(jobs, accepted.state, wanted_seconds, request.app.state.waiting)
     headers = {"Location": addresses.job(state.id), "ETag": quoted(state.revision)}
@@ -203,7 +207,7 @@ class _Submission:
         return _Accepted(state, is_replay=False)
 
     @property
-    def _is_form(self) -> bool:
+    def is_form(self) -> bool:
         return self._media_type == "multipart/form-data"
 
     @property
@@ -212,13 +216,13 @@ class _Submission:
 
     @property
     def _limit_bytes(self) -> int:
-        return self._jobs.settings.max_upload_bytes + FORM_OVERHEAD_BYTES if self._is_form else MAX_JSON_BYTES
+        return self._jobs.settings.max_upload_bytes + FORM_OVERHEAD_BYTES if self.is_form else MAX_JSON_BYTES
 
     def _demand_readable(self) -> None:
         """All that can be refused before a byte of the body is read."""
         if self._media_type not in ("multipart/form-data", "application/json"):
             raise UnsupportedContentTypeError("send multipart/form-data or application/json")
-        if self._is_form:
+        if self.is_form:
             boundary_of(self._content_type)
         demand_length(self._request, self._limit_bytes)
 
@@ -230,7 +234,7 @@ class _Submission:
     async def _receive(self, job_id: str, key: str | None) -> JobRecord:
         """The key is free again if this fails."""
         try:
-            return await self._read(job_id, await self._jobs.open_upload(job_id) if self._is_form else HashSink())
+            return await self._read(job_id, await self._jobs.open_upload(job_id) if self.is_form else HashSink())
         except BaseException:
             if key:
                 with anyio.CancelScope(shield=True):
@@ -239,7 +243,7 @@ class _Submission:
 
     async def _read(self, job_id: str, sink: Sink) -> JobRecord:
         chunks = body_chunks(self._request, self._limit_bytes, self._settings.idle_seconds)
-        if self._is_form:
+        if self.is_form:
             form = await read_form(chunks, boundary_of(self._content_type), sink, self._demand_callback)
             return _record(job_id, *form)
         submission = await read_submission(chunks)

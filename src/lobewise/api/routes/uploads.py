@@ -7,7 +7,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from lobewise.api import examples, openapi, problems
-from lobewise.api.context import Addresses, AddressesDep, JobsDep, SettingsDep
+from lobewise.api.context import Addresses, AddressesDep, JobsDep, PlacesDep, SettingsDep
 from lobewise.api.errors import UnsupportedContentTypeError
 from lobewise.api.schemas import Upload, UploadRequest
 from lobewise.api.uploads import MAX_JSON_BYTES, body_chunks, demand_length, read_json, receive_part
@@ -110,6 +110,7 @@ def get_upload(upload_id: UploadId, jobs: JobsDep, addresses: AddressesDep) -> R
             problems.UPLOAD_CLOSED,
             problems.INVALID_PARAMETERS,
             problems.WRONG_PART_SIZE,
+            problems.TOO_MANY_UPLOADS,
         ),
     },
     openapi_extra={"requestBody": _PART},
@@ -122,12 +123,13 @@ async def put_upload_part(
     request: Request,
     jobs: JobsDep,
     settings: SettingsDep,
+    places: PlacesDep,
 ) -> Response:
     """Where the addresses of parts lead if the storage is a local folder. A part sent again replaces the first."""
-    ticket = Ticket(expires, signature)
-    sink, expected_bytes = await run_sync(jobs.uploads.open_part, upload_id, number, ticket)
-    await receive_part(request, sink, expected_bytes, settings.idle_seconds)
-    await run_sync(jobs.uploads.settle_part, upload_id, number)
+    with places.take():
+        sink, expected_bytes = await run_sync(jobs.uploads.open_part, upload_id, number, Ticket(expires, signature))
+        await receive_part(request, sink, expected_bytes, settings.idle_seconds)
+        await run_sync(jobs.uploads.settle_part, upload_id, number)
     return Response(status_code=204)
 
 
