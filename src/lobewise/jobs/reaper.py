@@ -9,10 +9,10 @@ import threading
 import time
 from typing import Final
 
-from lobewise.jobs import outcomes, states
+from lobewise.jobs import outcomes, states, tracing
 from lobewise.jobs.errors import JobNotFoundError, JobPurgedError, UnavailableError
 from lobewise.jobs.live import REBUILT, Waiting
-from lobewise.jobs.models import JobStatus
+from lobewise.jobs.models import JobRecord, JobStatus
 from lobewise.jobs.outcomes import Parts
 from lobewise.jobs.records import Ending, JobFiles
 from lobewise.jobs.sweeper import Sweeper
@@ -106,7 +106,7 @@ class Reaper:
         if state.cancel_requested:
             parts.live.request_cancel(state.id)
         if state.status == JobStatus.QUEUED:
-            parts.queue.publish(state.id, state.priority)
+            self._send(parts.records.record(state.id))
         return True
 
     def _recover(self, job_id: str) -> bool:
@@ -147,13 +147,17 @@ class Reaper:
         if state is None or state.status != JobStatus.QUEUED:
             return False
         try:
-            self._parts.records.record(job_id)
+            record = self._parts.records.record(job_id)
         except (JobNotFoundError, JobPurgedError):
             self._forget(job_id)
             return False
         log.info("job %s is sent again", job_id)
-        self._parts.queue.publish(job_id, state.priority)
+        self._send(record)
         return True
+
+    def _send(self, record: JobRecord) -> None:
+        with tracing.continued(record.traceparent):
+            self._parts.queue.publish(record.id, record.priority)
 
     def _forget(self, job_id: str) -> None:
         state = self._parts.live.get(job_id)

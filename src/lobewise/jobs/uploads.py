@@ -8,7 +8,8 @@ from contextlib import contextmanager
 import obstore
 from obstore.exceptions import BaseError
 
-from lobewise.jobs.blobs import PART_BYTES, Blobs
+from lobewise.jobs import tracing
+from lobewise.jobs.blobs import PART_BYTES, Blobs, traced
 from lobewise.jobs.errors import BlobStoreUnavailableError, UploadTooLargeError
 from lobewise.jobs.models import InputInfo
 
@@ -20,6 +21,7 @@ class BlobUpload:
         self._blobs, self._key, self._limit_bytes = blobs, key, limit_bytes
         self._hash = hashlib.sha256()
         self._size_bytes = 0
+        self._span = tracing.child("blob write", traced(key))
         self._writer: obstore.AsyncWritableFile | None = obstore.open_writer_async(
             blobs.store, key, buffer_size=PART_BYTES, max_concurrency=2
         )
@@ -39,7 +41,8 @@ class BlobUpload:
         if self._writer is None:
             raise ValueError("this upload has ended")
         writer, self._writer = self._writer, None
-        with _unavailable():
+        self._span.note(traced(self._key, self._size_bytes))
+        with tracing.ended(self._span), _unavailable():
             await writer.close()
             await asyncio.to_thread(self._blobs.sync, self._key)  # writing a large file out takes seconds
         return InputInfo(size_bytes=self._size_bytes, sha256=self._hash.hexdigest())
@@ -47,6 +50,8 @@ class BlobUpload:
     async def abort(self) -> None:
         # A writer that is dropped without `close` gives its parts up.
         self._writer = None
+        self._span.fail("aborted")
+        self._span.end()
 
 
 @contextmanager

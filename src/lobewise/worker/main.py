@@ -13,8 +13,9 @@ from lobewise.jobs.configuration import misspelt, read_settings
 from lobewise.jobs.liveness import alive
 from lobewise.jobs.logs import configure_logging
 from lobewise.jobs.settings import JobsSettings
+from lobewise.jobs.tracing import configure_tracing, stop_tracing
 from lobewise.worker.analysis import Load, load_pipeline
-from lobewise.worker.app import build_app
+from lobewise.worker.app import SERVICE, build_app
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ def run(
     """
     settings = settings or read_settings(JobsSettings)
     configure_logging(settings.log_format, settings.log_level)
+    configure_tracing(SERVICE)
     for sentence in misspelt((JobsSettings,)):
         log.warning("%s", sentence)
     jobs = connect(settings)
@@ -60,3 +62,4 @@ def run(
         return int(worker.exitcode or os.EX_OK)
     finally:
         jobs.close()
+        stop_tracing()

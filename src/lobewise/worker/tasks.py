@@ -21,6 +21,7 @@ from lobewise.jobs.leases import Lease
 from lobewise.jobs.logs import log_context
 from lobewise.jobs.models import JobError, MaskName, Stage
 from lobewise.jobs.service import Jobs
+from lobewise.jobs.tracing import OUTCOME, Steps, step, stop_tracing
 from lobewise.pipeline.errors import PipelineError
 from lobewise.pipeline.volume import LobeLabels
 from lobewise.pipeline.writing import write_mask
@@ -77,6 +78,7 @@ def _attempt(desk: Desk, lease: Lease, folder: Path) -> None:
         desk.jobs.confirm_cancel(lease)
         log.info("cancelled")
     except (LeaseLostError, JobPurgedError) as reason:
+        lease.span.note({OUTCOME: "unwanted"})
         log.warning("the attempt is no longer wanted (%s)", type(reason).__name__)
     except Exception as fault:  # every fault of ours counts as an attempt, and is shown in full here
         log.exception("the attempt failed")
@@ -101,7 +103,8 @@ def _fetch_score_store(desk: Desk, lease: Lease, folder: Path, clock: "_Clock") 
     with clock.stage(Stage.READ, READ_AT):
         scan = desk.analysis.read(path)
     path.unlink()  # the masks need the room
-    result = desk.analysis.quantify(scan, clock.within)
+    with clock.stages():
+        result = desk.analysis.quantify(scan, clock.within)
     with clock.stage(Stage.STORE, QUANTIFY_TO):
         masks = write_masks(result, folder)
     report = report_of(result, job_id=lease.job_id, input_sha256=lease.scan.sha256 or "", seconds=clock.seconds)
@@ -133,6 +136,8 @@ def _stop_hard(desk: Desk, lease: Lease) -> None:
     try:
         desk.jobs.confirm_cancel(lease)
     finally:
+        lease.span.end()
+        stop_tracing()
         desk.stop_hard()
 
 
@@ -142,14 +147,27 @@ class _Clock:
 
     lease: Lease
     seconds: dict[str, float] = field(default_factory=dict)
+    steps: Steps = field(default_factory=Steps)
 
     @contextmanager
     def stage(self, stage: Stage, progress: float) -> Iterator[None]:
         self.lease.report(stage, progress)
         begin = time.perf_counter()
-        yield
+        with step(stage.value):
+            yield
         self.seconds[stage.value] = round(time.perf_counter() - begin, 3)
+
+    @contextmanager
+    def stages(self) -> Iterator[None]:
+        """The pipeline tells what begins, and the end of the last stage is its own."""
+        try:
+            yield
+        except BaseException as error:
+            self.steps.close(error)
+            raise
+        self.steps.close(None)
 
     def within(self, stage: str, share: float) -> None:
         """The pipeline's progress as a part of the whole."""
+        self.steps.to(stage)
         self.lease.report(Stage(stage), QUANTIFY_FROM + share * (QUANTIFY_TO - QUANTIFY_FROM))
