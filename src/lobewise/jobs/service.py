@@ -346,18 +346,19 @@ class Jobs:
         value = f"{attempt}:{secrets.token_hex(8)}"
         if not self._live.lease(job_id, value, self.settings.lease_seconds):
             raise LeaseLostError(f"job {job_id} is in other hands")
-        what = outcomes.attempt_attributes(record, attempt)
-        span = tracing.entry(tracing.ATTEMPT_SPAN, record.traceparent, "consumer", what)
+        span = tracing.entry(tracing.ATTEMPT_SPAN, record.traceparent, "consumer", {tracing.JOB_ID: job_id})
         claim = Claim(attempt=attempt, started_at=states.now(), worker=worker, traceparent=span.traceparent)
         lease = Lease(self._parts, record, claim, value, span)
         try:
             with span.active(), tracing.step("claim"):
                 self._begin(lease)
         except BaseException as error:
+            span.rename("claim refused")
             span.fail(type(error).__name__)
             span.end()
             lease.drop()
             raise
+        span.note(outcomes.attempt_attributes(record, attempt))
         return lease
 
     def fetch_input(self, lease: Lease, folder: Path) -> Path:
