@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from google.protobuf.json_format import MessageToJson
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 
@@ -35,7 +36,8 @@ class Collector:
 
     endpoint: str
     spans: list[Told] = field(default_factory=list)
-    bodies: list[bytes] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    """All of each request but the ids, which are random and may hold any letters."""
     others: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     hangs_seconds: float = 0.0
 
@@ -58,12 +60,14 @@ class Collector:
             time.sleep(0.05)
 
     def take(self, body: bytes) -> None:
-        self.bodies.append(body)
         request = ExportTraceServiceRequest.FromString(body)
         for resource in request.resource_spans:
             named = _attributes(resource.resource.attributes)
             for scope in resource.scope_spans:
                 self.spans += [_told(span, named["service.name"]) for span in scope.spans]
+                for span in scope.spans:
+                    _forget_ids(span, *span.links)
+        self.texts.append(MessageToJson(request))
 
 
 @contextmanager
@@ -105,6 +109,13 @@ def _told(span: Any, service: str) -> Told:
         attributes=_attributes(span.attributes),
         links=tuple(link.span_id.hex() for link in span.links),
     )
+
+
+def _forget_ids(*messages: Any) -> None:
+    for message in messages:
+        for name in ("trace_id", "span_id", "parent_span_id"):
+            if name in message.DESCRIPTOR.fields_by_name:
+                message.ClearField(name)
 
 
 def _attributes(pairs: Any) -> dict[str, Any]:
