@@ -1,8 +1,8 @@
 """Renders every overlay and looks for faults before a cluster would: `make k8s-check`, or `python k8s/check.py`.
 
 What is asked of each: Kubernetes' own schemas (strict: an unknown field is a fault), ours for the kinds of KEDA and
-of the Prometheus operator, our rules (`rules`), and checkov. `--write` makes the PrometheusRule of the alerts, and brings
-the dashboard to where kustomize, which reads no file outside its folder, finds it.
+of the Prometheus operator, our rules (`rules`), and checkov. `--write` makes the PrometheusRule of the alerts, and
+brings the dashboard to where kustomize, which reads no file outside its folder, finds it.
 """
 
 import json

@@ -286,6 +286,8 @@ def test_a_collector_that_does_not_answer_holds_nothing_up(collector: Collector,
         begin = time.monotonic()
         stop(worker)
         assert time.monotonic() - begin < 10
+        complaints = [line for line in service.log if line["logger"].startswith("opentelemetry.exporter")]
+        assert len(complaints) <= 3, "one a process and minute"
 
 
 def test_a_process_that_ends_sends_what_it_still_has(collector: Collector, tmp_path: Path) -> None:

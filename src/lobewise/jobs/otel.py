@@ -1,8 +1,10 @@
 """The side of `tracing` that needs OpenTelemetry's SDK. Only `tracing` imports it, and only where traces are wanted."""
 
+import logging
 import os
 import random
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -22,6 +24,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from lobewise import __version__
 from lobewise.jobs.tracing import NO_SPAN, Attributes, Kind, Span
 
+COMPLAIN_EVERY_SECONDS: Final = 60.0
 _W3C: Final = TraceContextTextMapPropagator()
 _given: ContextVar[SpanContext | None] = ContextVar("given", default=None)
 """The ids of the next span, if they are known before."""
@@ -33,6 +36,9 @@ class Tracing:
     def __init__(self, service: str) -> None:
         self._provider = TracerProvider(resource=_resource(service), id_generator=_Ids(), shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        exporter_log = logging.getLogger(OTLPSpanExporter.__module__)
+        exporter_log.setLevel(logging.ERROR)  # not each retry
+        exporter_log.addFilter(_Rarely())
         self._tracer = self._provider.get_tracer("lobewise", __version__)
 
     def stop(self) -> None:
@@ -129,6 +135,21 @@ class _Ids(IdGenerator):
 
     def is_trace_id_random(self) -> bool:
         return True
+
+
+class _Rarely(logging.Filter):
+    """A collector that is down for a night fills no disk."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._next = 0.0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        del record
+        is_due = time.monotonic() >= self._next
+        if is_due:
+            self._next = time.monotonic() + COMPLAIN_EVERY_SECONDS
+        return is_due
 
 
 def _context(traceparent: str | None) -> Context:
