@@ -16,7 +16,7 @@ from opentelemetry.context import Context, attach, detach
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -25,6 +25,7 @@ from lobewise import __version__
 from lobewise.jobs.tracing import NO_SPAN, Attributes, Kind, Span
 
 COMPLAIN_EVERY_SECONDS: Final = 60.0
+_LOG: Final = logging.getLogger(OTLPSpanExporter.__module__)
 _W3C: Final = TraceContextTextMapPropagator()
 _given: ContextVar[SpanContext | None] = ContextVar("given", default=None)
 """The ids of the next span, if they are known before."""
@@ -36,9 +37,8 @@ class Tracing:
     def __init__(self, service: str) -> None:
         self._provider = TracerProvider(resource=_resource(service), id_generator=_Ids(), shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-        exporter_log = logging.getLogger(OTLPSpanExporter.__module__)
-        exporter_log.setLevel(logging.ERROR)  # not each retry
-        exporter_log.addFilter(_Rarely())
+        _LOG.setLevel(logging.ERROR)  # not each retry
+        _LOG.addFilter(_Rarely())
         self._tracer = self._provider.get_tracer("lobewise", __version__)
 
     def stop(self) -> None:
@@ -83,6 +83,12 @@ class Tracing:
 
     def _begun(self, name: str, kind: Kind, attributes: Attributes, context: Context | None = None) -> Span:
         return _Recorded(self._tracer.start_span(name, context, SpanKind[kind.upper()], dict(attributes)))
+
+
+def takes(seconds: float) -> bool:
+    """Whether the collector takes an empty request within that time."""
+    _LOG.setLevel(logging.CRITICAL)
+    return OTLPSpanExporter(timeout=seconds).export([]) is SpanExportResult.SUCCESS
 
 
 class _Recorded(Span):

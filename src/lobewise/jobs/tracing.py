@@ -104,6 +104,19 @@ def stop_tracing() -> None:
         last.join(STOP_SECONDS)
 
 
+def collector_takes() -> bool | None:
+    """Whether a collector takes traces from here, asked with an empty request; None where none are wanted.
+
+    Raises:
+        ImportError: the extra is not installed.
+    """
+    if not _is_wanted(os.environ):
+        return None
+    from lobewise.jobs import otel
+
+    return otel.takes(STOP_SECONDS)
+
+
 def entry(name: str, parent: str | None, kind: Kind = "internal", attributes: Attributes | None = None) -> Span:
     """Work comes in: a span below `parent`, a `traceparent`; the first of a new trace where that is none."""
     return _tracing.entry(name, parent, kind, attributes or {}) if _tracing else NO_SPAN
