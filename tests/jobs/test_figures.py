@@ -82,7 +82,7 @@ def test_a_job_that_the_reaper_gives_up_counts_once(jobs: Jobs, post: Callable[.
         jobs.claim(job_id, "w")  # and dies: no heartbeat
         time.sleep(jobs.settings.lease_seconds + 0.1)
         jobs.reap()
-    assert counted(jobs) == {("failed", "worker-lost"): 1}
+    assert counted(jobs) == {("failed", "poison"): 1}
     jobs.reap()
     jobs.rebuild()
     assert ended(jobs) == 1

@@ -111,7 +111,7 @@ def test_the_third_lost_attempt_ends_the_job(jobs: Jobs, post: Post) -> None:
     state = jobs.get(job_id)
     assert state.status == JobStatus.FAILED
     assert state.error is not None
-    assert (state.error.type, state.error.retryable) == ("/problems/worker-lost", True)
+    assert (state.error.type, state.error.retryable) == ("/problems/poison", True)
     assert [e["reason"] for e in state.error.evidence["endings"]] == ["worker-lost"] * 3
     with pytest.raises(WrongStateError):
         jobs.claim(job_id, "four")

@@ -7,7 +7,8 @@ import pytest
 import redis
 
 from lobewise.jobs.bootstrap import connect
-from lobewise.jobs.models import JobStatus, Priority, Stage
+from lobewise.jobs.errors import BrokerUnavailableError
+from lobewise.jobs.models import JobError, JobStatus, Priority, Stage
 from lobewise.jobs.queue import QUEUES
 from lobewise.jobs.service import Jobs
 
@@ -145,3 +146,37 @@ class TestWipedRedis:
         server.flushall()
         until(lambda: job_id in jobs._parts.queue.present(0))
         assert jobs.get(job_id).status == JobStatus.QUEUED
+
+
+def test_a_job_that_ended_unseen_stays_ended_once_the_broker_is_back(
+    jobs: Jobs, post: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by the campaign (seed 2): succeeded while Redis was down, then shown as running again."""
+    job_id = post(jobs)
+    lease = jobs.claim(job_id, "worker")
+
+    def away(*_: object, **__: object) -> None:
+        raise BrokerUnavailableError("away")
+
+    with monkeypatch.context() as outage:
+        outage.setattr(jobs._live, "put", away)
+        outage.setattr(jobs._live, "look", away)
+        jobs.fail(lease, JobError(type="/problems/x", title=".", detail=".", retryable=False))
+        assert jobs.get(job_id).status == JobStatus.FAILED
+    live = jobs._live.get(job_id)
+    assert live is not None
+    assert live.status == JobStatus.RUNNING
+    assert jobs.get(job_id).status == JobStatus.FAILED
+
+
+def test_a_wiped_view_that_was_rebuilt_from_an_old_listing_is_not_believed(
+    jobs: Jobs, post: Callable[..., str], server: redis.Redis
+) -> None:
+    """Found by the campaign (seed 2): what ended between the listing and the rebuild was shown as queued."""
+    job_id = post(jobs)
+    before = jobs._records.files(job_id)
+    server.flushall()
+    jobs.cancel(job_id)
+    server.flushall()
+    assert jobs._reaper._restore(before)
+    assert jobs.get(job_id).status == JobStatus.CANCELLED

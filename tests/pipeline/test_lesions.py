@@ -9,9 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lobewise.pipeline.lesions import (
-    SLAB_SLICES,
+    FRUGAL_TILE,
+    HALO,
+    TILE,
     LesionNetwork,
-    _slabs,
+    Tile,
+    _pieces,
     lesion_grid,
     predict,
     prepare,
@@ -90,20 +93,27 @@ def test_box_holds_the_lungs_in_sizes_the_network_takes() -> None:
     assert not inputs[1][:, 0].any()
 
 
-@given(slices=st.integers(1, 300).map(lambda n: n * 8))
-def test_slabs_cover_every_slice_once_and_stay_inside(slices: int) -> None:
-    slabs = list(_slabs(slices))
-    kept = list(itertools.chain.from_iterable(range(keep.start, keep.stop) for _, keep in slabs))
-    assert kept == list(range(slices))
-    for begin, keep in slabs:
+@given(size=st.integers(1, 300).map(lambda n: n * 8), edge=st.sampled_from([32, 40, 64, 512]))
+def test_pieces_cover_an_axis_once_and_stay_inside(size: int, edge: int) -> None:
+    pieces = list(_pieces(size, edge, 8))
+    kept = list(itertools.chain.from_iterable(range(keep.start, keep.stop) for _, keep in pieces))
+    assert kept == list(range(size))
+    for begin, keep in pieces:
         assert 0 <= begin <= keep.start
-        assert keep.stop <= min(begin + SLAB_SLICES, slices)
+        assert keep.stop <= min(begin + edge, size)
 
 
-def test_slabs_give_what_one_piece_would(network: LesionNetwork) -> None:
-    image = np.random.default_rng(0).random((72, 32, 32)).astype(np.float32)
+@pytest.mark.parametrize("tile", [TILE, FRUGAL_TILE])
+def test_tiles_are_what_the_network_takes_and_more_than_their_halo(tile: Tile) -> None:
+    assert all(edge % stride == 0 for edge, stride in zip(tile, TOTAL_STRIDE, strict=True))
+    assert all(edge > 2 * halo for edge, halo in zip(tile, HALO, strict=True))
+
+
+@pytest.mark.parametrize("tile", [TILE, FRUGAL_TILE])
+def test_tiles_give_what_one_piece_would(network: LesionNetwork, tile: Tile) -> None:
+    image = np.random.default_rng(0).random((72, 32, 320)).astype(np.float32)
     inputs = np.stack([image, np.ones_like(image), np.zeros_like(image)])
     seen: list[float] = []
-    assert np.allclose(predict(inputs, network, seen.append), network.probability(inputs))
+    assert np.allclose(predict(inputs, network, seen.append, tile), network.probability(inputs))
     assert seen == sorted(seen)
     assert seen[-1] == 1.0

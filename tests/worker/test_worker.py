@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -30,7 +32,9 @@ FAST = {
     "REAP_SECONDS": "0.3",
     "RETRY_SECONDS": "0.2",
     "CANCEL_GRACE_SECONDS": "0.5",
-    "HARD_LIMIT_SECONDS": "3",
+    "SOFT_LIMIT_SECONDS": "4",
+    "HARD_LIMIT_SECONDS": "6",
+    "DEAF_SECONDS": "3",
 }
 
 pytestmark = pytest.mark.timeout(90)
@@ -39,12 +43,13 @@ pytestmark = pytest.mark.timeout(90)
 class Service:
     """A data folder, the gateway's end of it, and workers."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, changes: Mapping[str, str] = MappingProxyType({})) -> None:
         self.folder = folder
-        self.environment = {f"LOBEWISE_{name}": value for name, value in FAST.items()}
+        wanted = {**FAST, **changes}
+        self.environment = {f"LOBEWISE_{name}": value for name, value in wanted.items()}
         self.environment |= {"LOBEWISE_DATA_DIR": str(folder / "data"), "TMPDIR": str(folder)}
         self.environment["LOBEWISE_LIVENESS_FILE"] = str(folder / "alive")
-        settings = {name.lower(): value for name, value in FAST.items()}
+        settings = {name.lower(): value for name, value in wanted.items() if not name.startswith("TEST_")}
         self.jobs: Jobs = connect(JobsSettings(data_dir=folder / "data", redis_url=None, **settings))  # type: ignore[arg-type]
         self.jobs.start_reaper()
         self.workers: list[subprocess.Popen[bytes]] = []
@@ -84,6 +89,18 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     until(lambda: service.jobs.readiness().workers == 1)
     yield service
     service.close()
+
+
+@contextmanager
+def alone(folder: Path, **settings: str) -> Iterator[tuple[Service, "subprocess.Popen[bytes]"]]:
+    """A service of its own with one ready worker."""
+    service = Service(folder, settings)
+    worker = service.start_worker()
+    try:
+        until(lambda: service.jobs.readiness().workers == 1)
+        yield service, worker
+    finally:
+        service.close()
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -177,14 +194,64 @@ def test_a_job_whose_process_dies_every_time_ends_failed(service: Service) -> No
     state = service.jobs.wait(service.post({"do": "die"}), 80)
     assert (state.status, state.attempt) == (JobStatus.FAILED, 3)
     assert state.error is not None
-    assert state.error.type == "/problems/worker-lost"
+    assert state.error.type == "/problems/poison"
 
 
-def test_work_past_the_hard_limit_is_killed_and_counted(service: Service) -> None:
-    job_id = service.post({"do": "hang"})
+@pytest.mark.parametrize(
+    ("order", "reason", "fault"), [("hang", "fault", "SoftTimeLimitExceeded"), ("hang-on", "worker-lost", None)]
+)
+def test_work_past_its_limits_is_interrupted_and_else_killed_and_counted(
+    service: Service, order: str, reason: str, fault: str | None
+) -> None:
+    job_id = service.post({"do": order})
     until(lambda: service.jobs.get(job_id).attempt == 2)
+    ending = service.jobs._records.endings(job_id, 1)[0]
+    assert (ending.reason, ending.fault) == (reason, fault)
     service.jobs.cancel(job_id)
     assert service.jobs.wait(job_id, 60).status == JobStatus.CANCELLED
+
+
+def test_what_needs_too_much_memory_is_tried_once_more_in_smaller_pieces_by_a_fresh_process(service: Service) -> None:
+    state = service.jobs.wait(service.post({"do": "memory-unless-frugal"}), 60)
+    assert (state.status, state.attempt) == (JobStatus.SUCCEEDED, 2)
+    claims = [service.jobs._records.claim(state.id, attempt) for attempt in (1, 2)]
+    assert len({claim.worker for claim in claims if claim}) == 2
+
+
+def test_what_needs_too_much_memory_twice_fails_and_says_so(service: Service) -> None:
+    state = service.jobs.wait(service.post({"do": "memory"}), 60)
+    assert (state.status, state.attempt) == (JobStatus.FAILED, 2)
+    assert state.error is not None
+    assert (state.error.type, state.error.retryable) == ("/problems/out-of-memory", False)
+
+
+def test_a_worker_that_is_told_to_stop_finishes_the_job_in_hand(tmp_path: Path) -> None:
+    with alone(tmp_path) as (service, worker):
+        job_id = service.post({"do": "score", "seconds": 1.5})
+        until(lambda: is_running(service, job_id))
+        worker.terminate()
+        assert worker.wait(30) == 0
+        assert (service.jobs.get(job_id).status, service.jobs.get(job_id).attempt) == (JobStatus.SUCCEEDED, 1)
+
+
+def test_a_worker_without_time_to_finish_hands_the_job_back_and_that_counts_for_nothing(tmp_path: Path) -> None:
+    with alone(tmp_path, DRAIN_SECONDS="0.2", MAX_ATTEMPTS="1") as (service, worker):
+        job_id = service.post({"do": "score", "seconds": 3})
+        until(lambda: is_running(service, job_id))
+        worker.terminate()
+        assert worker.wait(30) == 0
+        assert (service.jobs.get(job_id).status, service.jobs.get(job_id).attempt) == (JobStatus.QUEUED, 1)
+        service.start_worker()
+        state = service.jobs.wait(job_id, 60)
+        assert (state.status, state.attempt) == (JobStatus.SUCCEEDED, 2)
+
+
+def test_a_worker_that_hears_nothing_while_jobs_wait_starts_anew(tmp_path: Path) -> None:
+    with alone(tmp_path, TEST_DEAF_ONCE=str(tmp_path / "was-deaf")) as (service, worker):
+        state = service.jobs.wait(service.post({"do": "score"}), 60)
+        assert (state.status, state.attempt) == (JobStatus.SUCCEEDED, 1)
+        assert worker.poll() is None
+    assert "starts anew" in (tmp_path / "worker.log").read_text()
 
 
 def test_when_a_whole_worker_is_killed_another_finishes_its_job(service: Service) -> None:

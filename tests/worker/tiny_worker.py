@@ -10,10 +10,13 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+from celery.signals import worker_ready
 
 from lobewise.jobs.settings import JobsSettings
 from lobewise.pipeline.anatomy import Landmark
@@ -34,17 +37,21 @@ class Tiny:
         self._order = json.loads(data[data.index(b"{") :])  # what the gateway takes begins like a NIfTI file
         return Scan(Volume(np.full(GRID.shape, -100, dtype=np.int16), GRID), (Finding("thick-slices", "warning", "."),))
 
-    def quantify(self, scan: Scan, progress: Callable[[str, float], None]) -> SimpleNamespace:
+    def quantify(self, scan: Scan, progress: Callable[[str, float], None], *, frugal: bool) -> SimpleNamespace:
         progress("landmarks", 0.0)
-        self._obey(progress)
+        self._obey(progress, frugal=frugal)
         return quantification(scan, self._order.get("opacity", 25.0))
 
-    def _obey(self, progress: Callable[[str, float], None]) -> None:
+    def _obey(self, progress: Callable[[str, float], None], *, frugal: bool) -> None:
         match self._order["do"]:
             case "not-chest":
                 raise LungsNotFoundError("There are no lungs.", evidence={"air_ml": 0})
             case "fault":
                 raise RuntimeError("a fault of ours")
+            case "memory":
+                raise MemoryError
+            case "memory-unless-frugal" if not frugal:
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte")
             case "die":
                 os.kill(os.getpid(), signal.SIGKILL)
             case "die-once" if not (mark := Path(self._order["mark"])).exists():
@@ -53,6 +60,10 @@ class Tiny:
                 os.kill(os.getpid(), signal.SIGKILL)
             case "hang":
                 time.sleep(600)
+            case "hang-on":
+                while True:
+                    with suppress(Exception):
+                        time.sleep(600)
         end = time.monotonic() + self._order.get("seconds", 0.0)
         while time.monotonic() < end:
             progress("lesions", 0.5)
@@ -83,5 +94,19 @@ def load_tiny(settings: JobsSettings, device: str) -> Tiny:
     return Tiny()
 
 
+def _be_deaf(sender: Any, **_signal: Any) -> None:
+    """As after some losses of the connection: connected, and no message comes."""
+    for queue in list(sender.task_consumer.queues):
+        sender.cancel_task_queue(queue.name)
+
+
+def _be_deaf_once(mark: Path) -> None:
+    if not mark.exists():
+        mark.touch()
+        worker_ready.connect(_be_deaf, weak=False)
+
+
 if __name__ == "__main__":
+    if mark := os.environ.get("LOBEWISE_TEST_DEAF_ONCE"):
+        _be_deaf_once(Path(mark))
     sys.exit(run(load=load_tiny, device="cpu"))

@@ -257,11 +257,18 @@ SOURCE_MISMATCH: Final = ProblemType(
     "The bytes at the `source` have another sha256 than the one given with it; `evidence` has both.",
     "Check that the address still leads to the scan that you meant.",
 )
-WORKER_LOST: Final = ProblemType(
-    "worker-lost",
-    "The workers were lost",
+OUT_OF_MEMORY: Final = ProblemType(
+    "out-of-memory",
+    "The scan needs more memory than a worker has",
+    "The memory of a worker, or of its GPU, did not suffice, nor did it when another process tried in smaller pieces. "
+    "`evidence.endings` has each attempt.",
+    "Crop the scan to the chest, or send thicker slices; or ask the operator for workers with more memory.",
+)
+POISON: Final = ProblemType(
+    "poison",
+    "Every worker that began the scan was lost",
     "Every worker that began this job died or fell silent, as often as the service tries. `evidence.endings` has each "
-    "attempt. It may be that the scan needs more memory than a worker has.",
+    "attempt. Either something about the scan ends workers, or they were lost for reasons of their own.",
     "Submit the scan again; if it lasts, tell the operator the job's id.",
     retryable=True,
 )

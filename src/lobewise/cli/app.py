@@ -244,6 +244,25 @@ def doctor(
         raise typer.Exit(Exit.UNEXPECTED)
 
 
+@app.command(epilog="Example:  [bold]LOBEWISE_REDIS_URL=redis://queue:6379 lobewise rebuild[/]")
+def rebuild() -> None:
+    """Bring every job that only the storage knows back into Redis and its queues.
+
+    Workers do so by themselves when Redis was wiped, and every ten minutes; this does it now, and harms nothing.
+    """
+    from lobewise.jobs.bootstrap import connect
+    from lobewise.jobs.errors import UnavailableError
+
+    jobs = connect()
+    try:
+        restored = jobs.rebuild()
+    except UnavailableError as error:
+        raise fail(Exit.SERVICE_PROBLEM, escape(str(error)), "lobewise doctor looks at every part.") from error
+    finally:
+        jobs.close()
+    out.print(f"{restored} jobs were missing and are back", highlight=False)
+
+
 @app.command(epilog="Example:  [bold]lobewise models --verify[/]")
 def models(
     verify: Annotated[

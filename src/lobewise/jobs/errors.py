@@ -11,6 +11,7 @@ JobsError
 │   └── IdempotencyInFlightError   the first request with this key is still being accepted
 ├── LeaseError
 │   ├── LeaseLostError        another worker owns the job now; its work must not be published
+│   ├── HandBackError         the worker has to stop: another shall do it
 │   └── CancelRequestedError  someone asked to stop the job
 ├── InvalidCursorError        a page cursor that this service did not make
 ├── UploadTooLargeError       more bytes than the limit
@@ -88,6 +89,10 @@ class LeaseError(JobsError):
 
 
 class LeaseLostError(LeaseError):
+    pass
+
+
+class HandBackError(LeaseError):
     pass
 
 

@@ -41,13 +41,14 @@ PROBLEMS: Final = (
     "damaged-file",
     "lungs-not-found",
     "not-chest-ct",
+    "out-of-memory",
+    "poison",
     "scan-too-large",
     "source-mismatch",
     "source-not-allowed",
     "source-not-found",
     "source-too-large",
     "unsupported-format",
-    "worker-lost",
     OTHER,
 )
 """Every way in which a job fails; what is not known counts as `other`, so that no label has values without end."""

@@ -16,6 +16,7 @@ from lobewise.jobs import states, tracing
 from lobewise.jobs.errors import (
     BrokerUnavailableError,
     CancelRequestedError,
+    HandBackError,
     JobPurgedError,
     LeaseLostError,
     UnavailableError,
@@ -29,6 +30,9 @@ log = logging.getLogger(__name__)
 _REPORT_EVERY_SECONDS: Final = 0.25
 
 
+Doom = type[CancelRequestedError | LeaseLostError | HandBackError]
+
+
 class Lease:
     """Use it in a `with` statement: the heartbeat runs inside.
 
@@ -37,8 +41,10 @@ class Lease:
         claim: this attempt.
         scan: the input; complete once it was fetched.
         span: of the attempt; active inside the `with` statement, ended with it.
-        on_overdue: called in the heartbeat's thread when the job was cancelled or lost and the work does not stop
-            within `cancel_grace_seconds`.
+        is_frugal: an earlier attempt ran out of memory, or its worker was lost, as one is that the kernel kills for
+            it: the work should be done in smaller pieces.
+        on_overdue: called in the heartbeat's thread when the job was cancelled, lost or handed back and the work does
+            not stop within `cancel_grace_seconds`.
     """
 
     def __init__(
@@ -47,11 +53,12 @@ class Lease:
         self.record, self.claim, self.value, self.span = record, claim, value, span
         self._active = ExitStack()
         self.scan: InputInfo = record.input
+        self.is_frugal = False
         self.on_overdue: Callable[[Lease], None] | None = None
         self._parts = parts
         self._state = states.running(record, attempt=claim.attempt, started_at=claim.started_at)
         self._stop = threading.Event()
-        self._doom: type[CancelRequestedError | LeaseLostError] | None = None
+        self._doom: Doom | None = None
         self._reported_at = 0.0
         self._thread = threading.Thread(target=self._beat, name=f"lease-{record.id}", daemon=True)
 
@@ -88,8 +95,16 @@ class Lease:
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join()
 
+    @property
+    def is_handed_back(self) -> bool:
+        return self._doom is HandBackError
+
+    def hand_back(self) -> None:
+        """Stop the work as soon as it looks; another worker shall do it."""
+        self._doom = self._doom or HandBackError
+
     def check(self) -> None:
-        """Raises LeaseLostError or CancelRequestedError once the heartbeat knows."""
+        """Raises LeaseLostError, CancelRequestedError or HandBackError once it is known."""
         if self._doom is not None:
             raise self._doom(f"job {self.job_id}: attempt {self.attempt} must stop")
 
@@ -97,7 +112,7 @@ class Lease:
         """Show what the job is doing, and how much of it is done (0 to 1).
 
         Raises:
-            LeaseLostError, CancelRequestedError: stop working.
+            LeaseLostError, CancelRequestedError, HandBackError: stop working.
         """
         self.check()
         now = time.monotonic()
@@ -156,7 +171,7 @@ class Lease:
                 self.on_overdue(self)
                 return
 
-    def _find_doom(self) -> type[CancelRequestedError | LeaseLostError] | None:
+    def _find_doom(self) -> Doom | None:
         files = self._parts.records.files(self.job_id)
         if files.is_purged or files.cancel_requested:
             return CancelRequestedError

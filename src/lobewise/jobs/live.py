@@ -231,6 +231,11 @@ class LiveView:
         """None when unknown here."""
         return self._states([job_id])[0]
 
+    def look(self, job_id: str) -> tuple[JobState | None, bool]:
+        """The state as it is shown, and whether the view was whole then: after a wipe it may show what was before."""
+        shown, is_whole = self._states_and_whole([job_id])
+        return shown[0], is_whole
+
     def get_many(self, job_ids: Sequence[str]) -> list[JobState | None]:
         return self._states(job_ids)
 
@@ -279,17 +284,19 @@ class LiveView:
         return list(members) if is_whole else None
 
     def _states(self, job_ids: Sequence[str]) -> list[JobState | None]:
-        if not job_ids:
-            return []
+        return self._states_and_whole(job_ids)[0] if job_ids else []
+
+    def _states_and_whole(self, job_ids: Sequence[str]) -> tuple[list[JobState | None], bool]:
         with broker_errors(), self._redis.pipeline(transaction=False) as pipe:
             for job_id in job_ids:
                 pipe.hmget(_job(job_id), "state", "cancel")
                 for priority in _PRIORITIES:
                     pipe.zlexcount(_index(JobStatus.QUEUED, priority), "-", f"[{job_id}")
                     pipe.zcard(_index(JobStatus.QUEUED, priority))
-            answers = pipe.execute()
+            pipe.exists(PREFIX + "epoch")
+            *answers, is_whole = pipe.execute()
         width = 1 + 2 * len(_PRIORITIES)
-        return [_state(*answers[at : at + width]) for at in range(0, len(answers), width)]
+        return [_state(*answers[at : at + width]) for at in range(0, len(answers), width)], bool(is_whole)
 
     # Leases
 
@@ -388,6 +395,10 @@ class LiveView:
         with broker_errors():
             return int(cast("int", self._ready(keys=[PREFIX + "workers"], args=["", 0])))
 
+    def any_ready(self, workers: Iterable[str]) -> bool:
+        with broker_errors():
+            return not set(self._workers()).isdisjoint(workers)
+
     def models(self) -> list[ModelProvenance]:
         """What the ready workers have loaded, each once."""
         with broker_errors():
@@ -442,6 +453,10 @@ class LiveView:
             for queue in queues:
                 pipe.lrange(queue, 0, -1)
             return [message for queue in pipe.execute() for message in queue]
+
+    def has_messages(self, queues: Iterable[str]) -> bool:
+        with broker_errors():
+            return bool(self._redis.exists(*queues))  # Redis has no empty lists
 
     def delivered_messages(self, younger_than_seconds: float) -> list[str]:
         """Messages that a worker took lately and has not acknowledged, raw."""

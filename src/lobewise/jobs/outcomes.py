@@ -1,9 +1,10 @@
 """How attempts and jobs end: first in the blobs, which decide, then in the live view, which shows it."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 from lobewise.jobs import states, tracing
 from lobewise.jobs.errors import BrokerUnavailableError
@@ -14,6 +15,9 @@ from lobewise.jobs.records import Claim, Ending, Records
 from lobewise.jobs.settings import JobsSettings
 
 log = logging.getLogger(__name__)
+
+MEMORY_RETRIES: Final = 1
+"""A scan that needs too much memory is tried once more, by a fresh process and in smaller pieces."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +73,12 @@ def failed(record: JobRecord, claim: Claim, error: JobError, scan: InputInfo | N
 
 
 def end_attempt(parts: Parts, record: JobRecord, claim: Claim, ending: Ending, *, guard: str) -> None:
-    """An attempt came to nothing. Queue the job again, after a pause if it was a fault; the last attempt ends it.
+    """An attempt came to nothing. Queue the job again, after a pause if it was a fault, or end it if that was enough.
 
     The ending is durable before anything else: from then on this attempt can publish nothing.
     """
     mark_ended(parts, record, claim, ending)
-    if claim.attempt >= parts.settings.max_attempts:
-        give_up(parts, record, claim)
+    if settle(parts, record, claim):
         return
     is_fault = ending.reason == "fault"
     pause_seconds = parts.settings.retry_seconds * 2 ** (claim.attempt - 1) if is_fault else None
@@ -98,19 +101,62 @@ def attempt_attributes(record: JobRecord, attempt: int) -> dict[str, str | int]:
     return {tracing.JOB_ID: record.id, tracing.ATTEMPT: attempt, "lobewise.priority": record.priority.value}
 
 
-def give_up(parts: Parts, record: JobRecord, claim: Claim) -> None:
-    """The last attempt that is allowed came to nothing."""
-    conclude(parts, record, failed(record, claim, _exhausted(parts, record, claim)))
-
-
-def _exhausted(parts: Parts, record: JobRecord, claim: Claim) -> JobError:
+def settle(parts: Parts, record: JobRecord, claim: Claim) -> bool:
+    """Whether the attempts up to this one, which all ended, are enough: then the job has failed."""
     endings = parts.records.endings(record.id, claim.attempt)
-    was_lost = endings[-1].reason == "worker-lost"
-    evidence = {"attempts": claim.attempt, "endings": [e.model_dump(mode="json", exclude_none=True) for e in endings]}
+    error = _verdict(endings, parts.settings.max_attempts)
+    if error is None:
+        return False
+    conclude(parts, record, failed(record, claim, error))
+    return True
+
+
+def _verdict(endings: Sequence[Ending], max_attempts: int) -> JobError | None:
+    """Why a job is given up after these endings; None while it may be tried again."""
+    reasons = [ending.reason for ending in endings if ending.reason != "handed-back"]
+    if reasons.count("out-of-memory") > MEMORY_RETRIES:
+        return _given_up(OUT_OF_MEMORY, endings)
+    if len(reasons) < max_attempts:
+        return None
+    return _given_up(POISON if set(reasons) == {"worker-lost"} else EXHAUSTED, endings)
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """How a problem is put to the client."""
+
+    slug: str
+    title: str
+    detail: str
+    retryable: bool
+
+
+OUT_OF_MEMORY: Final = _Problem(
+    "out-of-memory",
+    "The scan needs more memory than a worker has",
+    "The memory did not suffice, and not in smaller pieces either.",
+    retryable=False,
+)
+POISON: Final = _Problem(
+    "poison",
+    "Every worker that began the scan was lost",
+    "No attempt came to an end. Either the scan ends workers, or they were lost for reasons of their own.",
+    retryable=True,
+)
+EXHAUSTED: Final = _Problem(
+    "attempts-exhausted",
+    "The work failed too often",
+    "No attempt came to an end. This is a fault of the service, not of the scan.",
+    retryable=True,
+)
+
+
+def _given_up(problem: _Problem, endings: Sequence[Ending]) -> JobError:
+    shown = [ending.model_dump(mode="json", exclude_none=True) for ending in endings]
     return JobError(
-        type="/problems/worker-lost" if was_lost else "/problems/attempts-exhausted",
-        title="The workers were lost" if was_lost else "The work failed too often",
-        detail=f"None of {claim.attempt} attempts came to an end. This is a fault of the service, not of the scan.",
-        retryable=True,
-        evidence=evidence,
+        type=f"/problems/{problem.slug}",
+        title=problem.title,
+        detail=problem.detail,
+        retryable=problem.retryable,
+        evidence={"attempts": len(endings), "endings": shown},
     )

@@ -78,6 +78,10 @@ class JobQueue:
             raise BrokerUnavailableError(f"the broker does not answer: {type(error).__name__}") from error
         self._live.mark_published(job_id)
 
+    def has_messages(self) -> bool:
+        """Whether any queue holds one. Raises BrokerUnavailableError."""
+        return self._live.has_messages(QUEUES)
+
     def present(self, delivered_within_seconds: float) -> set[str]:
         """Ids of the jobs with a message in a queue, or lately in the hands of a worker."""
         waiting = [json.loads(raw) for raw in self._live.messages(QUEUES)]

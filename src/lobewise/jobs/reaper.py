@@ -103,6 +103,8 @@ class Reaper:
             parts.live.lease(state.id, f"{state.attempt}:{REBUILT}", parts.settings.lease_seconds)
         if not parts.live.put(state, guard="new"):
             return False
+        if not state.status.is_final and parts.records.is_final(state.id):
+            return parts.live.put(parts.records.state(state.id))  # it ended between the listing and now
         if state.cancel_requested:
             parts.live.request_cancel(state.id)
         if state.status == JobStatus.QUEUED:

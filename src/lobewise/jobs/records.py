@@ -29,9 +29,14 @@ class Claim(Model):
 
 
 class Ending(Model):
-    """`ended.json`: why an attempt ended without an outcome. Only the class of an exception is kept."""
+    """`ended.json`: why an attempt ended without an outcome. Only the class of an exception is kept.
 
-    reason: Literal["worker-lost", "fault"]
+    Attributes:
+        reason: its worker fell silent; a fault of ours; it needed more memory than there was; or its worker was told to
+            stop and handed it back, which is nobody's fault and counts for nothing.
+    """
+
+    reason: Literal["worker-lost", "fault", "out-of-memory", "handed-back"]
     fault: str | None = Field(default=None, description="class of the exception")
     ended_at: datetime
 
@@ -113,6 +118,9 @@ class Records:
     def manifest(self, job_id: str) -> Manifest | None:
         data = self.blobs.read(self.key(job_id, "manifest.json"))
         return None if data is None else Manifest.model_validate_json(data)
+
+    def is_final(self, job_id: str) -> bool:
+        return self.blobs.exists(self.key(job_id, "manifest.json"))
 
     def is_purged(self, job_id: str) -> bool:
         return self.blobs.exists(self.key(job_id, "purged.json"))

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -78,6 +78,7 @@ class Jobs:
         self._sweeper = Sweeper(parts, self.uploads, self.batches)
         self._reaper = Reaper(parts, self._sweeper)
         self._on_close = on_close
+        self._believed_from = 0.0
         self.idempotency = Idempotency(parts.records, parts.settings.in_flight_seconds)
 
     @property
@@ -143,10 +144,7 @@ class Jobs:
 
     def get(self, job_id: str) -> JobState:
         """Raises JobNotFoundError, JobPurgedError."""
-        try:
-            shown = self._live.get(job_id) if ids.is_id(job_id) else None
-        except BrokerUnavailableError:
-            shown = None
+        shown = self._shown_now(job_id) if ids.is_id(job_id) else None
         return shown or self._records.state(job_id)
 
     def list(
@@ -332,6 +330,14 @@ class Jobs:
         """`worker` can score with these; say so again before `seconds` have passed. Raises BrokerUnavailableError."""
         self._live.announce(worker, seconds, models, vitals)
 
+    def any_ready(self, workers: Iterable[str]) -> bool:
+        """Whether one of these has announced itself and not fallen silent. Raises BrokerUnavailableError."""
+        return self._live.any_ready(workers)
+
+    def messages_wait(self) -> bool:
+        """Whether a message lies in a queue, for any worker to take. Raises BrokerUnavailableError."""
+        return self._parts.queue.has_messages()
+
     def claim(self, job_id: str, worker: str) -> Lease:
         """Begin an attempt.
 
@@ -440,15 +446,41 @@ class Jobs:
 
     def release(self, lease: Lease, fault: BaseException) -> None:
         """The attempt failed for a reason that is not the scan's: try again later, or give up after the last."""
-        ending = Ending(reason="fault", fault=type(fault).__name__, ended_at=states.now())
-        lease.span.fail(type(fault).__name__)
-        lease.span.note({tracing.OUTCOME: "fault"})
+        self._end(lease, Ending(reason="fault", fault=type(fault).__name__, ended_at=states.now()))
+
+    def run_short(self, lease: Lease, fault: BaseException) -> None:
+        """The attempt needed more memory than there is: another process tries it in smaller pieces, once."""
+        self._end(lease, Ending(reason="out-of-memory", fault=type(fault).__name__, ended_at=states.now()))
+
+    def hand_back(self, lease: Lease) -> None:
+        """The worker has to stop before the work is done: another begins at once. Counts for nothing."""
+        self._end(lease, Ending(reason="handed-back", ended_at=states.now()))
+
+    # Inside
+
+    def _shown_now(self, job_id: str) -> JobState | None:
+        """What the live view shows, if it may be believed.
+
+        While the broker was away jobs ended unseen, and the end of some was read from the blobs. So for as long as the
+        view may be behind, the blobs are asked whether what it shows as open has ended: nothing follows the end.
+        """
+        try:
+            shown, is_whole = self._live.look(job_id)
+        except BrokerUnavailableError:
+            self._believed_from = time.monotonic() + self.settings.lease_seconds + 3 * self.settings.reap_seconds
+            return None
+        if shown is None or shown.status.is_final or (is_whole and time.monotonic() > self._believed_from):
+            return shown
+        return None if self._records.is_final(job_id) else shown
+
+    def _end(self, lease: Lease, ending: Ending) -> None:
+        lease.span.note({tracing.OUTCOME: ending.reason})
+        if ending.fault is not None:
+            lease.span.fail(ending.fault)
         try:
             outcomes.end_attempt(self._parts, lease.record, lease.claim, ending, guard=lease.value)
         finally:
             lease.drop()
-
-    # Inside
 
     def _page(self, query: Query, after: str | None, limit: int) -> _Found:
         try:
@@ -516,9 +548,10 @@ class Jobs:
             return
         ending = Ending(reason="worker-lost", ended_at=states.now())
         outcomes.mark_ended(self._parts, lease.record, previous, ending)
-        if previous.attempt >= self.settings.max_attempts:
-            outcomes.give_up(self._parts, lease.record, previous)
+        if outcomes.settle(self._parts, lease.record, previous):
             raise WrongStateError(lease.job_id, "failed", "the job was attempted too often")
+        reasons = {ending.reason for ending in self._records.endings(lease.job_id, previous.attempt)}
+        lease.is_frugal = not reasons.isdisjoint({"out-of-memory", "worker-lost"})
 
     def _store_mask(self, lease: Lease, name: MaskName, path: Path) -> MaskBlob:
         key = self._records.attempt_key(lease.job_id, lease.attempt, f"{name}.nii.gz")

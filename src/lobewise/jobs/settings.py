@@ -32,11 +32,25 @@ class JobsSettings(BaseSettings):
         "without it the folder `blobs` in `data_dir`",
     )
     max_upload_bytes: PositiveInt = Field(default=2 * GIB, description="larger scans are refused")
-    lease_seconds: PositiveFloat = Field(default=30.0, description="a worker silent for longer has lost its job")
+    lease_seconds: PositiveFloat = Field(default=20.0, description="a worker silent for longer has lost its job")
     heartbeat_seconds: PositiveFloat = Field(default=5.0, description="how often a worker renews its lease")
-    max_attempts: PositiveInt = Field(default=3, description="the last failed attempt ends the job")
+    max_attempts: PositiveInt = Field(
+        default=3, description="the last failed attempt ends the job; attempts that were handed back do not count"
+    )
     retry_seconds: PositiveFloat = Field(default=5.0, description="pause before the second attempt, then doubled")
     hard_limit_seconds: PositiveInt = Field(default=1800, description="an attempt that takes longer is killed")
+    soft_limit_seconds: PositiveInt = Field(
+        default=1500, description="an attempt that takes longer is interrupted and counts as failed"
+    )
+    drain_seconds: PositiveFloat | None = Field(
+        default=None,
+        description="a worker that is told to stop (SIGTERM) hands its job back after that time; without it, it "
+        "finishes the job",
+    )
+    deaf_seconds: PositiveFloat = Field(
+        default=10.0,
+        description="an idle worker that gets none of the messages in the queues for so long starts anew",
+    )
     cancel_grace_seconds: PositiveFloat = Field(default=10.0, description="then a cancelled attempt is killed")
     reap_seconds: PositiveFloat = Field(default=10.0, description="how often lost jobs are looked for")
     in_flight_seconds: PositiveFloat = Field(
@@ -120,6 +134,15 @@ class JobsSettings(BaseSettings):
             raise ValueError(
                 f"LOBEWISE_HEARTBEAT_SECONDS ({self.heartbeat_seconds:g}) must be below LOBEWISE_LEASE_SECONDS "
                 f"({self.lease_seconds:g}), or every worker loses its jobs"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _limits_are_in_order(self) -> Self:
+        if self.soft_limit_seconds >= self.hard_limit_seconds:
+            raise ValueError(
+                f"LOBEWISE_SOFT_LIMIT_SECONDS ({self.soft_limit_seconds}) must be below LOBEWISE_HARD_LIMIT_SECONDS "
+                f"({self.hard_limit_seconds}), or no attempt is ever interrupted"
             )
         return self
 

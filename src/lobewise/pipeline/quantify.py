@@ -14,7 +14,7 @@ import torch
 
 from lobewise.pipeline.anatomy import Landmark
 from lobewise.pipeline.landmarks import LandmarkPosition, find_landmarks
-from lobewise.pipeline.lesions import LesionNetwork, segment_lesions
+from lobewise.pipeline.lesions import FRUGAL_TILE, TILE, LesionNetwork, segment_lesions
 from lobewise.pipeline.lobe_quality import findings_of_lobes
 from lobewise.pipeline.lung_stage import DEFAULT as DEFAULT_LUNG_STAGE
 from lobewise.pipeline.lung_stage import LungStage, LungStageName, load_lung_stage
@@ -105,10 +105,13 @@ def ignore(_stage: str, _fraction: float) -> None:
     """The progress that nobody watches."""
 
 
-def quantify(scan: Scan, models: Models, progress: Progress = ignore) -> Quantification:
+def quantify(scan: Scan, models: Models, progress: Progress = ignore, *, frugal: bool = False) -> Quantification:
     """Score the opacities of a chest CT.
 
     An exception raised by `progress` ends the work, which is how a job is cancelled.
+
+    Args:
+        frugal: in smaller pieces, which needs less memory and more time.
 
     Raises:
         NotChestCTError: the values are not Hounsfield units, or neither landmark is in the scan.
@@ -127,7 +130,7 @@ def quantify(scan: Scan, models: Models, progress: Progress = ignore) -> Quantif
         lungs = lobes.lungs()
 
     with clock.stage("lesions") as part_done:
-        found = segment_lesions(volume, lungs, models.lesions, part_done)
+        found = segment_lesions(volume, lungs, models.lesions, part_done, FRUGAL_TILE if frugal else TILE)
         lesions = found.likely
 
     with clock.stage("severity"):

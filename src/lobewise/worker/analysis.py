@@ -18,7 +18,8 @@ class Analysis(Protocol):
 
     def read(self, path: Path) -> Scan: ...
 
-    def quantify(self, scan: Scan, progress: "Progress") -> "Quantification": ...
+    def quantify(self, scan: Scan, progress: "Progress", *, frugal: bool) -> "Quantification":
+        """Args: frugal: in smaller pieces, since the memory did not suffice before."""
 
 
 Load = Callable[[JobsSettings, str], Analysis]
@@ -34,10 +35,10 @@ class Pipeline:
     def read(self, path: Path) -> Scan:
         return read_ct(path)
 
-    def quantify(self, scan: Scan, progress: "Progress") -> "Quantification":
+    def quantify(self, scan: Scan, progress: "Progress", *, frugal: bool) -> "Quantification":
         from lobewise.pipeline.quantify import quantify
 
-        return quantify(scan, self.models, progress)
+        return quantify(scan, self.models, progress, frugal=frugal)
 
 
 def load_pipeline(settings: JobsSettings, device: str) -> Pipeline:

@@ -57,8 +57,15 @@ def build_app(settings: JobsSettings, device: str = "auto", load: Load = load_pi
     setup_logging.connect(_leave_logging_alone, weak=False, dispatch_uid="lobewise")
     worker_process_init.connect(process.start, weak=False, dispatch_uid="lobewise")
     worker_process_shutdown.connect(process.stop, weak=False, dispatch_uid="lobewise")
-    app.task(name=TASK_NAME, time_limit=settings.hard_limit_seconds)(process.score)
+    app.task(name=TASK_NAME, soft_time_limit=settings.soft_limit_seconds, time_limit=settings.hard_limit_seconds)(
+        process.score
+    )
     return app
+
+
+def process_name(pid: int) -> str:
+    """What a worker process of this machine is called."""
+    return f"{socket.gethostname()}:{pid}"
 
 
 def _leave_logging_alone(**_signal: object) -> None:
@@ -111,8 +118,9 @@ class _Process:
             log.exception("the worker cannot start")
             os.kill(os.getppid(), signal.SIGTERM)
             raise
-        worker = f"{socket.gethostname()}:{os.getpid()}"
+        worker = process_name(os.getpid())
         self._desk = Desk(jobs, analysis, worker, stop_hard=_kill_this_process)
+        self._desk.drain.listen()
         threading.Thread(target=_announce, args=(jobs, worker, self._device), name="announce", daemon=True).start()
 
     def stop(self, **_signal: object) -> None:
@@ -131,4 +139,5 @@ def _announce(jobs: Jobs, worker: str, device: str) -> None:
 
 
 def _kill_this_process() -> None:
+    stop_tracing()
     os.kill(os.getpid(), signal.SIGKILL)

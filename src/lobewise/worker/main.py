@@ -5,17 +5,25 @@ import os
 import secrets
 import socket
 import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 from celery.exceptions import SecurityWarning
+from celery.signals import worker_shutting_down
+from celery.worker.state import reserved_requests, total_count
 
 from lobewise.jobs.bootstrap import connect
 from lobewise.jobs.configuration import misspelt, read_settings
 from lobewise.jobs.liveness import alive
 from lobewise.jobs.logs import configure_logging
+from lobewise.jobs.service import Jobs
 from lobewise.jobs.settings import JobsSettings
 from lobewise.jobs.tracing import configure_tracing, stop_tracing
 from lobewise.worker.analysis import Load, load_pipeline
-from lobewise.worker.app import SERVICE, build_app
+from lobewise.worker.app import SERVICE, build_app, process_name
+from lobewise.worker.draining import hand_back_after
+from lobewise.worker.watchdog import Sight, Watchdog, start_anew
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +35,7 @@ def run(
     *,
     load: Load = load_pipeline,
 ) -> int:
-    """Work until SIGTERM or Ctrl-C, which let the job in hand finish; the answer is the exit code.
+    """Work until SIGTERM or Ctrl-C, which let the job in hand finish, or hand it back; the answer is the exit code.
 
     Args:
         concurrency: processes, each with models of its own, instead of the settings' number. One per GPU, or per
@@ -57,9 +65,25 @@ def run(
         )
         # What Celery's processes log before they are ours is no JSON.
         os.environ["_MP_FORK_LOGLEVEL_"] = str(logging.WARNING)
+        pids = partial(_pids, worker)
+        on_stop = hand_back_after(jobs.settings.drain_seconds, pids)
+        worker_shutting_down.connect(on_stop, weak=False, dispatch_uid="lobewise")
+        Watchdog(jobs, partial(_sight, jobs, pids), lambda: start_anew(pids())).start()
         with alive(jobs.settings.liveness_file):
             worker.start()
         return int(worker.exitcode or os.EX_OK)
     finally:
         jobs.close()
         stop_tracing()
+
+
+def _pids(worker: Any) -> list[int]:
+    """Of the processes that do the work; none while the pool is not up."""
+    pool = getattr(worker.pool, "_pool", None)  # Celery has no public word for it
+    return [process.pid for process in getattr(pool, "_pool", ()) if process.pid]
+
+
+def _sight(jobs: Jobs, pids: Callable[[], list[int]]) -> Sight:
+    """Idle: a process has loaded its models, and none has a job or is about to get one."""
+    is_idle = not len(reserved_requests) and jobs.any_ready(map(process_name, pids()))
+    return Sight(is_idle, sum(total_count.values()))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from lobewise.jobs.errors import (
     CancelRequestedError,
+    HandBackError,
     JobNotFoundError,
     JobPurgedError,
     LeaseLostError,
@@ -21,11 +22,13 @@ from lobewise.jobs.leases import Lease
 from lobewise.jobs.logs import log_context
 from lobewise.jobs.models import JobError, MaskName, Stage
 from lobewise.jobs.service import Jobs
-from lobewise.jobs.tracing import OUTCOME, Steps, step, stop_tracing
+from lobewise.jobs.tracing import OUTCOME, Steps, step
 from lobewise.pipeline.errors import PipelineError
 from lobewise.pipeline.volume import LobeLabels
 from lobewise.pipeline.writing import write_mask
 from lobewise.worker.analysis import Analysis
+from lobewise.worker.draining import Drain
+from lobewise.worker.memory import is_out_of_memory
 from lobewise.worker.reporting import masks_of, report_of
 
 if TYPE_CHECKING:  # it imports torch, which the parent of the worker processes does not need
@@ -45,12 +48,14 @@ class Desk:
 
     Attributes:
         stop_hard: ends this process, when a cancelled or lost job does not stop by itself.
+        drain: whether the job in hand shall be handed back.
     """
 
     jobs: Jobs
     analysis: Analysis
     worker: str
     stop_hard: Callable[[], None]
+    drain: Drain = field(default_factory=Drain)
 
 
 def work_on(desk: Desk, job_id: str) -> None:
@@ -67,24 +72,35 @@ def work_on(desk: Desk, job_id: str) -> None:
             return
         lease.on_overdue = lambda overdue: _stop_hard(desk, overdue)
         with log_context(attempt=lease.attempt), lease, tempfile.TemporaryDirectory(prefix="lobewise-job-") as folder:
-            _attempt(desk, lease, Path(folder))
+            is_fit = _attempt(desk, lease, Path(folder))
+        if not is_fit:
+            desk.stop_hard()
 
 
-def _attempt(desk: Desk, lease: Lease, folder: Path) -> None:
+def _attempt(desk: Desk, lease: Lease, folder: Path) -> bool:
+    """Whether this process is fit for another."""
     log.info("the attempt begins")
     try:
-        _score(desk, lease, folder)
+        with desk.drain.holding(lease):
+            _score(desk, lease, folder)
     except CancelRequestedError:
         desk.jobs.confirm_cancel(lease)
         log.info("cancelled")
     except (LeaseLostError, JobPurgedError) as reason:
         lease.span.note({OUTCOME: "unwanted"})
         log.warning("the attempt is no longer wanted (%s)", type(reason).__name__)
+    except HandBackError:
+        desk.jobs.hand_back(lease)
+        log.info("handed back")
     except Exception as fault:  # every fault of ours counts as an attempt, and is shown in full here
         log.exception("the attempt failed")
+        if is_out_of_memory(fault):
+            desk.jobs.run_short(lease, fault)
+            return False  # what it still holds, or has cut up, is gone with the process alone
         desk.jobs.release(lease, fault)
     else:
         log.info("the attempt is done")
+    return True
 
 
 def _score(desk: Desk, lease: Lease, folder: Path) -> None:
@@ -104,7 +120,7 @@ def _fetch_score_store(desk: Desk, lease: Lease, folder: Path, clock: "_Clock") 
         scan = desk.analysis.read(path)
     path.unlink()  # the masks need the room
     with clock.stages():
-        result = desk.analysis.quantify(scan, clock.within)
+        result = desk.analysis.quantify(scan, clock.within, frugal=lease.is_frugal)
     with clock.stage(Stage.STORE, QUANTIFY_TO):
         masks = write_masks(result, folder)
     report = report_of(result, job_id=lease.job_id, input_sha256=lease.scan.sha256 or "", seconds=clock.seconds)
@@ -134,10 +150,12 @@ def job_error(error: PipelineError | SourceError) -> JobError:
 def _stop_hard(desk: Desk, lease: Lease) -> None:
     log.warning("job %s did not stop in time; its process ends", lease.job_id)
     try:
-        desk.jobs.confirm_cancel(lease)
+        if lease.is_handed_back:
+            desk.jobs.hand_back(lease)
+        else:
+            desk.jobs.confirm_cancel(lease)
     finally:
         lease.span.end()
-        stop_tracing()
         desk.stop_hard()
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lobewise.pipeline.networks.dense_unet import network_inputs
+from lobewise.pipeline.training.equalisation import equalise
 from lobewise.pipeline.training.growth import grow_lesions, smooth_noise
 
 HU_FLOOR: Final = -1350.0
@@ -28,6 +29,9 @@ MOST_NOISE_HU: Final = 67.5
 GROWN_KINDS: Final = ("clean", "cohort")
 GROWN_SHARE: Final = 0.75
 """Of the crops of real clean lungs, how many are given lesions."""
+
+TOWARDS_WINDOW: Final = 0.72
+"""As `covid_slices` has it, which would bring scipy onto a bare machine."""
 
 Size = tuple[int, int, int]
 Field = Float[Tensor, "z y x"]
@@ -81,6 +85,7 @@ class Sampler:
         kinds: how often each kind of volume is drawn.
         crop: voxels, z-y-x.
         shift_hu: a scan is shifted by up to this much (paper: 20 HU).
+        equalised_share: of the crops in HU, how many are shown as equalised slices are.
     """
 
     def __init__(
@@ -90,8 +95,10 @@ class Sampler:
         crop: Size,
         shift_hu: float,
         device: torch.device,
+        equalised_share: float = 0.0,
     ) -> None:
         self._crop, self._shift_hu, self._device = crop, shift_hu, device
+        self._equalised_share = equalised_share
         by_kind = {kind: [example for example in examples if example.kind == kind] for kind in kinds}
         self._by_kind = {kind: found for kind, found in by_kind.items() if found}
         if not self._by_kind:
@@ -107,7 +114,11 @@ class Sampler:
         crop = self._flip(self._bend(self._cut(example, rng), rng), rng)
         if kind in GROWN_KINDS and not example.lesions.any() and rng.random() < GROWN_SHARE:
             crop = _grown(crop, rng)
-        return self._see_again(crop, rng, in_hu=kind != "covid")
+        in_hu = kind != "covid"
+        if in_hu and rng.random() < self._equalised_share:
+            shown = equalise(crop.image, (HU_FLOOR, HU_FLOOR + HU_SPAN), rng) ** TOWARDS_WINDOW
+            crop, in_hu = Crop(shown, crop.lungs, crop.lesions), False
+        return self._see_again(crop, rng, in_hu=in_hu)
 
     def _cut(self, example: Example, rng: Generator) -> Crop:
         """A part with lung in it and, five times of six, with lesion if there is any; padded to the wanted size."""

@@ -58,6 +58,8 @@ class LesionRecipe:
         smoothing: voxels added above and below the Jaccard fraction, which steadies nearly empty crops.
         cross_entropy: weight of a cross entropy beside the Jaccard loss: it guides where a crop holds no lesion, where
             the Jaccard loss has no gradient to speak of.
+        equalised_share: of the crops in HU, how many are shown as equalised 8-bit slices are, in which alone real
+            lesions are to be had.
         kinds: how often each kind of volume is drawn, of those that the bank holds.
         average: decay of the running mean of the weights, which is what is measured and exported.
     """
@@ -72,6 +74,7 @@ class LesionRecipe:
     shift_hu: float = 20.0
     smoothing: float = 200.0
     cross_entropy: float = 1.0
+    equalised_share: float = 0.0
     kinds: Mapping[str, float] = field(
         default_factory=lambda: {
             "cohort": 0.4,
@@ -191,7 +194,8 @@ def train(recipe: LesionRecipe, bank: Path, folder: Path, team: Team, start: Pat
         RecipeError: the run was begun with another recipe.
     """
     split = read_split(bank, Stage.LESIONS)
-    sampler = Sampler(read_examples(bank, split.teaches), recipe.kinds, recipe.crop, recipe.shift_hu, team.device)
+    teaching = read_examples(bank, split.teaches)
+    sampler = Sampler(teaching, recipe.kinds, recipe.crop, recipe.shift_hu, team.device, recipe.equalised_share)
     judging = [middle(read_example(path)) for path in split.judges(bank)]
     folder.mkdir(parents=True, exist_ok=True)
     if team.is_first:

@@ -1,0 +1,67 @@
+"""When a worker counts as deaf, in closed form; `test_worker` has a real one."""
+
+from types import SimpleNamespace
+from typing import cast
+
+from lobewise.jobs.errors import BrokerUnavailableError
+from lobewise.jobs.service import Jobs
+from lobewise.worker.watchdog import Sight, Watchdog
+
+
+class Service:
+    """Jobs, as far as the watchdog asks them."""
+
+    settings = SimpleNamespace(deaf_seconds=10.0)
+
+    def __init__(self) -> None:
+        self.waits, self.is_away = True, False
+
+    def messages_wait(self) -> bool:
+        if self.is_away:
+            raise BrokerUnavailableError("away")
+        return self.waits
+
+
+class Worker:
+    """A worker, as far as the watchdog looks at it."""
+
+    def __init__(self) -> None:
+        self.sight = Sight(is_idle=True, received=7)
+        self.service = Service()
+        self.watchdog = Watchdog(cast("Jobs", self.service), lambda: self.sight, lambda: None)
+        self.watchdog.look(-1.0)  # learns how many messages it got before
+
+    def deaf_at(self, *moments: float) -> list[bool]:
+        return [self.watchdog.look(moment) for moment in moments]
+
+
+def test_an_idle_worker_that_messages_pass_by_is_deaf_after_a_while() -> None:
+    assert Worker().deaf_at(0, 5, 10, 11) == [False, False, False, True]
+
+
+def test_a_worker_with_a_job_is_not_deaf() -> None:
+    worker = Worker()
+    worker.sight = Sight(is_idle=False, received=7)
+    assert not any(worker.deaf_at(0, 20, 40))
+
+
+def test_a_worker_that_got_a_message_meanwhile_is_not_deaf() -> None:
+    worker = Worker()
+    worker.deaf_at(0, 9)
+    worker.sight = Sight(is_idle=True, received=8)
+    assert worker.deaf_at(11, 12, 21, 23) == [False, False, False, True]
+
+
+def test_nobody_is_deaf_while_nothing_waits() -> None:
+    worker = Worker()
+    worker.service.waits = False
+    assert not any(worker.deaf_at(0, 20, 40))
+
+
+def test_nobody_is_deaf_while_the_broker_is_away() -> None:
+    worker = Worker()
+    worker.deaf_at(0, 9)
+    worker.service.is_away = True
+    assert not any(worker.deaf_at(11, 12))
+    worker.service.is_away = False
+    assert worker.deaf_at(13, 20, 24) == [False, False, True]
