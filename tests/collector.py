@@ -48,7 +48,7 @@ class Collector:
     def trace(self, trace_id: str) -> list[Told]:
         return sorted((span for span in self.spans if span.trace_id == trace_id), key=lambda span: span.begin_ns)
 
-    def wait_for(self, trace_id: str, *names: str, seconds: float = 20.0) -> list[Told]:
+    def wait_for(self, trace_id: str, *names: str, seconds: float = 60.0) -> list[Told]:
         """The spans of a trace, once it has as many of these names as are given."""
         deadline = time.monotonic() + seconds
         while True:
