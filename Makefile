@@ -4,7 +4,7 @@ BIN := .venv/bin
 CT ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types layers unit test-monitoring k8s-check k8s-simulate format constraints clean
+.PHONY: help install demo test lint types layers unit test-monitoring chaos chaos-small soak k8s-check k8s-simulate format constraints clean
 
 help: ## show the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -30,6 +30,7 @@ lint: install ## ruff: style and common faults
 types: install ## mypy, strict
 	$(BIN)/mypy
 	MYPYPATH=src:tests $(BIN)/mypy --follow-imports=silent k8s/measure.py
+	MYPYPATH=src:tests:. $(BIN)/mypy --follow-imports=silent -p chaos
 
 layers: install ## who may import whom
 	$(BIN)/lint-imports
@@ -40,6 +41,21 @@ unit: install ## pytest, on two processes
 test-monitoring: install ## alert rules and metric names, with promtool (Debian: prometheus)
 	promtool check rules monitoring/alerts.yaml
 	$(BIN)/pytest tests/api/test_monitoring.py
+
+CHAOS := PYTHONPATH=.:tests $(BIN)/python -m
+
+chaos: install ## attack the service: 2000 scans, 200 kill -9 and 100 other faults, then the drills (an hour or two)
+	$(CHAOS) chaos --seed $(or $(SEED),1) --jobs 2000 --kills 200 --others 100
+	$(CHAOS) chaos --seed $(or $(SEED),1) --jobs 200 --kills 10 --others 30 --store s3
+	$(CHAOS) chaos --seed $(or $(SEED),1) --jobs 200 --kills 10 --others 20 --timing shipped --pause-seconds 5
+	$(CHAOS) chaos.drills
+
+chaos-small: install ## the same in minutes: 100 scans and 20 faults, small drills; CI runs it
+	$(CHAOS) chaos --seed $(or $(SEED),1) --jobs 100 --kills 8 --others 12
+	$(CHAOS) chaos.drills --scale 0.05
+
+soak: install ## an hour of mixed load: does anything grow?
+	$(CHAOS) chaos.soak
 
 k8s-check: .venv-k8s/.installed ## render the Kubernetes overlays and look for faults, types of the checker included
 	.venv-k8s/bin/mypy --strict --exclude measure.py k8s

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 import shutil
 import subprocess
 import time
@@ -286,6 +287,7 @@ def _bucket(folder: Path, settings: dict[str, str], rng: Random) -> Iterator[Pro
         proxy = Proxy(int(server.endpoint.rpartition(":")[2]), rng)
         settings |= server.environment
         settings |= {"LOBEWISE_BLOB_URL": "s3://lobewise/chaos", "AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.port}"}
+        os.environ.update(server.environment)  # for our own last look
         yield proxy
         proxy.close()
 

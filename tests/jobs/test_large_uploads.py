@@ -19,6 +19,8 @@ from lobewise.jobs.answers import LargeUploadState, PartState
 from lobewise.jobs.bootstrap import connect
 from lobewise.jobs.errors import (
     BlobStoreUnavailableError,
+    JobNotFoundError,
+    JobPurgedError,
     TicketError,
     UploadClosedError,
     UploadError,
@@ -278,6 +280,19 @@ def test_a_job_is_purged_when_its_retention_is_over(jobs: Jobs, other: Connect, 
     assert {key for key in stored(jobs) if old in key} == {f"jobs/{old}/purged.json"}
     assert jobs.get(fresh).status == JobStatus.SUCCEEDED
     assert jobs.get(queued).status == JobStatus.QUEUED, "what waits is never too old"
+
+
+def test_a_deleted_job_is_forgotten_in_the_end(jobs: Jobs, other: Connect, finished: Callable[..., str]) -> None:
+    job_id = finished(jobs)
+    jobs.purge(job_id)
+    assert jobs.sweep() == 0
+    with pytest.raises(JobPurgedError):
+        jobs.get(job_id)
+    time.sleep(2.1)
+    assert other(tombstone_seconds=1).sweep() == 1
+    assert nothing_is_left(jobs)
+    with pytest.raises(JobNotFoundError):
+        jobs.get(job_id)
 
 
 def test_a_purge_that_was_cut_off_is_ended(jobs: Jobs, finished: Callable[..., str]) -> None:

@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Final, Self
 
@@ -28,6 +28,8 @@ from lobewise.jobs.records import Claim
 log = logging.getLogger(__name__)
 
 _REPORT_EVERY_SECONDS: Final = 0.25
+_LISTEN_EVERY_SECONDS: Final = 1.0
+"""So often a worker looks whether its job was cancelled; the blobs, which decide, are asked at every heartbeat."""
 
 
 Doom = type[CancelRequestedError | LeaseLostError | HandBackError]
@@ -158,7 +160,7 @@ class Lease:
     def _beat(self) -> None:
         settings = self._parts.settings
         doomed_at: float | None = None
-        while not self._stop.wait(settings.heartbeat_seconds):
+        while not self._pause():
             try:
                 self._doom = self._doom or self._find_doom()
             except UnavailableError as error:
@@ -170,6 +172,17 @@ class Lease:
             if self.on_overdue and time.monotonic() - doomed_at > settings.cancel_grace_seconds:
                 self.on_overdue(self)
                 return
+
+    def _pause(self) -> bool:
+        """Until the next beat, or until someone asked to stop, which Redis knows at once. True: the lease has ended."""
+        beat_at = time.monotonic() + self._parts.settings.heartbeat_seconds
+        while (left_seconds := beat_at - time.monotonic()) > 0:
+            if self._stop.wait(min(left_seconds, _LISTEN_EVERY_SECONDS)):
+                return True
+            with suppress(BrokerUnavailableError):
+                if self._doom is None and self._parts.live.is_cancel_requested(self.job_id):
+                    return False
+        return self._stop.is_set()
 
     def _find_doom(self) -> Doom | None:
         files = self._parts.records.files(self.job_id)

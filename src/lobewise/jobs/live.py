@@ -255,6 +255,10 @@ class LiveView:
         with broker_errors():
             self._cancel(keys=[_job(job_id), events_key(job_id)], args=[job_id, *_EVENTS])
 
+    def is_cancel_requested(self, job_id: str) -> bool:
+        with broker_errors():
+            return bool(self._redis.hget(_job(job_id), "cancel") == "1")
+
     def remove(self, state: JobState) -> None:
         """Forget a job. The lease stays until it expires: its worker learns from the blobs."""
         with broker_errors(), self._redis.pipeline() as pipe:

@@ -179,6 +179,15 @@ class Records:
         self.blobs.create(self.key(job_id, "purged.json"), _moment())
         self.sweep(job_id)
 
+    def forget(self, job_id: str, oldest: datetime) -> bool:
+        """Take the tombstone away too, if it is older than that."""
+        key = self.key(job_id, "purged.json")
+        info = self.blobs.info(key)
+        if info is None or info.last_modified >= oldest:
+            return False
+        self.blobs.delete(key)
+        return True
+
     def sweep(self, job_id: str) -> None:
         """Delete all but the tombstone; the record last, since a worker may still look for it."""
         folder = self.key(job_id, "")

@@ -99,6 +99,9 @@ class JobsSettings(BaseSettings):
     retention_seconds: PositiveInt | None = Field(
         default=None, description="a finished job is deleted after that time; without it jobs are kept"
     )
+    tombstone_seconds: PositiveInt = Field(
+        default=30 * 24 * 3600, description="how long a deleted job answers 410; then it is forgotten and answers 404"
+    )
     sweep_seconds: PositiveFloat = Field(
         default=600.0, description="how often expired uploads, what crashes left and jobs past retention are deleted"
     )

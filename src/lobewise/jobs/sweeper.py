@@ -39,6 +39,7 @@ class Sweeper:
         listed = list(self.parts.records.listed())
         retired = self._retire(listed, now)
         orphans = self.uploads.sweep(now) + self._sweep_inputs(listed, now) + self._sweep_purged(listed)
+        orphans += self._forget(listed, now)
         orphans += self.batches.sweep(now, self._retention_began(now))
         unfinished = self._sweep_multiparts(now) + self._sweep_staged(now)
         if retired or orphans or unfinished:
@@ -86,6 +87,13 @@ class Sweeper:
         for job_id in leftovers:
             self.parts.records.sweep(job_id)
         return len(leftovers)
+
+    def _forget(self, listed: Iterable[JobFiles], now: datetime) -> int:
+        """Tombstones that nobody asks for any more: in a busy service they would be most of what there is to list."""
+        oldest = now - timedelta(seconds=self.parts.settings.tombstone_seconds)
+        # A job cannot have been deleted before it was made: so only the old ones are looked at.
+        graves = (f for f in listed if f.names == {"purged.json"} and ids.made_at(f.job_id) < oldest)
+        return sum(self.parts.records.forget(files.job_id, oldest) for files in graves)
 
     def _void(self, files: JobFiles) -> bool:
         """Only once it is certain that it becomes no job, however late its request comes to an end."""
