@@ -1,7 +1,8 @@
 """Renders every overlay and looks for faults before a cluster would: `make k8s-check`, or `python k8s/check.py`.
 
 What is asked of each: Kubernetes' own schemas (strict: an unknown field is a fault), ours for the kinds of KEDA and
-of the Prometheus operator, our rules (`rules`), and checkov. `--write` makes the PrometheusRule of the alerts.
+of the Prometheus operator, our rules (`rules`), and checkov. `--write` makes the PrometheusRule of the alerts, and
+brings the dashboard to where kustomize, which reads no file outside its folder, finds it.
 """
 
 import json
@@ -32,6 +33,8 @@ SCHEMAS: Final = {
 CHECKOV_CONFIG: Final = HERE / "checkov.yaml"
 ALERTS: Final = ROOT / "monitoring" / "alerts.yaml"
 PROMETHEUS_RULE: Final = HERE / "components" / "monitoring" / "prometheusrule.yaml"
+DASHBOARD: Final = ROOT / "monitoring" / "dashboard.json"
+DASHBOARD_COPY: Final = PROMETHEUS_RULE.parent / "dashboard.json"
 RULE_HEAD: Final = """\
 # Made from monitoring/alerts.yaml by `python k8s/check.py --write`; `make k8s-check` sees that it still is.
 apiVersion: monitoring.coreos.com/v1
@@ -45,7 +48,8 @@ spec:
 def main(arguments: list[str]) -> int:
     """The exit code: 0 if there is no fault."""
     if arguments == ["--write"]:
-        PROMETHEUS_RULE.write_text(prometheus_rule())
+        for path, text in _made().items():
+            path.write_text(text)
         return 0
     found = [*_stale(), *_reasonless()]
     overlays = sorted(path.parent for path in HERE.glob("overlays/*/kustomization.yaml"))
@@ -84,8 +88,14 @@ def _tool(name: str) -> str:
 
 
 def _stale() -> Iterator[str]:
-    if not PROMETHEUS_RULE.is_file() or PROMETHEUS_RULE.read_text() != prometheus_rule():
-        yield f"{PROMETHEUS_RULE.relative_to(ROOT)} is not what monitoring/alerts.yaml says; mend it by --write"
+    for path, text in _made().items():
+        if not path.is_file() or path.read_text() != text:
+            yield f"{path.relative_to(ROOT)} is not what monitoring/ says; mend it by --write"
+
+
+def _made() -> dict[Path, str]:
+    """Files that are made from those in monitoring/."""
+    return {PROMETHEUS_RULE: prometheus_rule(), DASHBOARD_COPY: DASHBOARD.read_text()}
 
 
 def _reasonless() -> Iterator[str]:

@@ -75,6 +75,7 @@ def closure(name: str, extras: frozenset[str] = frozenset()) -> set[str]:
 def test_the_gateway_installs_without_them() -> None:
     installed = closure("lobewise", frozenset({"api"}))
     assert {"fastapi", "uvicorn", "celery", "obstore", "starlette"} <= installed
+    assert "packaging" in installed, "kombu imports it where its broker is Redis, and asks for it in an extra alone"
     assert not installed & HEAVY
     assert {"numpy", "torch"} <= closure("lobewise", frozenset({"worker"}))
 

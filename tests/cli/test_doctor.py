@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from collector import collecting
 
 from lobewise.cli.configuration import page
 from lobewise.cli.doctor import _clock
@@ -41,6 +42,15 @@ def test_all_is_well_on_a_fresh_machine(lobewise: Run) -> None:
     assert set(found) == {"settings", "broker", "clock", "blobs", "disk", "weights", "device"}
     assert found["weights"] == ["ok"] * 3
     assert found["broker"] == ["ok"]
+
+
+def test_a_collector_of_traces_is_asked_where_one_is_named(lobewise: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    with collecting() as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint)
+        assert verdicts(lobewise("doctor", "--json"))["traces"] == ["ok"]
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    result = lobewise("doctor", "--json")
+    assert (result.returncode, verdicts(result)["traces"], result.stderr) == (0, ["warning"], "")
 
 
 def test_it_speaks_to_people_in_one_line_a_part(lobewise: Run) -> None:

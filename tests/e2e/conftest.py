@@ -15,6 +15,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from collector import Collector, collecting
 
 from lobewise.cli.processes import free_port
 
@@ -56,8 +57,16 @@ def receiver() -> Iterator[Receiver]:
 
 
 @pytest.fixture(scope="session")
-def service(service_folder: Path, receiver: Receiver) -> Iterator[str]:
-    with serving(service_folder, LOBEWISE_CALLBACK_ALLOWLIST=receiver.url) as address:
+def collector() -> Iterator[Collector]:
+    """Where the service sends its traces."""
+    with collecting() as collector:
+        yield collector
+
+
+@pytest.fixture(scope="session")
+def service(service_folder: Path, receiver: Receiver, collector: Collector) -> Iterator[str]:
+    environment = collector.environment(LOBEWISE_CALLBACK_ALLOWLIST=receiver.url)
+    with serving(service_folder, **environment) as address:
         yield address
 
 

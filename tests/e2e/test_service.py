@@ -13,6 +13,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
+from collector import Collector
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from lobewise.jobs.models import Report
@@ -176,7 +177,9 @@ def test_what_is_no_scan_is_refused_at_the_door(service: str, lobewise: Run, tmp
     assert "415" in result.stderr
 
 
-def test_no_log_and_no_metric_holds_what_names_a_patient(service: str, service_folder: Path, tmp_path: Path) -> None:
+def test_no_log_no_metric_and_no_trace_holds_what_names_a_patient(
+    service: str, service_folder: Path, collector: Collector, tmp_path: Path
+) -> None:
     archive = tmp_path / "Doe_Jane.zip"
     with zipfile.ZipFile(archive, "w") as series:
         for path in dicom_series(tmp_path / "series", PatientName="Doe^Jane", PatientID="SECRET-1"):
@@ -197,6 +200,9 @@ def test_no_log_and_no_metric_holds_what_names_a_patient(service: str, service_f
     requests = [json.loads(line) for line in said.splitlines() if '"event": "request"' in line]
     assert {line["route"] for line in requests} >= {"/v1/jobs", "/v1/jobs/{job_id}"}
     assert all(line["request_id"] and line["seconds"] >= 0 for line in requests)
+    spans = collector.wait_for(answer.headers["traceresponse"].split("-")[1], "attempt", "read", "landmarks", "publish")
+    assert {span.attributes.get("lobewise.job.id") for span in spans} == {job["id"], None}
+    assert not re.search("Doe|SECRET|Jane", "".join(collector.texts))
 
 
 def dicom_series(folder: Path, **tags: str) -> list[Path]:

@@ -26,6 +26,7 @@ from lobewise.jobs.configuration import misspelt, read_settings
 from lobewise.jobs.logs import configure_logging
 from lobewise.jobs.service import Jobs
 from lobewise.jobs.settings import JobsSettings
+from lobewise.jobs.tracing import configure_tracing, stop_tracing
 
 logger = logging.getLogger("lobewise.api")
 
@@ -118,6 +119,7 @@ class _Server(uvicorn.Server):
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    configure_tracing("lobewise-gateway")
     owned: Jobs | None = None
     if app.state.jobs is None:
         owned = await anyio.to_thread.run_sync(connect)
@@ -132,6 +134,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await anyio.to_thread.run_sync(app.state.streams.stop)
         if owned is not None:
             await anyio.to_thread.run_sync(owned.close)
+        await anyio.to_thread.run_sync(stop_tracing)
 
 
 def _use(app: FastAPI, jobs: Jobs) -> None:

@@ -12,6 +12,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lobewise.api.errors import internal_error
 from lobewise.api.metrics import Metrics
+from lobewise.jobs import tracing
+from lobewise.jobs.ids import is_id
 from lobewise.jobs.logs import log_context
 
 logger = logging.getLogger("lobewise.api")
@@ -36,8 +38,9 @@ class RequestEnvelope:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        envelope = _Envelope(scope, send)
-        with log_context(request_id=envelope.request_id):
+        span = _span(scope)
+        envelope = _Envelope(scope, send, span.traceparent)
+        with tracing.ended(span), span.active(), log_context(request_id=envelope.request_id):
             try:
                 await self._app(scope, receive, envelope.send)
             except Exception:
@@ -53,19 +56,40 @@ class RequestEnvelope:
         route = getattr(scope.get("route"), "path", "(none)")
         method = scope["method"] if scope["method"] in _METHODS else "(other)"
         self._metrics.answered(method, route, envelope.status, seconds)
+        _tell(tracing.current(), scope, method, route, envelope.status)
         figures = {"method": method, "route": route, "status": envelope.status, "seconds": round(seconds, 4)}
         logger.info("request", extra=figures)
 
 
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_UNTRACED: Final = ("/healthz", "/readyz", "/metrics")
+"""Asked every few seconds, by machines."""
+
+
+def _span(scope: Scope) -> tracing.Span:
+    """Goes on with the client's trace. Its path and query are not told: they may be anything, signatures too."""
+    if scope["path"].endswith(_UNTRACED):
+        return tracing.NO_SPAN
+    return tracing.entry("request", Headers(scope=scope).get("traceparent"), "server")
+
+
+def _tell(span: tracing.Span, scope: Scope, method: str, route: str, status: int) -> None:
+    span.rename(f"{method} {route}")
+    span.note({"http.request.method": method, "http.route": route, "http.response.status_code": status})
+    job_id = scope.get("path_params", {}).get("job_id")
+    if job_id is not None and is_id(job_id):
+        span.note({tracing.JOB_ID: job_id})
+    if status >= 500:
+        span.fail(str(status))
 
 
 class _Envelope:
-    def __init__(self, scope: Scope, send: Send) -> None:
+    def __init__(self, scope: Scope, send: Send, traceparent: str | None) -> None:
         given = Headers(scope=scope).get("x-request-id", "")
         self.request_id = given if _REQUEST_ID.fullmatch(given) else uuid4().hex
         self.began = time.perf_counter()
         self.status = 0
+        self._traceparent = traceparent
         self._send = send
 
     async def send(self, message: Message) -> None:
@@ -73,6 +97,8 @@ class _Envelope:
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
             headers["X-Request-ID"] = self.request_id
+            if self._traceparent is not None:
+                headers["traceresponse"] = self._traceparent
             for name, value in _SAFE_HEADERS.items():
                 headers.setdefault(name, value)
         await self._send(message)

@@ -36,6 +36,24 @@ FOOT: Final = """
 | `LOBEWISE_SECRETS_DIR` | /run/secrets | folder of secrets |
 | `AWS_ENDPOINT_URL`, `AWS_REGION`, `AWS_ALLOW_HTTP`, `AWS_VIRTUAL_HOSTED_STYLE_REQUEST` | AWS | where the bucket is |
 | `TORCH_HOME` | ~/.cache/torch | where lungmask's weights are kept |
+
+## Traces
+
+OpenTelemetry's own variables; [operations.md](operations.md#traces) tells about traces. They need the extra `tracing`.
+
+| variable | default | |
+|---|---|---|
+| `OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` | | a collector that takes OTLP over HTTP \
+(`http://collector:4318`; the second is a whole address, `/v1/traces` included); without one nothing is sent |
+| `OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_EXPORTER_OTLP_CERTIFICATE`, `OTEL_EXPORTER_OTLP_TIMEOUT` | | what it wants to \
+see, whom to trust, seconds until it has not answered |
+| `OTEL_SERVICE_NAME` | lobewise-gateway, -worker, -sender | what the process is called |
+| `OTEL_RESOURCE_ATTRIBUTES` | | more about the process: `deployment.environment.name=test` |
+| `OTEL_TRACES_SAMPLER`, `OTEL_TRACES_SAMPLER_ARG` | parentbased_always_on | which traces are kept: \
+`parentbased_traceidratio` and `0.1` for a tenth |
+| `OTEL_BSP_SCHEDULE_DELAY`, `OTEL_BSP_MAX_QUEUE_SIZE` | 5000, 2048 | how often spans are sent (ms), \
+how many wait at most |
+| `OTEL_SDK_DISABLED`, `OTEL_TRACES_EXPORTER` | false, otlp | `true`, `none`: off |
 """
 
 

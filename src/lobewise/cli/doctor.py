@@ -17,6 +17,7 @@ from lobewise.jobs.bootstrap import connect
 from lobewise.jobs.configuration import misspelt, read_settings
 from lobewise.jobs.errors import JobsError, SettingsError
 from lobewise.jobs.settings import GIB, JobsSettings
+from lobewise.jobs.tracing import collector_takes
 from lobewise.jobs.vitals import BrokerVitals, broker_vitals
 
 Verdict = Literal["ok", "warning", "wrong"]
@@ -47,7 +48,7 @@ def examine() -> Iterator[Check]:
         return
     wrong = misspelt((JobsSettings, ApiSettings))
     yield Check("settings", "warning" if wrong else "ok", " ".join(wrong) or "as they should be")
-    parts: tuple[Callable[[JobsSettings], Iterator[Check]], ...] = (_broker, _blobs, _disk, _weights, _device)
+    parts: tuple[Callable[[JobsSettings], Iterator[Check]], ...] = (_broker, _blobs, _disk, _weights, _device, _traces)
     for part in parts:
         try:
             yield from part(settings)
@@ -171,3 +172,16 @@ def _device(settings: JobsSettings) -> Iterator[Check]:
     slow = device.type == "cpu"
     found = f"{device}" + (": no GPU is used; a scan takes tens of seconds" if slow else "")
     yield Check("device", "ok", found)
+
+
+def _traces(_settings: JobsSettings) -> Iterator[Check]:
+    """Nothing depends on a collector, so that none is no fault."""
+    try:
+        is_taken = collector_takes()
+    except ImportError:
+        yield Check("traces", "warning", "OTEL_* variables ask for them", "pip install 'lobewise[tracing]'")
+        return
+    if is_taken is not None:
+        found = "the collector takes them" if is_taken else "the collector does not take them"
+        advice = "see that OTEL_EXPORTER_OTLP_ENDPOINT speaks OTLP over HTTP and can be reached from here"
+        yield Check("traces", "ok" if is_taken else "warning", found, advice)

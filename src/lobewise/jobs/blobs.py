@@ -22,6 +22,7 @@ uploads/{id}/completed.json         created once: a job may take the scan
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, ObjectStore, S3Store
 
 from lobewise.jobs.errors import BlobStoreUnavailableError
+from lobewise.jobs.tracing import step
 
 if TYPE_CHECKING:
     from obstore import GetOptions
@@ -48,6 +50,7 @@ PART_BYTES: Final = 8 << 20
 FOLDER_PART_BYTES: Final = 128 << 10
 """What a writer to a folder holds: many may write at once."""
 
+_ID: Final = re.compile(r"[0-9a-f-]{32}")
 _RETRY: Final["RetryConfig"] = {"max_retries": 3, "retry_timeout": timedelta(seconds=10)}
 _CLIENT: Final["ClientConfig"] = {"connect_timeout": timedelta(seconds=2), "timeout": timedelta(minutes=5)}
 
@@ -86,16 +89,17 @@ class Blobs:
 
     def create(self, key: str, data: bytes) -> bool:
         """Write unless the key exists: of many callers exactly one gets True."""
-        with _unavailable():
+        with _unavailable(), step("blob create", traced(key, len(data))) as span:
             try:
                 obstore.put(self.store, key, data, mode="create")
             except AlreadyExistsError:
+                span.note({"lobewise.blob.existed": True})
                 return False
             self.sync(key)
             return True
 
     def write(self, key: str, data: bytes) -> None:
-        with _unavailable():
+        with _unavailable(), step("blob write", traced(key, len(data))):
             obstore.put(self.store, key, data)
             self.sync(key)
 
@@ -103,14 +107,14 @@ class Blobs:
         """Store a file; the answer is its sha256."""
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        with _unavailable():
+        with _unavailable(), step("blob write", traced(key, path.stat().st_size)):
             obstore.put(self.store, key, path, chunk_size=PART_BYTES, max_concurrency=2)
             self.sync(key)
         return digest
 
     def write_pieces(self, key: str, pieces: Iterator[bytes]) -> None:
         """Store a stream; nothing is seen of it before its end. Raises what `pieces` does."""
-        with _unavailable():
+        with _unavailable(), step("blob write", traced(key)):
             writer = obstore.open_writer(self.store, key, buffer_size=PART_BYTES, max_concurrency=2)
             for piece in pieces:
                 writer.write(piece)
@@ -119,7 +123,7 @@ class Blobs:
 
     def copy(self, key: str, to: str) -> None:
         """Within the store, which moves no bytes through us. Raises FileNotFoundError."""
-        with _unavailable():
+        with _unavailable(), step("blob copy", traced(to)):
             obstore.copy(self.store, key, to)
             self.sync(to)
 
@@ -188,6 +192,12 @@ class Blobs:
             raise BlobStoreUnavailableError("the folder of the blobs is gone")
         with _unavailable():
             next(iter(obstore.list(self.store, "ready/", chunk_size=1)), None)
+
+
+def traced(key: str, size_bytes: int | None = None) -> dict[str, str | int]:
+    """What a span tells of a blob: which of the above it is, without ids and hashes."""
+    name = "/".join(part for part in key.split("/") if not _ID.match(part))
+    return {"lobewise.blob.name": name} | ({} if size_bytes is None else {"lobewise.blob.size_bytes": size_bytes})
 
 
 def open_blobs(url: str, public_endpoint: str | None = None) -> Blobs:

@@ -21,7 +21,9 @@ def fingerprint(record: JobRecord) -> str:
 
     An upload is named by its id, since its bytes are gone once the first request has made a job of it.
     """
-    beside = {"id", "created_at", "schema_version", "address"} | ({"input"} if record.upload_id else set())
+    beside = {"id", "created_at", "schema_version", "address", "traceparent"} | (
+        {"input"} if record.upload_id else set()
+    )
     document = record.model_dump_json(exclude=beside)
     return hashlib.sha256(document.encode()).hexdigest()
 

@@ -8,11 +8,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Final, Self
 
-from lobewise.jobs import states
+from lobewise.jobs import states, tracing
 from lobewise.jobs.errors import (
     BrokerUnavailableError,
     CancelRequestedError,
@@ -42,14 +42,18 @@ class Lease:
         record: the job as it was accepted.
         claim: this attempt.
         scan: the input; complete once it was fetched.
+        span: of the attempt; active inside the `with` statement, ended with it.
         is_frugal: an earlier attempt ran out of memory, or its worker was lost, as one is that the kernel kills for
             it: the work should be done in smaller pieces.
         on_overdue: called in the heartbeat's thread when the job was cancelled, lost or handed back and the work does
             not stop within `cancel_grace_seconds`.
     """
 
-    def __init__(self, parts: Parts, record: JobRecord, claim: Claim, value: str) -> None:
-        self.record, self.claim, self.value = record, claim, value
+    def __init__(
+        self, parts: Parts, record: JobRecord, claim: Claim, value: str, span: tracing.Span = tracing.NO_SPAN
+    ) -> None:
+        self.record, self.claim, self.value, self.span = record, claim, value, span
+        self._active = ExitStack()
         self.scan: InputInfo = record.input
         self.is_frugal = False
         self.on_overdue: Callable[[Lease], None] | None = None
@@ -75,12 +79,17 @@ class Lease:
 
     def __enter__(self) -> Self:
         self._thread.start()
+        self._active.enter_context(self.span.active())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+        self._active.close()
+        if kind is not None:
+            self.span.fail(kind.__name__)
+        self.span.end()
 
     def stop(self) -> None:
         """End the heartbeat."""

@@ -1,7 +1,8 @@
 """One shape of log for every process: a line of JSON, or a readable line on a terminal.
 
-Each line has the time (UTC), level, logger and event, and what it belongs to: `request_id`, `job_id`, `attempt`. No
-file names, client references or anything else that a client sent: they may be a patient's.
+Each line has the time (UTC), level, logger and event, and what it belongs to: `request_id`, `job_id`, `attempt`, and
+where there are traces `trace_id` and `span_id`. No file names, client references or anything else that a client sent:
+they may be a patient's.
 """
 
 import logging
@@ -12,6 +13,8 @@ from typing import Any, Final, Literal
 
 import structlog
 from structlog.typing import EventDict, Processor
+
+from lobewise.jobs.tracing import with_ids
 
 LogFormat = Literal["auto", "json", "text"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
@@ -31,6 +34,7 @@ def configure_logging(wanted: LogFormat = "auto", level: LogLevel = "INFO") -> N
     is_text = wanted == "text" or (wanted == "auto" and sys.stderr.isatty())
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
+        with_ids,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.ExtraAdder(),

@@ -207,6 +207,7 @@ class JobRecord(Model):
     upload_id: str | None = Field(default=None, description="the upload that became its scan")
     callback_url: str | None = Field(default=None, description="who is told how it ended")
     address: str | None = Field(default=None, description="of the job, as its client reaches the gateway")
+    traceparent: str | None = Field(default=None, description="the trace that the job belongs to, where there are any")
 
 
 class JobState(Model):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from lobewise.jobs import states
+from lobewise.jobs import states, tracing
 from lobewise.jobs.errors import BrokerUnavailableError
 from lobewise.jobs.live import LiveView
 from lobewise.jobs.models import InputInfo, JobError, JobRecord, JobState, Manifest
@@ -91,14 +91,28 @@ def end_attempt(parts: Parts, record: JobRecord, claim: Claim, ending: Ending, *
 
     The ending is durable before anything else: from then on this attempt can publish nothing.
     """
-    parts.records.create_ending(record.id, claim.attempt, ending)
+    mark_ended(parts, record, claim, ending)
     if is_over(parts, record, claim) or settle(parts, record, claim):
         return
     is_fault = ending.reason == "fault"
     pause_seconds = parts.settings.retry_seconds * 2 ** (claim.attempt - 1) if is_fault else None
     state = states.queued(record, attempt=claim.attempt, updated_at=states.now())
     if parts.live.put(state, guard=guard, retry_after_seconds=pause_seconds) and not is_fault:
-        parts.queue.publish(record.id, record.priority)
+        with tracing.continued(record.traceparent):
+            parts.queue.publish(record.id, record.priority)
+
+
+def mark_ended(parts: Parts, record: JobRecord, claim: Claim, ending: Ending) -> None:
+    """Durable: the attempt can publish nothing any more. The span of a lost one has nobody else to end it."""
+    is_new = parts.records.create_ending(record.id, claim.attempt, ending)
+    if is_new and ending.reason == "worker-lost":
+        what = {**attempt_attributes(record, claim.attempt), tracing.OUTCOME: "worker-lost"}
+        tracing.tell_for(claim.traceparent, tracing.ATTEMPT_SPAN, record.traceparent, claim.started_at, what)
+
+
+def attempt_attributes(record: JobRecord, attempt: int) -> dict[str, str | int]:
+    """What a span tells of an attempt."""
+    return {tracing.JOB_ID: record.id, tracing.ATTEMPT: attempt, "lobewise.priority": record.priority.value}
 
 
 def is_over(parts: Parts, record: JobRecord, claim: Claim) -> bool:

@@ -4,12 +4,14 @@ The gateway sends the task by its name, so that it needs nothing of the worker's
 """
 
 import json
+from contextlib import AbstractContextManager
 from typing import Any, Final
 
 from celery import Celery
 from kombu.entity import Queue
 from kombu.exceptions import OperationalError
 
+from lobewise.jobs import tracing
 from lobewise.jobs.errors import BrokerUnavailableError
 from lobewise.jobs.fairness import FairQueues
 from lobewise.jobs.live import LiveView, broker_errors
@@ -70,10 +72,8 @@ class JobQueue:
             BrokerUnavailableError: not sent, or not known to be sent.
         """
         try:
-            with broker_errors():
-                self._app.send_task(
-                    TASK_NAME, (job_id,), task_id=job_id, queue=queue_name(priority), retry_policy=_RETRY_ONCE
-                )
+            with broker_errors(), _sending(job_id, queue := queue_name(priority)):
+                self._app.send_task(TASK_NAME, (job_id,), task_id=job_id, queue=queue, retry_policy=_RETRY_ONCE)
         except (OperationalError, OSError) as error:
             raise BrokerUnavailableError(f"the broker does not answer: {type(error).__name__}") from error
         self._live.mark_published(job_id)
@@ -90,3 +90,8 @@ class JobQueue:
 
     def close(self) -> None:
         self._app.close()
+
+
+def _sending(job_id: str, queue: str) -> AbstractContextManager[object]:
+    named = {"messaging.system": "celery", "messaging.destination.name": queue, "messaging.message.id": job_id}
+    return tracing.step(f"send {queue}", {**named, "messaging.operation.type": "send"}, "producer")

@@ -10,10 +10,10 @@ import time
 from contextlib import suppress
 from typing import Final
 
-from lobewise.jobs import outcomes, states
+from lobewise.jobs import outcomes, states, tracing
 from lobewise.jobs.errors import JobNotFoundError, JobPurgedError, NewerSchemaError, UnavailableError
 from lobewise.jobs.live import REBUILT, Waiting
-from lobewise.jobs.models import JobStatus
+from lobewise.jobs.models import JobState, JobStatus
 from lobewise.jobs.outcomes import Parts
 from lobewise.jobs.records import Ending, JobFiles
 from lobewise.jobs.sweeper import Sweeper
@@ -121,7 +121,7 @@ class Reaper:
         if state.cancel_requested:
             parts.live.request_cancel(state.id)
         if state.status == JobStatus.QUEUED:
-            parts.queue.publish(state.id, state.priority)
+            self._send(state, parts.records.record(state.id).traceparent)
         return True
 
     def _recover(self, job_id: str) -> bool:
@@ -167,14 +167,15 @@ class Reaper:
         state = self._parts.live.get(job_id)
         if state is None or state.status != JobStatus.QUEUED:
             return False
+        traceparent = None
         try:
             with suppress(NewerSchemaError):  # a message holds the id alone: whoever can read the job takes it
-                self._parts.records.record(job_id)
+                traceparent = self._parts.records.record(job_id).traceparent
         except (JobNotFoundError, JobPurgedError):
             self._forget_if_gone(job_id)
             return False
         log.info("job %s is sent again", job_id)
-        self._parts.queue.publish(job_id, state.priority)
+        self._send(state, traceparent)
         return True
 
     def _forget_if_gone(self, job_id: str) -> None:
@@ -185,6 +186,10 @@ class Reaper:
             outcomes.bury(self._parts, job_id)
         except JobNotFoundError:
             self._parts.live.forget(job_id)
+
+    def _send(self, state: JobState, traceparent: str | None) -> None:
+        with tracing.continued(traceparent):
+            self._parts.queue.publish(state.id, state.priority)
 
 
 def _is_doubtful(job: Waiting, patience_ms: float) -> bool:

@@ -26,6 +26,7 @@ class Claim(Model):
     attempt: int
     started_at: datetime
     worker: str
+    traceparent: str | None = Field(default=None, description="of its span, which another ends if the worker is lost")
 
 
 class Ending(Model):

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final
 
-from lobewise.jobs import ids, outcomes, sources, states
+from lobewise.jobs import ids, outcomes, sources, states, tracing
 from lobewise.jobs.answers import JobPage, QueueLength, Readiness, Sort, StoredMask, UploadSink
 from lobewise.jobs.batches import Batches
 from lobewise.jobs.blobs import Blobs
@@ -116,19 +116,23 @@ class Jobs:
         Raises:
             IdempotencyInFlightError: its idempotency key was taken over meanwhile; the job is not accepted.
         """
-        if not self._records.create_job(record):
-            self._records.blobs.delete(self._records.key(record.id, "input"))
-            raise IdempotencyInFlightError("another request with this idempotency key came first")
-        return self._queue_up(record)
+        record = record.model_copy(update={"traceparent": record.traceparent or tracing.current().traceparent})
+        tracing.current().note({tracing.JOB_ID: record.id})
+        with tracing.step("accept"):
+            if not self._records.create_job(record):
+                self._records.blobs.delete(self._records.key(record.id, "input"))
+                raise IdempotencyInFlightError("another request with this idempotency key came first")
+            return self._queue_up(record)
 
     def _ensure(self, record: JobRecord) -> None:
         """Accept a job of a batch, unless that was done before."""
-        if self._records.is_purged(record.id) or not self._records.create_job(record):
-            return
-        if self._records.is_purged(record.id):  # accepted by another and deleted, just now
-            outcomes.bury(self._parts, record.id)
-            return
-        self._queue_up(record)
+        with tracing.continued(record.traceparent), tracing.step("accept", {tracing.JOB_ID: record.id}):
+            if self._records.is_purged(record.id) or not self._records.create_job(record):
+                return
+            if self._records.is_purged(record.id):  # accepted by another and deleted, just now
+                outcomes.bury(self._parts, record.id)
+                return
+            self._queue_up(record)
 
     def _queue_up(self, record: JobRecord) -> JobState:
         if record.upload_id is not None:
@@ -229,6 +233,7 @@ class Jobs:
             WrongStateError: it is final already.
         """
         record = self._records.record(job_id)
+        tracing.current().link(record.traceparent)
         self._demand_open(job_id)
         self._records.request_cancel(job_id)
         state = self.get(job_id)
@@ -365,13 +370,19 @@ class Jobs:
         value = f"{attempt}:{secrets.token_hex(8)}"
         if not self._live.lease(job_id, value, self.settings.lease_seconds):
             raise LeaseLostError(f"job {job_id} is in other hands")
-        claim = Claim(attempt=attempt, started_at=states.now(), worker=worker)
-        lease = Lease(self._parts, record, claim, value)
+        span = tracing.entry(tracing.ATTEMPT_SPAN, record.traceparent, "consumer", {tracing.JOB_ID: job_id})
+        claim = Claim(attempt=attempt, started_at=states.now(), worker=worker, traceparent=span.traceparent)
+        lease = Lease(self._parts, record, claim, value, span)
         try:
-            self._begin(lease)
-        except BaseException:
+            with span.active(), tracing.step("claim"):
+                self._begin(lease)
+        except BaseException as error:
+            span.rename("claim refused")
+            span.fail(type(error).__name__)
+            span.end()
             lease.drop()
             raise
+        span.note(outcomes.attempt_attributes(record, attempt))
         return lease
 
     def fetch_input(self, lease: Lease, folder: Path) -> Path:
@@ -402,11 +413,20 @@ class Jobs:
             CancelRequestedError, JobPurgedError: it is no longer wanted.
         """
         begin = time.perf_counter()
+        with tracing.step("publish"):
+            manifest = self._stored(lease, report, masks)
+            # The report's seconds of `store` are those of writing the masks; bringing them to the store belongs to it.
+            seconds = dict(report.provenance.seconds)
+            seconds[Stage.STORE] = seconds.get(Stage.STORE, 0.0) + time.perf_counter() - begin
+            self._publish(lease, manifest, seconds)
+
+    def _stored(self, lease: Lease, report: Report, masks: Mapping[MaskName, Path]) -> Manifest:
+        """What will end the job: all that it names is in the store."""
         lease.fence()
         stored = [self._store_mask(lease, name, path) for name, path in masks.items()]
         report_key = self._records.attempt_key(lease.job_id, lease.attempt, "report.json")
         self._records.blobs.write(report_key, report.model_dump_json().encode())
-        manifest = Manifest(
+        return Manifest(
             job_id=lease.job_id,
             outcome="succeeded",
             attempt=lease.attempt,
@@ -418,10 +438,6 @@ class Jobs:
             input_sha256=lease.scan.sha256,
             input_size_bytes=lease.scan.size_bytes,
         )
-        # The report's seconds of `store` are those of writing the masks; bringing them to the store belongs to it.
-        seconds = dict(report.provenance.seconds)
-        seconds[Stage.STORE] = seconds.get(Stage.STORE, 0.0) + time.perf_counter() - begin
-        self._publish(lease, manifest, seconds)
 
     def fail(self, lease: Lease, error: JobError, seconds: Mapping[str, float] | None = None) -> None:
         """The scan cannot be scored: the job ends here. Raises as `succeed` does.
@@ -429,7 +445,9 @@ class Jobs:
         Args:
             seconds: of the stages that came to an end before.
         """
-        self._publish(lease, outcomes.failed(lease.record, lease.claim, error, lease.scan), seconds)
+        with tracing.step("publish"):
+            self._publish(lease, outcomes.failed(lease.record, lease.claim, error, lease.scan), seconds)
+        lease.span.note({"lobewise.problem": error.type.rpartition("/")[2]})
 
     def confirm_cancel(self, lease: Lease) -> None:
         """The work has stopped as requested."""
@@ -440,6 +458,7 @@ class Jobs:
         except CancelRequestedError:
             manifest = outcomes.cancelled(lease.record, lease.attempt, lease.claim.started_at)
             outcomes.conclude(self._parts, lease.record, manifest)
+            lease.span.note({tracing.OUTCOME: manifest.outcome})
         finally:
             lease.drop()
 
@@ -469,6 +488,9 @@ class Jobs:
         return None if self._records.is_final(job_id) else shown
 
     def _end(self, lease: Lease, ending: Ending) -> None:
+        lease.span.note({tracing.OUTCOME: ending.reason})
+        if ending.fault is not None:
+            lease.span.fail(ending.fault)
         try:
             outcomes.end_attempt(self._parts, lease.record, lease.claim, ending, guard=lease.value)
         finally:
@@ -538,7 +560,8 @@ class Jobs:
         previous = self._records.claim(lease.job_id, attempt) if attempt else None
         if previous is None:
             return
-        self._records.create_ending(lease.job_id, previous.attempt, Ending(reason="worker-lost", ended_at=states.now()))
+        ending = Ending(reason="worker-lost", ended_at=states.now())
+        outcomes.mark_ended(self._parts, lease.record, previous, ending)
         if outcomes.settle(self._parts, lease.record, previous):
             raise WrongStateError(lease.job_id, "failed", "the job was attempted too often")
         reasons = {ending.reason for ending in self._records.endings(lease.job_id, previous.attempt)}
@@ -552,6 +575,7 @@ class Jobs:
     def _publish(self, lease: Lease, manifest: Manifest, seconds: Mapping[str, float] | None) -> None:
         lease.fence()
         if outcomes.conclude(self._parts, lease.record, manifest, seconds):
+            lease.span.note({tracing.OUTCOME: manifest.outcome})
             return
         if self._records.is_purged(lease.job_id):
             raise JobPurgedError(lease.job_id)

@@ -13,8 +13,9 @@ from typing import Final, TypeVar
 import obstore
 from obstore.exceptions import BaseError
 
+from lobewise.jobs import tracing
 from lobewise.jobs.answers import Chunk
-from lobewise.jobs.blobs import Blobs
+from lobewise.jobs.blobs import Blobs, traced
 from lobewise.jobs.errors import BlobStoreUnavailableError, UploadTooLargeError
 from lobewise.jobs.models import InputInfo
 
@@ -51,6 +52,7 @@ class BlobUpload:
         self._threads = _senders if blobs.folder is None else _storers
         self._hash = hashlib.sha256()
         self._size_bytes = 0
+        self._span = tracing.child("blob write", traced(key))
         self._writer: obstore.WritableFile | None = obstore.open_writer(
             blobs.store, key, buffer_size=blobs.part_bytes, max_concurrency=1
         )
@@ -69,13 +71,16 @@ class BlobUpload:
         if self._writer is None:
             raise ValueError("this upload has ended")
         writer, self._writer = self._writer, None
-        with _unavailable():
+        self._span.note(traced(self._key, self._size_bytes))
+        with tracing.ended(self._span), _unavailable():
             await in_upload_thread(self._close, writer, threads=self._threads)
         return InputInfo(size_bytes=self._size_bytes, sha256=self._hash.hexdigest())
 
     async def abort(self) -> None:
         # A writer that is dropped without `close` gives its parts up.
         self._writer = None
+        self._span.fail("aborted")
+        self._span.end()
 
     def _take(self, writer: "obstore.WritableFile", chunk: Chunk) -> None:
         self._hash.update(chunk)

@@ -4,13 +4,15 @@ import asyncio
 import logging
 import signal
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 from urllib.parse import urlsplit
 
 import httpx
 from standardwebhooks import Webhook
 
-from lobewise.jobs import states
+from lobewise.jobs import states, tracing
 from lobewise.jobs.bootstrap import connect
 from lobewise.jobs.callbacks import Answer, Letter
 from lobewise.jobs.configuration import misspelt, read_settings
@@ -19,6 +21,7 @@ from lobewise.jobs.liveness import alive
 from lobewise.jobs.logs import configure_logging
 from lobewise.jobs.service import Jobs
 from lobewise.jobs.settings import JobsSettings
+from lobewise.jobs.tracing import configure_tracing, stop_tracing
 from lobewise.sender.messages import compose, signers
 from lobewise.sender.sending import new_client, send
 
@@ -34,6 +37,7 @@ def run(settings: JobsSettings | None = None) -> None:
     """Send until SIGTERM or Ctrl-C; what is under way then is finished."""
     settings = settings or read_settings(JobsSettings)
     configure_logging(settings.log_format, settings.log_level)
+    configure_tracing("lobewise-sender")
     for sentence in misspelt((JobsSettings,)):
         log.warning("%s", sentence)
     jobs = connect(settings)
@@ -42,6 +46,7 @@ def run(settings: JobsSettings | None = None) -> None:
             asyncio.run(_until_told(Sender(jobs)))
     finally:
         jobs.close()
+        stop_tracing()
 
 
 async def _until_told(sender: "Sender") -> None:
@@ -85,7 +90,8 @@ class Sender:
         try:
             letter = await asyncio.to_thread(self._callbacks.open, job_id)
             if letter is not None:
-                await self._send(letter, client, signed_by)
+                with _traced(letter):
+                    await self._send(letter, client, signed_by)
         except (JobNotFoundError, JobPurgedError):
             log.info("job %s is gone, and with it whom to tell", job_id)
         except UnavailableError as error:
@@ -104,7 +110,7 @@ class Sender:
             return
         self._at_host[host] += 1
         try:
-            message = compose(letter, signed_by, states.now())
+            message = compose(letter, signed_by, states.now(), tracing.current().traceparent)
             answer = await send(client, letter.url, message, self._settings.callback_timeout_seconds)
         finally:
             self._at_host[host] -= 1
@@ -114,8 +120,20 @@ class Sender:
     async def _settle(self, letter: Letter, answer: Answer) -> None:
         """The address is not logged: it may hold a receiver's secret."""
         attempt = await asyncio.to_thread(self._callbacks.settle, letter, answer)
+        tracing.current().note({tracing.OUTCOME: attempt.outcome.value})
+        if attempt.http_status is not None:
+            tracing.current().note({"http.response.status_code": attempt.http_status})
         said = attempt.http_status or attempt.fault
         log.info("job %s: callback %d.%d %s (%s)", letter.record.id, letter.round, letter.number, attempt.outcome, said)
+
+
+@contextmanager
+def _traced(letter: Letter) -> Iterator[None]:
+    """The address is not told, as it is not logged."""
+    span = tracing.entry("callback", letter.record.traceparent, "client", {tracing.JOB_ID: letter.record.id})
+    span.note({"lobewise.callback.round": letter.round, tracing.ATTEMPT: letter.number})
+    with tracing.ended(span), span.active():
+        yield
 
 
 async def _wait(stop: asyncio.Event, seconds: float) -> None:

@@ -42,8 +42,8 @@ def signers(settings: JobsSettings) -> list[Webhook]:
     return [Webhook(kept_secret(settings.data_dir / SECRET_FILE, _new_secret))]
 
 
-def compose(letter: Letter, signed_by: Sequence[Webhook], now: datetime) -> Message:
-    """The message about a job, signed at `now`."""
+def compose(letter: Letter, signed_by: Sequence[Webhook], now: datetime, traceparent: str | None = None) -> Message:
+    """The message about a job, signed at `now`; the receiver may go on with the trace."""
     id_, body = f"msg_{letter.record.id}", json.dumps(event_of(letter), separators=(",", ":"))
     signatures = " ".join(signer.sign(id_, now, body) for signer in signed_by)
     headers = {
@@ -52,7 +52,7 @@ def compose(letter: Letter, signed_by: Sequence[Webhook], now: datetime) -> Mess
         "webhook-timestamp": str(int(now.timestamp())),
         "webhook-signature": signatures,
     }
-    return Message(body, headers)
+    return Message(body, headers | ({"traceparent": traceparent} if traceparent else {}))
 
 
 def event_of(letter: Letter) -> dict[str, Any]:

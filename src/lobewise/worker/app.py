@@ -8,7 +8,7 @@ import threading
 from typing import Any, Final
 
 from celery import Celery
-from celery.signals import setup_logging, worker_process_init
+from celery.signals import setup_logging, worker_process_init, worker_process_shutdown
 
 from lobewise.jobs.bootstrap import connect
 from lobewise.jobs.errors import BrokerUnavailableError
@@ -16,6 +16,7 @@ from lobewise.jobs.logs import configure_logging
 from lobewise.jobs.queue import TASK_NAME, celery_config
 from lobewise.jobs.service import Jobs
 from lobewise.jobs.settings import JobsSettings
+from lobewise.jobs.tracing import configure_tracing, stop_tracing
 from lobewise.worker.analysis import Load, load_pipeline
 from lobewise.worker.scratch import open_scratch
 from lobewise.worker.tasks import Desk, work_on
@@ -23,6 +24,8 @@ from lobewise.worker.vitals import read_vitals
 
 log = logging.getLogger(__name__)
 
+SERVICE: Final = "lobewise-worker"
+"""What traces call it."""
 ANNOUNCE_EVERY_SECONDS: Final = 5.0
 ANNOUNCED_FOR_SECONDS: Final = 15.0
 LOAD_SECONDS: Final = 600.0
@@ -53,6 +56,7 @@ def build_app(settings: JobsSettings, device: str = "auto", load: Load = load_pi
     process = _Process(settings, device, load)
     setup_logging.connect(_leave_logging_alone, weak=False, dispatch_uid="lobewise")
     worker_process_init.connect(process.start, weak=False, dispatch_uid="lobewise")
+    worker_process_shutdown.connect(process.stop, weak=False, dispatch_uid="lobewise")
     app.task(name=TASK_NAME, soft_time_limit=settings.soft_limit_seconds, time_limit=settings.hard_limit_seconds)(
         process.score
     )
@@ -105,6 +109,7 @@ class _Process:
     def start(self, **_signal: object) -> None:
         """Load the models, then say that we are ready. A worker that cannot load them ends."""
         configure_logging(self._settings.log_format, self._settings.log_level)
+        configure_tracing(SERVICE)
         open_scratch()
         try:
             jobs = connect(self._settings)
@@ -118,6 +123,10 @@ class _Process:
         self._desk.drain.listen()
         threading.Thread(target=_announce, args=(jobs, worker, self._device), name="announce", daemon=True).start()
 
+    def stop(self, **_signal: object) -> None:
+        """Celery ends its processes without Python's own farewell."""
+        stop_tracing()
+
 
 def _announce(jobs: Jobs, worker: str, device: str) -> None:
     pause = threading.Event()
@@ -130,4 +139,5 @@ def _announce(jobs: Jobs, worker: str, device: str) -> None:
 
 
 def _kill_this_process() -> None:
+    stop_tracing()
     os.kill(os.getpid(), signal.SIGKILL)

@@ -19,8 +19,9 @@ from lobewise.jobs.liveness import alive
 from lobewise.jobs.logs import configure_logging
 from lobewise.jobs.service import Jobs
 from lobewise.jobs.settings import JobsSettings
+from lobewise.jobs.tracing import configure_tracing, stop_tracing
 from lobewise.worker.analysis import Load, load_pipeline
-from lobewise.worker.app import build_app, process_name
+from lobewise.worker.app import SERVICE, build_app, process_name
 from lobewise.worker.draining import hand_back_after
 from lobewise.worker.watchdog import Sight, Watchdog, start_anew
 
@@ -44,6 +45,7 @@ def run(
     """
     settings = settings or read_settings(JobsSettings)
     configure_logging(settings.log_format, settings.log_level)
+    configure_tracing(SERVICE)
     for sentence in misspelt((JobsSettings,)):
         log.warning("%s", sentence)
     jobs = connect(settings)
@@ -72,6 +74,7 @@ def run(
         return int(worker.exitcode or os.EX_OK)
     finally:
         jobs.close()
+        stop_tracing()
 
 
 def _pids(worker: Any) -> list[int]:

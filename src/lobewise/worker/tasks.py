@@ -23,6 +23,7 @@ from lobewise.jobs.leases import Lease
 from lobewise.jobs.logs import log_context
 from lobewise.jobs.models import JobError, MaskName, Stage
 from lobewise.jobs.service import Jobs
+from lobewise.jobs.tracing import OUTCOME, Steps, step
 from lobewise.pipeline.errors import PipelineError
 from lobewise.pipeline.volume import LobeLabels
 from lobewise.pipeline.writing import write_mask
@@ -90,6 +91,7 @@ def _attempt(desk: Desk, lease: Lease, folder: Path) -> bool:
         desk.jobs.confirm_cancel(lease)
         log.info("cancelled")
     except (LeaseLostError, JobPurgedError) as reason:
+        lease.span.note({OUTCOME: "unwanted"})
         log.warning("the attempt is no longer wanted (%s)", type(reason).__name__)
     except HandBackError:
         desk.jobs.hand_back(lease)
@@ -121,7 +123,8 @@ def _fetch_score_store(desk: Desk, lease: Lease, folder: Path, clock: "_Clock") 
     with clock.stage(Stage.READ, READ_AT):
         scan = desk.analysis.read(path)
     path.unlink()  # the masks need the room
-    result = desk.analysis.quantify(scan, clock.within, frugal=lease.is_frugal)
+    with clock.stages():
+        result = desk.analysis.quantify(scan, clock.within, frugal=lease.is_frugal)
     with clock.stage(Stage.STORE, QUANTIFY_TO):
         masks = write_masks(result, folder)
     report = report_of(result, job_id=lease.job_id, input_sha256=lease.scan.sha256 or "", seconds=clock.seconds)
@@ -156,6 +159,7 @@ def _stop_hard(desk: Desk, lease: Lease) -> None:
         else:
             desk.jobs.confirm_cancel(lease)
     finally:
+        lease.span.end()
         desk.stop_hard()
 
 
@@ -165,14 +169,27 @@ class _Clock:
 
     lease: Lease
     seconds: dict[str, float] = field(default_factory=dict)
+    steps: Steps = field(default_factory=Steps)
 
     @contextmanager
     def stage(self, stage: Stage, progress: float) -> Iterator[None]:
         self.lease.report(stage, progress)
         begin = time.perf_counter()
-        yield
+        with step(stage.value):
+            yield
         self.seconds[stage.value] = round(time.perf_counter() - begin, 3)
+
+    @contextmanager
+    def stages(self) -> Iterator[None]:
+        """The pipeline tells what begins, and the end of the last stage is its own."""
+        try:
+            yield
+        except BaseException as error:
+            self.steps.close(error)
+            raise
+        self.steps.close(None)
 
     def within(self, stage: str, share: float) -> None:
         """The pipeline's progress as a part of the whole."""
+        self.steps.to(stage)
         self.lease.report(Stage(stage), QUANTIFY_FROM + share * (QUANTIFY_TO - QUANTIFY_FROM))

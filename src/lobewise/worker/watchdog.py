@@ -17,6 +17,7 @@ from typing import Final
 
 from lobewise.jobs.errors import UnavailableError
 from lobewise.jobs.service import Jobs
+from lobewise.jobs.tracing import stop_tracing
 
 log = logging.getLogger(__name__)
 
@@ -83,4 +84,5 @@ def start_anew(children: Iterable[int]) -> None:
             os.kill(pid, signal.SIGKILL)
         with suppress(ChildProcessError):
             os.waitpid(pid, 0)
+    stop_tracing()
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 (our own command line, no shell)

@@ -23,7 +23,7 @@ from lobewise.api.routes.submission import IdempotencyKey
 from lobewise.api.schemas import Batch, BatchSubmission, BatchUploadedItem, Schema
 from lobewise.api.uploads import MAX_BATCH_BYTES, body_chunks, demand_length, read_json
 from lobewise.api.views import batch_view
-from lobewise.jobs import states
+from lobewise.jobs import states, tracing
 from lobewise.jobs.batches import BatchItem, BatchRecord
 from lobewise.jobs.errors import JobsError, UnavailableError
 from lobewise.jobs.models import InputInfo, JobError, JobRecord
@@ -174,6 +174,7 @@ def _taken(jobs: Jobs, submission: BatchSubmission, addresses: Addresses) -> Ite
                 upload_id=upload_id,
                 callback_url=item.callback_url,
                 address=addresses.job(job_id),
+                traceparent=tracing.branch("job of a batch", {tracing.JOB_ID: job_id}),
             )
         except UnavailableError:
             raise

@@ -35,6 +35,7 @@ from lobewise.jobs.idempotency import FirstAnswer
 from lobewise.jobs.models import InputInfo, JobRecord, JobState
 from lobewise.jobs.service import Jobs
 from lobewise.jobs.sources import is_allowed
+from lobewise.jobs.tracing import step
 
 router = APIRouter(tags=["jobs"])
 
@@ -199,7 +200,8 @@ class _Submission:
         first = await run_sync(self._jobs.idempotency.begin, key, job_id) if key else None
         if first is not None:
             return await self._replay(first)
-        record = await self._receive(job_id, key)
+        with step("upload"):
+            record = await self._receive(job_id, key)
         record = record.model_copy(update={"address": self._addresses.job(job_id)})
         state = await run_sync(self._jobs.accept, record)
         self._metrics.accepted.labels(record.priority.value).inc()
