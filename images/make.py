@@ -1,5 +1,6 @@
-"""`make images`: builds both images, looks into them, and scores a scan with them. As root, with buildah, crun, mmdebstrap.
+"""`make images`: builds both images, looks into them, and scores a scan with them.
 
+As root, with Debian's buildah, crun and debootstrap.
 No registry of images is asked: the base is made from Debian's packages.
 """
 
@@ -18,7 +19,7 @@ from look import faults
 from store import Store
 
 PARTS: Final = ("api", "worker")
-TOOLS: Final = ("buildah", "crun", "mmdebstrap", "unshare", "ip")
+TOOLS: Final = ("buildah", "crun", "debootstrap", "unshare", "ip")
 STORE: Final = ROOT / ".images"
 Answer = TypeVar("Answer")
 

@@ -11,11 +11,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import httpx
-import yaml
+import yaml  # type: ignore[import-untyped]
 from build import ROOT, image_of
 from containers import Container, Order, ended_cleanly, owned, running
 from store import Store
@@ -32,7 +33,7 @@ BROKER: Final = (
 )
 
 
-class Broken(Exception):
+class BrokenError(Exception):
     """The images do not do what they should."""
 
 
@@ -49,7 +50,7 @@ def main(folder: Path) -> None:
             look_inside(api, worker, sender)
             score(worker, state / "worker")
             stop(worker, sender, api, broker)
-        except (Broken, httpx.HTTPError, subprocess.SubprocessError) as error:
+        except (BrokenError, httpx.HTTPError, subprocess.SubprocessError) as error:
             sys.exit(f"{type(error).__name__}: {error}\n{last_words(parts)}")
 
 
@@ -80,9 +81,14 @@ def await_start(*parts: Container) -> None:
         seconds = awaited(part.is_well, f"the health of {part.name}", parts)
         print(f"{part.name}: well after {seconds:.0f} s", flush=True)
     for part, kind, command in probes(parts):
-        awaited(lambda part=part, command=command: part.call(*command).returncode == 0, f"{part.name}: {kind}", parts)
+        awaited(partial(answers, part, command), f"{part.name}: {kind}", parts)
         print(f"{part.name}: {kind} of Kubernetes says yes", flush=True)
     awaited(lambda: httpx.get(f"{SERVICE}/readyz").status_code == 200, "/readyz", parts)
+
+
+def answers(part: Container, command: list[str]) -> bool:
+    """Whether the command, run in the container, says yes."""
+    return part.call(*command).returncode == 0
 
 
 def awaited(is_so: Callable[[], bool], what: str, parts: tuple[Container, ...]) -> float:
@@ -90,9 +96,9 @@ def awaited(is_so: Callable[[], bool], what: str, parts: tuple[Container, ...]) 
     begin = time.monotonic()
     while not is_so():
         if time.monotonic() > begin + START_SECONDS:
-            raise Broken(f"{what} did not come about in {START_SECONDS:.0f} s")
+            raise BrokenError(f"{what} did not come about in {START_SECONDS:.0f} s")
         if ended := [part.name for part in parts if not part.is_running()]:
-            raise Broken(f"{what} did not come about: {', '.join(ended)} ended")
+            raise BrokenError(f"{what} did not come about: {', '.join(ended)} ended")
         time.sleep(1)
     return time.monotonic() - begin
 
@@ -114,7 +120,7 @@ def look_inside(api: Container, worker: Container, sender: Container) -> None:
     for part in (api, worker, sender):
         told = part.call("python", "-c", "import os; print(os.getuid()); open('/opt/lobewise/x', 'w')")
         if told.stdout.strip() != "10001" or "Read-only file system" not in told.stderr:
-            raise Broken(f"{part.name} is not confined: {told.stdout} {told.stderr}")
+            raise BrokenError(f"{part.name} is not confined: {told.stdout} {told.stderr}")
     told = api.call(
         "python",
         "-c",
@@ -122,12 +128,12 @@ def look_inside(api: Container, worker: Container, sender: Container) -> None:
         "for n in ('s3', 'sts', 'sso', 'sso-oidc', 'signin')]",
     )
     if told.returncode:
-        raise Broken(f"AWS's services: {told.stderr}")
+        raise BrokenError(f"AWS's services: {told.stderr}")
     if worker.call("lobewise", "models", "--verify").returncode:
-        raise Broken("the weights are not those that were shipped")
+        raise BrokenError("the weights are not those that were shipped")
     checks = json.loads(worker.call("lobewise", "doctor", "--json").stdout)
     if wrong := [check for check in checks if check["verdict"] == "wrong"]:
-        raise Broken(f"lobewise doctor: {wrong}")
+        raise BrokenError(f"lobewise doctor: {wrong}")
     print(f"worker: weights verified, {len(checks)} checks of the doctor without fault", flush=True)
 
 
@@ -135,7 +141,7 @@ def score(worker: Container, home: Path) -> None:
     """A phantom made by the worker's image, posted, followed, and fetched with all its masks."""
     made = worker.call("lobewise", "phantom", "phantom", "--spacing", "3", "2", "2", "--opacity", "12", "--seed", "7")
     if made.returncode:
-        raise Broken(f"lobewise phantom: {made.stderr}")
+        raise BrokenError(f"lobewise phantom: {made.stderr}")
     truth = json.loads((home / "phantom" / "truth.json").read_text())
     with httpx.Client(base_url=SERVICE, timeout=30) as client:
         begin = time.monotonic()
@@ -150,7 +156,7 @@ def score(worker: Container, home: Path) -> None:
     found, true = (one["severity"]["percent_opacity"] for one in (report, truth))
     print(f"scored in {seconds:.0f} s: PO {found:.1f} %, in truth {true:.1f} %; masks {masks}", flush=True)
     if abs(found - true) > FAR_OFF_POINTS or min(masks.values()) == 0:
-        raise Broken("that is no score of this phantom")
+        raise BrokenError("that is no score of this phantom")
 
 
 def followed(client: httpx.Client, job: str) -> str:
@@ -158,10 +164,10 @@ def followed(client: httpx.Client, job: str) -> str:
     deadline = time.monotonic() + SCORE_SECONDS
     while (status := client.get(job).raise_for_status().json()["status"]) not in ("succeeded", "failed", "cancelled"):
         if time.monotonic() > deadline:
-            raise Broken(f"the job is {status} after {SCORE_SECONDS:.0f} s")
+            raise BrokenError(f"the job is {status} after {SCORE_SECONDS:.0f} s")
         time.sleep(1)
     if status != "succeeded":
-        raise Broken(f"the job has {status}: {client.get(job).text}")
+        raise BrokenError(f"the job has {status}: {client.get(job).text}")
     return job
 
 
@@ -172,7 +178,7 @@ def stop(*parts: Container) -> None:
         code = part.stop()
         print(f"{part.name}: stopped in {time.monotonic() - begin:.1f} s, exit code {code}", flush=True)
         if not ended_cleanly(code):
-            raise Broken(f"{part.name} ended with {code}")
+            raise BrokenError(f"{part.name} ended with {code}")
 
 
 def last_words(parts: list[Container]) -> str:
