@@ -24,13 +24,13 @@ SECRET: Final = re.compile(r"(?i)password|passwd=|token|secret=|whsec_|aws_[a-z_
 
 def faults(store: Store, part: str) -> Iterator[str]:
     """What is wrong with the image of that part; nothing, if it is as it should be."""
-    described = store.described(image_of(part))
+    described, lent = store.described(image_of(part)), outside.settings(PIP)
     with store.mounted(image_of(part)) as root, store.mounted(BASE) as base:
-        yield from _size(part, size_mb(root), size_mb(base))
-        yield from _files(root, base)
-        yield from _distributions(part, root)
-    yield from _configuration(described["config"])
-    yield from _history(json.dumps(described))
+        yield from size(part, size_mb(root), size_mb(base))
+        yield from files(root, base, outside.folders(lent))
+        yield from distributions(part, root)
+    yield from configuration(described["config"])
+    yield from history(json.dumps(described), lent)
 
 
 def size_mb(root: Path) -> float:
@@ -39,7 +39,8 @@ def size_mb(root: Path) -> float:
     return sum(found.values()) / MB
 
 
-def _size(part: str, whole: float, base: float) -> Iterator[str]:
+def size(part: str, whole: float, base: float) -> Iterator[str]:
+    """In MB; the base counts."""
     print(f"{part}: {whole:.0f} MB unpacked, {base:.0f} MB of it the base", flush=True)
     if whole >= MOST_MB.get(part, whole + 1):
         yield f"{whole:.0f} MB, and {MOST_MB[part]} are the most"
@@ -49,7 +50,12 @@ def _regular(root: Path) -> Iterator[Path]:
     return (path for path in root.rglob("*") if not path.is_symlink() and path.is_file())
 
 
-def _files(root: Path, base: Path) -> Iterator[str]:
+def files(root: Path, base: Path, lent: list[Path]) -> Iterator[str]:
+    """No program that makes root, nothing that the service could change, nothing that the build left.
+
+    Args:
+        lent: folders of the machine that built it.
+    """
     for path in _regular(root):
         status, name = path.stat(), path.relative_to(root)
         if status.st_mode & (stat.S_ISUID | stat.S_ISGID):
@@ -57,13 +63,14 @@ def _files(root: Path, base: Path) -> Iterator[str]:
         if status.st_mode & stat.S_IWOTH or status.st_uid != 0:
             yield f"/{name} may be changed by what runs"
     yield from (f"/{name} was left behind" for name in LEFT_BEHIND if (root / name).exists())
-    for path in outside.folders(outside.settings(PIP)):
+    for path in lent:
         name = path.relative_to("/")
         if (root / name).exists() and not (base / name).exists():
             yield f"{path}, of the machine that built it, is in it"
 
 
-def _distributions(part: str, root: Path) -> Iterator[str]:
+def distributions(part: str, root: Path) -> Iterator[str]:
+    """Each is pinned; the gateway has no science, the worker has it."""
     (packages,) = root.glob("opt/lobewise/lib/python3.*/site-packages")
     distributions = Distribution.discover(path=[str(packages)])
     found = {canonicalize_name(one.metadata["Name"]): one.version for one in distributions}
@@ -73,7 +80,7 @@ def _distributions(part: str, root: Path) -> Iterator[str]:
     if part == "worker" and not found.keys() >= SCIENCE:
         yield f"{sorted(SCIENCE - found.keys())} are not in it"
     yield from (f"{name} is in it, and serves nobody" for name in ("pip", "setuptools", "wheel") if name in found)
-    pinned = dict(_pins(ROOT / "constraints.txt"))
+    pinned = dict(pins(ROOT / "constraints.txt"))
     for name, version in found.items():
         if name != "lobewise" and pinned.get(name) != version.partition("+")[0]:
             yield f"{name} {version} is in it; constraints.txt has {pinned.get(name)}"
@@ -83,13 +90,15 @@ def _folders(packages: Path) -> set[str]:
     return {path.name.lower() for path in packages.iterdir()}
 
 
-def _pins(path: Path) -> Iterator[tuple[str, str]]:
+def pins(path: Path) -> Iterator[tuple[str, str]]:
+    """What constraints.txt pins."""
     for line in path.read_text().splitlines():
         name, _, version = line.partition("==")
         yield canonicalize_name(name), version
 
 
-def _configuration(config: dict[str, Any]) -> Iterator[str]:
+def configuration(config: dict[str, Any]) -> Iterator[str]:
+    """Labels, user, health check and command."""
     labels = config.get("Labels") or {}
     for label in LABELS:
         if not labels.get(f"org.opencontainers.image.{label}"):
@@ -102,8 +111,8 @@ def _configuration(config: dict[str, Any]) -> Iterator[str]:
         yield f"it starts {config.get('Cmd')}"
 
 
-def _history(text: str) -> Iterator[str]:
+def history(text: str, lent: dict[str, str]) -> Iterator[str]:
     """Neither what looks like a secret nor a setting of the pip that built it."""
     yield from (f"its history has {word!r}" for word in sorted(set(SECRET.findall(text))))
-    values = {word for value in outside.settings(PIP).values() for word in value.split() if len(word) > 5}
+    values = {word for value in lent.values() for word in value.split() if len(word) > 5}
     yield from (f"its history has {value!r}, of the machine that built it" for value in sorted(values) if value in text)
