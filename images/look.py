@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import outside
-from build import BASE, PIP, ROOT, image_of
+from bake import BASE, PIP, ROOT, image_of
 from packaging.utils import canonicalize_name
 from store import Store
 
@@ -79,7 +79,7 @@ def distributions(part: str, root: Path) -> Iterator[str]:
         yield from (f"{name} is in it" for name in sorted(SCIENCE & (found.keys() | _folders(packages))))
     if part == "worker" and not found.keys() >= SCIENCE:
         yield f"{sorted(SCIENCE - found.keys())} are not in it"
-    yield from (f"{name} is in it, and serves nobody" for name in ("pip", "setuptools", "wheel") if name in found)
+    yield from (f"{name} is in it, and serves nobody" for name in ("pip", "wheel") if name in found)
     pinned = dict(pins(ROOT / "constraints.txt"))
     for name, version in found.items():
         if name != "lobewise" and pinned.get(name) != version.partition("+")[0]:

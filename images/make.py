@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TypeVar
 
-from build import ROOT, build, make_base
+from bake import ROOT, build, make_base
 from look import faults
 from store import Store
 

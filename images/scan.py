@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import httpx
 import yaml  # type: ignore[import-untyped]
-from build import ROOT, image_of
+from bake import ROOT, image_of
 from containers import Container, Order, ended_cleanly, owned, running
 from store import Store
 
