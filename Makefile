@@ -4,7 +4,7 @@ BIN := .venv/bin
 CT ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types layers unit test-monitoring k8s-check k8s-simulate format constraints clean
+.PHONY: help install demo test lint types layers unit test-monitoring images k8s-check k8s-simulate format constraints clean
 
 help: ## show the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -23,13 +23,15 @@ demo: install ## score a scan over HTTP: make demo [CT=scan.nii.gz | CT=dicom.zi
 
 test: install lint types layers unit ## all checks and tests
 
-lint: install ## ruff: style and common faults
+lint: install ## ruff and hadolint: style and common faults
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/hadolint Dockerfile.api Dockerfile.worker
 
 types: install ## mypy, strict
 	$(BIN)/mypy
 	MYPYPATH=src:tests $(BIN)/mypy --follow-imports=silent k8s/measure.py
+	MYPYPATH=src:images $(BIN)/mypy --follow-imports=silent images
 
 layers: install ## who may import whom
 	$(BIN)/lint-imports
@@ -40,6 +42,9 @@ unit: install ## pytest, on two processes
 test-monitoring: install ## alert rules and metric names, with promtool (Debian: prometheus)
 	promtool check rules monitoring/alerts.yaml
 	$(BIN)/pytest tests/api/test_monitoring.py
+
+images: install ## build the images, score a scan with them (as root; Debian: buildah crun debootstrap iproute2)
+	$(BIN)/python images/make.py $(if $(ONLY),--only $(ONLY))
 
 k8s-check: .venv-k8s/.installed ## render the Kubernetes overlays and look for faults, types of the checker included
 	.venv-k8s/bin/mypy --strict --exclude measure.py k8s
@@ -61,4 +66,4 @@ constraints: ## pin what .venv holds now into constraints.txt
 	$(BIN)/pip freeze --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//' > constraints.txt
 
 clean: ## remove .venv and everything that was generated
-	rm -rf .venv .venv-k8s out lobewise-data .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-k8s .images out lobewise-data .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -20,6 +20,7 @@ from store import Store
 
 PARTS: Final = ("api", "worker")
 TOOLS: Final = ("buildah", "crun", "debootstrap", "unshare", "ip")
+NAMESPACES: Final = ("unshare", "--mount", "--net", "--uts", "--ipc", "--pid", "--fork", "--mount-proc")
 STORE: Final = ROOT / ".images"
 Answer = TypeVar("Answer")
 
@@ -28,17 +29,34 @@ def main() -> int:
     """The exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=PARTS, help="build and look into one image; score nothing")
+    parser.add_argument("--try", dest="only_try", action="store_true", help="say whether images can be built here")
     arguments = parser.parse_args()
-    if os.geteuid() or (missing := [tool for tool in TOOLS if not shutil.which(tool)]):
-        print("images are built as root" if os.geteuid() else f"not installed: {', '.join(missing)}", file=sys.stderr)
-        return 2
     store = Store(STORE)
+    if hindrance := hindrance_of(store):
+        print(f"images cannot be built here: {hindrance}", file=sys.stderr)
+        return 2
+    if arguments.only_try:
+        return 0
     timed("base", lambda: make_base(store))
     found = [f"{part}: {fault}" for part in PARTS if arguments.only in (None, part) for fault in built(store, part)]
     if found:
         print(*found, sep="\n", file=sys.stderr)
         return 1
     return 0 if arguments.only else timed("scan", lambda: scan(store))
+
+
+def hindrance_of(store: Store) -> str:
+    """Why this machine cannot build and run images; empty if it can."""
+    if os.geteuid():
+        return "it takes root"
+    if missing := [tool for tool in TOOLS if not shutil.which(tool)]:
+        return f"{', '.join(missing)} not installed"
+    try:
+        subprocess.run([*NAMESPACES, "true"], check=True)  # noqa: S603 (our own arguments)
+        store.buildah("rm", store.buildah("from", "scratch"))
+    except subprocess.CalledProcessError as error:
+        return str(error)
+    return ""
 
 
 def built(store: Store, part: str) -> list[str]:
