@@ -41,13 +41,15 @@ class Container:
     health: list[str]
     log: Path
     _state: Path
+    _runs: dict[str, Any]
     _process: "subprocess.Popen[bytes]"
 
     def call(self, *command: str) -> "subprocess.CompletedProcess[str]":
         """Run a command in it, as its user and with its environment."""
-        return subprocess.run(  # noqa: S603 (our own arguments)
-            [*crun(self._state), "exec", self.name, *command], text=True, capture_output=True, check=False, timeout=120
-        )
+        asked = self.log.with_name("exec.json")
+        asked.write_text(json.dumps(self._runs | {"args": command}))
+        line = [*crun(self._state), "exec", "--process", str(asked), self.name]
+        return subprocess.run(line, text=True, capture_output=True, check=False, timeout=120)  # noqa: S603 (our own)
 
     def is_well(self) -> bool:
         """What the image's own health check says."""
@@ -86,13 +88,14 @@ def running(store: Store, order: Order) -> Iterator[Container]:
     config = store.described(order.image)["config"]
     with store.mounted(order.image) as root:
         (folder / "hosts").write_text("127.0.0.1 localhost\n")
-        (folder / "config.json").write_text(json.dumps(_bundle(order, config, root, folder), indent=1))
+        bundle = _bundle(order, config, root, folder)
+        (folder / "config.json").write_text(json.dumps(bundle))
         state, log = store.folder / "crun", folder / "log"
         with log.open("wb") as stream:
             process = subprocess.Popen(  # noqa: S603 (our own arguments)
                 [*crun(state), "run", "--bundle", str(folder), order.name], stdout=stream, stderr=stream
             )
-        container = Container(order.name, config["Healthcheck"]["Test"][1:], log, state, process)
+        container = Container(order.name, config["Healthcheck"]["Test"][1:], log, state, bundle["process"], process)
         try:
             yield container
         finally:

@@ -66,7 +66,7 @@ def built(store: Store, part: str) -> list[str]:
 
 
 def scan(store: Store) -> int:
-    """With a network where there is nobody else, so that the gateway may listen everywhere, and mounts that end with it."""
+    """In a network where there is nobody else, so that the gateway may listen everywhere. Its mounts end with it."""
     script = Path(__file__).with_name("scan.py")
     command = ["unshare", "--net", "--mount", sys.executable, str(script), str(store.folder)]
     return subprocess.run(command, check=False).returncode  # noqa: S603 (our own arguments)
