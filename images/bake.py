@@ -70,11 +70,14 @@ def build(store: Store, part: str) -> None:
     """The image of one part, as its Dockerfile says."""
     found = outside.settings(PIP)
     secret = store.folder / "pip.conf"
-    secret.write_text(outside.as_file(found))
-    for stage in STAGES:
-        lent = [] if stage is None else ["--target", stage, *outside.volumes(outside.folders(found))]
-        store.buildah("bud", *_options(part), *lent, f"--secret=id=pip,src={secret}", ROOT, shown=True)
-    secret.unlink()
+    secret.touch(mode=0o600)
+    try:
+        secret.write_text(outside.as_file(found))
+        for stage in STAGES:
+            lent = [] if stage is None else ["--target", stage, *outside.volumes(outside.folders(found))]
+            store.buildah("bud", *_options(part), *lent, f"--secret=id=pip,src={secret}", ROOT, shown=True)
+    finally:
+        secret.unlink()
 
 
 def _options(part: str) -> list[str]:
