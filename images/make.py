@@ -32,6 +32,14 @@ def main() -> int:
     parser.add_argument("--try", dest="only_try", action="store_true", help="say whether images can be built here")
     arguments = parser.parse_args()
     store = Store(STORE)
+    try:
+        return work(store, arguments)
+    finally:
+        store.release()
+
+
+def work(store: Store, arguments: argparse.Namespace) -> int:
+    """The exit code."""
     if hindrance := hindrance_of(store):
         print(f"images cannot be built here: {hindrance}", file=sys.stderr)
         return 2

@@ -38,6 +38,12 @@ class Store:
         )
         return (done.stdout or "").strip()
 
+    def release(self) -> None:
+        """buildah leaves its folder of overlays mounted upon itself; so mounted it cannot be deleted."""
+        overlays = self.folder / "storage" / "overlay"
+        if overlays.is_mount():
+            subprocess.run(["umount", str(overlays)], check=False)  # noqa: S603, S607
+
     def has(self, image: str) -> bool:
         """Whether it was made already."""
         names = json.loads(self.buildah("images", "--json") or "[]") or []
