@@ -5,7 +5,7 @@ CT ?=
 STATES ?= 3000
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types layers unit test-states test-monitoring chaos chaos-small soak k8s-check k8s-simulate load load-check format constraints clean
+.PHONY: help install demo test lint types layers unit test-states test-monitoring images chaos chaos-small soak k8s-check k8s-simulate load load-check format constraints clean
 
 help: ## show the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -24,14 +24,16 @@ demo: install ## score a scan over HTTP: make demo [CT=scan.nii.gz | CT=dicom.zi
 
 test: install lint types layers unit ## all checks and tests
 
-lint: install ## ruff: style and common faults
+lint: install ## ruff and hadolint: style and common faults
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/hadolint Dockerfile.api Dockerfile.worker
 
 types: install ## mypy, strict
 	$(BIN)/mypy
 	MYPYPATH=src:tests $(BIN)/mypy --follow-imports=silent k8s/measure.py
 	MYPYPATH=src:tests:. $(BIN)/mypy --follow-imports=silent -p chaos
+	MYPYPATH=src:images $(BIN)/mypy --follow-imports=silent images
 
 layers: install ## who may import whom
 	$(BIN)/lint-imports
@@ -60,6 +62,9 @@ chaos-small: install ## the same in minutes: 100 scans and 20 faults, small dril
 
 soak: install ## an hour of mixed load: does anything grow?
 	$(CHAOS) chaos.soak
+
+images: install ## build the images, score a scan with them (as root; Debian: buildah crun debootstrap iproute2)
+	$(BIN)/python images/make.py $(if $(ONLY),--only $(ONLY))
 
 k8s-check: .venv-k8s/.installed ## render the Kubernetes overlays and look for faults, types of the checker included
 	.venv-k8s/bin/mypy --strict --exclude measure.py k8s
@@ -93,4 +98,4 @@ constraints: ## pin what .venv holds now into constraints.txt
 	$(BIN)/pip freeze --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//' > constraints.txt
 
 clean: ## remove .venv and everything that was generated
-	rm -rf .venv .venv-k8s .venv-load out lobewise-data .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-k8s .venv-load .images out lobewise-data .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -11,8 +11,11 @@ from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 import httpx
+import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from lobewise.jobs.liveness import STALE_SECONDS
 
 HEAVY = {"numpy", "torch", "simpleitk", "scipy", "pydicom", "safetensors"}
 
@@ -96,10 +99,36 @@ def test_the_image_starts_the_gateway_as_its_settings_say(tmp_path: Path) -> Non
             time.sleep(0.1)
         else:
             raise AssertionError("the gateway does not answer")
+        asked = {**environment, "LOBEWISE_API_HOST": "0.0.0.0", "http_proxy": "http://127.0.0.1:9"}  # noqa: S104 (it listens there in the image)
+        assert check_health(asked, "lobewise.api.health") == 0  # and no proxy was asked
     finally:
         process.terminate()
         assert process.wait(20) in (0, -signal.SIGTERM)  # uvicorn ends as it was told to, in the end
+    assert check_health(environment, "lobewise.api.health") == 1
     wrong = {**environment, "LOBEWISE_API_SHUTDOWN_SECONDS": "soon"}
     done = subprocess.run(command, env=wrong, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("LOBEWISE_API_SHUTDOWN_SECONDS is 'soon'")
+
+
+def check_health(environment: dict[str, str], module: str) -> int:
+    command = [sys.executable, "-m", module]
+    return subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False).returncode
+
+
+@pytest.mark.parametrize("module", ["lobewise.api.health", "lobewise.jobs.liveness"])
+def test_health_of_what_has_no_port_is_its_file(tmp_path: Path, module: str) -> None:
+    """A sender in the gateway's image, and a worker."""
+    file = tmp_path / "alive"
+    environment = {**os.environ, "LOBEWISE_LIVENESS_FILE": str(file)}
+    assert check_health(environment, module) == 1
+    file.touch()
+    assert check_health(environment, module) == 0
+    long_ago = time.time() - STALE_SECONDS - 1
+    os.utime(file, (long_ago, long_ago))
+    assert check_health(environment, module) == 1
+
+
+def test_a_worker_without_a_file_has_no_health() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "LOBEWISE_LIVENESS_FILE"}
+    assert check_health(environment, "lobewise.jobs.liveness") == 1

@@ -82,6 +82,14 @@ def test_a_misspelt_variable_is_named_with_the_nearest() -> None:
     ]
 
 
+def test_workers_do_not_judge_the_gateways_variables() -> None:
+    environment = {"LOBEWISE_API_HOST": "0.0.0.0", "LOBEWISE_API_HOTS": "x"}  # noqa: S104 (not listened on)
+    assert misspelt((JobsSettings,), environment) == []
+    assert [sentence.split()[0] for sentence in misspelt((JobsSettings, ApiSettings), environment)] == [
+        "LOBEWISE_API_HOTS"
+    ]
+
+
 @pytest.mark.parametrize("kind", [JobsSettings, ApiSettings])
 def test_every_variable_says_what_it_is_for(kind: type[BaseSettings]) -> None:
     assert [variable.name for variable in variables(kind) if not variable.description] == []

@@ -22,6 +22,9 @@ SECRETS_DIR: Final = Path("/run/secrets")
 OTHERS: Final = (SECRETS_VARIABLE, "LOBEWISE_SERVICE", "LOBEWISE_SUPERVISOR_PID", "LOBEWISE_DATA")
 """Variables of ours that are no settings of a process: of the client, of the command line, of the tests."""
 
+GATEWAY: Final = "LOBEWISE_API_"
+"""What the gateway's variables begin with."""
+
 Settings = TypeVar("Settings", bound=BaseSettings)
 
 
@@ -58,11 +61,16 @@ def variables(kind: type[BaseSettings]) -> Iterator[Variable]:
 
 
 def misspelt(kinds: tuple[type[BaseSettings], ...], environment: Mapping[str, str] = os.environ) -> list[str]:
-    """A sentence about each variable that looks like one of ours and is none."""
+    """A sentence about each variable that looks like one of ours and is none.
+
+    Of the gateway's, only a process that reads them has a say: workers and senders may get them with the same image, or
+    the same ConfigMap.
+    """
+    foreign = () if any(kind.model_config.get("env_prefix") == GATEWAY for kind in kinds) else (GATEWAY,)
     known = [*OTHERS, *(variable.name for kind in kinds for variable in variables(kind))]
     sentences = []
     for name in sorted(environment):
-        if name.startswith("LOBEWISE_") and name not in known:
+        if name.startswith("LOBEWISE_") and name not in known and not name.startswith(foreign):
             near = difflib.get_close_matches(name, known, 1)
             sentences.append(f"{name} sets nothing." + (f" Do you mean {near[0]}?" if near else ""))
     return sentences

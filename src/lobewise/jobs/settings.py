@@ -109,7 +109,7 @@ class JobsSettings(BaseSettings):
         default="auto", description="`json`, `text`, or `auto`: text on a terminal, JSON elsewhere"
     )
     log_level: LogLevel = Field(default="INFO", description="`DEBUG`, `INFO`, `WARNING` or `ERROR`")
-    liveness_file: Path | None = Field(default=None, description="a worker touches it while its process is alive")
+    liveness_file: Path | None = Field(default=None, description="workers and senders touch it while they live")
     device: str = Field(default="auto", description="where the networks run: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`")
     concurrency: PositiveInt = Field(default=1, description="processes of a worker, each with models of its own")
     lung_stage: Literal["di2in", "lungmask"] = Field(
