@@ -151,26 +151,26 @@ def _verdict(endings: Sequence[Ending], max_attempts: int) -> JobError | None:
 class _Problem:
     """How a problem is put to the client."""
 
-    slug: str
+    type: str
     title: str
     detail: str
     retryable: bool
 
 
 OUT_OF_MEMORY: Final = _Problem(
-    "out-of-memory",
+    "/problems/out-of-memory",
     "The scan needs more memory than a worker has",
     "The memory did not suffice, and not in smaller pieces either.",
     retryable=False,
 )
 POISON: Final = _Problem(
-    "poison",
+    "/problems/poison",
     "Every worker that began the scan was lost",
     "No attempt came to an end. Either the scan ends workers, or they were lost for reasons of their own.",
     retryable=True,
 )
 EXHAUSTED: Final = _Problem(
-    "attempts-exhausted",
+    "/problems/attempts-exhausted",
     "The work failed too often",
     "No attempt came to an end. This is a fault of the service, not of the scan.",
     retryable=True,
@@ -180,7 +180,7 @@ EXHAUSTED: Final = _Problem(
 def _given_up(problem: _Problem, endings: Sequence[Ending]) -> JobError:
     shown = [ending.model_dump(mode="json", exclude_none=True) for ending in endings]
     return JobError(
-        type=f"/problems/{problem.slug}",
+        type=problem.type,
         title=problem.title,
         detail=problem.detail,
         retryable=problem.retryable,

@@ -36,10 +36,13 @@ def on_device(network: Network, device: torch.device) -> Network:
     return moved.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload, no-any-return]  # torch's stubs lack it
 
 
-def mixed_precision(device: torch.device) -> torch.autocast:
-    """bfloat16 where the device has matrix units for it, float32 elsewhere: the networks were trained with both."""
+def mixed_precision(device: torch.device, *, wanted: bool = True) -> torch.autocast:
+    """bfloat16 where the device has matrix units for it, float32 elsewhere: the networks were trained with both.
+
+    CPUs that have the instructions but no matrix units gain nothing, and some make gradients that are not numbers.
+    """
     if device.type == "cuda":
         enabled = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         enabled = device.type == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16", False))
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+    return torch.autocast(device.type, torch.bfloat16, enabled=wanted and enabled)

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lobewise.pipeline.networks.dense_unet import INPUTS, TOTAL_STRIDE, DenseUNet, DenseUNetConfig, network_inputs
-from lobewise.pipeline.networks.device import on_device
+from lobewise.pipeline.networks.device import mixed_precision, on_device
 from lobewise.pipeline.networks.weights import ModelInfo, save_weights
 from lobewise.pipeline.training.adabound import AdaBound
 from lobewise.pipeline.training.journal import Journal, Picture, side_by_side
@@ -28,6 +28,7 @@ from lobewise.pipeline.training.lesion_crops import Crop, Example, Sampler, read
 from lobewise.pipeline.training.parallel import Team, join_team
 from lobewise.pipeline.training.recipes import keep_recipe, read_recipe
 from lobewise.pipeline.training.splits import Stage, read_split
+from lobewise.pipeline.training.steps import Descent
 
 MEASURED: Final = (
     "covid_dice",
@@ -124,7 +125,7 @@ def predict(
     pads = [(0, -n % stride) for n, stride in zip(example.image.shape, TOTAL_STRIDE, strict=True)]
     image, lungs = (torch.from_numpy(np.pad(a.astype(np.float32), pads)) for a in (example.image, example.lungs))
     batch = network_inputs(image / 255, lungs)[None].to(device, memory_format=torch.channels_last_3d)
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=recipe.bfloat16):
+    with torch.inference_mode(), mixed_precision(device, wanted=recipe.bfloat16):
         probability = network(batch).float().softmax(dim=1)[0, 1].cpu().numpy()
     z, y, x = example.image.shape
     return np.asarray((probability[:z, :y, :x] >= 0.5) & example.lungs)
@@ -228,6 +229,9 @@ class Run:
     best: float = -np.inf
     loss: float = 1.0
 
+    def __post_init__(self) -> None:
+        self._descent = Descent(self.network, self.optimiser, self.recipe.gradient_norm)
+
     @classmethod
     def begin(cls, folder: Path, recipe: LesionRecipe, team: Team, start: Path | None = None) -> "Run":
         """A new run, or the one that `folder` holds a checkpoint of."""
@@ -247,14 +251,13 @@ class Run:
         recipe, network = self.recipe, self.network
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate_at(self.step, recipe)
-        with torch.autocast(self.team.device.type, torch.bfloat16, enabled=recipe.bfloat16):
+        with mixed_precision(self.team.device, wanted=recipe.bfloat16):
             logits = network(crop.inputs()[None].contiguous(memory_format=torch.channels_last_3d))
         loss = lesion_loss(logits, crop, recipe)
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch does not type it
         self.team.average_gradients(network)
-        torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.gradient_norm)
-        self.optimiser.step()
+        self._descent.take()
         self.step += 1
         self.loss = 0.97 * self.loss + 0.03 * loss.item()
         decay = min(recipe.average, self.step / (self.step + 10))

@@ -21,6 +21,7 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 from torch.nn import functional
 
+from lobewise.pipeline.networks.device import mixed_precision
 from lobewise.pipeline.networks.di2in import CLASSES, Di2in, LungConfig
 from lobewise.pipeline.networks.weights import ModelInfo, save_weights
 from lobewise.pipeline.training.growth import grow_lesions
@@ -28,6 +29,7 @@ from lobewise.pipeline.training.journal import Journal, Picture, side_by_side
 from lobewise.pipeline.training.parallel import Team, join_team
 from lobewise.pipeline.training.recipes import keep_recipe, read_recipe
 from lobewise.pipeline.training.splits import Split, Stage, read_split
+from lobewise.pipeline.training.steps import Descent
 
 UNKNOWN_LOBE: Final = CLASSES
 """Label of lung whose lobe is not known."""
@@ -36,6 +38,8 @@ OPAQUE: Final = 8
 OPAQUE_HU: Final = -250
 """Lesion denser than this is marked so."""
 SPACING_MM: Final = (2.0, 2.0, 2.0)
+GRADIENT_NORM: Final = 5.0
+"""Gradients are cut to this length."""
 MEASURE_EVERY: Final = 10
 """Steps between two looks at the Dice."""
 MEASURED: Final = ("judged_lungs_dice", "judged_lobes_dice", "judged_opaque_recall", "score")
@@ -197,7 +201,7 @@ def segmentation_loss(logits: Float[Tensor, "b 6 z y x"], targets: Targets, weig
 
 def trunk_loss(network: Di2in, sample: Sample, recipe: LungRecipe) -> tuple[Tensor, Tensor]:
     """Deep supervision: the losses at 4, 8 and 16 mm against averaged targets; also the 4 mm logits."""
-    with _autocast(recipe, sample.image.device):
+    with mixed_precision(sample.image.device, wanted=recipe.bfloat16):
         _, logits = network.trunk(sample.image)
     loss = torch.zeros((), device=sample.image.device)
     targets, weights = sample.targets, sample.weights
@@ -214,7 +218,7 @@ def detail_loss(network: Di2in, sample: Sample, recipe: LungRecipe) -> tuple[Ten
     """
     fine = (slice(None), slice(None), *sample.window)
     coarse = (slice(None), slice(None), *(slice(part.start // 2, part.stop // 2) for part in sample.window))
-    with _autocast(recipe, sample.image.device):
+    with mixed_precision(sample.image.device, wanted=recipe.bfloat16):
         with torch.no_grad():
             features, logits = network.trunk(sample.image)
         drawn = network.draw(sample.image[fine], features[coarse], logits[0][coarse])
@@ -244,6 +248,9 @@ class Run:
     step: int = 0
     best: float = -math.inf
     best_in_detail: bool = False
+
+    def __post_init__(self) -> None:
+        self._descent = Descent(self.network, self.optimizer, GRADIENT_NORM)
 
     @classmethod
     def begin(cls, folder: Path, config: LungConfig, recipe: LungRecipe, team: Team) -> "Run":
@@ -287,8 +294,7 @@ class Run:
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         self.team.average_gradients(self.network)
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
-        self.optimizer.step()
+        self._descent.take()
         decay = min(self.recipe.smoothing, self.steps_of_stage / (self.steps_of_stage + 20))
         self.step += 1
         for name, value in self.network.state_dict().items():
@@ -505,10 +511,6 @@ def _dice(found: Tensor, wanted: Tensor, weights: Tensor) -> Float[Tensor, " c"]
 def _overlap(found: Tensor, wanted: Tensor) -> float:
     both = int(found.sum()) + int(wanted.sum())
     return 2 * int((found & wanted).sum()) / both if both else 1.0
-
-
-def _autocast(recipe: LungRecipe, device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.bfloat16)
 
 
 def _mean_of_known(values: Sequence[float]) -> float:
