@@ -28,7 +28,7 @@ TILE: Final = (32, 512, 512)
 FRUGAL_TILE: Final = (32, 160, 160)
 HALO: Final = (8, 32, 32)
 """The box is worked off in tiles of at most so many voxels (z-y-x) that overlap by twice the halo, so that memory stays
-bounded however large it is. The frugal ones need a third of the memory, and twice the time."""
+bounded however large it is. The frugal ones take about half the memory, and half as much time again."""
 
 LIKELY: Final = 0.5
 """A voxel at least this likely to be a lesion is one."""
