@@ -127,7 +127,7 @@ class Clients:
                 with self._lock:
                     waiting = list(self.open.values())
                 for job in waiting:
-                    if rng.random() < 0.02 and not job.is_cancelled:
+                    if rng.random() < 0.003 and not job.is_cancelled:
                         self._cancel(client, job)
                     state = self.read(client, job)
                     if state.get("status") in FINAL or job.is_purged:

@@ -36,7 +36,7 @@ SETTINGS: Final = {
 }
 POST_EVERY_SECONDS: Final = 0.5
 BIG_BYTES: Final = 4 << 20
-WARM_UP_SHARE: Final = 0.25
+WARM_UP_SHARE: Final = 0.5
 """Of the time, in which caches fill; growth is measured after it."""
 LIMITS_PERCENT_AN_HOUR: Final = {"memory": 5.0, "count": 5.0}
 

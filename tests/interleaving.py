@@ -168,7 +168,7 @@ LIVE_STEPS = (
         "renew_lease",
         "drop_lease",
     ),
-    *("lead", "is_whole", "begin_rebuild", "declare_whole", "running_without_lease", "waiting", "unknown"),
+    *("lead", "is_whole", "begin_rebuild", "declare_whole", "running_without_lease", "waiting", "statuses"),
     *("mark_published", "messages", "delivered_messages"),
 )
 GatedLive = type("GatedLive", (LiveView,), {name: _gated(name) for name in LIVE_STEPS})

@@ -1,11 +1,12 @@
 """When the live view may be believed: not while it may be behind the blobs."""
 
+import time
 from collections.abc import Callable
 
 import pytest
 import redis
 
-from lobewise.jobs import states
+from lobewise.jobs import outcomes, states
 from lobewise.jobs.belief import Belief
 from lobewise.jobs.errors import BrokerUnavailableError
 from lobewise.jobs.models import InputInfo, JobError, JobRecord, JobState, JobStatus
@@ -64,3 +65,47 @@ def test_a_gateway_that_asked_nothing_while_the_broker_was_away_shows_no_step_ba
         jobs.fail(lease, JobError(type="/problems/x", title=".", detail=".", retryable=False))
     server.execute_command("CLIENT KILL TYPE normal SKIPME yes")  # what a restart does to every connection
     assert jobs.get(job_id).status == JobStatus.FAILED
+
+
+def test_a_job_that_was_cancelled_while_the_broker_was_away_is_shown_so_when_it_is_back(
+    jobs: Jobs, post: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by the campaign (seed 1): shown as queued again, until a worker took its message."""
+    job_id = post(jobs)
+    jobs.rebuild()
+
+    def away(*_: object, **__: object) -> None:
+        raise BrokerUnavailableError("away")
+
+    with monkeypatch.context() as outage:
+        outage.setattr(jobs._live, "put", away)
+        outage.setattr(jobs._live, "look", away)
+        assert jobs.cancel(job_id).status == JobStatus.CANCELLED
+    live = jobs._live
+    deadline = time.monotonic() + 10
+    while live.status(job_id) != JobStatus.CANCELLED and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert live.status(job_id) == JobStatus.CANCELLED
+
+
+def test_a_comparison_shows_the_end_of_a_job_whose_process_did_not_live_to_show_it(
+    jobs: Jobs, post: Callable[..., str]
+) -> None:
+    job_id = post(jobs)
+    record = jobs._records.record(job_id)
+    jobs._records.create_manifest(outcomes.cancelled(record, 0))
+    assert jobs._live.status(job_id) == JobStatus.QUEUED
+    jobs.rebuild()
+    assert jobs._live.status(job_id) == JobStatus.CANCELLED
+
+
+def test_a_reaper_compares_after_its_connections_broke(
+    jobs: Jobs, post: Callable[..., str], server: redis.Redis
+) -> None:
+    jobs.reap()
+    job_id = post(jobs)
+    jobs._records.create_manifest(outcomes.cancelled(jobs._records.record(job_id), 0))
+    server.execute_command("CLIENT KILL TYPE normal SKIPME yes")
+    jobs.reap()
+    jobs.reap()
+    assert jobs._live.status(job_id) == JobStatus.CANCELLED

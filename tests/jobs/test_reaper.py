@@ -1,7 +1,7 @@
 """Nothing accepted is lost: messages that vanish, a Redis that is wiped, views that are behind."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
 import pytest
 import redis
@@ -138,15 +138,15 @@ class TestWipedRedis:
         self, jobs: Jobs, server: redis.Redis, post: Post, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         job_id = post(jobs)
-        look = jobs._live.unknown
+        look = jobs._live.statuses
 
-        def wipe_after_looking(job_ids: Iterable[str]) -> list[str]:
+        def wipe_after_looking(job_ids: Sequence[str]) -> list[JobStatus | None]:
             missing = look(job_ids)
             server.flushall()
             return missing
 
         with monkeypatch.context() as patch:
-            patch.setattr(jobs._live, "unknown", wipe_after_looking)
+            patch.setattr(jobs._live, "statuses", wipe_after_looking)
             jobs.rebuild()
         assert not jobs._live.is_whole()
         assert jobs.reap() == 1

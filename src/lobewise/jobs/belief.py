@@ -22,6 +22,10 @@ class Belief:
     def lose(self) -> None:
         self._from = time.monotonic() + self._doubt_seconds
 
+    def was_lost_after(self, moment: float) -> bool:
+        """Whether it was lost after this monotonic time: then the view and the blobs should be compared."""
+        return self._from > 0 and self._from - self._doubt_seconds > moment
+
     def connected(self, connection: Any) -> None:
         """A connection was made. If it had been there before, the broker was away, though nobody may have asked it."""
         if getattr(connection, "was_there_before", False):

@@ -410,14 +410,6 @@ class LiveView:
         now_ms = seconds * 1000 + microseconds // 1000
         return [_waiting(job_id, row, now_ms) for job_id, row in zip(job_ids, rows, strict=True)]
 
-    def unknown(self, job_ids: Iterable[str]) -> list[str]:
-        """Those that the view does not have."""
-        wanted = list(job_ids)
-        with broker_errors(), self._redis.pipeline(transaction=False) as pipe:
-            for job_id in wanted:
-                pipe.exists(_job(job_id))
-            return [job_id for job_id, known in zip(wanted, pipe.execute(), strict=True) if not known]
-
     def all_ids(self) -> list[str]:
         """Every job that the view has."""
         with broker_errors():

@@ -1,7 +1,10 @@
 """How attempts and jobs end: first in the blobs, which decide, then in the live view, which shows it."""
 
 import logging
+import threading
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -16,6 +19,8 @@ from lobewise.jobs.settings import JobsSettings
 
 log = logging.getLogger(__name__)
 
+SHOW_EVERY_SECONDS: Final = 0.5
+SHOW_TRIES: Final = 240
 MEMORY_RETRIES: Final = 1
 """A scan that needs too much memory is tried once more, by a fresh process and in smaller pieces."""
 
@@ -60,11 +65,20 @@ def bury(parts: Parts, job_id: str) -> None:
 
 
 def show(parts: Parts, state: JobState, stage_seconds: Mapping[str, float] | None = None) -> None:
-    """Update the live view if it can be reached; the reaper makes up for it later."""
+    """Update the live view, now or as soon as it can be reached; if we do not live to see it, the reaper does."""
     try:
         parts.live.put(state, stage_seconds=stage_seconds)
     except BrokerUnavailableError:
         log.warning("job %s: the live view is behind", state.id)
+        threading.Thread(target=_show_later, args=(parts, state, stage_seconds), name="show", daemon=True).start()
+
+
+def _show_later(parts: Parts, state: JobState, stage_seconds: Mapping[str, float] | None) -> None:
+    for _ in range(SHOW_TRIES):
+        time.sleep(SHOW_EVERY_SECONDS)
+        with suppress(BrokerUnavailableError):
+            parts.live.put(state, stage_seconds=stage_seconds)
+            return
 
 
 def cancelled(record: JobRecord, attempt: int, started_at: datetime | None = None) -> Manifest:

@@ -63,8 +63,10 @@ class Reaper:
         parts = self._parts
         mark = parts.live.begin_rebuild()
         known = {files.job_id: files for files in parts.records.all_files()}
-        missing = parts.live.unknown(known)
-        restored = sum(self._restore(known[job_id], mark) for job_id in missing)
+        shown = dict(zip(known, parts.live.statuses(list(known)), strict=True))
+        restored = sum(self._restore(known[job_id], mark) for job_id, status in shown.items() if status is None)
+        behind = [job_id for job_id, status in shown.items() if status and not status.is_final]
+        restored += sum(self._show_end(job_id) for job_id in behind if known[job_id].is_final)
         for job_id in set(parts.live.all_ids()) - set(known):
             self._forget_if_gone(job_id)
         parts.live.declare_whole(mark)
@@ -91,13 +93,20 @@ class Reaper:
     def _reconcile_if_due(self) -> int:
         now = time.monotonic()
         is_due = self._reconciled_at is None or now - self._reconciled_at > RECONCILE_SECONDS
+        is_due = is_due or self._parts.live.belief.was_lost_after(self._reconciled_at or 0.0)
         if not is_due and self._parts.live.is_whole():
             return 0
         restored = self.rebuild()
-        self._reconciled_at = now
+        self._reconciled_at = now  # when it began: what happened meanwhile may be missing
         if restored:
             log.warning("%d jobs were missing in the live view and are back", restored)
         return restored
+
+    def _show_end(self, job_id: str) -> bool:
+        """A job that ended while the broker was away."""
+        with suppress(JobNotFoundError, JobPurgedError, NewerSchemaError):
+            return self._parts.live.put(self._parts.records.state(job_id))
+        return False
 
     def _restore(self, files: JobFiles, mark: str) -> bool:
         """A job that was running gets a lease that its worker, if it lives, makes its own.
