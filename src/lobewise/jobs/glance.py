@@ -20,12 +20,19 @@ from lobewise.jobs.live import LOOK, MAX_TOGETHER, broker_errors, look_at, seen
 from lobewise.jobs.models import JobState
 from lobewise.jobs.settings import JobsSettings
 
+Look = Callable[[str], JobState]
+
 
 class Glance:
     """Belongs to the event loop that uses it first."""
 
-    def __init__(self, settings: JobsSettings, belief: Belief, ask_blobs: Callable[[str], JobState]) -> None:
-        """`ask_blobs` tells, in a thread, of a job that Redis does not know, or of which it may not be believed."""
+    def __init__(self, settings: JobsSettings, belief: Belief, checked: Look, recorded: Look) -> None:
+        """Both look in a thread.
+
+        Args:
+            checked: at a job that Redis does not know, or of which it may not be believed.
+            recorded: at a job while Redis does not answer; it is not asked again.
+        """
         self._redis = redis.asyncio.Redis.from_url(
             settings.redis_url or "",
             decode_responses=True,
@@ -36,14 +43,17 @@ class Glance:
         )
         self._belief = belief
         self._look = self._redis.register_script(LOOK)
-        self._ask_blobs = ask_blobs
+        self._checked, self._recorded = checked, recorded
         self._asked: dict[str, list[asyncio.Future[JobState | None]]] = {}
         self._asking: asyncio.Task[None] | None = None
 
     async def get(self, job_id: str) -> JobState:
         """Raises JobNotFoundError, JobPurgedError."""
-        shown = await self._shown(job_id) if is_id(job_id) else None
-        return shown if shown is not None else await asyncio.to_thread(self._ask_blobs, job_id)
+        try:
+            shown = await self._shown(job_id) if is_id(job_id) else None
+        except BrokerUnavailableError:
+            return await asyncio.to_thread(self._recorded, job_id)
+        return shown if shown is not None else await asyncio.to_thread(self._checked, job_id)
 
     async def close(self) -> None:
         if self._asking is not None:
@@ -62,7 +72,7 @@ class Glance:
             together = {job_id: self._asked.pop(job_id) for job_id in list(self._asked)[:MAX_TOGETHER]}
             try:
                 states = await self._ask(list(together))
-            except Exception as error:  # a fault of ours: for those who asked to answer for
+            except Exception as error:  # for those who asked to answer for
                 for answer in _waiting(together.values()):
                     answer.set_exception(error)
             else:
@@ -79,7 +89,7 @@ class Glance:
                 states, is_whole = seen(await self._look(keys=keys, args=arguments))
         except BrokerUnavailableError:
             self._belief.lose()
-            return [None] * len(job_ids)
+            raise
         return [state if state and self._belief.holds(state, is_whole=is_whole) else None for state in states]
 
     async def _connected(self, connection: Any) -> None:

@@ -149,7 +149,11 @@ class Jobs:
 
     def get(self, job_id: str) -> JobState:
         """Raises JobNotFoundError, JobPurgedError."""
-        shown = self._shown_now(job_id) if ids.is_id(job_id) else None
+        try:
+            shown = self._shown_now(job_id) if ids.is_id(job_id) else None
+        except BrokerUnavailableError:
+            self._live.belief.lose()
+            return self._records.state(job_id)
         return shown or self._get_from_blobs(job_id)
 
     def _get_from_blobs(self, job_id: str) -> JobState:
@@ -162,7 +166,7 @@ class Jobs:
 
     def open_glance(self) -> Glance:
         """`get` for an event loop, which must close it."""
-        return Glance(self.settings, self._live.belief, self.get)
+        return Glance(self.settings, self._live.belief, self.get, self._records.state)
 
     def list(
         self,
@@ -478,11 +482,7 @@ class Jobs:
 
     def _shown_now(self, job_id: str) -> JobState | None:
         """What the live view shows, unless the blobs know better."""
-        try:
-            shown, is_whole = self._live.look(job_id)
-        except BrokerUnavailableError:
-            self._live.belief.lose()
-            return None
+        shown, is_whole = self._live.look(job_id)
         if shown is None or self._live.belief.holds(shown, is_whole=is_whole):
             return shown
         return None if self._records.is_final(job_id) else shown
