@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 import redis
 
+from lobewise.jobs.belief import Belief
 from lobewise.jobs.errors import JobNotFoundError, JobPurgedError
 from lobewise.jobs.glance import Glance
 from lobewise.jobs.ids import new_id
@@ -77,3 +78,20 @@ def test_unknown_impossible_and_purged_ids_are_errors(jobs: Jobs, finished: Post
     jobs.purge(job_id)
     with pytest.raises(JobPurgedError):
         all_at_once(jobs, job_id)
+
+
+def test_a_silent_broker_is_asked_once(without_broker: Jobs, jobs: Jobs, post: Post) -> None:
+    """Found by a drill: it was asked three times in turn, a second each."""
+    job_id = post(jobs)
+
+    def never(_job_id: str) -> JobState:
+        raise AssertionError("this asks the broker again")
+
+    async def look() -> JobState:
+        glance = Glance(without_broker.settings, Belief(1.0), never, without_broker._records.state)
+        try:
+            return await glance.get(job_id)
+        finally:
+            await glance.close()
+
+    assert asyncio.run(look()).id == job_id

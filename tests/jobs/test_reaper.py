@@ -192,3 +192,18 @@ def test_a_wiped_view_that_was_rebuilt_from_an_old_listing_is_not_believed(
     server.flushall()
     assert jobs._reaper._restore(before, jobs._live.begin_rebuild())
     assert jobs.get(job_id).status == JobStatus.CANCELLED
+
+
+def test_one_job_that_cannot_be_read_does_not_keep_the_reaper_from_the_others(
+    jobs: Jobs, post: Callable[..., str], server: redis.Redis
+) -> None:
+    """Found by the campaign (seed 6)."""
+    broken, sound = post(jobs), post(jobs)
+    for job_id in (broken, sound):
+        jobs.claim(job_id, "worker")
+    jobs.reap()
+    jobs._records.blobs.write(f"jobs/{broken}/attempts/1/claim.json", b"{}")
+    for job_id in (broken, sound):
+        server.delete(f"lobewise:lease:{job_id}")
+    jobs.reap()
+    assert jobs.get(sound).status == JobStatus.QUEUED
