@@ -18,7 +18,7 @@ MOST_MB: Final = {"api": 250}
 SCIENCE: Final = {"torch", "numpy", "scipy", "simpleitk", "pydicom", "safetensors"}
 LABELS: Final = ("title", "description", "licenses", "version", "revision", "base.name")
 FAMILY: Final = "10001:10001"
-LEFT_BEHIND: Final = ("build", "root/.cache", "etc/pip.conf", "opt/pip", "opt/product", "run/secrets")
+LEFT_BEHIND: Final = ("build", "var/cache/pip", "etc/pip.conf", "opt/pip", "opt/product", "run/secrets")
 SECRET: Final = re.compile(r"(?i)password|passwd=|token|secret=|whsec_|aws_[a-z_]*key|://[^/\s]*:[^/\s]*@")
 
 

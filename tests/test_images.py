@@ -167,7 +167,7 @@ def test_faults_of_a_configuration_are_seen(changes: dict[str, Any], words: str)
 
 
 @pytest.mark.parametrize(
-    "said", ["RUN pip install --index-url https://me:word@packages.example/simple", "ENV API_TOKEN=1", "whsec_AAAA"]
+    "said", ["RUN pip install --index-url https://me:word@packages.example/all", "ENV API_TOKEN=1", "whsec_AAAA"]
 )
 def test_secrets_in_a_history_are_seen(said: str) -> None:
     assert list(look.history("RUN pip install .", {})) == []
@@ -175,8 +175,8 @@ def test_secrets_in_a_history_are_seen(said: str) -> None:
 
 
 def test_settings_of_the_builder_in_a_history_are_seen() -> None:
-    assert list(look.history("RUN true", {"index-url": "https://packages.example/simple"})) == []
-    assert list(look.history("|1 X=https://packages.example/simple", {"index-url": "https://packages.example/simple"}))
+    assert list(look.history("RUN true", {"index-url": "https://packages.example/all"})) == []
+    assert list(look.history("|1 X=https://packages.example/all", {"index-url": "https://packages.example/all"}))
 
 
 @pytest.fixture
@@ -205,10 +205,10 @@ def test_setuid_programs_and_open_files_are_seen(tree: Path) -> None:
 
 def test_what_a_build_leaves_is_seen(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     base = tmp_path_factory.mktemp("base")
-    (tree / "root" / ".cache").mkdir(parents=True)
+    (tree / "var" / "cache" / "pip").mkdir(parents=True)
     (tree / "opt" / "wheels").mkdir()
     found = list(look.files(tree, base, [Path("/opt/wheels")]))
-    assert "/root/.cache was left behind" in found
+    assert "/var/cache/pip was left behind" in found
     assert "/opt/wheels, of the machine that built it, is in it" in found
 
 
@@ -240,12 +240,12 @@ def test_sizes_are_of_files_each_once(tree: Path) -> None:
 
 
 def test_a_build_finds_packages_as_pip_outside_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "index" / "simple").mkdir(parents=True)
+    (tmp_path / "index" / "all").mkdir(parents=True)
     wheels = tmp_path / "wheels"
     wheels.mkdir()
     configuration = tmp_path / "pip.conf"
     configuration.write_text(
-        f"[global]\nextra-index-url = file://{tmp_path}/index/simple\n  https://packages.example/simple\ntimeout = 7\n"
+        f"[global]\nextra-index-url = file://{tmp_path}/index/all\n  https://packages.example/all\ntimeout = 7\n"
         f"cache-dir = {tmp_path}/cache\n[install]\nno-compile = true\n"
     )
     monkeypatch.setenv("PIP_CONFIG_FILE", str(configuration))
@@ -258,5 +258,5 @@ def test_a_build_finds_packages_as_pip_outside_does(tmp_path: Path, monkeypatch:
     assert {tmp_path / "index", wheels} <= set(outside.folders(found))
     assert tmp_path / "absent" not in outside.folders(found)
     text = outside.as_file(found)
-    assert f"extra-index-url = file://{tmp_path}/index/simple https://packages.example/simple\n" in text
+    assert f"extra-index-url = file://{tmp_path}/index/all https://packages.example/all\n" in text
     assert list(outside.volumes([wheels])) == ["--volume", f"{wheels}:{wheels}:ro"]
