@@ -9,21 +9,18 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Final
 
 import numpy as np
+from worker.tiny_worker import GRID, quantification  # the tests' own
 
 from chaos.history import History
 from chaos.orders import Order
 from lobewise.jobs.settings import JobsSettings
-from lobewise.pipeline.anatomy import Landmark
 from lobewise.pipeline.errors import LungsNotFoundError
-from lobewise.pipeline.severity import high_opacity_of, opacity_range, score_severity
-from lobewise.pipeline.volume import Grid, LesionMask, LobeLabels, Scan, Volume
+from lobewise.pipeline.volume import Scan, Volume
 from lobewise.worker.main import run
 
-GRID: Final = Grid((5, 10, 20), (2.0, 1.0, 1.0), (0.0, 0.0, 0.0))
 MORE_THAN_THERE_IS: Final = 1 << 46
 
 
@@ -52,29 +49,9 @@ class Obedient:
             if time.monotonic() >= end:
                 break
             time.sleep(0.02)
-        found = _quantification(scan, order.opacity)
+        found = quantification(scan, order.opacity)
         self._history.note("scored", order.name, pid=os.getpid())
         return found
-
-
-def _quantification(scan: Scan, opacity: int) -> SimpleNamespace:
-    labels = np.broadcast_to(np.arange(1, 6, dtype=np.uint8)[:, None, None], GRID.shape).copy()
-    lesion = np.zeros(GRID.shape, dtype=np.bool_)
-    lesion.reshape(5, -1)[:, : 2 * opacity] = True
-    lobes, lesions = LobeLabels(labels, GRID), LesionMask(lesion, GRID)
-    return SimpleNamespace(
-        lungs=lobes.lungs(),
-        lobes=lobes,
-        lesions=lesions,
-        high_opacity=LesionMask(high_opacity_of(scan.volume, lesion), GRID),
-        severity=score_severity(scan.volume, lobes.lungs(), lobes, lesions),
-        opacity_range=opacity_range(lobes, lesions, lesions),
-        landmarks=(SimpleNamespace(landmark=Landmark.CARINA, position_mm=(1.0, 2.0, 3.0), found=True),),
-        findings=(),
-        seconds={"lungs": 0.0},
-        models=(),
-        device="cpu",
-    )
 
 
 def load_obedient(settings: JobsSettings, device: str) -> Obedient:

@@ -82,14 +82,7 @@ def build(store: Store, part: str) -> None:
 
 def _options(part: str) -> list[str]:
     """`docker` is the format that keeps health checks."""
-    revision = subprocess.run(
-        ["git", "rev-parse", "HEAD"],  # noqa: S607
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        check=False,
-    ).stdout.strip()
-    arguments = {"PYTHON_IMAGE": BASE, "REVISION": revision or "unknown"}
+    arguments = {"PYTHON_IMAGE": BASE, "REVISION": revision()}
     options = ["--isolation", "chroot", "--layers", "--format", "docker", "--pull-never", "--quiet"]
     options += [f"--build-arg={name}={value}" for name, value in arguments.items()]
     return [*options, "--file", str(ROOT / f"Dockerfile.{part}"), "--tag", image_of(part)]

@@ -79,7 +79,7 @@ def test_a_job_that_was_cancelled_while_the_broker_was_away_is_shown_so_when_it_
 
     with monkeypatch.context() as outage:
         outage.setattr(jobs._live, "put", away)
-        outage.setattr(jobs._live, "look", away)
+        outage.setattr(jobs._live, "_looked", away)
         assert jobs.cancel(job_id).status == JobStatus.CANCELLED
     live = jobs._live
     deadline = time.monotonic() + 10

@@ -172,7 +172,7 @@ def test_a_job_that_ended_unseen_stays_ended_once_the_broker_is_back(
 
     with monkeypatch.context() as outage:
         outage.setattr(jobs._live, "put", away)
-        outage.setattr(jobs._live, "look", away)
+        outage.setattr(jobs._live, "_looked", away)
         jobs.fail(lease, JobError(type="/problems/x", title=".", detail=".", retryable=False))
         assert jobs.get(job_id).status == JobStatus.FAILED
     live = jobs._live.get(job_id)

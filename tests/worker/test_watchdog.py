@@ -3,8 +3,12 @@
 from types import SimpleNamespace
 from typing import cast
 
+import pytest
+from celery.worker import state
+
 from lobewise.jobs.errors import BrokerUnavailableError
 from lobewise.jobs.service import Jobs
+from lobewise.worker.main import _sight
 from lobewise.worker.watchdog import Sight, Watchdog
 
 
@@ -65,3 +69,11 @@ def test_nobody_is_deaf_while_the_broker_is_away() -> None:
     assert not any(worker.deaf_at(11, 12))
     worker.service.is_away = False
     assert worker.deaf_at(13, 20, 24) == [False, False, True]
+
+
+def test_a_worker_that_was_told_to_stop_is_not_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or it would be started anew, and never stop."""
+    jobs = cast("Jobs", SimpleNamespace(any_ready=lambda _workers: True))
+    assert _sight(jobs, list).is_idle
+    monkeypatch.setattr(state, "should_stop", 0)
+    assert not _sight(jobs, list).is_idle

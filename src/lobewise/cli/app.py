@@ -248,7 +248,7 @@ def doctor(
 def rebuild() -> None:
     """Bring every job that only the storage knows back into Redis and its queues.
 
-    Workers do so by themselves when Redis was wiped, and every ten minutes; this does it now, and harms nothing.
+    The service does so by itself when Redis was wiped, and every ten minutes; this does it now, and harms nothing.
     """
     from lobewise.jobs.bootstrap import connect
     from lobewise.jobs.errors import UnavailableError

@@ -5,6 +5,7 @@ for as long as the view may be behind, until the reaper has been through it, the
 as open has ended.
 """
 
+import math
 import time
 from typing import Any
 
@@ -17,14 +18,14 @@ class Belief:
     def __init__(self, doubt_seconds: float) -> None:
         """`doubt_seconds`: until the reaper has certainly looked."""
         self._doubt_seconds = doubt_seconds
-        self._from = 0.0
+        self._lost_at = -math.inf
 
     def lose(self) -> None:
-        self._from = time.monotonic() + self._doubt_seconds
+        self._lost_at = time.monotonic()
 
     def was_lost_after(self, moment: float) -> bool:
         """Whether it was lost after this monotonic time: then the view and the blobs should be compared."""
-        return self._from > 0 and self._from - self._doubt_seconds > moment
+        return self._lost_at > moment
 
     def connected(self, connection: Any) -> None:
         """A connection was made. If it had been there before, the broker was away, though nobody may have asked it."""
@@ -34,4 +35,4 @@ class Belief:
 
     def holds(self, shown: JobState, *, is_whole: bool) -> bool:
         """Whether to believe this. A view that is not whole was wiped, and may show what a rebuild saw before."""
-        return shown.status.is_final or (is_whole and time.monotonic() > self._from)
+        return shown.status.is_final or (is_whole and time.monotonic() > self._lost_at + self._doubt_seconds)

@@ -273,7 +273,11 @@ class LiveView:
 
     def look(self, job_id: str) -> tuple[JobState | None, bool]:
         """The state as it is shown, and whether the view was whole then: after a wipe it may show what was before."""
-        (shown,), is_whole = self._looked([job_id])
+        try:
+            (shown,), is_whole = self._looked([job_id])
+        except BrokerUnavailableError:
+            self.belief.lose()
+            raise
         return shown, is_whole
 
     def get_many(self, job_ids: Sequence[str]) -> list[JobState | None]:

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 SHOW_EVERY_SECONDS: Final = 0.5
 SHOW_TRIES: Final = 240
+"""For two minutes; after a longer outage the reaper compares the view with the blobs."""
 MEMORY_RETRIES: Final = 1
 """A scan that needs too much memory is tried once more, by a fresh process and in smaller pieces."""
 

@@ -152,7 +152,6 @@ class Jobs:
         try:
             shown = self._shown_now(job_id) if ids.is_id(job_id) else None
         except BrokerUnavailableError:
-            self._live.belief.lose()
             return self._records.state(job_id)
         return shown or self._get_from_blobs(job_id)
 

@@ -27,11 +27,6 @@ class Drain:
         """Hand back at the parent's word; to be called by the main thread."""
         signal.signal(HAND_BACK_SIGNAL, self._heard)
 
-    def begin(self) -> None:
-        self._is_due = True
-        if self._lease is not None:
-            self._lease.hand_back()
-
     @contextmanager
     def holding(self, lease: Lease) -> Iterator[None]:
         """While the job of this lease is in hand."""
@@ -44,7 +39,9 @@ class Drain:
             self._lease = None
 
     def _heard(self, _number: int, _frame: FrameType | None) -> None:
-        self.begin()
+        self._is_due = True
+        if self._lease is not None:
+            self._lease.hand_back()
 
 
 def hand_back_after(seconds: float | None, pids: Callable[[], Iterable[int]]) -> Callable[..., None]:

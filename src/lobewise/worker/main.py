@@ -11,7 +11,7 @@ from typing import Any
 
 from celery.exceptions import SecurityWarning
 from celery.signals import worker_shutting_down
-from celery.worker.state import reserved_requests, total_count
+from celery.worker import state
 
 from lobewise.jobs.bootstrap import connect
 from lobewise.jobs.configuration import misspelt, read_settings
@@ -84,6 +84,6 @@ def _pids(worker: Any) -> list[int]:
 
 
 def _sight(jobs: Jobs, pids: Callable[[], list[int]]) -> Sight:
-    """Idle: a process has loaded its models, and none has a job or is about to get one."""
-    is_idle = not len(reserved_requests) and jobs.any_ready(map(process_name, pids()))
-    return Sight(is_idle, sum(total_count.values()))
+    """Idle: a process has loaded its models, none has a job or is about to get one, and nobody said to stop."""
+    is_busy = bool(len(state.reserved_requests)) or state.should_stop is not None
+    return Sight(not is_busy and jobs.any_ready(map(process_name, pids())), sum(state.total_count.values()))

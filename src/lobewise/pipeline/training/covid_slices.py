@@ -14,6 +14,7 @@ from jaxtyping import Bool, Int16, UInt8
 from scipy.ndimage import zoom
 
 from lobewise.pipeline.anatomy import AIR_HU
+from lobewise.pipeline.training.equalisation import TOWARDS_WINDOW
 
 CASE_STARTS: Final = (0, 159, 279, 397, 510, 626, 696)
 """First slice of each case: there, and there alone, neighbouring slices hardly correlate."""
@@ -21,9 +22,6 @@ PIXEL_MM: Final = 1.4
 SLICE_MM: Final = 1.0
 WINDOW_HU: Final = (-1350.0, 1500.0)
 """Lower end and width of the lung window."""
-TOWARDS_WINDOW: Final = 0.72
-"""Exponent of the curve that brings the equalised slices near the lung window: their healthy lung (median 62 of 255)
-then has the value of healthy lung in planning CTs, their soft tissue nearly that of soft tissue."""
 
 
 @dataclass(frozen=True, eq=False)

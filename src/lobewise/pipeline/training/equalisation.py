@@ -19,6 +19,9 @@ CLIP: Final = (1.5, 5.0)
 """The contrast that a tile may gain; 3 is what most collections took."""
 TILES: Final = (3, 7)
 """Along either edge of a crop."""
+TOWARDS_WINDOW: Final = 0.72
+"""Exponent of the curve that brings the equalised slices near the lung window: their healthy lung (median 62 of 255)
+then has the value of healthy lung in planning CTs, their soft tissue nearly that of soft tissue."""
 
 Field = Float[Tensor, "z y x"]
 

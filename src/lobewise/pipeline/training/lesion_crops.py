@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lobewise.pipeline.networks.dense_unet import network_inputs
-from lobewise.pipeline.training.equalisation import equalise
+from lobewise.pipeline.training.equalisation import TOWARDS_WINDOW, equalise
 from lobewise.pipeline.training.growth import grow_lesions, smooth_noise
 
 HU_FLOOR: Final = -1350.0
@@ -29,9 +29,6 @@ MOST_NOISE_HU: Final = 67.5
 GROWN_KINDS: Final = ("clean", "cohort")
 GROWN_SHARE: Final = 0.75
 """Of the crops of real clean lungs, how many are given lesions."""
-
-TOWARDS_WINDOW: Final = 0.72
-"""As `covid_slices` has it, which would bring scipy onto a bare machine."""
 
 Size = tuple[int, int, int]
 Field = Float[Tensor, "z y x"]
