@@ -160,7 +160,7 @@ def without_redis(drill: Drill) -> Iterator[Result]:
 
 def wiped_in_full_flight(drill: Drill) -> Iterator[Result]:
     """All of Redis is deleted while many jobs wait."""
-    job_ids = [drill.posted_id(0.3) for _ in range(drill.count(500))]
+    job_ids = [drill.posted_id(0.3) for _ in range(drill.count(750))]  # workers finish some meanwhile
     waiting = [job_id for job_id in job_ids if drill.status(job_id) not in FINAL]
     with drill.cluster.redis() as server:
         server.flushall()
