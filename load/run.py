@@ -66,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     tools = Tools(given.python, Path(sys.executable).with_name("k6"), given.folder)
     phases = LIGHT if given.light else FULL if given.no_probes else FULL + PROBES
-    phases = tuple(phase for phase in phases if phase.name.startswith(given.only))
+    exact = tuple(phase for phase in phases if phase.name == given.only)
+    phases = exact or tuple(phase for phase in phases if phase.name.startswith(given.only))
     scan_bytes = 2 * MIB if given.light else SCAN_BYTES
     _demand_space(tools.folder, max(phase.uploaders * phase.uploads_each for phase in phases) * scan_bytes)
     growth = None if given.only else _growth(tools, 40 * MIB if given.light else LARGE_BYTES)
@@ -88,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--light", action="store_true", help="a few clients for a few seconds: does it work at all")
     parser.add_argument("--no-probes", action="store_true", help="do not look for the point of saturation")
-    parser.add_argument("--only", default="", help="phases whose names begin so")
+    parser.add_argument("--only", default="", help="the phase of this name, or phases whose names begin so")
     parser.add_argument(
         "--report", type=Path, default=ROOT / "out" / "load", help="folder of report.md and report.json"
     )

@@ -1,5 +1,6 @@
 """Puts the gateway together."""
 
+import gc
 import logging
 import sys
 from collections.abc import AsyncIterator
@@ -16,11 +17,11 @@ from lobewise import __version__
 from lobewise.api import errors, openapi
 from lobewise.api.metrics import Metrics
 from lobewise.api.middleware import RequestEnvelope
+from lobewise.api.places import Places
 from lobewise.api.routes import batches, callbacks, events, results, service, submission, uploads
 from lobewise.api.routes import jobs as job_routes
 from lobewise.api.settings import ApiSettings
 from lobewise.api.streams import Streams
-from lobewise.api.uploads import Places
 from lobewise.jobs.bootstrap import connect
 from lobewise.jobs.configuration import misspelt, read_settings
 from lobewise.jobs.logs import configure_logging
@@ -70,7 +71,7 @@ def create_app(settings: ApiSettings | None = None, jobs: Jobs | None = None) ->
     app.webhooks.include_router(callbacks.webhooks)
     errors.install(app)
     openapi.install(app)
-    app.add_middleware(RequestEnvelope, metrics=app.state.metrics)
+    app.add_middleware(RequestEnvelope, metrics=app.state.metrics, places=app.state.places)
     return app
 
 
@@ -127,6 +128,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.jobs.start_reaper()
     app.state.streams.start(app.state.jobs)
     app.state.glance = app.state.jobs.open_glance()
+    gc.collect()
+    gc.freeze()  # what stays for good is not looked through again: that kept all clients waiting for some 50 ms
     try:
         yield
     finally:

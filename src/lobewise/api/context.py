@@ -10,8 +10,8 @@ from urllib.parse import urlencode
 from fastapi import Depends, Request
 
 from lobewise.api.metrics import Metrics
+from lobewise.api.places import Places
 from lobewise.api.settings import ApiSettings
-from lobewise.api.uploads import Places
 from lobewise.jobs.glance import Glance
 from lobewise.jobs.service import Jobs
 from lobewise.jobs.tickets import Ticket

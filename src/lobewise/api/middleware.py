@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lobewise.api.errors import internal_error
 from lobewise.api.metrics import Metrics
+from lobewise.api.places import Places
 from lobewise.jobs import tracing
 from lobewise.jobs.ids import is_id
 from lobewise.jobs.logs import log_context
@@ -30,14 +31,17 @@ _SAFE_HEADERS: Final = {
 class RequestEnvelope:
     """Logs hold the route's template, the status and the request id: no file names, no client references."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, places: Places) -> None:
         self._app = app
         self._metrics = metrics
+        self._places = places
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["method"] == "GET":
+            self._places.asked()
         span = _span(scope)
         envelope = _Envelope(scope, send, span.traceparent)
         with tracing.ended(span), span.active(), log_context(request_id=envelope.request_id):

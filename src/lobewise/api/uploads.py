@@ -1,8 +1,7 @@
 """Takes a request's body: a form, or a part, streams into the blob store; JSON is read whole, but small."""
 
 import hashlib
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
 from typing import Final, Protocol, TypeVar
 
 import anyio
@@ -16,11 +15,11 @@ from lobewise.api.errors import (
     InvalidParametersError,
     MalformedRequestError,
     RequestTimeoutError,
-    TooManyUploadsError,
     pointer,
 )
 from lobewise.api.formats import HEAD_BYTES, demand_scan
 from lobewise.api.multipart import Event, MultipartReader, PartBegin, PartData
+from lobewise.api.places import Place
 from lobewise.api.schemas import FieldError, JobOptions, SourceSubmission, UploadedSubmission
 from lobewise.jobs.answers import Chunk
 from lobewise.jobs.errors import WrongPartSizeError
@@ -42,25 +41,6 @@ class Sink(Protocol):
     async def write(self, chunk: Chunk) -> None: ...
     async def finish(self) -> InputInfo: ...
     async def abort(self) -> None: ...
-
-
-class Places:
-    """How many scans may be on their way in. For the event loop alone."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self._taken = 0
-
-    @contextmanager
-    def take(self) -> Iterator[None]:
-        """Raises TooManyUploadsError when all are taken."""
-        if self._taken >= self.limit:
-            raise TooManyUploadsError(self.limit)
-        self._taken += 1
-        try:
-            yield
-        finally:
-            self._taken -= 1
 
 
 class HashSink:
@@ -128,7 +108,7 @@ async def read_json(chunks: AsyncIterator[bytes], model: type[Body]) -> Body:
     return _parsed(await _whole(chunks), model)
 
 
-async def receive_part(request: Request, sink: Sink, expected_bytes: int, idle_seconds: float) -> None:
+async def receive_part(request: Request, place: Place, sink: Sink, expected_bytes: int, idle_seconds: float) -> None:
     """Stream a whole body into `sink`, if it has this size.
 
     Raises:
@@ -138,7 +118,8 @@ async def receive_part(request: Request, sink: Sink, expected_bytes: int, idle_s
         announced = request.headers.get("content-length", str(expected_bytes))
         if not announced.isdecimal() or int(announced) != expected_bytes:
             raise WrongPartSizeError(expected_bytes, int(announced) if announced.isdecimal() else None)
-        await _pour(body_chunks(request, expected_bytes, idle_seconds), sink, expected_bytes)
+        chunks = place.in_turn(body_chunks(request, expected_bytes, idle_seconds))
+        await _pour(chunks, sink, expected_bytes)
         await sink.finish()
     except BaseException:
         with anyio.CancelScope(shield=True):

@@ -3,11 +3,9 @@
 import asyncio
 import hashlib
 import os
-import sys
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Final, TypeVar
 
 import obstore
@@ -21,20 +19,12 @@ from lobewise.jobs.models import InputInfo
 
 SENDERS: Final = 16
 """Threads for a bucket, where they mostly wait. For a folder there are as many as cores: they hash, and copy."""
-_NICENESS: Final = 19
 
 Answer = TypeVar("Answer")
 
 
-def _yield_to_others() -> None:
-    """A scan takes seconds anyhow; who only asks for a state goes first. Linux has a niceness for each thread."""
-    if sys.platform == "linux":
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
-
-
-_storers: Final = ThreadPoolExecutor(os.cpu_count(), "upload", _yield_to_others)
-_senders: Final = ThreadPoolExecutor(SENDERS, "upload", _yield_to_others)
+_storers: Final = ThreadPoolExecutor(os.cpu_count(), "upload")
+_senders: Final = ThreadPoolExecutor(SENDERS, "upload")
 
 
 async def in_upload_thread(

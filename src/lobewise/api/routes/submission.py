@@ -1,6 +1,7 @@
 """Creating jobs: POST /v1/jobs."""
 
 import re
+from collections.abc import AsyncIterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from lobewise.api.errors import CallbackNotAllowedError, SourceNotAllowedError, 
 from lobewise.api.formats import HEAD_BYTES, demand_scan
 from lobewise.api.metrics import Metrics
 from lobewise.api.multipart import boundary_of
+from lobewise.api.places import Place
 from lobewise.api.schemas import Job, JobOptions, UploadedSubmission
 from lobewise.api.settings import ApiSettings
 from lobewise.api.uploads import (
@@ -158,8 +160,8 @@ async def create_job(
     `file` is checked here by its first bytes only; what is found to be damaged later ends the job as `failed`.
     """
     submission = _Submission(request, jobs, settings, metrics, addresses)
-    with places.take() if submission.is_form else nullcontext():
-        accepted = await submission.submit(idempotency_key)
+    with places.take() if submission.is_form else nullcontext() as place:
+        accepted = await submission.submit(idempotency_key, place)
     wanted_seconds = _wanted_seconds(prefer, settings)
     state, waited = await _wait(jobs, accepted.state, wanted_seconds, request.app.state.waiting)
     headers = {"Location": addresses.job(state.id), "ETag": quoted(state.revision)}
@@ -192,16 +194,19 @@ class _Submission:
         self._metrics = metrics
         self._content_type = request.headers.get("content-type", "")
 
-    async def submit(self, key: str | None) -> _Accepted:
-        """The new job, or the one that the first request with `key` made."""
+    async def submit(self, key: str | None, place: Place | None) -> _Accepted:
+        """The new job, or the one that the first request with `key` made. A form comes in the turns of its `place`."""
         await run_sync(self._jobs.check_broker)
         self._demand_readable()
+        chunks = body_chunks(self._request, self._limit_bytes, self._settings.idle_seconds)
+        if place is not None:
+            chunks = place.in_turn(chunks)
         job_id = self._jobs.new_id()
         first = await run_sync(self._jobs.idempotency.begin, key, job_id) if key else None
         if first is not None:
-            return await self._replay(first)
+            return await self._replay(first, chunks)
         with step("upload"):
-            record = await self._receive(job_id, key)
+            record = await self._receive(job_id, key, chunks)
         record = record.model_copy(update={"address": self._addresses.job(job_id)})
         state = await run_sync(self._jobs.accept, record)
         self._metrics.accepted.labels(record.priority.value).inc()
@@ -228,23 +233,23 @@ class _Submission:
             boundary_of(self._content_type)
         demand_length(self._request, self._limit_bytes)
 
-    async def _replay(self, first: FirstAnswer) -> _Accepted:
-        record = await self._read("", HashSink())
+    async def _replay(self, first: FirstAnswer, chunks: AsyncIterator[bytes]) -> _Accepted:
+        record = await self._read("", HashSink(), chunks)
         await run_sync(first.demand_same, record)
         return _Accepted(await run_sync(self._jobs.get, first.job_id), is_replay=True)
 
-    async def _receive(self, job_id: str, key: str | None) -> JobRecord:
+    async def _receive(self, job_id: str, key: str | None, chunks: AsyncIterator[bytes]) -> JobRecord:
         """The key is free again if this fails."""
         try:
-            return await self._read(job_id, await self._jobs.open_upload(job_id) if self.is_form else HashSink())
+            sink = await self._jobs.open_upload(job_id) if self.is_form else HashSink()
+            return await self._read(job_id, sink, chunks)
         except BaseException:
             if key:
                 with anyio.CancelScope(shield=True):
                     await run_sync(self._jobs.idempotency.abandon, key, job_id)
             raise
 
-    async def _read(self, job_id: str, sink: Sink) -> JobRecord:
-        chunks = body_chunks(self._request, self._limit_bytes, self._settings.idle_seconds)
+    async def _read(self, job_id: str, sink: Sink, chunks: AsyncIterator[bytes]) -> JobRecord:
         if self.is_form:
             form = await read_form(chunks, boundary_of(self._content_type), sink, self._demand_callback)
             return _record(job_id, *form)

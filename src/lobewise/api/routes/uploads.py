@@ -126,9 +126,9 @@ async def put_upload_part(
     places: PlacesDep,
 ) -> Response:
     """Where the addresses of parts lead if the storage is a local folder. A part sent again replaces the first."""
-    with places.take():
+    with places.take() as place:
         sink, expected_bytes = await run_sync(jobs.uploads.open_part, upload_id, number, Ticket(expires, signature))
-        await receive_part(request, sink, expected_bytes, settings.idle_seconds)
+        await receive_part(request, place, sink, expected_bytes, settings.idle_seconds)
         await run_sync(jobs.uploads.settle_part, upload_id, number)
     return Response(status_code=204)
 
