@@ -29,7 +29,7 @@ def is_taken(head: bytes) -> bool:
     [
         (nifti(), Content.NIFTI),
         (NIFTI_2, Content.NIFTI),
-        (gzip.compress(nifti()), Content.NIFTI_GZ),
+        (gzip.compress(nifti(), mtime=0), Content.NIFTI_GZ),
         (b"NRRD0005\ntype: short\n", Content.NRRD),
         (b"ObjectType = Image\nNDims = 3\n", Content.METAIMAGE),
         (b"PK\x03\x04", Content.ZIP),
