@@ -6,9 +6,12 @@ from collections.abc import AsyncIterator
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.types import Message, Receive, Scope, Send
 
 from lobewise.api import places as rules
 from lobewise.api.errors import TooManyUploadsError
+from lobewise.api.metrics import Metrics
+from lobewise.api.middleware import RequestEnvelope
 from lobewise.api.places import LATE_SECONDS, LEAST_RATE, MOST_RATE, TURNS, Place, Places, Rate
 
 
@@ -166,6 +169,26 @@ def test_who_asks_while_no_scan_comes_is_not_remembered() -> None:
             return places.gives_way
 
     assert not asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("path", "gives_way"), [("/v1/jobs/x", True), ("/healthz", False), ("/readyz", False), ("/lobewise/metrics", False)]
+)
+def test_scans_give_way_to_who_asks_and_not_to_probes(path: str, gives_way: bool) -> None:
+    async def nothing(scope: Scope, receive: Receive, send: Send) -> None:
+        pass
+
+    async def no_message(*_: object) -> Message:
+        return {}
+
+    async def run() -> bool:
+        places = Places(1)
+        envelope = RequestEnvelope(nothing, Metrics(), places)
+        with places.take():
+            await envelope({"type": "http", "method": "GET", "path": path, "headers": []}, no_message, no_message)
+            return places.gives_way
+
+    assert asyncio.run(run()) is gives_way
 
 
 def test_a_late_event_loop_slows_scans_down_once_for_what_is_under_way() -> None:

@@ -99,6 +99,8 @@ def run(host: str | None = None, port: int | None = None, jobs_settings: JobsSet
             timeout_graceful_shutdown=settings.shutdown_seconds,
         )
         server = _Server(config, app.state.streams)
+        gc.collect()
+        gc.freeze()  # what stays for good is not looked through again: that kept all clients waiting for some 50 ms
         server.run()
         if not server.started:
             sys.exit(STARTUP_FAILURE)
@@ -128,8 +130,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.jobs.start_reaper()
     app.state.streams.start(app.state.jobs)
     app.state.glance = app.state.jobs.open_glance()
-    gc.collect()
-    gc.freeze()  # what stays for good is not looked through again: that kept all clients waiting for some 50 ms
     try:
         yield
     finally:

@@ -40,7 +40,7 @@ class RequestEnvelope:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if scope["method"] == "GET":
+        if scope["method"] == "GET" and not _is_routine(scope):
             self._places.asked()
         span = _span(scope)
         envelope = _Envelope(scope, send, span.traceparent)
@@ -66,13 +66,17 @@ class RequestEnvelope:
 
 
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_UNTRACED: Final = ("/healthz", "/readyz", "/metrics")
-"""Asked every few seconds, by machines."""
+_ROUTINE: Final = ("/healthz", "/readyz", "/metrics")
+"""Asked every few seconds, by machines: not traced, and nothing that scans must give way to."""
+
+
+def _is_routine(scope: Scope) -> bool:
+    return bool(scope["path"].endswith(_ROUTINE))
 
 
 def _span(scope: Scope) -> tracing.Span:
     """Goes on with the client's trace. Its path and query are not told: they may be anything, signatures too."""
-    if scope["path"].endswith(_UNTRACED):
+    if _is_routine(scope):
         return tracing.NO_SPAN
     return tracing.entry("request", Headers(scope=scope).get("traceparent"), "server")
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from lobewise.api.errors import TooManyUploadsError
+from lobewise.jobs.settings import MIB
 
 TURNS: Final = 4
 """Scans of which a piece may be under way at once; the connections of the others stand still and hold one piece."""
@@ -17,7 +18,6 @@ LATE_SECONDS: Final = 0.004
 """A heartbeat that comes later than this has kept others waiting, too."""
 ASKED_SECONDS: Final = 1.0
 """As long after somebody asked for something, uploads give way."""
-MIB: Final = 1 << 20
 LEAST_RATE: Final = 8.0 * MIB
 MOST_RATE: Final = 4096.0 * MIB
 FIRST_RATE: Final = 64.0 * MIB
