@@ -87,8 +87,11 @@ class Service:
 @contextmanager
 def serving(app: object, root_path: str = "") -> Iterator[str]:
     """The address of `app`, served by uvicorn in a thread."""
+    protocol = "lobewise.api.connections:PiecewiseProtocol"
     server = uvicorn.Server(
-        uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", access_log=False, root_path=root_path)
+        uvicorn.Config(
+            app, host="127.0.0.1", port=0, http=protocol, log_level="warning", access_log=False, root_path=root_path
+        )
     )
     thread = threading.Thread(target=server.run)
     thread.start()

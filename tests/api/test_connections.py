@@ -1,0 +1,74 @@
+"""What clients send is read in small pieces, and through one buffer that mixes nothing up."""
+
+import hashlib
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from starlette.types import Receive, Scope, Send
+
+from lobewise.api.connections import PIECE_BYTES
+from tests.api.conftest import serving
+
+MIB = 1 << 20
+
+
+async def digests(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers with the largest piece of the body and the digest of all; to GET with 16 MiB."""
+    if scope["type"] != "http":
+        return
+    digest, largest, message = hashlib.sha256(), 0, dict[str, Any]()
+    while message.get("more_body", not message):
+        message = dict(await receive())
+        digest.update(message["body"])
+        largest = max(largest, len(message["body"]))
+    body = bytes(16 * MIB) if scope["method"] == "GET" else f"{largest} {digest.hexdigest()}".encode()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+    await send({"type": "http.response.body", "body": body})
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    with serving(digests) as address:
+        yield address
+
+
+def test_bodies_that_come_at_the_same_time_stay_apart(address: str) -> None:
+    bodies = [bytes([number]) * (4 * MIB) for number in range(8)]
+    with ThreadPoolExecutor(len(bodies)) as threads:
+        answers = list(threads.map(lambda body: httpx.post(address, content=body).text, bodies))
+    assert [answer.split()[1] for answer in answers] == [hashlib.sha256(body).hexdigest() for body in bodies]
+
+
+def test_no_piece_is_larger_than_two_reads(address: str) -> None:
+    largest = int(httpx.post(address, content=bytes(8 * MIB)).text.split()[0])
+    assert 0 < largest <= 2 * PIECE_BYTES
+
+
+def test_a_request_that_comes_byte_by_byte_is_read(address: str) -> None:
+    request = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc"
+    with socket.create_connection((urlsplit(address).hostname, urlsplit(address).port)) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for byte in request:
+            connection.sendall(bytes([byte]))
+        assert hashlib.sha256(b"abc").hexdigest().encode() in connection.recv(4096)
+
+
+def test_a_large_answer_waits_for_a_slow_reader(address: str) -> None:
+    with httpx.stream("GET", address) as answer:
+        assert sum(len(piece) for piece in answer.iter_raw(4096)) == 16 * MIB
+
+
+def test_connections_are_used_again(address: str) -> None:
+    with httpx.Client() as client:
+        assert len({client.post(address, content=b"x").text for _ in range(3)}) == 1
+
+
+def test_what_is_no_http_is_refused(address: str) -> None:
+    with socket.create_connection((urlsplit(address).hostname, urlsplit(address).port)) as connection:
+        connection.sendall(b"no HTTP\r\n\r\n")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 400")
