@@ -12,7 +12,7 @@ from lobewise.api import places as rules
 from lobewise.api.errors import TooManyUploadsError
 from lobewise.api.metrics import Metrics
 from lobewise.api.middleware import RequestEnvelope
-from lobewise.api.places import LATE_SECONDS, LEAST_RATE, MOST_RATE, TURNS, Place, Places, Rate
+from lobewise.api.places import FIRST_RATE, LATE_SECONDS, LEAST_RATE, MOST_RATE, TURNS, Place, Places, Rate
 
 
 class FixedRate(Rate):
@@ -230,3 +230,16 @@ def test_the_heart_beats_only_while_scans_come() -> None:
         return beating, hearts()
 
     assert asyncio.run(run()) == (1, 0)
+
+
+def test_the_limit_is_told_while_somebody_asks() -> None:
+    async def run() -> list[tuple[int, float]]:
+        places = Places(2)
+        told = [(places.taken(), places.bytes_per_second())]
+        with places.take():
+            told.append((places.taken(), places.bytes_per_second()))
+            places.asked()
+            told.append((places.taken(), places.bytes_per_second()))
+        return told
+
+    assert asyncio.run(run()) == [(0, float("inf")), (1, float("inf")), (1, FIRST_RATE)]

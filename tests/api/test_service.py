@@ -74,7 +74,7 @@ def test_metrics_count_what_happened(alone: Service) -> None:
     assert found['lobewise_queue_jobs{priority="routine"}'] == 1
     assert 0 < found['lobewise_queue_oldest_seconds{priority="routine"}'] < 60
     assert found['lobewise_queue_jobs{priority="stat"}'] == found['lobewise_queue_oldest_seconds{priority="stat"}'] == 0
-    assert found["lobewise_event_streams"] == 0
+    assert found["lobewise_event_streams"] == found["lobewise_uploads"] == 0
     assert found["lobewise_upload_bytes_total"] == 5000
     assert found['lobewise_http_requests_total{method="POST",route="/v1/jobs",status="202"}'] == 2
     assert found['lobewise_http_requests_total{method="GET",route="/v1/jobs/{job_id}",status="404"}'] == 1

@@ -59,11 +59,12 @@ def create_app(settings: ApiSettings | None = None, jobs: Jobs | None = None) ->
     app.state.metrics.watch_streams(app.state.streams.count)
     app.state.waiting = anyio.CapacityLimiter(settings.max_waiting)
     app.state.places = Places(settings.max_uploads)
+    app.state.metrics.watch_uploads(app.state.places.taken, app.state.places.bytes_per_second)
     app.state.jobs = None
     if jobs is not None:
         _use(app, jobs)
-    routers = [
-        module.router for module in (submission, batches, uploads, job_routes, events, callbacks, results, service)
+    routers = [  # the first are found soonest: polls
+        module.router for module in (job_routes, submission, batches, uploads, events, callbacks, results, service)
     ]
     app.state.routes = [route for router in routers for route in router.routes]
     for router in routers:

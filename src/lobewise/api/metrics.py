@@ -48,6 +48,17 @@ class Metrics:
         gauge = Gauge("lobewise_event_streams", "Streams of events that are open", registry=self.registry)
         gauge.set_function(count)
 
+    def watch_uploads(self, count: Callable[[], int], bytes_per_second: Callable[[], float]) -> None:
+        """Add how many scans are on their way in, and how fast they may come."""
+        gauge = Gauge("lobewise_uploads", "Scans on their way in", registry=self.registry)
+        gauge.set_function(count)
+        rate = Gauge(
+            "lobewise_upload_limit_bytes_per_second",
+            "How fast scans may come in together while others ask for something; +Inf while nobody does",
+            registry=self.registry,
+        )
+        rate.set_function(bytes_per_second)
+
     def watch(self, jobs: Jobs) -> None:
         """Add what the jobs themselves know, asked for at each scrape."""
         self.registry.register(_JobsCollector(jobs))

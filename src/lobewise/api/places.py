@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from time import monotonic
 from typing import Final
 
 from lobewise.api.errors import TooManyUploadsError
@@ -75,21 +76,28 @@ class Places:
             place.leave()
             self._taken -= 1
 
+    def taken(self) -> int:
+        """How many scans are on their way in."""
+        return self._taken
+
+    def bytes_per_second(self) -> float:
+        """How fast they may come together; without limit while nobody asks for anything."""
+        return self.rate.bytes_per_second if self.gives_way else float("inf")
+
     def asked(self) -> None:
         """Somebody wants to know something: scans give way for a while."""
         if self._taken:
-            self._asked = asyncio.get_running_loop().time()
+            self._asked = monotonic()
 
     @property
     def gives_way(self) -> bool:
-        return asyncio.get_running_loop().time() - self._asked < ASKED_SECONDS
+        return monotonic() - self._asked < ASKED_SECONDS
 
     async def turn(self) -> None:
         """Wait until a piece may come."""
         await self._turns.acquire()
         try:
-            now = asyncio.get_running_loop().time
-            while self.gives_way and (left := self._free_at - now()) > 0:
+            while self.gives_way and (left := self._free_at - monotonic()) > 0:
                 await asyncio.sleep(left)
         except BaseException:
             self._turns.release()
@@ -100,17 +108,16 @@ class Places:
 
     def came(self, size_bytes: int) -> None:
         """The next piece may come when this one has had its time."""
-        now = asyncio.get_running_loop().time()
-        self._free_at = max(self._free_at, now) + size_bytes / self.rate.bytes_per_second
+        self._free_at = max(self._free_at, monotonic()) + size_bytes / self.rate.bytes_per_second
 
     async def _beat(self) -> None:
         """Feels how late the loop is, while there are scans."""
-        now = asyncio.get_running_loop().time
         while self._taken:
-            began = now()
+            began = monotonic()
             await asyncio.sleep(BEAT_SECONDS)
             if self.gives_way:
-                self.rate.felt(now() - began - BEAT_SECONDS, now())
+                now = monotonic()
+                self.rate.felt(now - began - BEAT_SECONDS, now)
         self._heart = None
 
 
