@@ -42,6 +42,7 @@ class Outcome:
     Attributes:
         seconds: how long those who post, and those who poll, took.
         served: share of the polls that were answered in time by the gateway's own clock.
+        is_passed: k6's thresholds hold, and memory grew by no more than it may.
     """
 
     phase: Phase
@@ -136,7 +137,8 @@ def _play(tools: Tools, phase: Phase, folder: Path) -> Outcome:
     watched.cpu_seconds |= {f"k6 {name}": result.cpu_seconds for name, result in results.items()}
     metrics = {name: value for result in results.values() for name, value in result.metrics.items() if "{" in name}
     seconds = {name: result.seconds for name, result in results.items()}
-    return Outcome(phase, metrics, watched, seconds, served, all(result.is_passed for result in results.values()))
+    is_passed = all(result.is_passed for result in results.values()) and watched.growth_bytes < MAX_GROWTH_BYTES
+    return Outcome(phase, metrics, watched, seconds, served, is_passed)
 
 
 @dataclass(frozen=True)
