@@ -2,8 +2,9 @@
 
 Phantoms are of seeds that no training sees; with the folder of public scans also the case of the Lung CT Segmentation
 Challenge that is left out of all training, as it is and with consolidation pasted into its lungs, and two scans
-without truth, whose lobes must have plausible volumes. Beside each figure of the network stands that of a plain
-threshold. Landmarks are the true ones, so that this stage answers for itself alone.
+without truth, whose lobes must have plausible volumes. Nobody marked lobes in that case: those found are compared with
+the lobes that the fissure atlas draws into its true lungs, as it does into the lungs that teach. Beside each figure of
+the network stands that of a plain threshold. Landmarks are the true ones, so that this stage answers for itself alone.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from lobewise.pipeline.networks.weights import load_weights
 from lobewise.pipeline.phantom import PhantomRecipe, make_phantom
 from lobewise.pipeline.reading import read_ct
 from lobewise.pipeline.training.covid_slices import PIXEL_MM, SLICE_MM, as_hu, read_covid
+from lobewise.pipeline.training.fissure_atlas import draw_lobes, learn_fissures
 from lobewise.pipeline.training.landmark_bank import read_marks, real_path
 from lobewise.pipeline.training.lung_bank import with_opacities
 from lobewise.pipeline.training.lungs import OPAQUE, OPAQUE_HU
@@ -52,7 +54,7 @@ class Case:
 
     Attributes:
         lungs: the true mask, if there is one.
-        lobes: the true labels, if there are any.
+        lobes: the true labels, or the fissure atlas's, if there are any.
         opaque: lung filled with opacity, if known.
     """
 
@@ -157,8 +159,9 @@ def summarise(rows: Sequence[Row]) -> Row:
 
 def _held_out_case(data: Path, marks: Mapping[Landmark, Triple]) -> Case:
     volume = read_ct(data / "lctsc" / f"{HELD_OUT_CASE}_ct.nii.gz").volume
-    mask = sitk.GetArrayFromImage(sitk.ReadImage(str(data / "lctsc" / f"{HELD_OUT_CASE}_lungs.nii.gz")))
-    return Case(HELD_OUT_CASE, volume, marks, mask > 0)
+    lungs = sitk.GetArrayFromImage(sitk.ReadImage(str(data / "lctsc" / f"{HELD_OUT_CASE}_lungs.nii.gz"))) > 0
+    lobes, _ = draw_lobes(volume, lungs, learn_fissures(data / "fissures"))
+    return Case(HELD_OUT_CASE, volume, marks, lungs, lobes)
 
 
 def _with_pasted(case: Case, number: int) -> Case:
