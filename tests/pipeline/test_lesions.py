@@ -9,12 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lobewise.pipeline.lesions import (
+    CERTAIN,
+    FAINT,
     FRUGAL_TILE,
     HALO,
+    LIKELY,
     TILE,
+    WIDE_MM,
     LesionNetwork,
     Tile,
     _pieces,
+    believe_wide,
     lesion_grid,
     predict,
     prepare,
@@ -117,3 +122,53 @@ def test_tiles_give_what_one_piece_would(network: LesionNetwork, tile: Tile) -> 
     assert np.allclose(predict(inputs, network, seen.append, tile), network.probability(inputs))
     assert seen == sorted(seen)
     assert seen[-1] == 1.0
+
+
+def slab(thickness_mm: float, faint: float = 0.1, likely: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
+    """Faint tissue of this thickness through the whole lung, with a few sure voxels in it."""
+    probability = np.zeros((20, 60, 60), dtype=np.float32)
+    probability[:, 10 : 10 + round(thickness_mm)] = faint
+    probability[10, 12, 30:33] = likely
+    return probability, np.ones(probability.shape, dtype=np.bool_)
+
+
+def test_what_is_faint_but_wide_is_believed() -> None:
+    probability, lungs = slab(2 * WIDE_MM + 2)
+    believed = believe_wide(probability, lungs)
+    assert ((believed >= LIKELY) == (probability > 0)).all()
+    assert believed[10, 12, 31] == np.float32(0.9)
+    assert not (believed >= CERTAIN)[probability < CERTAIN].any()
+
+
+def test_what_is_faint_and_thin_stays_as_it_is() -> None:
+    probability, lungs = slab(2 * WIDE_MM - 2)
+    assert (believe_wide(probability, lungs) == probability).all()
+
+
+def test_what_is_wide_but_touches_no_lesion_stays_as_it_is() -> None:
+    probability, lungs = slab(2 * WIDE_MM + 2, likely=0.1)
+    assert (believe_wide(probability, lungs) == probability).all()
+
+
+def test_what_is_fainter_than_faint_stays_as_it_is() -> None:
+    probability, lungs = slab(2 * WIDE_MM + 2, faint=FAINT * 0.9)
+    assert (believe_wide(probability, lungs) == probability).all()
+
+
+def test_nothing_outside_the_lungs_is_believed_or_makes_anything_wide() -> None:
+    probability, lungs = slab(2 * WIDE_MM + 2)
+    lungs[:, 10 + round(WIDE_MM) :] = False
+    assert (believe_wide(probability, lungs) == probability).all()
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_belief_never_lowers_a_probability_and_never_goes_up_to_certain(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rough = rng.random((4, 6, 6), dtype=np.float32) ** 2
+    probability = np.kron(rough, np.ones((4, 12, 12), dtype=np.float32))
+    lungs = np.kron(rng.random(rough.shape) > 0.02, np.ones((4, 12, 12), dtype=np.bool_))
+    believed = believe_wide(probability, lungs)
+    raised = believed != probability
+    assert (believed >= probability).all()
+    assert not raised[probability < FAINT].any()
+    assert not (believed[raised] >= CERTAIN).any()

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Final
 
+import cc3d
+import edt
 import numpy as np
 import torch
-from jaxtyping import Float32, Num
+from jaxtyping import Bool, Float32, Num
 
 from lobewise.pipeline.networks.dense_unet import TOTAL_STRIDE, DenseUNet, DenseUNetConfig, network_inputs
 from lobewise.pipeline.networks.device import mixed_precision, on_device
@@ -35,6 +37,10 @@ LIKELY: Final = 0.5
 CERTAIN: Final = 0.9
 POSSIBLE: Final = 0.1
 """What counts at the least and at the most, for the range of the scores."""
+FAINT: Final = 0.05
+WIDE_MM: Final = 10.0
+"""What is faint is believed where a ball of this radius has room in it, next to a lesion (`docs/decisions/0021`)."""
+BELIEVED: Final = (LIKELY + CERTAIN) / 2
 
 Progress = Callable[[float], None]
 Tile = tuple[int, int, int]
@@ -99,7 +105,8 @@ def segment_lesions(
         return Lesions(nothing, nothing, nothing)
     box = lesion_grid(lungs)
     inputs = prepare(volume, lungs, box)
-    probability = resample(predict(inputs, network, progress, tile), box, volume.grid, outside=0.0)
+    believed = believe_wide(predict(inputs, network, progress, tile), inputs[1] > 0)
+    probability = resample(believed, box, volume.grid, outside=0.0)
     likely, certain, possible = (
         LesionMask((probability >= least) & lungs.mask, volume.grid) for least in (LIKELY, CERTAIN, POSSIBLE)
     )
@@ -149,6 +156,31 @@ def predict(
             probability[keep] = answer[tuple(inner)]
         progress(number / len(tiles))
     return probability
+
+
+def believe_wide(
+    probability: Float32[np.ndarray, "z y x"], lungs: Bool[np.ndarray, "z y x"]
+) -> Float32[np.ndarray, "z y x"]:
+    """The probability on the network's grid, raised where a lesion is faint but wide.
+
+    The network is sure of a voxel by what is near it, and gives wide, even ground glass less than half; but so much of
+    it in one place is no chance. Around small lesions the faint rim is thin, and stays what it is.
+    """
+    faint = (probability >= FAINT) & lungs
+    core = _distance_mm(faint) > WIDE_MM
+    if not core.any():
+        return probability
+    likely = (probability >= LIKELY) & lungs
+    wide = faint & (_distance_mm(~core) <= WIDE_MM)
+    parts = cc3d.connected_components(wide | likely, connectivity=6)
+    has_likely = np.zeros(int(parts.max()) + 1, dtype=np.bool_)
+    has_likely[parts[likely]] = True
+    return np.where(wide & has_likely[parts], np.maximum(probability, np.float32(BELIEVED)), probability)
+
+
+def _distance_mm(mask: Bool[np.ndarray, "z y x"]) -> Float32[np.ndarray, "z y x"]:
+    """How far each voxel of `mask` is from the nearest outside of it."""
+    return np.asarray(edt.edt(mask, anisotropy=SPACING_MM, black_border=False, parallel=1))
 
 
 def _pieces(size: int, edge: int, halo: int) -> Iterator[tuple[int, slice]]:

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float32
 
 from lobewise.pipeline.evaluation.overlap import dice
-from lobewise.pipeline.lesions import LesionNetwork, lesion_grid, predict, prepare, window
+from lobewise.pipeline.lesions import LIKELY, LesionNetwork, believe_wide, lesion_grid, predict, prepare, window
 from lobewise.pipeline.networks.dense_unet import TOTAL_STRIDE, network_inputs
 from lobewise.pipeline.networks.device import choose_device
 from lobewise.pipeline.networks.weights import load_weights
@@ -67,7 +67,7 @@ def evaluate_phantoms(count: int, network: LesionNetwork) -> Iterator[LesionResu
 def _compare(
     name: str, image: Float32[np.ndarray, "z y x"], lungs: Mask, truth: Mask, network: LesionNetwork
 ) -> LesionResult:
-    found = (_probability(image, lungs, network) >= 0.5) & lungs
+    found = (believe_wide(_probability(image, lungs, network), lungs) >= LIKELY) & lungs
     baseline = (image > window(np.array([BASELINE_HU]))[0]) & lungs
     lung_voxels = max(int(lungs.sum()), 1)
     percent, true_percent = (100.0 * int(mask.sum()) / lung_voxels for mask in (found, truth))
