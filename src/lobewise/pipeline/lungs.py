@@ -12,7 +12,6 @@ from typing import Final
 import cc3d
 import edt
 import numpy as np
-import SimpleITK as sitk
 from jaxtyping import Bool, Float32, Shaped, UInt8
 from scipy import ndimage
 
@@ -20,7 +19,8 @@ from lobewise.pipeline.anatomy import LEFT_LOBES, RIGHT_LOBES, Landmark, Lobe
 from lobewise.pipeline.errors import LungsNotFoundError
 from lobewise.pipeline.landmarks import LandmarkPosition
 from lobewise.pipeline.networks.di2in import CLASSES, LungConfig, LungNetwork
-from lobewise.pipeline.volume import Grid, LobeLabels, Volume, grid_of, resample, to_sitk
+from lobewise.pipeline.sampling import index_box, part_of, sampled
+from lobewise.pipeline.volume import Grid, LobeLabels, Volume, resample
 
 __all__ = ["LungNetwork", "prepare", "roi_grid", "segment_lungs"]
 
@@ -112,8 +112,7 @@ def closer_grid(region: Grid, rough: ScanLabels, config: LungConfig) -> Grid:
 
 def prepare(volume: Volume, roi: Grid, config: LungConfig) -> Float32[np.ndarray, "z y x"]:
     """The scan in the region of interest, in [-1, 1]; what lies outside of the scan is air. Training shares this."""
-    near = _shrunk(_cropped(volume, roi), config.spacing_mm)
-    return normalise(resample(near.hu, near.grid, roi), config)
+    return normalise(sampled(volume, roi), config)
 
 
 def normalise(hu: Float32[np.ndarray, "z y x"], config: LungConfig) -> Float32[np.ndarray, "z y x"]:
@@ -167,21 +166,6 @@ def demand_lungs(labels: Shaped[np.ndarray, "zl yl xl"], voxel_ml: float, roi: G
         )
 
 
-def _cropped(volume: Volume, roi: Grid) -> Volume:
-    """The part of the scan that holds the region of interest, with two voxels to spare."""
-    slices = _index_box(roi, np.zeros(3), np.asarray(roi.shape) - 1.0, volume.grid, spare=2)
-    return Volume(volume.hu[slices], _part(volume.grid, slices))
-
-
-def _shrunk(volume: Volume, spacing_mm: float) -> Volume:
-    """Whole voxels averaged while they stay at or below half of `spacing_mm`; thin slices get cheap."""
-    factors = [max(int(spacing_mm / 2 / mm), 1) for mm in volume.grid.spacing_mm[::-1]]
-    if max(factors) == 1:
-        return volume
-    image = sitk.BinShrink(to_sitk(volume.hu, volume.grid), factors)
-    return Volume(np.asarray(sitk.GetArrayFromImage(image)), grid_of(image))
-
-
 def _main_parts(side: Bool[np.ndarray, "z y x"], spacing_mm: float) -> Bool[np.ndarray, "z y x"]:
     """The largest connected part of a lung, and others that are large enough and near it."""
     parts = np.asarray(cc3d.connected_components(side, connectivity=6))
@@ -233,9 +217,9 @@ def _on_grid(
     labels = np.zeros(scan.shape, dtype=np.uint8)
     occupied = np.argwhere(lungs)
     low, high = occupied.min(axis=0) - 1.0, occupied.max(axis=0) + 1.0
-    slabs = list(_slabs(_index_box(roi, low, high, scan, spare=1)))
+    slabs = list(_slabs(index_box(roi, low, high, scan, spare=1)))
     for number, slices in enumerate(slabs):
-        labels[slices] = _likeliest(probabilities, roi, _part(scan, slices))
+        labels[slices] = _likeliest(probabilities, roi, part_of(scan, slices))
         progress(0.6 + 0.4 * (number + 1) / len(slabs))
     return labels
 
@@ -250,27 +234,6 @@ def _likeliest(probabilities: Probabilities, roi: Grid, target: Grid) -> ScanLab
         labels[better] = label
         np.maximum(best, probability, out=best)
     return labels
-
-
-def _index_box(
-    grid: Grid, low: np.ndarray, high: np.ndarray, target: Grid, *, spare: int
-) -> tuple[slice, slice, slice]:
-    """Slices of `target` that hold the voxels `low` to `high` (z, y, x) of `grid`, whatever the directions."""
-    ends = np.stack([low - 0.5, high + 0.5])
-    corners = np.array([(ends[i, 0], ends[j, 1], ends[k, 2]) for i in (0, 1) for j in (0, 1) for k in (0, 1)])
-    index = target.to_index(grid.to_lps(corners))
-    begin = np.clip(np.floor(index.min(axis=0)).astype(int) - spare, 0, np.asarray(target.shape) - 1)
-    end = np.clip(np.ceil(index.max(axis=0)).astype(int) + spare + 1, begin + 1, target.shape)
-    z, y, x = (slice(int(a), int(b)) for a, b in zip(begin, end, strict=True))
-    return z, y, x
-
-
-def _part(grid: Grid, slices: tuple[slice, slice, slice]) -> Grid:
-    """The grid of a part of an array."""
-    z, y, x = slices
-    origin = grid.to_lps(np.array([z.start, y.start, x.start], dtype=np.float64))
-    shape = (z.stop - z.start, y.stop - y.start, x.stop - x.start)
-    return Grid(shape, grid.spacing_mm, (float(origin[0]), float(origin[1]), float(origin[2])), grid.direction)
 
 
 def _slabs(slices: tuple[slice, slice, slice]) -> Iterator[tuple[slice, slice, slice]]:
