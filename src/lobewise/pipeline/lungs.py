@@ -17,6 +17,7 @@ from scipy import ndimage
 
 from lobewise.pipeline.anatomy import LEFT_LOBES, RIGHT_LOBES, Landmark, Lobe
 from lobewise.pipeline.errors import LungsNotFoundError
+from lobewise.pipeline.fissures import follow_fissures
 from lobewise.pipeline.landmarks import LandmarkPosition
 from lobewise.pipeline.networks.di2in import CLASSES, LungConfig, LungNetwork
 from lobewise.pipeline.sampling import index_box, part_of, sampled
@@ -61,7 +62,7 @@ def segment_lungs(
     demand_lungs(rough, 8 * region.voxel_volume_ml, region, landmarks)
     probabilities = network.probabilities(prepare(volume, roi, config))
     progress(0.6)
-    labels = clean_labels(probabilities, config.spacing_mm)
+    labels = _without_islands(follow_fissures(volume, roi, clean_labels(probabilities, config.spacing_mm)))
     demand_lungs(labels, roi.voxel_volume_ml, roi, landmarks)
     on_scan = _on_grid(_agreeing(probabilities, labels), roi, volume.grid, labels > 0, progress)
     return LobeLabels(on_scan, volume.grid)

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float32, Float64, UInt8
 from scipy import ndimage, optimize
 
 from lobewise.pipeline.anatomy import Lobe
+from lobewise.pipeline.fissures import VESSEL_HU, sheetness
 from lobewise.pipeline.volume import Volume
 
 Points = Float64[np.ndarray, "*n 3"]
@@ -30,7 +31,6 @@ FISSURES: Final = ("left_oblique", "right_oblique", "right_horizontal")
 MIN_POINTS: Final = 8
 MARKING_ERROR_MM: Final = 3.0
 SHEET_SIGMA_MM: Final = 1.7
-VESSEL_HU: Final = -550
 PRIOR_WEIGHT: Final = 0.015
 STARTS: Final = 40
 
@@ -105,7 +105,7 @@ def draw_lobes(
 ) -> tuple[UInt8[np.ndarray, "z y x"], dict[str, float]]:
     """Lobes of a lung mask on a grid with identity direction, and the score of each fissure's fit (0: not seen)."""
     left, right = split_sides(lungs)
-    sheets = sheetness(volume, lungs)
+    sheets = sheets_in(volume, lungs)
     labels = np.zeros(lungs.shape, dtype=np.uint8)
     scores: dict[str, float] = {}
     heights = {}
@@ -119,22 +119,11 @@ def draw_lobes(
     return labels, scores
 
 
-def sheetness(volume: Volume, lungs: Bool[np.ndarray, "z y x"]) -> Float32[np.ndarray, "z y x"]:
+def sheets_in(volume: Volume, lungs: Bool[np.ndarray, "z y x"]) -> Float32[np.ndarray, "z y x"]:
     """How much each lung voxel looks like a thin bright sheet, 0 to 1; vessels and the pleura do not."""
-    hu = np.clip(volume.hu, -1000, -300).astype(np.float32)
-    sigma = [SHEET_SIGMA_MM / mm for mm in volume.grid.spacing_mm]
     near_vessels = ndimage.binary_dilation(volume.hu > VESSEL_HU, iterations=1)
     inside = ndimage.binary_erosion(lungs, iterations=3) & ~near_vessels
-    hessian = np.empty((np.count_nonzero(inside), 3, 3), dtype=np.float32)
-    for i, j in ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)):
-        order = [int(axis == i) + int(axis == j) for axis in range(3)]
-        scale = 1.0 / (volume.grid.spacing_mm[i] * volume.grid.spacing_mm[j])
-        hessian[:, i, j] = hessian[:, j, i] = ndimage.gaussian_filter(hu, sigma, order=order)[inside] * scale
-    eigenvalues = np.linalg.eigvalsh(hessian)
-    flatness = -eigenvalues[:, 0] - 1.5 * np.abs(eigenvalues[:, 1:]).max(axis=1)
-    sheets = np.zeros(lungs.shape, dtype=np.float32)
-    sheets[inside] = np.clip(flatness / 12.0, 0.0, 1.0)
-    return sheets
+    return sheetness(volume.hu, volume.grid.spacing_mm, inside, SHEET_SIGMA_MM)
 
 
 def _fit(
