@@ -36,8 +36,10 @@ LEAST_SHEET_ML: Final = 1.0
 """... and how large it must be: some 3 square centimetres. What vessels leave of themselves is smaller."""
 HOLE_VOXELS: Final = 5
 """Vessels and noise leave holes of this size in a sheet, through which a walk would slip."""
-REACH_MM: Final = 14.0
-"""How far a border may move."""
+REACH_MM: Final = 18.0
+"""How far a border may move at a time ..."""
+ROUNDS: Final = 2
+"""... and how often: where it moved, more of its sheet may have come within reach."""
 CORE_SHARE: Final = 0.6
 """Of a lobe's depth, where it is thinner than the reach: its core stays, so that no lobe is lost."""
 BARRIER: Final = 12.0
@@ -69,7 +71,9 @@ def follow_fissures(volume: Volume, roi: Grid, labels: Labels) -> Labels:
             continue
         box = ndimage.find_objects(lung.astype(np.uint8))[0]
         own = np.where(lung[box], labels[box], 0).astype(np.uint8)
-        moved[box][lung[box]] = _moved(own, sheets[box], lobes, roi.spacing_mm)[lung[box]]
+        for _ in range(ROUNDS):
+            own = _moved(own, sheets[box], lobes, roi.spacing_mm)
+        moved[box][lung[box]] = own[lung[box]]
     return moved
 
 
