@@ -3,7 +3,7 @@
 A landmark places a box of fixed size around the lungs, the box is resampled to 2 mm, a DI2IN labels it, and the labels
 are brought back to the voxels of the scan. The network looks twice: a glance at the whole box finds the lungs, and
 a closer look at them alone, as wide as in training, draws them; its normalisation depends on how much of what it sees
-is lung.
+is lung. Then the borders between lobes go to the fissures that the scan shows.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +29,7 @@ Landmarks = Mapping[Landmark, LandmarkPosition]
 Progress = Callable[[float], None]
 """Called with the share of this stage that is done, 0 to 1."""
 Labels = UInt8[np.ndarray, "z y x"]
+Borders = Callable[[Volume, Grid, Labels], Labels]
 ScanLabels = UInt8[np.ndarray, "zs ys xs"]
 Probabilities = Float32[np.ndarray, "6 z y x"]
 
@@ -47,9 +48,16 @@ def _unwatched(_fraction: float) -> None:
 
 
 def segment_lungs(
-    volume: Volume, landmarks: Landmarks, network: LungNetwork, progress: Progress = _unwatched
+    volume: Volume,
+    landmarks: Landmarks,
+    network: LungNetwork,
+    progress: Progress = _unwatched,
+    borders: Borders = follow_fissures,
 ) -> LobeLabels:
     """The lobes on the scan's own grid; opacities belong to the lungs, effusion does not.
+
+    Args:
+        borders: has the last word on the borders between lobes, on the network's grid.
 
     Raises:
         LungsNotFoundError: there is no landmark, or what the network found is too small to be lungs.
@@ -62,7 +70,7 @@ def segment_lungs(
     demand_lungs(rough, 8 * region.voxel_volume_ml, region, landmarks)
     probabilities = network.probabilities(prepare(volume, roi, config))
     progress(0.6)
-    labels = _without_islands(follow_fissures(volume, roi, clean_labels(probabilities, config.spacing_mm)))
+    labels = _without_islands(borders(volume, roi, clean_labels(probabilities, config.spacing_mm)))
     demand_lungs(labels, roi.voxel_volume_ml, roi, landmarks)
     on_scan = _on_grid(_agreeing(probabilities, labels), roi, volume.grid, labels > 0, progress)
     return LobeLabels(on_scan, volume.grid)

@@ -3,15 +3,16 @@
 Phantoms are of seeds that no training sees; with the folder of public scans also the case of the Lung CT Segmentation
 Challenge that is left out of all training, as it is and with consolidation pasted into its lungs, and two scans
 without truth, whose lobes must have plausible volumes. Nobody marked lobes in that case: those found are compared with
-the lobes that the fissure atlas draws into its true lungs, as it does into the lungs that teach. Beside each figure of
-the network stands that of a plain threshold. Landmarks are the true ones, so that this stage answers for itself alone.
+the lobes that the fissure atlas draws into its true lungs, as it does into the lungs that teach, and their borders with
+the fissures that were marked by eye. Beside each figure of the network stands that of a plain threshold. Landmarks are
+the true ones, so that this stage answers for itself alone. `--as-drawn` leaves the borders where the network draws them.
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -22,9 +23,11 @@ from jaxtyping import Bool, UInt8
 from scipy import ndimage
 
 from lobewise.pipeline.anatomy import Landmark, Lobe
+from lobewise.pipeline.evaluation.fissures import Marks, draw_marks, fissure_distances_mm, read_fissure_marks
 from lobewise.pipeline.evaluation.overlap import dice, recall, surface_distance_95_mm
+from lobewise.pipeline.fissures import follow_fissures
 from lobewise.pipeline.landmarks import LandmarkPosition
-from lobewise.pipeline.lungs import segment_lungs
+from lobewise.pipeline.lungs import Borders, segment_lungs
 from lobewise.pipeline.networks.device import choose_device
 from lobewise.pipeline.networks.di2in import LungNetwork
 from lobewise.pipeline.networks.weights import load_weights
@@ -56,6 +59,7 @@ class Case:
         lungs: the true mask, if there is one.
         lobes: the true labels, or the fissure atlas's, if there are any.
         opaque: lung filled with opacity, if known.
+        fissures: marks on them, if there are any.
     """
 
     name: str
@@ -64,12 +68,22 @@ class Case:
     lungs: Mask | None = None
     lobes: UInt8[np.ndarray, "z y x"] | None = None
     opaque: Mask | None = None
+    fissures: Marks = field(default_factory=dict)
 
 
-def evaluate(case: Case, network: LungNetwork) -> Row:
-    """The figures of one scan."""
+def as_drawn(_volume: Volume, _roi: Grid, labels: UInt8[np.ndarray, "z y x"]) -> UInt8[np.ndarray, "z y x"]:
+    """Borders as the network has them."""
+    return labels
+
+
+def evaluate(case: Case, network: LungNetwork, borders: Borders = follow_fissures, pictures: Path | None = None) -> Row:
+    """The figures of one scan.
+
+    Args:
+        pictures: a folder for those that show marks and borders together.
+    """
     landmarks = {mark: LandmarkPosition(mark, position, 1.0) for mark, position in case.landmarks_mm.items()}
-    found = segment_lungs(case.volume, landmarks, network)
+    found = segment_lungs(case.volume, landmarks, network, borders=borders)
     row: Row = {"case": case.name, "lungs_ml": round(found.lungs().volume_ml())}
     row["lobes_ml"] = {lobe.slug: round(_volume_ml(found, lobe)) for lobe in Lobe}
     row["sides_right"] = sides_are_right(found)
@@ -78,7 +92,21 @@ def evaluate(case: Case, network: LungNetwork) -> Row:
     if case.lobes is not None:
         scores = {lobe.slug: round(dice(case.lobes == lobe, found.of(lobe)), 3) for lobe in Lobe}
         row |= {"lobe_dice": scores, "lobes_dice": round(float(np.mean(list(scores.values()))), 3)}
+    if case.fissures:
+        row["fissures_mm"] = _far_from(found, case.fissures)
+        if case.lobes is not None:
+            row["atlas_fissures_mm"] = _far_from(LobeLabels(case.lobes, case.volume.grid), case.fissures)
+        if pictures is not None:
+            draw_marks(pictures / f"{case.name}-fissures.png", case.volume, found, case.fissures)
     return row
+
+
+def _far_from(lobes: LobeLabels, marks: Marks) -> Row:
+    """Mean distance of each fissure's marks, and what 95 % of them keep."""
+    return {
+        fissure: {"marks": len(mm), "mean": round(float(mm.mean()), 1), "95 %": round(float(np.quantile(mm, 0.95)), 1)}
+        for fissure, mm in fissure_distances_mm(lobes, marks).items()
+    }
 
 
 def sides_are_right(lobes: LobeLabels) -> bool:
@@ -161,7 +189,7 @@ def _held_out_case(data: Path, marks: Mapping[Landmark, Triple]) -> Case:
     volume = read_ct(data / "lctsc" / f"{HELD_OUT_CASE}_ct.nii.gz").volume
     lungs = sitk.GetArrayFromImage(sitk.ReadImage(str(data / "lctsc" / f"{HELD_OUT_CASE}_lungs.nii.gz"))) > 0
     lobes, _ = draw_lobes(volume, lungs, learn_fissures(data / "fissures"))
-    return Case(HELD_OUT_CASE, volume, marks, lungs, lobes)
+    return Case(HELD_OUT_CASE, volume, marks, lungs, lobes, fissures=read_fissure_marks()[HELD_OUT_CASE])
 
 
 def _with_pasted(case: Case, number: int) -> Case:
@@ -201,14 +229,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, default=None, help="folder of the public scans")
     parser.add_argument("--weights", type=Path, default=None, help="folder of weights; the shipped ones by default")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--as-drawn", action="store_true", help="do not move borders to fissures")
+    parser.add_argument("--pictures", type=Path, default=None, help="folder for pictures of marks and borders")
     options = parser.parse_args(arguments)
+    if options.pictures is not None:
+        options.pictures.mkdir(parents=True, exist_ok=True)
     network = LungNetwork.load(load_weights("lungs", options.weights), choose_device(options.device))
-    rows = [_print(evaluate(case, network)) for case in phantom_cases(options.phantoms)]
+    borders = as_drawn if options.as_drawn else follow_fissures
+    rows = [_print(evaluate(case, network, borders)) for case in phantom_cases(options.phantoms)]
     if rows:
         _print(summarise(rows))
     if options.data:
         for case in real_cases(options.data):
-            _print(evaluate(case, network))
+            _print(evaluate(case, network, borders, options.pictures))
 
 
 def _print(row: Row) -> Row:
