@@ -85,7 +85,7 @@ def _around(labels: UInt8[np.ndarray, "z y"]) -> dict[str, tuple[float, float]]:
     if not len(lungs):
         return {}
     (bottom, front), (top, back) = lungs.min(axis=0), lungs.max(axis=0)
-    return {"xlim": (front - 5, back + 5), "ylim": (bottom - 2, top + 2)}
+    return {"xlim": (float(front - 5), float(back + 5)), "ylim": (float(bottom - 2), float(top + 2))}
 
 
 def _outline(ax: Axes, labels: UInt8[np.ndarray, "z y"], side: tuple[Lobe, ...], lobe: Lobe) -> None:

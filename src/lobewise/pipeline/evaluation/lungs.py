@@ -5,7 +5,7 @@ Challenge that is left out of all training, as it is and with consolidation past
 without truth, whose lobes must have plausible volumes. Nobody marked lobes in that case: those found are compared with
 the lobes that the fissure atlas draws into its true lungs, as it does into the lungs that teach, and their borders with
 the fissures that were marked by eye. Beside each figure of the network stands that of a plain threshold. Landmarks are
-the true ones, so that this stage answers for itself alone. `--as-drawn` leaves the borders where the network draws them.
+the true ones, so that this stage answers for itself alone. `--as-drawn` leaves the borders as the network draws them.
 """
 
 import argparse
