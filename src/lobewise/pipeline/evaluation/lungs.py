@@ -153,7 +153,7 @@ def phantom_cases(count: int) -> Iterator[Case]:
 
 def real_cases(data: Path) -> Iterator[Case]:
     """The held-out case, its copies with pasted opacities, the COVID-19 slices, and the scans without truth."""
-    marks = read_marks()
+    marks, fissures = read_marks(), read_fissure_marks()
     held_out = _held_out_case(data, marks[HELD_OUT_CASE])
     yield held_out
     for number in range(PASTED_COPIES):
@@ -161,7 +161,7 @@ def real_cases(data: Path) -> Iterator[Case]:
     yield from covid_cases(data)
     for name in SCANS:
         if (path := real_path(data, name)) is not None:
-            yield Case(name, read_ct(path).volume, marks[name])
+            yield Case(name, read_ct(path).volume, marks[name], fissures=fissures.get(name, {}))
 
 
 def covid_cases(data: Path) -> Iterator[Case]:
