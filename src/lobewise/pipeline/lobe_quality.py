@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from lobewise.pipeline.anatomy import Lobe
+from lobewise.pipeline.cut_off import CUT_OFF_CM2, area_on_faces_cm2
 from lobewise.pipeline.severity import LobeSeverity, OpacityRange, PercentRange, Severity
-from lobewise.pipeline.verdict import CUT_OFF_CM2, area_on_faces_cm2
 from lobewise.pipeline.volume import Finding, LobeLabels
 
 USUAL_PERCENT: Final[Mapping[Lobe, float]] = {

@@ -3,21 +3,16 @@
 from collections.abc import Mapping
 from typing import Final
 
-import numpy as np
-from jaxtyping import Bool
-
 from lobewise.pipeline.anatomy import Landmark
+from lobewise.pipeline.cut_off import CUT_OFF_CM2, area_on_faces_cm2
 from lobewise.pipeline.errors import NotChestCTError
 from lobewise.pipeline.landmarks import LandmarkPosition
 from lobewise.pipeline.quality import histogram_evidence
 from lobewise.pipeline.severity import Severity
-from lobewise.pipeline.volume import Finding, Grid, LungMask, Volume
+from lobewise.pipeline.volume import Finding, LungMask, Volume
 
 PLAUSIBLE_LUNGS_ML: Final = (1000.0, 9000.0)
 """Both lungs of an adult at inspiration hold 2 to 8 litres; beyond this either the scan or the mask is unusual."""
-
-CUT_OFF_CM2: Final = 5.0
-"""More lung than this on a face of the scan means that lung lies beyond it."""
 
 
 def demand_chest(volume: Volume, landmarks: Mapping[Landmark, LandmarkPosition]) -> None:
@@ -58,16 +53,6 @@ def _cut_off_findings(lungs: LungMask) -> tuple[Finding, ...]:
         return ()
     message = "The scan does not hold the lungs whole: percentages are of the part that it shows."
     return (Finding("lungs-cut-off", "warning", message, {"lung_on_face_cm2": round(largest, 1)}),)
-
-
-def area_on_faces_cm2(mask: Bool[np.ndarray, "z y x"], grid: Grid) -> float:
-    """The largest area that the mask has on one of the six faces of the scan."""
-    areas_cm2 = [grid.voxel_volume_ml * 10 / spacing_mm for spacing_mm in grid.spacing_mm]
-    return max(
-        int(np.count_nonzero(np.take(mask, index, axis=axis))) * areas_cm2[axis]
-        for axis in range(3)
-        for index in (0, -1)
-    )
 
 
 def _volume_findings(severity: Severity) -> tuple[Finding, ...]:
