@@ -53,6 +53,15 @@ class Grid:
         lower, upper = self.bounds_mm()
         return Grid.axis_aligned(lower.tolist(), upper.tolist(), spacing_mm)
 
+    def not_finer_than(self, spacing_mm: float) -> "Grid":
+        """The same box along the same axes, those with finer voxels than `spacing_mm` (all axes) brought to it."""
+        own_mm = np.asarray(self.spacing_mm)
+        new_mm = np.maximum(own_mm, spacing_mm)
+        z, y, x = np.maximum(np.ceil(np.asarray(self.shape) * own_mm / new_mm - 1e-6).astype(int), 1)
+        a, b, c = self.to_lps((new_mm / own_mm - 1.0) / 2)
+        spacing = (float(new_mm[0]), float(new_mm[1]), float(new_mm[2]))
+        return Grid((int(z), int(y), int(x)), spacing, (float(a), float(b), float(c)), self.direction)
+
     @cached_property
     def index_to_lps_matrix(self) -> Float64[np.ndarray, "3 3"]:
         """Maps an index step (z, y, x) to an LPS step (x, y, z) in mm."""

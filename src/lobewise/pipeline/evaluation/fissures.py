@@ -16,18 +16,13 @@ from scipy import ndimage
 
 from lobewise.pipeline.anatomy import LEFT_LOBES, RIGHT_LOBES, Lobe
 from lobewise.pipeline.evaluation.figures import BLUE, GREY, ORANGE, PNG_DOTS_PER_INCH, STYLE
+from lobewise.pipeline.fissure_shapes import SIDES_OF
 from lobewise.pipeline.volume import LobeLabels, Volume
 
 Points = Float64[np.ndarray, "mark 3"]
 """LPS mm (x, y, z)."""
 Marks = Mapping[str, Points]
 
-SIDES_OF: Final[Mapping[str, tuple[tuple[Lobe, ...], tuple[Lobe, ...]]]] = {
-    "left_oblique": ((Lobe.LEFT_UPPER,), (Lobe.LEFT_LOWER,)),
-    "right_oblique": ((Lobe.RIGHT_UPPER, Lobe.RIGHT_MIDDLE), (Lobe.RIGHT_LOWER,)),
-    "right_horizontal": ((Lobe.RIGHT_UPPER,), (Lobe.RIGHT_MIDDLE,)),
-}
-"""The lobes above each fissure, and those below it."""
 SLAB_MM: Final = 6.0
 """Fissures stand nearly at right angles to a sagittal slab: averaged over it, they stand out from noise and vessels."""
 SLAB_WINDOW_HU: Final = (-930.0, -500.0)

@@ -7,7 +7,7 @@ all of the lung above -700 HU.
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -47,7 +47,11 @@ class LesionResult:
 def evaluate_bank(bank: Path, network: LesionNetwork, part: str) -> Iterator[LesionResult]:
     """The volumes of the patients kept aside for `part`: `validation` or `test`."""
     split = read_split(bank, Stage.LESIONS)
-    patients = split.validation if part == "validation" else split.test
+    yield from evaluate_patients(bank, network, split.validation if part == "validation" else split.test)
+
+
+def evaluate_patients(bank: Path, network: LesionNetwork, patients: Sequence[str]) -> Iterator[LesionResult]:
+    """All volumes of some patients."""
     for example in read_examples(bank, lambda path: patient_of(path) in patients):
         image = example.image.astype(np.float32) / 255
         yield _compare(example.name, image, example.lungs, example.lesions & example.lungs, network)

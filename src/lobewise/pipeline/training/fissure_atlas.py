@@ -1,70 +1,45 @@
-"""Lobes for scans that only have a lung mask: a shape model of the fissures, fitted to the fissures that the CT shows.
+"""Learns the shape model of the fissures, and draws lobes for scans that only have a lung mask.
 
-The model is learned from marked fissure points of many people (Chest Imaging Platform), brought to one atlas by their
-affine transforms. Each fissure is a quadratic surface over its mean plane, and what differs between people is a
-normal distribution of its coefficients. Coordinates are those of a standard lung: a bounding box of
-`STANDARD_MM` whose origin is the right, front, lower corner, so that a lung of any size is compared by its box.
+    python -m lobewise.pipeline.training.fissure_atlas FISSURES fissure_shapes.json
+
+writes the model that is shipped from marked fissure points of many people (Chest Imaging Platform), which their affine
+transforms bring to one atlas.
 """
 
+import argparse
 import csv
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import SimpleITK as sitk
-from jaxtyping import Bool, Float32, Float64, UInt8
-from scipy import ndimage, optimize
+from jaxtyping import Bool, Float64, UInt8
+from scipy import ndimage
 
-from lobewise.pipeline.anatomy import Lobe
-from lobewise.pipeline.fissures import VESSEL_HU, sheetness
+from lobewise.pipeline.anatomy import LEFT_LOBES, RIGHT_LOBES
+from lobewise.pipeline.fissure_shapes import (
+    FISSURES,
+    STANDARD_MM,
+    Coefficients,
+    Fissure,
+    FissureModel,
+    draw_side,
+    quadratic_terms,
+)
+from lobewise.pipeline.fissure_sheets import find_faint_sheets
 from lobewise.pipeline.volume import Volume
 
-Points = Float64[np.ndarray, "*n 3"]
-Coefficients = Float64[np.ndarray, "6"]
-
-STANDARD_MM: Final = np.array([120.0, 175.0, 265.0])
-"""Box of the standard lung (x, y, z)."""
 ATLAS_LABELS: Final[Mapping[str, int]] = {"right": 2, "left": 3}
-FISSURES: Final = ("left_oblique", "right_oblique", "right_horizontal")
 MIN_POINTS: Final = 8
 MARKING_ERROR_MM: Final = 3.0
-SHEET_SIGMA_MM: Final = 1.7
-PRIOR_WEIGHT: Final = 0.015
-STARTS: Final = 40
-
-
-@dataclass(frozen=True, eq=False)
-class Fissure:
-    """The distribution of one fissure over people, in mm of the standard lung.
-
-    Attributes:
-        origin, axes: of the mean plane; the rows of `axes` are two directions in it and its normal.
-        reach: how far (2 x 2: lower and upper, along the two directions) points were marked; held constant beyond.
-        mean, covariance: of the six coefficients of the height over the plane.
-    """
-
-    origin: Float64[np.ndarray, "3"]
-    axes: Float64[np.ndarray, "3 3"]
-    reach: Float64[np.ndarray, "2 2"]
-    mean: Coefficients
-    covariance: Float64[np.ndarray, "6 6"]
-
-    def heights(self, points: Points, coefficients: Coefficients) -> Float64[np.ndarray, "*n"]:
-        """Signed distance of points from the surface along its normal, which points up (and forward)."""
-        local = (points - self.origin) @ self.axes.T
-        return np.asarray(local[..., 2] - _terms(np.clip(local[..., :2], *self.reach)) @ coefficients)
-
-    def surface(self, coefficients: Coefficients, step_mm: float = 3.0) -> Float64[np.ndarray, "n 3"]:
-        """Points spread over the surface."""
-        a, b = (np.arange(low, high, step_mm) for low, high in self.reach.T)
-        flat = np.stack(np.meshgrid(a, b, indexing="ij"), axis=-1).reshape(-1, 2)
-        local = np.column_stack([flat, _terms(flat) @ coefficients])
-        return np.asarray(local @ self.axes + self.origin)
-
-
-FissureModel = Mapping[str, Fissure]
+SOURCE: Final = (
+    "Learned from the marked fissure points, transforms and atlas of 100 people of the Chest Imaging Platform. "
+    'All or portions of this licensed product (such portions are the "Software") have been obtained under license '
+    "from The Brigham and Women's Hospital, Inc. and are subject to the following terms and conditions: the Chest "
+    "Imaging Platform Contribution and Software License Agreement, version 1.0."
+)
 
 
 def learn_fissures(folder: Path) -> FissureModel:
@@ -103,50 +78,16 @@ def split_sides(lungs: Bool[np.ndarray, "z y x"]) -> tuple[Bool[np.ndarray, "z y
 def draw_lobes(
     volume: Volume, lungs: Bool[np.ndarray, "z y x"], model: FissureModel
 ) -> tuple[UInt8[np.ndarray, "z y x"], dict[str, float]]:
-    """Lobes of a lung mask on a grid with identity direction, and the score of each fissure's fit (0: not seen)."""
+    """Lobes of a lung mask, and how far above chance (standard deviations) each fissure meets sheets."""
     left, right = split_sides(lungs)
-    sheets = sheets_in(volume, lungs)
+    sheets = find_faint_sheets(volume, volume.grid, lungs)
     labels = np.zeros(lungs.shape, dtype=np.uint8)
-    scores: dict[str, float] = {}
-    heights = {}
-    for name in FISSURES:
-        side = left if name.startswith("left") else right
-        coefficients, scores[name] = _fit(model[name], side, sheets)
-        heights[name] = model[name].heights(_standard(np.argwhere(side), side), coefficients)
-    labels[left] = np.where(heights["left_oblique"] > 0, Lobe.LEFT_UPPER, Lobe.LEFT_LOWER)
-    front = np.where(heights["right_horizontal"] > 0, Lobe.RIGHT_UPPER, Lobe.RIGHT_MIDDLE)
-    labels[right] = np.where(heights["right_oblique"] > 0, front, Lobe.RIGHT_LOWER)
-    return labels, scores
-
-
-def sheets_in(volume: Volume, lungs: Bool[np.ndarray, "z y x"]) -> Float32[np.ndarray, "z y x"]:
-    """How much each lung voxel looks like a thin bright sheet, 0 to 1; vessels and the pleura do not."""
-    near_vessels = ndimage.binary_dilation(volume.hu > VESSEL_HU, iterations=1)
-    inside = ndimage.binary_erosion(lungs, iterations=3) & ~near_vessels
-    return sheetness(volume.hu, volume.grid.spacing_mm, inside, SHEET_SIGMA_MM)
-
-
-def _fit(
-    fissure: Fissure, side: Bool[np.ndarray, "z y x"], sheets: Float32[np.ndarray, "z y x"]
-) -> tuple[Coefficients, float]:
-    """The coefficients whose surface passes through the most sheet, and the gain over the mean surface."""
-    root = np.linalg.cholesky(fissure.covariance + 1e-9 * np.eye(6))
-    index = np.argwhere(side)
-    low, high = index.min(axis=0), index.max(axis=0) + 1
-    smooth = ndimage.gaussian_filter(sheets[tuple(slice(a, b) for a, b in zip(low, high, strict=True))], 1.0)
-
-    def loss(z_scores: np.ndarray) -> float:
-        points = fissure.surface(fissure.mean + root @ z_scores) / STANDARD_MM
-        where = points[:, ::-1] * (high - low) - 0.5
-        seen = ndimage.map_coordinates(smooth, where.T, order=1, mode="constant")
-        return float(PRIOR_WEIGHT * 0.1 * np.sum(z_scores**2) - seen.mean())
-
-    rng = np.random.default_rng(0)
-    starts = [np.zeros(6), *rng.normal(size=(STARTS, 6))]
-    best = sorted(starts, key=loss)[:3]
-    found = [optimize.minimize(loss, start, method="Powell", options={"maxiter": 6}) for start in best]
-    winner = min(found, key=lambda result: float(result.fun))
-    return fissure.mean + root @ winner.x, loss(np.zeros(6)) - float(winner.fun)
+    seen_sd: dict[str, float] = {}
+    for lung, side in ((left, LEFT_LOBES), (right, RIGHT_LOBES)):
+        drawn, of_side = draw_side(lung, volume.grid, sheets, model, side)
+        labels[lung] = drawn[lung]
+        seen_sd |= of_side
+    return labels, seen_sd
 
 
 def _learn(people: Sequence[Float64[np.ndarray, "_ 3"]]) -> Fissure:
@@ -157,7 +98,7 @@ def _learn(people: Sequence[Float64[np.ndarray, "_ 3"]]) -> Fissure:
     local = [(points - origin) @ axes.T for points in people if len(points) >= MIN_POINTS]
     stacked = np.concatenate(local)
     reach = np.quantile(stacked[:, :2], [0.01, 0.99], axis=0)
-    mean = np.linalg.lstsq(_terms(stacked[:, :2]), stacked[:, 2], rcond=None)[0]
+    mean = np.linalg.lstsq(quadratic_terms(stacked[:, :2]), stacked[:, 2], rcond=None)[0]
     own = np.array([_shrunk_fit(points, mean, reach) for points in local])
     return Fissure(origin, axes, reach, own.mean(axis=0), np.cov(own.T))
 
@@ -166,18 +107,13 @@ def _shrunk_fit(
     points: Float64[np.ndarray, "n 3"], mean: Coefficients, reach: Float64[np.ndarray, "2 2"]
 ) -> Coefficients:
     """One person's coefficients, held near the mean where there are few points; curvature more than position."""
-    terms = _terms(points[:, :2])
+    terms = quadratic_terms(points[:, :2])
     half = np.abs(reach).max()
     spread_mm = np.array([12.0, 10.0 / half, 10.0 / half, 5.0 / half**2, 5.0 / half**2, 5.0 / half**2])
     prior = np.diag(1.0 / spread_mm**2)
     normal = terms.T @ terms / MARKING_ERROR_MM**2 + prior
     residual = points[:, 2] - terms @ mean
     return np.asarray(mean + np.linalg.solve(normal, terms.T @ residual / MARKING_ERROR_MM**2))
-
-
-def _terms(flat: Float64[np.ndarray, "*n 2"]) -> Float64[np.ndarray, "*n 6"]:
-    a, b = flat[..., 0], flat[..., 1]
-    return np.stack([np.ones_like(a), a, b, a * a, a * b, b * b], axis=-1)
 
 
 def _person(
@@ -217,13 +153,6 @@ def _atlas_boxes(path: Path) -> dict[str, Float64[np.ndarray, "2 3"]]:
     return boxes
 
 
-def _standard(index: np.ndarray, side: Bool[np.ndarray, "z y x"]) -> Float64[np.ndarray, "n 3"]:
-    """Voxels (z, y, x) of a lung in the standard lung (x, y, z)."""
-    occupied = np.argwhere(side)
-    low, high = occupied.min(axis=0), occupied.max(axis=0) + 1
-    return np.asarray(((index + 0.5 - low) / (high - low))[:, ::-1] * STANDARD_MM)
-
-
 def _by_nearest(
     lungs: Bool[np.ndarray, "z y x"], cores: Sequence[Bool[np.ndarray, "z y x"]]
 ) -> tuple[Bool[np.ndarray, "z y x"], Bool[np.ndarray, "z y x"]]:
@@ -231,3 +160,25 @@ def _by_nearest(
     right, left = sorted(cores, key=lambda core: float(np.nonzero(core)[2].mean()))
     is_left = ndimage.distance_transform_edt(~left) < ndimage.distance_transform_edt(~right)
     return lungs & is_left, lungs & ~is_left
+
+
+def write_shapes(model: FissureModel, path: Path) -> None:
+    """The model as the pipeline reads it; six digits are a thousandth of a millimetre."""
+    fissures = {
+        name: {key: [float(f"{value:.6g}") for value in np.ravel(part)] for key, part in vars(fissure).items()}
+        for name, fissure in model.items()
+    }
+    path.write_text(json.dumps({"source": SOURCE, "fissures": fissures}, indent=1) + "\n", encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Learn the model from a folder and write it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("fissures", type=Path, help="marked points, transforms and the atlas")
+    parser.add_argument("out", type=Path)
+    options = parser.parse_args(arguments)
+    write_shapes(learn_fissures(options.fissures), options.out)
+
+
+if __name__ == "__main__":
+    main()

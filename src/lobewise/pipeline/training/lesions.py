@@ -27,7 +27,7 @@ from lobewise.pipeline.training.journal import Journal, Picture, side_by_side
 from lobewise.pipeline.training.lesion_crops import Crop, Example, Sampler, read_example, read_examples
 from lobewise.pipeline.training.parallel import Team, join_team
 from lobewise.pipeline.training.recipes import keep_recipe, read_recipe
-from lobewise.pipeline.training.splits import Stage, read_split
+from lobewise.pipeline.training.splits import Split, Stage, read_split
 from lobewise.pipeline.training.steps import Descent
 
 MEASURED: Final = (
@@ -182,19 +182,22 @@ def with_level(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {**tensors, name: torch.cat((kernels, mean), dim=1)}
 
 
-def train(recipe: LesionRecipe, bank: Path, folder: Path, team: Team, start: Path | None = None) -> Path:
+def train(
+    recipe: LesionRecipe, bank: Path, folder: Path, team: Team, start: Path | None = None, split: Split | None = None
+) -> Path:
     """Train, or go on training, in `folder`; returns the checkpoint that validation liked best.
 
     Where the bank keeps nobody aside to judge, that is the last one.
 
     Args:
         start: a checkpoint of an earlier run, whose averaged weights are where this one begins.
+        split: who is kept aside; by default as the bank says.
 
     Raises:
         FileNotFoundError: the bank holds nothing to train on.
         RecipeError: the run was begun with another recipe.
     """
-    split = read_split(bank, Stage.LESIONS)
+    split = split or read_split(bank, Stage.LESIONS)
     teaching = read_examples(bank, split.teaches)
     sampler = Sampler(teaching, recipe.kinds, recipe.crop, recipe.shift_hu, team.device, recipe.equalised_share)
     judging = [middle(read_example(path)) for path in split.judges(bank)]

@@ -1,0 +1,274 @@
+"""Lays the fissures that people have through the faint sheets of one scan (decision 23).
+
+A statistical model: each fissure is a quadratic surface over its mean plane, and what differs between people is a
+normal distribution of its six coefficients. A whole surface meets enough of a fissure that is nowhere seen surely.
+Coordinates are those of a standard lung: a box of `STANDARD_MM` whose origin is the right, front, lower corner,
+so that a lung of any size is compared by its box. `training/fissure_atlas.py` learns the model.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Final
+
+import numpy as np
+from jaxtyping import Bool, Float32, Float64, UInt8
+from scipy import ndimage, optimize
+
+from lobewise.pipeline.anatomy import LEFT_LOBES, RIGHT_LOBES, Lobe
+from lobewise.pipeline.cut_off import is_cut_off
+from lobewise.pipeline.fissure_sheets import Sheets, find_faint_sheets
+from lobewise.pipeline.volume import Grid, Volume
+
+Labels = UInt8[np.ndarray, "z y x"]
+Mask = Bool[np.ndarray, "z y x"]
+Points = Float64[np.ndarray, "*n 3"]
+Coefficients = Float64[np.ndarray, "6"]
+Scores = Float64[np.ndarray, "6"]
+
+STANDARD_MM: Final = np.array([120.0, 175.0, 265.0])
+"""Box of the standard lung (x, y, z)."""
+FISSURES: Final = ("left_oblique", "right_oblique", "right_horizontal")
+SIDES_OF: Final[Mapping[str, tuple[tuple[Lobe, ...], tuple[Lobe, ...]]]] = {
+    "left_oblique": ((Lobe.LEFT_UPPER,), (Lobe.LEFT_LOWER,)),
+    "right_oblique": ((Lobe.RIGHT_UPPER, Lobe.RIGHT_MIDDLE), (Lobe.RIGHT_LOWER,)),
+    "right_horizontal": ((Lobe.RIGHT_UPPER,), (Lobe.RIGHT_MIDDLE,)),
+}
+"""The lobes above each fissure, and those below it."""
+SHAPES: Final = {"origin": (3,), "axes": (3, 3), "reach": (2, 2), "mean": (6,), "covariance": (6, 6)}
+"""Of a fissure's arrays in `fissure_shapes.json`, which holds them flat."""
+STEP_MM: Final = 3.0
+"""Between the points of a surface."""
+STARTS: Final = 400
+"""Surfaces drawn from the model: they tell what a surface meets by chance, and where to begin."""
+STARTS_NEAR_DRAWN: Final = 60
+"""More starts, around the border that was drawn; the best of all ..."""
+SEARCHES: Final = 6
+"""... begin a search each."""
+MOST_ROUNDS: Final = 6
+LEAST_CHANCE: Final = 1e-4
+"""Spread of what surfaces meet by chance, at least: without any sheet there is nothing to tell."""
+DRAWN_NATS: Final = 2.0
+"""What it costs to leave a drawn border by `FAR_MM` or more everywhere: without a fissure in sight it stays."""
+FAR_MM: Final = 10.0
+BORDER_ERROR_MM: Final = 3.0
+BORDER_POINTS: Final = 400
+"""A drawn border says as much about its coefficients as so many points with that error."""
+
+
+@dataclass(frozen=True, eq=False)
+class Fissure:
+    """The distribution of one fissure over people, in mm of the standard lung.
+
+    Attributes:
+        origin, axes: of the mean plane; the rows of `axes` are two directions in it and its normal.
+        reach: how far (2 x 2: lower and upper, along the two directions) points were marked; held constant beyond.
+        mean, covariance: of the six coefficients of the height over the plane.
+    """
+
+    origin: Float64[np.ndarray, "3"]
+    axes: Float64[np.ndarray, "3 3"]
+    reach: Float64[np.ndarray, "2 2"]
+    mean: Coefficients
+    covariance: Float64[np.ndarray, "6 6"]
+
+    def heights(self, points: Points, coefficients: Coefficients) -> Float64[np.ndarray, "*n"]:
+        """Signed distance of points from the surface along its normal, which points up (and forward)."""
+        local = self.local(points)
+        return np.asarray(local[..., 2] - quadratic_terms(np.clip(local[..., :2], *self.reach)) @ coefficients)
+
+    def local(self, points: Points) -> Points:
+        """Points in the mean plane's own coordinates, the last of which is the height over it."""
+        return np.asarray((points - self.origin) @ self.axes.T)
+
+    def plane(self, step_mm: float = STEP_MM) -> Float64[np.ndarray, "n 2"]:
+        """Points spread over the mean plane, as far as fissures were marked."""
+        a, b = (np.arange(low, high, step_mm) for low, high in self.reach.T)
+        return np.stack(np.meshgrid(a, b, indexing="ij"), axis=-1).reshape(-1, 2)
+
+
+FissureModel = Mapping[str, Fissure]
+
+
+@dataclass(frozen=True, eq=False)
+class LungBox:
+    """The bounding box of a lung (LPS mm, x-y-z), which makes it comparable with the standard lung."""
+
+    lower_mm: Float64[np.ndarray, "3"]
+    upper_mm: Float64[np.ndarray, "3"]
+
+    @classmethod
+    def of(cls, lung: Mask, grid: Grid) -> "LungBox":
+        occupied = np.argwhere(lung)
+        ends = np.stack([occupied.min(axis=0) - 0.5, occupied.max(axis=0) + 0.5])
+        corners = grid.to_lps(np.array([(z, y, x) for z in ends[:, 0] for y in ends[:, 1] for x in ends[:, 2]]))
+        return cls(corners.min(axis=0), corners.max(axis=0))
+
+    def to_standard(self, position_mm: Points) -> Points:
+        return np.asarray((position_mm - self.lower_mm) / (self.upper_mm - self.lower_mm) * STANDARD_MM)
+
+    def to_lps(self, standard: Points) -> Points:
+        return np.asarray(self.lower_mm + standard / STANDARD_MM * (self.upper_mm - self.lower_mm))
+
+
+@cache
+def read_shapes() -> FissureModel:
+    """The model that is shipped."""
+    text = files("lobewise.pipeline").joinpath("fissure_shapes.json").read_text(encoding="utf-8")
+    return {
+        name: Fissure(**{key: np.reshape(values, SHAPES[key]) for key, values in fissure.items()})
+        for name, fissure in json.loads(text)["fissures"].items()
+    }
+
+
+def lay_fissures(volume: Volume, roi: Grid, labels: Labels) -> Labels:
+    """Lobes (labels on `roi`) redrawn by the surfaces that fit the scan; the lungs stay as they are.
+
+    A lung that the scan cuts off has no box to compare it by, and one without all of its lobes is another's anatomy:
+    they stay as they are.
+    """
+    sides = [
+        side for side in (LEFT_LOBES, RIGHT_LOBES)
+        if all((labels == lobe).any() for lobe in side) and not is_cut_off(np.isin(labels, side), roi, volume.grid)
+    ]  # fmt: skip
+    if not sides:
+        return labels
+    lungs = np.isin(labels, [lobe for side in sides for lobe in side])
+    sheets = find_faint_sheets(volume, roi, lungs)
+    laid = labels.copy()
+    for side in sides:
+        lung = np.isin(labels, side)
+        drawn, _ = draw_side(lung, roi, sheets, read_shapes(), side, drawn=labels)
+        laid[lung] = drawn[lung]
+    return laid
+
+
+def draw_side(
+    lung: Mask,
+    grid: Grid,
+    sheets: Sheets,
+    model: FissureModel,
+    side: tuple[Lobe, ...],
+    drawn: Labels | None = None,
+) -> tuple[Labels, dict[str, float]]:
+    """The lobes of one lung, and how far above chance (standard deviations) each of its fissures meets sheets.
+
+    Args:
+        lung: on `grid`, all of it.
+        side: the lobes of this lung.
+        drawn: borders to stay near where the scan shows none; by default those of the mean person.
+    """
+    box = LungBox.of(lung, grid)
+    inside = np.argwhere(lung)
+    points = box.to_standard(grid.to_lps(inside.astype(np.float64)))
+    above: dict[str, Bool[np.ndarray, " n"]] = {}
+    seen_sd = {}
+    for name in FISSURES:
+        upper, lower = SIDES_OF[name]
+        if upper[0] in side:
+            near = None if drawn is None else _coefficients_of(model[name], box, grid, drawn, upper, lower)
+            search = _Search.of(model[name], box, sheets, near)
+            coefficients, seen_sd[name] = search.best()
+            above[name] = model[name].heights(points, coefficients) > 0
+    lobes = np.zeros(lung.shape, dtype=np.uint8)
+    if side == LEFT_LOBES:
+        lobes[lung] = np.where(above["left_oblique"], Lobe.LEFT_UPPER, Lobe.LEFT_LOWER)
+    else:
+        front = np.where(above["right_horizontal"], Lobe.RIGHT_UPPER, Lobe.RIGHT_MIDDLE)
+        lobes[lung] = np.where(above["right_oblique"], front, Lobe.RIGHT_LOWER)
+    return lobes, seen_sd
+
+
+def quadratic_terms(flat: Float64[np.ndarray, "*n 2"]) -> Float64[np.ndarray, "*n 6"]:
+    """1, a, b, aa, ab, bb."""
+    a, b = flat[..., 0], flat[..., 1]
+    return np.stack([np.ones_like(a), a, b, a * a, a * b, b * b], axis=-1)
+
+
+@dataclass(frozen=True, eq=False)
+class _Search:
+    """For the likeliest surface, in units of the model's spread ("scores").
+
+    The sheet that a surface meets by chance is taken as normal; a surface that meets more is likelier by the square of
+    what it has more (the likelihood ratio of a signal of unknown strength), and likely in itself as people have it.
+
+    Attributes:
+        terms: of the points of the mean plane that the surface is made of.
+        foot, normal: where those points lie in `seen` (voxels), and how far 1 mm of height is.
+        root: brings scores to coefficients.
+        drawn: scores of the border that was drawn, if there is one.
+    """
+
+    fissure: Fissure
+    terms: Float64[np.ndarray, "n 6"]
+    foot: Float64[np.ndarray, "n 3"]
+    normal: Float64[np.ndarray, "3"]
+    seen: Float32[np.ndarray, "z y x"]
+    root: Float64[np.ndarray, "6 6"]
+    drawn: Scores | None
+
+    @classmethod
+    def of(cls, fissure: Fissure, box: LungBox, sheets: Sheets, drawn: Coefficients | None) -> "_Search":
+        flat = fissure.plane()
+        plane = np.column_stack([flat, np.zeros(len(flat))]) @ fissure.axes + fissure.origin
+        foot, raised = (sheets.grid.to_index(box.to_lps(points)) for points in (plane, plane + fissure.axes[2]))
+        root = np.linalg.cholesky(fissure.covariance + 1e-9 * np.eye(6))
+        scores = None if drawn is None else np.linalg.solve(root, drawn - fissure.mean)
+        seen = ndimage.gaussian_filter(sheets.sheetness, 1.0)
+        return cls(fissure, quadratic_terms(flat), foot, (raised - foot)[0], seen, root, scores)
+
+    def best(self) -> tuple[Coefficients, float]:
+        """The coefficients, and by how many standard deviations they meet more sheet than chance does."""
+        rng = np.random.default_rng(0)
+        starts = [np.zeros(6), *rng.normal(size=(STARTS, 6))]
+        by_chance = np.quantile([self.met(start) for start in starts], [0.16, 0.5])
+        median, spread = float(by_chance[1]), max(float(by_chance[1] - by_chance[0]), LEAST_CHANCE)
+        searched = []
+        if self.drawn is not None:
+            starts += [self.drawn, *(self.drawn + 0.5 * rng.normal(size=(STARTS_NEAR_DRAWN, 6)))]
+            searched.append(self.drawn)
+
+        def loss(scores: Scores) -> float:
+            unusual = max((self.met(scores) - median) / spread, 0.0)
+            return 0.5 * float(np.sum(scores**2)) - 0.5 * unusual**2 + self.away(scores)
+
+        searched += sorted(starts, key=loss)[:SEARCHES]
+        options = {"maxiter": MOST_ROUNDS}
+        found = [optimize.minimize(loss, start, method="Powell", options=options) for start in searched]
+        winner = min(found, key=lambda result: float(result.fun)).x
+        return self._coefficients(winner), (self.met(winner) - median) / spread
+
+    def met(self, scores: Scores) -> float:
+        """Mean sheetness on the surface."""
+        heights_mm = self.terms @ self._coefficients(scores)
+        where = self.foot + heights_mm[:, None] * self.normal
+        return float(ndimage.map_coordinates(self.seen, where.T, order=1, mode="constant").mean())
+
+    def away(self, scores: Scores) -> float:
+        """What it costs to be away from the border that was drawn."""
+        if self.drawn is None:
+            return 0.0
+        away_mm = np.abs(self.terms @ (self.root @ (scores - self.drawn)))
+        return DRAWN_NATS * float(np.minimum(away_mm / FAR_MM, 1.0).mean())
+
+    def _coefficients(self, scores: Scores) -> Coefficients:
+        return np.asarray(self.fissure.mean + self.root @ scores)
+
+
+def _coefficients_of(
+    fissure: Fissure, box: LungBox, grid: Grid, labels: Labels, upper: tuple[Lobe, ...], lower: tuple[Lobe, ...]
+) -> Coefficients:
+    """Those of a border as it is drawn, where the model knows the fissure; likely ones where it does not."""
+    above, below = np.isin(labels, upper), np.isin(labels, lower)
+    border = np.argwhere((ndimage.binary_dilation(above) & below) | (ndimage.binary_dilation(below) & above))
+    local = fissure.local(box.to_standard(grid.to_lps(border.astype(np.float64))))
+    known = local[((local[:, :2] > fissure.reach[0]) & (local[:, :2] < fissure.reach[1])).all(axis=1)]
+    if not len(known):
+        return fissure.mean
+    terms = quadratic_terms(known[:, :2])
+    weight = BORDER_POINTS / len(known) / BORDER_ERROR_MM**2
+    normal = weight * terms.T @ terms + np.linalg.inv(fissure.covariance + 1e-9 * np.eye(6))
+    residual = known[:, 2] - terms @ fissure.mean
+    return np.asarray(fissure.mean + np.linalg.solve(normal, weight * terms.T @ residual))
