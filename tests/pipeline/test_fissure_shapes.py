@@ -110,6 +110,18 @@ def test_without_a_drawn_border_it_is_that_of_the_mean_person() -> None:
     assert dice(found == Lobe.LEFT_UPPER, lobes_of(0.0) == Lobe.LEFT_UPPER) > 0.995
 
 
+def test_the_oblique_fissure_is_not_taken_for_the_horizontal_one() -> None:
+    """Where only the oblique one is seen, both would meet the most sheet on it, and the middle lobe would be gone."""
+    right = LUNGS & ~LEFT
+    mean = lobes_of(0.0)
+    lower = mean == Lobe.RIGHT_LOWER
+    sheets = np.float32(ndimage.binary_dilation(lower) & right & ~lower)
+    found, seen_sd = draw_side(right, ROI, Sheets(sheets, ROI), read_shapes(), RIGHT_LOBES)
+    assert dice(found == Lobe.RIGHT_LOWER, lower) > 0.97
+    assert dice(found == Lobe.RIGHT_MIDDLE, mean == Lobe.RIGHT_MIDDLE) > 0.9
+    assert seen_sd["right_horizontal"] < 0.2 * seen_sd["right_oblique"]
+
+
 def test_a_lung_that_the_scan_cuts_off_stays_as_it_was_drawn() -> None:
     truth, mean = lobes_of(SHIFT_SD), lobes_of(0.0)
     scan = scan_of(truth, 120.0)

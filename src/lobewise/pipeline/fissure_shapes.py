@@ -53,6 +53,8 @@ LEAST_CHANCE: Final = 1e-4
 DRAWN_NATS: Final = 2.0
 """What it costs to leave a drawn border by `FAR_MM` or more everywhere: without a fissure in sight it stays."""
 FAR_MM: Final = 10.0
+CLEAR_MM: Final = 5.0
+"""Nearer to the oblique fissure, a sheet is part of it."""
 BORDER_ERROR_MM: Final = 3.0
 BORDER_POINTS: Final = 400
 """A drawn border says as much about its coefficients as so many points with that error."""
@@ -169,9 +171,9 @@ def draw_side(
         upper, lower = SIDES_OF[name]
         if upper[0] in side:
             near = None if drawn is None else _coefficients_of(model[name], box, grid, drawn, upper, lower)
-            search = _Search.of(model[name], box, sheets, near)
-            coefficients, seen_sd[name] = search.best()
+            coefficients, seen_sd[name] = _Search.of(model[name], box, sheets, near).best()
             above[name] = model[name].heights(points, coefficients) > 0
+            sheets = _above(model[name], coefficients, box, sheets)
     lobes = np.zeros(lung.shape, dtype=np.uint8)
     if side == LEFT_LOBES:
         lobes[lung] = np.where(above["left_oblique"], Lobe.LEFT_UPPER, Lobe.LEFT_LOWER)
@@ -255,6 +257,16 @@ class _Search:
 
     def _coefficients(self, scores: Scores) -> Coefficients:
         return np.asarray(self.fissure.mean + self.root @ scores)
+
+
+def _above(fissure: Fissure, coefficients: Coefficients, box: LungBox, sheets: Sheets) -> Sheets:
+    """The sheets clearly above a fissure: the horizontal one ends at the oblique one and must not be taken for it."""
+    somewhat = np.argwhere(sheets.sheetness > 0)
+    points = box.to_standard(sheets.grid.to_lps(somewhat.astype(np.float64)))
+    below = somewhat[fissure.heights(points, coefficients) < CLEAR_MM]
+    left = sheets.sheetness.copy()
+    left[tuple(below.T)] = 0.0
+    return Sheets(left, sheets.grid)
 
 
 def _coefficients_of(
