@@ -3,9 +3,10 @@
 Phantoms are of seeds that no training sees; with the folder of public scans also the case of the Lung CT Segmentation
 Challenge that is left out of all training, as it is and with consolidation pasted into its lungs, and two scans
 without truth, whose lobes must have plausible volumes. Nobody marked lobes in that case: those found are compared with
-the lobes that the fissure atlas draws into its true lungs, as it does into the lungs that teach, and their borders with
-the fissures that were marked by eye. Beside each figure of the network stands that of a plain threshold. Landmarks are
-the true ones, so that this stage answers for itself alone. `--as-drawn` leaves the borders as the network draws them.
+the lobes that the shape model of the fissures draws into its true lungs, as it does into the lungs that teach. It is
+the same model that draws the borders found, so that only the fissures marked by eye are a truth; cases that taught
+show how far those are, too. Beside each figure of the network stands that of a plain threshold. Landmarks are the
+true ones, so that this stage answers for itself alone. `--as-drawn` leaves the borders as the network draws them.
 """
 
 import argparse
@@ -42,6 +43,8 @@ from lobewise.pipeline.volume import Grid, LobeLabels, Triple, Volume
 
 FIRST_UNSEEN_SEED: Final = 1_000_000
 HELD_OUT_CASE: Final = "case05"
+TAUGHT_CASES: Final = ("case01", "case02", "case03")
+"""Those that taught the network and have marks: they say nothing of it, but something of where its borders go."""
 HELD_OUT_COVID: Final = (2, 4)
 SCANS: Final = ("lidc-1011", "lung-dx-a0001")
 PASTED_COPIES: Final = 3
@@ -152,13 +155,16 @@ def phantom_cases(count: int) -> Iterator[Case]:
 
 
 def real_cases(data: Path) -> Iterator[Case]:
-    """The held-out case, its copies with pasted opacities, the COVID-19 slices, and the scans without truth."""
+    """The held-out case, its copies with pasted opacities, the COVID-19 slices, and scans without true lungs."""
     marks, fissures = read_marks(), read_fissure_marks()
     held_out = _held_out_case(data, marks[HELD_OUT_CASE])
     yield held_out
     for number in range(PASTED_COPIES):
         yield _with_pasted(held_out, number)
     yield from covid_cases(data)
+    for name in TAUGHT_CASES:
+        volume = read_ct(data / "lctsc" / f"{name}_ct.nii.gz").volume
+        yield Case(f"{name} (taught)", volume, marks[name], fissures=fissures[name])
     for name in SCANS:
         if (path := real_path(data, name)) is not None:
             yield Case(name, read_ct(path).volume, marks[name], fissures=fissures.get(name, {}))
