@@ -34,7 +34,7 @@ LUNG_MARGIN_MM: Final = 12.0
 
 
 @dataclass(frozen=True, eq=False)
-class _Pair:
+class Pair:
     """A structure on both sides."""
 
     truth: Mask
@@ -54,7 +54,7 @@ def draw_cases(analysis: Analysis, compared: Compared, folder: Path, label: str)
         for row, (rank, case) in zip(panels, chosen, strict=True):
             _draw_row(list(row), f"{rank}: {case}, Dice {dice[case]:.2f}", compared.load(case))
             _write_scores(row[0], analysis, case)
-        _legend(figure)
+        draw_legend(figure)
         save(figure, folder, "cases", label)
     caption = (
         f"Of {len(ranked)} cases with true lesions, {_words(chosen)} by the Dice of the lesions, through the slices "
@@ -75,14 +75,14 @@ def _chosen(ranked: Sequence[str]) -> list[tuple[str, str]]:
 
 def _draw_row(row: Sequence[Axes], title: str, case: MaskedCase) -> None:
     truth, predicted = case.truth.structures(case.volume), case.predicted.structures(case.volume)
-    lesions = _Pair(truth["lesions"], predicted["lesions"])
-    dense = _Pair(truth["high_opacity"], predicted["high_opacity"])
+    lesions = Pair(truth["lesions"], predicted["lesions"])
+    dense = Pair(truth["high_opacity"], predicted["high_opacity"])
     grid = case.volume.grid
     centre = centre_mm(lesions.truth | lesions.predicted, grid)
-    coronal, axial = planes_through(centre, _around(truth["lungs"] | predicted["lungs"], grid))
-    row[0].imshow(_picture(case.volume, lesions, axial)[0], interpolation="nearest")
-    row[1].imshow(_picture(case.volume, lesions, coronal)[::-1, 0], interpolation="nearest")
-    row[2].imshow(_picture(case.volume, dense, axial)[0], interpolation="nearest")
+    coronal, axial = planes_through(centre, around(truth["lungs"] | predicted["lungs"], grid))
+    row[0].imshow(picture(case.volume, lesions, axial)[0], interpolation="nearest")
+    row[1].imshow(picture(case.volume, lesions, coronal)[::-1, 0], interpolation="nearest")
+    row[2].imshow(picture(case.volume, dense, axial)[0], interpolation="nearest")
     for panel, name in zip(row, (title, "coronal", "high opacity"), strict=True):
         panel.set_title(name, parse_math=False)
         panel.set_axis_off()
@@ -102,7 +102,7 @@ def _said(scores: CaseScores) -> str:
     )
 
 
-def _around(lungs: Mask, grid: Grid) -> Grid:
+def around(lungs: Mask, grid: Grid) -> Grid:
     """A grid that holds the lungs with a margin: what lies beyond them says nothing here."""
     ends = [(axis.start, axis.stop - 1) for axis in ndimage.find_objects(lungs.view(np.uint8))[0]]
     box = np.array([(z, y, x) for z in ends[0] for y in ends[1] for x in ends[2]], dtype=np.float64)
@@ -110,7 +110,8 @@ def _around(lungs: Mask, grid: Grid) -> Grid:
     return Grid.axis_aligned(points.min(axis=0) - LUNG_MARGIN_MM, points.max(axis=0) + LUNG_MARGIN_MM, (1.0, 1.0, 1.0))
 
 
-def _picture(volume: Volume, pair: _Pair, plane: Grid) -> UInt8[np.ndarray, "z y x 3"]:
+def picture(volume: Volume, pair: Pair, plane: Grid) -> UInt8[np.ndarray, "z y x 3"]:
+    """A plane through a scan, coloured by what of a structure was found, missed and invented."""
     grey = windowed(resample(volume.hu, volume.grid, plane))
     truth, predicted = (resample_labels(mask, volume.grid, plane) > 0 for mask in (pair.truth, pair.predicted))
     coloured = np.repeat(grey[..., None], 3, axis=-1).astype(np.float32)
@@ -123,7 +124,8 @@ def _picture(volume: Volume, pair: _Pair, plane: Grid) -> UInt8[np.ndarray, "z y
     return coloured.astype(np.uint8)
 
 
-def _legend(figure: Figure) -> None:
+def draw_legend(figure: Figure) -> None:
+    """Names of the three colours."""
     entries = (
         ("found", FOUND_RGB),
         ("missed (truth alone)", MISSED_RGB),
