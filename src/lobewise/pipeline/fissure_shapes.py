@@ -39,15 +39,15 @@ SIDES_OF: Final[Mapping[str, tuple[tuple[Lobe, ...], tuple[Lobe, ...]]]] = {
 """The lobes above each fissure, and those below it."""
 SHAPES: Final = {"origin": (3,), "axes": (3, 3), "reach": (2, 2), "mean": (6,), "covariance": (6, 6)}
 """Of a fissure's arrays in `fissure_shapes.json`, which holds them flat."""
-STEP_MM: Final = 3.0
+STEP_MM: Final = 4.0
 """Between the points of a surface."""
-STARTS: Final = 400
+STARTS: Final = 300
 """Surfaces drawn from the model: they tell what a surface meets by chance, and where to begin."""
 STARTS_NEAR_DRAWN: Final = 60
 """More starts, around the border that was drawn; the best of all ..."""
-SEARCHES: Final = 6
+SEARCHES: Final = 3
 """... begin a search each."""
-MOST_ROUNDS: Final = 6
+MOST_ROUNDS: Final = 3
 LEAST_CHANCE: Final = 1e-4
 """Spread of what surfaces meet by chance, at least: without any sheet there is nothing to tell."""
 DRAWN_NATS: Final = 2.0
