@@ -19,6 +19,7 @@ from lobewise.pipeline.fissure_shapes import (
     read_shapes,
 )
 from lobewise.pipeline.fissure_sheets import Sheets
+from lobewise.pipeline.lobe_quality import SEEN_SD
 from lobewise.pipeline.volume import Grid, Volume, resample, resample_labels
 
 ROI = Grid((134, 90, 130), (2.0, 2.0, 2.0), (-130.0, -90.0, -135.0))
@@ -93,7 +94,8 @@ def test_the_model_that_is_shipped_is_one_of_people() -> None:
 @pytest.mark.parametrize("shift_sd", [-SHIFT_SD, SHIFT_SD])
 def test_faint_fissures_far_from_the_mean_are_found(shift_sd: float) -> None:
     truth, mean = lobes_of(shift_sd), lobes_of(0.0)
-    found = lay_fissures(scan_of(truth, 120.0), ROI, mean)
+    found, seen_sd = lay_fissures(scan_of(truth, 120.0), ROI, mean)
+    assert min(seen_sd.values()) > SEEN_SD
     assert mean_dice(found, truth) > max(0.95, mean_dice(mean, truth))
 
 
@@ -129,14 +131,17 @@ def test_a_lung_that_the_scan_cuts_off_stays_as_it_was_drawn() -> None:
     below = ROI.to_lps(np.argwhere(mean > 0).astype(np.float64))[:, 2] < lower.grid.bounds_mm()[1][2]
     seen = mean.copy()
     seen[mean > 0] = np.where(below, mean[mean > 0], 0)
-    np.testing.assert_array_equal(lay_fissures(lower, ROI, seen), seen)
+    found, seen_sd = lay_fissures(lower, ROI, seen)
+    np.testing.assert_array_equal(found, seen)
+    assert seen_sd == {}
 
 
 def test_a_lung_without_one_of_its_lobes_stays_as_it_was_drawn() -> None:
     """After a lobectomy what is left fills the box, and the model knows no such person."""
     truth = lobes_of(SHIFT_SD)
     drawn = np.where(lobes_of(0.0) == Lobe.RIGHT_MIDDLE, Lobe.RIGHT_UPPER, lobes_of(0.0)).astype(np.uint8)
-    found = lay_fissures(scan_of(truth, 120.0), ROI, drawn)
+    found, seen_sd = lay_fissures(scan_of(truth, 120.0), ROI, drawn)
+    assert set(seen_sd) == {"left_oblique"}
     np.testing.assert_array_equal(found[~LEFT], drawn[~LEFT])
     assert (found[LEFT] != drawn[LEFT]).any()
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from lobewise.pipeline.fissure_shapes import FISSURES
 from lobewise.pipeline.fissures import THICKEST_SLICES_MM, follow_fissures
 from lobewise.pipeline.phantom import PhantomRecipe, make_phantom
 from lobewise.pipeline.volume import Grid, Volume, resample_labels
@@ -11,13 +12,17 @@ def test_thick_slices_move_nothing() -> None:
     phantom = make_phantom(PhantomRecipe(seed=900_101, spacing_mm=(THICKEST_SLICES_MM + 0.5, 2.0, 2.0)))
     roi = phantom.volume.grid.covering((2.0, 2.0, 2.0))
     labels = np.roll(resample_labels(phantom.lobes.labels, phantom.volume.grid, roi), 4, axis=0)
-    np.testing.assert_array_equal(follow_fissures(phantom.volume, roi, labels), labels)
+    found, seen_sd = follow_fissures(phantom.volume, roi, labels)
+    np.testing.assert_array_equal(found, labels)
+    assert seen_sd == {}
 
 
 def test_no_lungs_are_no_fault() -> None:
     grid = Grid((10, 10, 10), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0))
     nothing = np.zeros(grid.shape, dtype=np.uint8)
-    assert not follow_fissures(Volume(np.full(grid.shape, -850, np.int16), grid), grid, nothing).any()
+    found, seen_sd = follow_fissures(Volume(np.full(grid.shape, -850, np.int16), grid), grid, nothing)
+    assert not found.any()
+    assert seen_sd == {}
 
 
 def test_a_phantoms_lobes_get_nearer_to_the_truth() -> None:
@@ -26,5 +31,6 @@ def test_a_phantoms_lobes_get_nearer_to_the_truth() -> None:
     truth = resample_labels(phantom.lobes.labels, phantom.volume.grid, roi)
     shifted = np.roll(truth, 3, axis=0)
     wrong = np.where((shifted > 0) & (truth > 0) & ((shifted > 2) == (truth > 2)), shifted, truth)
-    found = follow_fissures(phantom.volume, roi, wrong)
+    found, seen_sd = follow_fissures(phantom.volume, roi, wrong)
+    assert set(seen_sd) == set(FISSURES)
     assert (found != truth).sum() < 0.6 * (wrong != truth).sum()

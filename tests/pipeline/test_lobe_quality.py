@@ -1,5 +1,7 @@
 """What is said about single lobes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -72,3 +74,26 @@ def test_a_lobe_is_unsure_where_scores_differ_or_the_range_is_wide(
     lobes, lobe = usual_lobes(), Lobe.LEFT_UPPER
     found = findings(lobes, first_percent(lobes, lobe, certain), first_percent(lobes, lobe, possible))
     assert [(finding.code, finding.lobe) for finding in found] == ([(code, lobe)] if code else [])
+
+
+def test_fissures_that_nobody_tells_of_are_not_remarked_upon() -> None:
+    assert usual_lobes().fissures_sd is None
+    assert findings(usual_lobes()) == []
+
+
+@pytest.mark.parametrize(
+    ("seen_sd", "unseen"),
+    [
+        ({"left_oblique": 9.0, "right_oblique": 12.0, "right_horizontal": 5.6}, []),
+        ({"left_oblique": 9.0, "right_oblique": 4.0, "right_horizontal": 5.6}, ["right_oblique"]),
+        ({"left_oblique": 9.0}, ["right_oblique", "right_horizontal"]),
+        ({}, ["left_oblique", "right_oblique", "right_horizontal"]),
+    ],
+    ids=["all seen", "one faint", "right lung not looked at", "thick slices"],
+)
+def test_fissures_that_are_not_seen_are_named(seen_sd: dict[str, float], unseen: list[str]) -> None:
+    found = findings(replace(usual_lobes(), fissures_sd=seen_sd))
+    assert [finding.code for finding in found] == ["fissures-unseen"] * bool(unseen)
+    for finding in found:
+        assert finding.evidence["fissures"] == unseen
+        assert all(name.replace("_", " ") in finding.message for name in unseen)

@@ -92,6 +92,8 @@ class Fissure:
 
 
 FissureModel = Mapping[str, Fissure]
+SeenSd = Mapping[str, float]
+"""By fissure, how far above chance it meets sheets, in standard deviations."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,26 +127,28 @@ def read_shapes() -> FissureModel:
     }
 
 
-def lay_fissures(volume: Volume, roi: Grid, labels: Labels) -> Labels:
-    """Lobes (labels on `roi`) redrawn by the surfaces that fit the scan; the lungs stay as they are.
+def lay_fissures(volume: Volume, roi: Grid, labels: Labels) -> tuple[Labels, SeenSd]:
+    """Lobes (labels on `roi`) redrawn by the surfaces that fit the scan, and how surely each was seen.
 
-    A lung that the scan cuts off has no box to compare it by, and one without all of its lobes is another's anatomy:
-    they stay as they are.
+    The lungs stay as they are. A lung that the scan cuts off has no box to compare it by, and one without all of its
+    lobes is another's anatomy: their lobes stay, too, and their fissures were not looked for.
     """
     sides = [
         side for side in (LEFT_LOBES, RIGHT_LOBES)
         if all((labels == lobe).any() for lobe in side) and not is_cut_off(np.isin(labels, side), roi, volume.grid)
     ]  # fmt: skip
     if not sides:
-        return labels
+        return labels, {}
     lungs = np.isin(labels, [lobe for side in sides for lobe in side])
     sheets = find_faint_sheets(volume, roi, lungs)
     laid = labels.copy()
+    seen_sd: dict[str, float] = {}
     for side in sides:
         lung = np.isin(labels, side)
-        drawn, _ = draw_side(lung, roi, sheets, read_shapes(), side, drawn=labels)
+        drawn, of_side = draw_side(lung, roi, sheets, read_shapes(), side, drawn=labels)
         laid[lung] = drawn[lung]
-    return laid
+        seen_sd |= of_side
+    return laid, seen_sd
 
 
 def draw_side(

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import UInt8
 
-from lobewise.pipeline.fissure_shapes import lay_fissures
+from lobewise.pipeline.fissure_shapes import SeenSd, lay_fissures
 from lobewise.pipeline.fissure_walks import walk_to_sheets
 from lobewise.pipeline.volume import Grid, Volume
 
@@ -19,8 +19,12 @@ THICKEST_SLICES_MM: Final = 3.5
 Labels = UInt8[np.ndarray, "z y x"]
 
 
-def follow_fissures(volume: Volume, roi: Grid, labels: Labels) -> Labels:
-    """Lobes (labels on `roi`) with their borders on the fissures that `volume` shows; the lungs stay as they are."""
+def follow_fissures(volume: Volume, roi: Grid, labels: Labels) -> tuple[Labels, SeenSd]:
+    """Lobes (labels on `roi`) with their borders on the fissures of `volume`, and how surely each fissure was seen.
+
+    The lungs stay as they are.
+    """
     if max(volume.grid.spacing_mm) > THICKEST_SLICES_MM:
-        return labels
-    return walk_to_sheets(volume, roi, lay_fissures(volume, roi, labels))
+        return labels, {}
+    laid, seen_sd = lay_fissures(volume, roi, labels)
+    return walk_to_sheets(volume, roi, laid), seen_sd

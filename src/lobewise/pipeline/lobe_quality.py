@@ -1,10 +1,11 @@
 """What a reader of a lobe's score should know about that lobe."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from lobewise.pipeline.anatomy import Lobe
 from lobewise.pipeline.cut_off import CUT_OFF_CM2, area_on_faces_cm2
+from lobewise.pipeline.fissure_shapes import FISSURES
 from lobewise.pipeline.severity import LobeSeverity, OpacityRange, PercentRange, Severity
 from lobewise.pipeline.volume import Finding, LobeLabels
 
@@ -20,13 +21,20 @@ USUAL_PERCENT: Final[Mapping[Lobe, float]] = {
 SMALL_SHARE: Final = 0.5
 """A lobe with less than this of its usual share is small: collapsed, removed, cut off, or badly drawn."""
 
+SEEN_SD: Final = 5.5
+"""Where there is no fissure at all, the best of all surfaces meets as much sheet by chance, one time in twenty."""
+
 WIDE_PERCENT: Final = 10.0
 """A range of the affected percentage wider than this is remarked upon even where the score is sure."""
 
 
 def findings_of_lobes(lobes: LobeLabels, severity: Severity, between: OpacityRange) -> tuple[Finding, ...]:
-    """What is unusual or unsure about each lobe; every finding names its lobe."""
-    return tuple(
+    """What is unusual or unsure about each lobe, whose name the finding has, and about the borders between them."""
+    return (*_fissure_findings(lobes), *_each_lobes_findings(lobes, severity, between))
+
+
+def _each_lobes_findings(lobes: LobeLabels, severity: Severity, between: OpacityRange) -> Iterator[Finding]:
+    return (
         finding
         for lobe in severity.lobes
         for finding in (
@@ -35,6 +43,24 @@ def findings_of_lobes(lobes: LobeLabels, severity: Severity, between: OpacityRan
             *_range_findings(lobe, between.lobes[lobe.lobe]),
         )
     )
+
+
+def _fissure_findings(lobes: LobeLabels) -> Iterator[Finding]:
+    if lobes.fissures_sd is None:
+        return
+    seen_sd = {name: round(lobes.fissures_sd.get(name, 0.0), 1) for name in FISSURES}
+    unseen = [name for name in FISSURES if seen_sd[name] < SEEN_SD]
+    if unseen:
+        names = _in_words([name.replace("_", " ") for name in unseen])
+        message = (
+            f"Not surely seen: the {names} fissure. There the border between lobes lies where most people have it, and "
+            "opacity near it may be counted to the lobe beside it."
+        )
+        yield Finding("fissures-unseen", "info", message, {"fissures": unseen, "seen_sd": seen_sd})
+
+
+def _in_words(names: Sequence[str]) -> str:
+    return " and the ".join(names) if len(names) < 3 else f"{', the '.join(names[:-1])} and the {names[-1]}"
 
 
 def _size_findings(lobe: LobeSeverity, lungs_ml: float) -> Iterator[Finding]:

@@ -17,6 +17,7 @@ from scipy import ndimage
 
 from lobewise.pipeline.anatomy import LEFT_LOBES, RIGHT_LOBES, Landmark, Lobe
 from lobewise.pipeline.errors import LungsNotFoundError
+from lobewise.pipeline.fissure_shapes import SeenSd
 from lobewise.pipeline.fissures import follow_fissures
 from lobewise.pipeline.landmarks import LandmarkPosition
 from lobewise.pipeline.networks.di2in import CLASSES, LungConfig, LungNetwork
@@ -29,7 +30,7 @@ Landmarks = Mapping[Landmark, LandmarkPosition]
 Progress = Callable[[float], None]
 """Called with the share of this stage that is done, 0 to 1."""
 Labels = UInt8[np.ndarray, "z y x"]
-Borders = Callable[[Volume, Grid, Labels], Labels]
+Borders = Callable[[Volume, Grid, Labels], tuple[Labels, SeenSd]]
 ScanLabels = UInt8[np.ndarray, "zs ys xs"]
 Probabilities = Float32[np.ndarray, "6 z y x"]
 
@@ -57,7 +58,7 @@ def segment_lungs(
     """The lobes on the scan's own grid; opacities belong to the lungs, effusion does not.
 
     Args:
-        borders: has the last word on the borders between lobes, on the network's grid.
+        borders: has the last word on the borders between lobes, on the network's grid, and tells what it saw of them.
 
     Raises:
         LungsNotFoundError: there is no landmark, or what the network found is too small to be lungs.
@@ -70,10 +71,11 @@ def segment_lungs(
     demand_lungs(rough, 8 * region.voxel_volume_ml, region, landmarks)
     probabilities = network.probabilities(prepare(volume, roi, config))
     progress(0.6)
-    labels = _without_islands(borders(volume, roi, clean_labels(probabilities, config.spacing_mm)))
+    followed, fissures_sd = borders(volume, roi, clean_labels(probabilities, config.spacing_mm))
+    labels = _without_islands(followed)
     demand_lungs(labels, roi.voxel_volume_ml, roi, landmarks)
     on_scan = _on_grid(_agreeing(probabilities, labels), roi, volume.grid, labels > 0, progress)
-    return LobeLabels(on_scan, volume.grid)
+    return LobeLabels(on_scan, volume.grid, fissures_sd)
 
 
 def roi_grid(scan: Grid, landmarks: Landmarks, config: LungConfig) -> Grid:

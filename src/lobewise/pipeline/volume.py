@@ -119,10 +119,16 @@ class LungMask:
 
 @dataclass(frozen=True, eq=False)
 class LobeLabels:
-    """Each voxel's lobe: 0 outside the lungs, else the value of `Lobe`."""
+    """Each voxel's lobe: 0 outside the lungs, else the value of `Lobe`.
+
+    Attributes:
+        fissures_sd: how surely each fissure was seen, in standard deviations above chance; without those that were not
+            looked for. None where whoever drew the lobes does not tell.
+    """
 
     labels: UInt8[np.ndarray, "z y x"]
     grid: Grid
+    fissures_sd: Mapping[str, float] | None = None
 
     def lungs(self) -> LungMask:
         """The union of the lobes."""

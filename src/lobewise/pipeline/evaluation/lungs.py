@@ -26,6 +26,7 @@ from scipy import ndimage
 from lobewise.pipeline.anatomy import Landmark, Lobe
 from lobewise.pipeline.evaluation.fissures import Marks, draw_marks, fissure_distances_mm, read_fissure_marks
 from lobewise.pipeline.evaluation.overlap import dice, recall, surface_distance_95_mm
+from lobewise.pipeline.fissure_shapes import SeenSd
 from lobewise.pipeline.fissures import follow_fissures
 from lobewise.pipeline.landmarks import LandmarkPosition
 from lobewise.pipeline.lungs import Borders, segment_lungs
@@ -51,6 +52,7 @@ PASTED_COPIES: Final = 3
 THRESHOLD_HU: Final = -400
 CLOSING_MM: Final = 8.0
 Mask = Bool[np.ndarray, "z y x"]
+Labels = UInt8[np.ndarray, "z y x"]
 Row = dict[str, object]
 
 
@@ -74,9 +76,9 @@ class Case:
     fissures: Marks = field(default_factory=dict)
 
 
-def as_drawn(_volume: Volume, _roi: Grid, labels: UInt8[np.ndarray, "z y x"]) -> UInt8[np.ndarray, "z y x"]:
+def as_drawn(_volume: Volume, _roi: Grid, labels: Labels) -> tuple[Labels, SeenSd]:
     """Borders as the network has them."""
-    return labels
+    return labels, {}
 
 
 def evaluate(case: Case, network: LungNetwork, borders: Borders = follow_fissures, pictures: Path | None = None) -> Row:
@@ -97,6 +99,7 @@ def evaluate(case: Case, network: LungNetwork, borders: Borders = follow_fissure
         row |= {"lobe_dice": scores, "lobes_dice": round(float(np.mean(list(scores.values()))), 3)}
     if case.fissures:
         row["fissures_mm"] = _far_from(found, case.fissures)
+        row["fissures_sd"] = {name: round(sd, 1) for name, sd in (found.fissures_sd or {}).items()}
         if case.lobes is not None:
             row["atlas_fissures_mm"] = _far_from(LobeLabels(case.lobes, case.volume.grid), case.fissures)
         if pictures is not None:
