@@ -13,6 +13,7 @@ from lobewise.pipeline.fissure_shapes import (
     SIDES_OF,
     STANDARD_MM,
     LungBox,
+    _Search,
     draw_side,
     lay_fissures,
     quadratic_terms,
@@ -167,6 +168,20 @@ def test_a_lungs_box_brings_points_to_the_standard_lung_and_back(seed: int) -> N
     standard = box.to_standard(points)
     assert ((standard >= 0) & (standard <= STANDARD_MM)).all()
     np.testing.assert_allclose(box.to_lps(standard), points, atol=1e-9)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_the_search_knows_which_way_is_down(seed: int) -> None:
+    """Where sheetness rises evenly to the head, the slope is known exactly."""
+    rng = np.random.default_rng(seed)
+    rising = np.broadcast_to(np.linspace(0, 1, ROI.shape[0], dtype=np.float32)[:, None, None], ROI.shape)
+    fissure = read_shapes()[FISSURES[seed % 3]]
+    drawn = rng.multivariate_normal(fissure.mean, 0.2 * fissure.covariance)
+    search = _Search.of(fissure, LungBox.of(LEFT, ROI), Sheets(rising.copy(), ROI), drawn)
+    at, step = 0.3 * rng.normal(size=6), 1e-4 * rng.normal(size=6)
+    change = search.nats(at + step, 0.4, 0.05) - search.nats(at - step, 0.4, 0.05)
+    assert search.slope(at, 0.4, 0.05) @ (2 * step) == pytest.approx(change, rel=0.05, abs=1e-5)
 
 
 def test_each_fissure_parts_lobes_of_one_side() -> None:

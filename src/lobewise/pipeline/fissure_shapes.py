@@ -41,13 +41,15 @@ SHAPES: Final = {"origin": (3,), "axes": (3, 3), "reach": (2, 2), "mean": (6,), 
 """Of a fissure's arrays in `fissure_shapes.json`, which holds them flat."""
 STEP_MM: Final = 4.0
 """Between the points of a surface."""
-STARTS: Final = 300
+STARTS: Final = 400
 """Surfaces drawn from the model: they tell what a surface meets by chance, and where to begin."""
 STARTS_NEAR_DRAWN: Final = 60
 """More starts, around the border that was drawn; the best of all ..."""
-SEARCHES: Final = 3
+SEARCHES: Final = 12
 """... begin a search each."""
-MOST_ROUNDS: Final = 3
+MOST_STEPS: Final = 20
+SLOPE_MM: Final = 1.0
+"""Sheets are compared so far above and below a surface, to tell which way it should move."""
 LEAST_CHANCE: Final = 1e-4
 """Spread of what surfaces meet by chance, at least: without any sheet there is nothing to tell."""
 DRAWN_NATS: Final = 2.0
@@ -201,7 +203,8 @@ class _Search:
     what it has more (the likelihood ratio of a signal of unknown strength), and likely in itself as people have it.
 
     Attributes:
-        terms: of the points of the mean plane that the surface is made of.
+        terms: of the points of the mean plane that the surface is made of; times scores, their heights in mm over ...
+        mean_mm: ... those of the mean person.
         foot, normal: where those points lie in `seen` (voxels), and how far 1 mm of height is.
         root: brings scores to coefficients.
         drawn: scores of the border that was drawn, if there is one.
@@ -209,6 +212,7 @@ class _Search:
 
     fissure: Fissure
     terms: Float64[np.ndarray, "n 6"]
+    mean_mm: Float64[np.ndarray, " n"]
     foot: Float64[np.ndarray, "n 3"]
     normal: Float64[np.ndarray, "3"]
     seen: Float32[np.ndarray, "z y x"]
@@ -223,44 +227,62 @@ class _Search:
         root = np.linalg.cholesky(fissure.covariance + 1e-9 * np.eye(6))
         scores = None if drawn is None else np.linalg.solve(root, drawn - fissure.mean)
         seen = ndimage.gaussian_filter(sheets.sheetness, 1.0)
-        return cls(fissure, quadratic_terms(flat), foot, (raised - foot)[0], seen, root, scores)
+        terms = quadratic_terms(flat)
+        return cls(fissure, terms @ root, terms @ fissure.mean, foot, (raised - foot)[0], seen, root, scores)
 
     def best(self) -> tuple[Coefficients, float]:
         """The coefficients, and by how many standard deviations they meet more sheet than chance does."""
         rng = np.random.default_rng(0)
         starts = [np.zeros(6), *rng.normal(size=(STARTS, 6))]
-        by_chance = np.quantile([self.met(start) for start in starts], [0.16, 0.5])
-        median, spread = float(by_chance[1]), max(float(by_chance[1] - by_chance[0]), LEAST_CHANCE)
+        low, median = np.quantile([self.met(start) for start in starts], [0.16, 0.5])
+        spread = max(float(median - low), LEAST_CHANCE)
         searched = []
         if self.drawn is not None:
             starts += [self.drawn, *(self.drawn + 0.5 * rng.normal(size=(STARTS_NEAR_DRAWN, 6)))]
             searched.append(self.drawn)
 
         def loss(scores: Scores) -> float:
-            unusual = max((self.met(scores) - median) / spread, 0.0)
-            return 0.5 * float(np.sum(scores**2)) - 0.5 * unusual**2 + self.away(scores)
+            return self.nats(scores, float(median), spread)
+
+        def slope(scores: Scores) -> Scores:
+            return self.slope(scores, float(median), spread)
 
         searched += sorted(starts, key=loss)[:SEARCHES]
-        options = {"maxiter": MOST_ROUNDS}
-        found = [optimize.minimize(loss, start, method="Powell", options=options) for start in searched]
+        options = {"maxiter": MOST_STEPS}
+        found = [optimize.minimize(loss, start, jac=slope, method="L-BFGS-B", options=options) for start in searched]
         winner = min(found, key=lambda result: float(result.fun)).x
-        return self._coefficients(winner), (self.met(winner) - median) / spread
+        return np.asarray(self.fissure.mean + self.root @ winner), (self.met(winner) - float(median)) / spread
+
+    def nats(self, scores: Scores, median: float, spread: float) -> float:
+        """How unlikely a surface is, where chance meets as much as `median` and `spread` say."""
+        unusual = max((self.met(scores) - median) / spread, 0.0)
+        nats = 0.5 * float(np.sum(scores**2)) - 0.5 * unusual**2
+        if self.drawn is not None:
+            away_mm = np.abs(self.terms @ (scores - self.drawn))
+            nats += DRAWN_NATS * float(np.minimum(away_mm / FAR_MM, 1.0).mean())
+        return nats
+
+    def slope(self, scores: Scores, median: float, spread: float) -> Scores:
+        """Of `nats`, by the scores."""
+        slope = scores.copy()
+        unusual = (self.met(scores) - median) / spread
+        if unusual > 0:
+            rising = (self._met_at(scores, SLOPE_MM) - self._met_at(scores, -SLOPE_MM)) / (2 * SLOPE_MM)
+            slope -= unusual / spread * (rising @ self.terms) / len(self.terms)
+        if self.drawn is not None:
+            away_mm = self.terms @ (scores - self.drawn)
+            pull = np.sign(away_mm) * (np.abs(away_mm) < FAR_MM)
+            slope += DRAWN_NATS / FAR_MM * (pull @ self.terms) / len(self.terms)
+        return slope
 
     def met(self, scores: Scores) -> float:
         """Mean sheetness on the surface."""
-        heights_mm = self.terms @ self._coefficients(scores)
+        return float(self._met_at(scores, 0.0).mean())
+
+    def _met_at(self, scores: Scores, above_mm: float) -> Float32[np.ndarray, " n"]:
+        heights_mm = self.mean_mm + self.terms @ scores + above_mm
         where = self.foot + heights_mm[:, None] * self.normal
-        return float(ndimage.map_coordinates(self.seen, where.T, order=1, mode="constant").mean())
-
-    def away(self, scores: Scores) -> float:
-        """What it costs to be away from the border that was drawn."""
-        if self.drawn is None:
-            return 0.0
-        away_mm = np.abs(self.terms @ (self.root @ (scores - self.drawn)))
-        return DRAWN_NATS * float(np.minimum(away_mm / FAR_MM, 1.0).mean())
-
-    def _coefficients(self, scores: Scores) -> Coefficients:
-        return np.asarray(self.fissure.mean + self.root @ scores)
+        return np.asarray(ndimage.map_coordinates(self.seen, where.T, order=1, mode="constant"))
 
 
 def _above(fissure: Fissure, coefficients: Coefficients, box: LungBox, sheets: Sheets) -> Sheets:
