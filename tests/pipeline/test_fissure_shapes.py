@@ -175,10 +175,11 @@ def test_a_lungs_box_brings_points_to_the_standard_lung_and_back(seed: int) -> N
 def test_the_search_knows_which_way_is_down(seed: int) -> None:
     """Where sheetness rises evenly to the head, the slope is known exactly."""
     rng = np.random.default_rng(seed)
-    rising = np.broadcast_to(np.linspace(0, 1, ROI.shape[0], dtype=np.float32)[:, None, None], ROI.shape)
+    wide = Grid((80, 80, 80), (6.0, 6.0, 6.0), (-240.0, -240.0, -240.0))
+    rising = np.broadcast_to(np.linspace(0, 1, 80, dtype=np.float32)[:, None, None], wide.shape)
     fissure = read_shapes()[FISSURES[seed % 3]]
     drawn = rng.multivariate_normal(fissure.mean, 0.2 * fissure.covariance)
-    search = _Search.of(fissure, LungBox.of(LEFT, ROI), Sheets(rising.copy(), ROI), drawn)
+    search = _Search.of(fissure, LungBox.of(LEFT, ROI), Sheets(rising.copy(), wide), drawn)
     at, step = 0.3 * rng.normal(size=6), 1e-4 * rng.normal(size=6)
     change = search.nats(at + step, 0.4, 0.05) - search.nats(at - step, 0.4, 0.05)
     assert search.slope(at, 0.4, 0.05) @ (2 * step) == pytest.approx(change, rel=0.05, abs=1e-5)
