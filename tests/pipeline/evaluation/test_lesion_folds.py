@@ -1,0 +1,88 @@
+"""Every real patient is marked by a network that never saw it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lobewise.pipeline.evaluation import lesion_folds
+from lobewise.pipeline.evaluation.lesion_folds import FOLDS, main, summary
+from lobewise.pipeline.evaluation.lesions import LesionResult
+from lobewise.pipeline.training import lesions as training
+from lobewise.pipeline.training.covid_slices import CASE_STARTS
+
+RECIPE = {
+    "steps": 2,
+    "crop": [16, 32, 32],
+    "validate_every": 2,
+    "bfloat16": False,
+    "kinds": {"covid": 1.0},
+    "network": {"stem": 4, "growth": 4, "layers": 1, "widths": [4, 4, 4, 4, 4]},
+}
+
+
+@pytest.fixture
+def bank(tmp_path: Path) -> Path:
+    folder = tmp_path / "bank"
+    folder.mkdir()
+    lungs = np.zeros((16, 48, 48), dtype=np.bool_)
+    lungs[2:14, 4:44, 4:44] = True
+    lesions = np.zeros_like(lungs)
+    lesions[4:12, 10:30, 10:30] = True
+    for name in ("covid-0-0", "covid-0-1", "covid-1-0", "covid-2-0", "grown-case05-0"):
+        np.savez(folder / f"{name}.npz", image=np.uint8(60 + 90 * lesions), lungs=lungs, lesions=lesions)
+    return folder
+
+
+def test_the_folds_hold_each_case_once() -> None:
+    assert sorted(case for fold in FOLDS for case in fold) == list(range(len(CASE_STARTS)))
+
+
+def test_no_patient_is_marked_by_what_it_taught(
+    bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And all runs begin with the same weights; a second call finds them done."""
+    recipe = json.dumps(RECIPE)
+    training.main([str(bank), str(tmp_path / "pre"), "--recipe", recipe, "--device", "cpu"])
+    capsys.readouterr()
+    taught: list[set[str]] = []
+    read = training.read_examples
+
+    def note(folder: Path, teaches: object) -> list[object]:
+        examples = read(folder, teaches)  # type: ignore[arg-type]
+        taught.append({example.name for example in examples})
+        return list(examples)
+
+    monkeypatch.setattr(training, "read_examples", note)
+    start = str(tmp_path / "pre" / "last.pt")
+    arguments = [str(bank), str(tmp_path / "out"), "--start", start, "--recipe", recipe, "--device", "cpu"]
+    main([*arguments, "--folds", "[[0], [1, 2]]"])
+    assert taught == [{"covid-1-0", "covid-2-0"}, {"covid-0-0", "covid-0-1"}]
+    shown = capsys.readouterr().out
+    assert all(f"| {name} |" in shown for name in ("covid-0-0", "covid-0-1", "covid-1-0", "covid-2-0"))
+    assert "case05" not in shown
+    main([*arguments, "--folds", "[[0], [1, 2]]"])
+    assert capsys.readouterr().out == shown
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"fold-0", "fold-1-2"}
+
+
+def test_the_mean_is_over_patients_not_volumes() -> None:
+    results = [
+        LesionResult("covid-0-0", 0.2, 0.1, 10.0, 20.0),
+        LesionResult("covid-0-1", 0.4, 0.1, 12.0, 22.0),
+        LesionResult("covid-3-0", 0.9, 0.3, 2.0, 2.0),
+    ]
+    assert summary(results).splitlines() == [
+        "| case | 0 | 3 | mean |",
+        "|---|---|---|---|",
+        "| Dice | 0.30 | 0.90 | 0.60 |",
+        "| baseline | 0.10 | 0.30 | 0.20 |",
+        "| percent found | 11.0 | 2.0 | 6.5 |",
+        "| percent true | 21.0 | 2.0 | 11.5 |",
+    ]
+
+
+def test_the_command_asks_for_where_to_begin(bank: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        lesion_folds.main([str(bank), str(tmp_path / "out")])
