@@ -293,12 +293,16 @@ def prepare(
         int | None,
         typer.Option(help="Of each scan, all but the first deformed.", min=1, show_default="20 landmarks, 10 lungs"),
     ] = None,
+    draw_lobes: Annotated[
+        bool,
+        typer.Option("--draw-lobes", help="Where lungs alone are marked, draw lobes by the fissures."),
+    ] = False,
 ) -> None:
     """Bring your own scans, masks and marks to the grid of a network. A tenth of the patients is kept to judge it."""
     demand("torch", "worker")
     from lobewise.cli.training import prepare as prepare_cohort
 
-    count = prepare_cohort(manifest, stage, bank, processes, copies)
+    count = prepare_cohort(manifest, stage, bank, processes, copies, draw_lobes=draw_lobes)
     err.print(f"{count} volumes in {bank}", highlight=False)
 
 

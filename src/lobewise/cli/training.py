@@ -37,7 +37,9 @@ class Order:
         return self.run / f"{self.stage}.safetensors"
 
 
-def prepare(manifest: Path, stage: str, bank: Path, processes: int, copies: int | None) -> int:
+def prepare(
+    manifest: Path, stage: str, bank: Path, processes: int, copies: int | None, *, draw_lobes: bool = False
+) -> int:
     """Bring the scans of a manifest to the grid of a stage; returns how many volumes lie in the bank."""
     try:
         rows = read_manifest(manifest)
@@ -49,6 +51,7 @@ def prepare(manifest: Path, stage: str, bank: Path, processes: int, copies: int 
                 processes,
                 lambda done: shown.show(f"preparing {len(rows)} scans", done),
                 copies,
+                draw_lobes=draw_lobes,
             )
     except (CohortError, PipelineError) as error:
         raise fail(

@@ -11,7 +11,7 @@ from lobewise.pipeline.networks.q_network import LandmarkConfig
 from lobewise.pipeline.training import landmarks, lungs
 from lobewise.pipeline.training.cohort import CohortError, Row, prepare_cohort, read_manifest, split_of
 from lobewise.pipeline.training.lesion_crops import read_example, read_examples
-from lobewise.pipeline.training.lungs import read_volume
+from lobewise.pipeline.training.lungs import UNKNOWN_LOBE, read_volume
 from lobewise.pipeline.training.splits import Stage, patient_of, read_split
 from lobewise.pipeline.volume import Grid, Matrix, Volume
 from lobewise.pipeline.writing import write_ct, write_mask
@@ -67,6 +67,36 @@ def test_lobes_are_prepared_as_they_are_and_lungs_as_lung_of_unknown_lobe(tmp_pa
     first, second = prepare_cohort(rows, Stage.LUNGS, tmp_path / "bank", copies=1)
     assert set(np.unique(read_volume(first)[1])) == {0, 2, 5}
     assert set(np.unique(read_volume(second)[1])) == {0, 6}
+
+
+@pytest.mark.parametrize(
+    ("slices_mm", "drawn"), [(3.0, {0, 1, 2, 3, 4, 5}), (4.0, {0, UNKNOWN_LOBE})], ids=["thin slices", "thick slices"]
+)
+def test_lobes_are_drawn_into_lungs_where_that_is_asked_for(tmp_path: Path, slices_mm: float, drawn: set[int]) -> None:
+    """The left lobes on the patient's left, though x leads to the right in this scan."""
+    grid = Grid((60, 40, 70), (slices_mm, 3.4, 3.4), (120.0, 70.0, 0.0), FLIPPED)
+    lungs = np.zeros(grid.shape, dtype=np.bool_)
+    lungs[4:56, 5:35, 6:30], lungs[4:56, 5:35, 40:64] = True, True
+    write_ct(tmp_path / "ct.nii.gz", Volume(np.where(lungs, -850, 40).astype(np.int16), grid))
+    write_mask(tmp_path / "lungs.nii.gz", lungs, grid)
+    rows = read_manifest(manifest(tmp_path, ["one,ct.nii.gz,lungs.nii.gz,,"]))
+    (path,) = prepare_cohort(rows, Stage.LUNGS, tmp_path / "bank", copies=1, draw_lobes=True)
+    labels = read_volume(path)[1]
+    assert set(np.unique(labels)) == drawn
+    if 1 in drawn:
+        left, right = (np.argwhere(np.isin(labels, side))[:, 2].mean() for side in ((1, 2), (3, 4, 5)))
+        assert left > right
+
+
+def test_one_lung_alone_stays_lung_of_unknown_lobe(tmp_path: Path) -> None:
+    grid = Grid((60, 40, 70), (3.0, 3.4, 3.4), (120.0, 70.0, 0.0), FLIPPED)
+    lungs = np.zeros(grid.shape, dtype=np.bool_)
+    lungs[4:56, 5:35, 6:30] = True
+    write_ct(tmp_path / "ct.nii.gz", Volume(np.where(lungs, -850, 40).astype(np.int16), grid))
+    write_mask(tmp_path / "lungs.nii.gz", lungs, grid)
+    rows = read_manifest(manifest(tmp_path, ["one,ct.nii.gz,lungs.nii.gz,,"]))
+    (path,) = prepare_cohort(rows, Stage.LUNGS, tmp_path / "bank", copies=1, draw_lobes=True)
+    assert set(np.unique(read_volume(path)[1])) == {0, UNKNOWN_LOBE}
 
 
 def test_what_is_prepared_stays(tmp_path: Path) -> None:

@@ -55,15 +55,22 @@ def test_the_model_knows_the_mean_plane_and_how_far_people_differ(model: Fissure
 
 
 def test_the_left_lung_is_the_one_of_greater_x() -> None:
-    left, right = split_sides(lungs())
+    left, right = split_sides(lungs(), GRID)
     assert np.nonzero(left)[2].min() == 64
     assert np.nonzero(right)[2].max() == 47
+
+
+def test_left_is_the_patients_left_however_the_scan_lies() -> None:
+    turned = Grid(GRID.shape, GRID.spacing_mm, (140.0, 88.0, -264.0), ((-1.0, 0, 0), (0, -1.0, 0), (0, 0, 1.0)))
+    left, right = split_sides(lungs(), turned)
+    assert np.nonzero(left)[2].max() == 47
+    assert np.nonzero(right)[2].min() == 64
 
 
 def test_lungs_that_touch_are_split_where_they_touch() -> None:
     mask = lungs()
     mask[50:54, 30:34, 48:64] = True
-    left, right = split_sides(mask)
+    left, right = split_sides(mask, GRID)
     np.testing.assert_array_equal(left | right, mask)
     assert not (left & right).any()
     assert abs(int(left.sum()) - int(right.sum())) < 200
@@ -73,13 +80,13 @@ def test_one_lung_cannot_be_split() -> None:
     mask = lungs()
     mask[:, :, :56] = False
     with pytest.raises(ValueError, match="told apart"):
-        split_sides(mask)
+        split_sides(mask, GRID)
 
 
 def test_lobes_of_a_mask_follow_the_fissures_that_the_image_shows(model: FissureModel) -> None:
     """A bright sheet is drawn 15 mm beside the mean plane of the left fissure; the lobes must meet there."""
     mask = lungs()
-    left, _ = split_sides(mask)
+    left, _ = split_sides(mask, GRID)
     fissure, box = model["left_oblique"], LungBox.of(left, GRID)
     heights = np.zeros(GRID.shape)
     moved = fissure.mean + np.array([15.0, 0, 0, 0, 0, 0])

@@ -26,7 +26,7 @@ from scipy import ndimage
 from lobewise.pipeline.anatomy import Landmark, Lobe
 from lobewise.pipeline.evaluation.fissures import Marks, draw_marks, fissure_distances_mm, read_fissure_marks
 from lobewise.pipeline.evaluation.overlap import dice, recall, surface_distance_95_mm
-from lobewise.pipeline.fissure_shapes import SeenSd
+from lobewise.pipeline.fissure_shapes import SeenSd, read_shapes
 from lobewise.pipeline.fissures import follow_fissures
 from lobewise.pipeline.landmarks import LandmarkPosition
 from lobewise.pipeline.lungs import Borders, segment_lungs
@@ -36,7 +36,7 @@ from lobewise.pipeline.networks.weights import load_weights
 from lobewise.pipeline.phantom import PhantomRecipe, make_phantom
 from lobewise.pipeline.reading import read_ct
 from lobewise.pipeline.training.covid_slices import PIXEL_MM, SLICE_MM, as_hu, read_covid
-from lobewise.pipeline.training.fissure_atlas import draw_lobes, learn_fissures
+from lobewise.pipeline.training.fissure_atlas import draw_lobes
 from lobewise.pipeline.training.landmark_bank import read_marks, real_path
 from lobewise.pipeline.training.lung_bank import with_opacities
 from lobewise.pipeline.training.lungs import OPAQUE, OPAQUE_HU
@@ -197,7 +197,7 @@ def summarise(rows: Sequence[Row]) -> Row:
 def _held_out_case(data: Path, marks: Mapping[Landmark, Triple]) -> Case:
     volume = read_ct(data / "lctsc" / f"{HELD_OUT_CASE}_ct.nii.gz").volume
     lungs = sitk.GetArrayFromImage(sitk.ReadImage(str(data / "lctsc" / f"{HELD_OUT_CASE}_lungs.nii.gz"))) > 0
-    lobes, _ = draw_lobes(volume, lungs, learn_fissures(data / "fissures"))
+    lobes, _ = draw_lobes(volume, lungs, read_shapes())
     return Case(HELD_OUT_CASE, volume, marks, lungs, lobes, fissures=read_fissure_marks()[HELD_OUT_CASE])
 
 

@@ -12,7 +12,9 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -20,10 +22,13 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from lobewise.pipeline.anatomy import LEFT_LOBES, RIGHT_LOBES, Landmark
+from lobewise.pipeline.fissure_shapes import read_shapes
+from lobewise.pipeline.fissures import THICKEST_SLICES_MM
 from lobewise.pipeline.lesions import SPACING_MM
 from lobewise.pipeline.networks.di2in import LungConfig
 from lobewise.pipeline.networks.q_network import LandmarkConfig
 from lobewise.pipeline.reading import read_ct
+from lobewise.pipeline.training.fissure_atlas import draw_lobes as draw_lobes_of
 from lobewise.pipeline.training.landmark_bank import base_of, deform, write_scan
 from lobewise.pipeline.training.lesion_bank import save_volume, to_8_bit
 from lobewise.pipeline.training.lung_bank import Chest, crop_to_lungs, deformed_copy, write_volume
@@ -109,11 +114,14 @@ def prepare_cohort(
     processes: int = 1,
     progress: Callable[[float], None] | None = None,
     copies: int | None = None,
+    *,
+    draw_lobes: bool = False,
 ) -> list[Path]:
     """Write the prepared volumes, and who judges the training, to `bank`; volumes that are there already stay.
 
     Args:
         copies: of each scan that teaches; by default `COPIES` of the stage.
+        draw_lobes: where only lungs are named, draw their lobes by the fissures that the scan shows.
 
     Raises:
         CohortError: a scan or mask cannot be learned from, or none is left. The volumes before it stay prepared.
@@ -128,7 +136,8 @@ def prepare_cohort(
     written: list[Path] = []
     with ProcessPoolExecutor(processes) as pool:
         counts = [1 if row.slug in aside else copies or COPIES[stage] for row in rows]
-        waiting = [pool.submit(prepare_scan, row, stage, bank, n) for row, n in zip(rows, counts, strict=True)]
+        prepare = partial(prepare_scan, draw_lobes=draw_lobes)
+        waiting = [pool.submit(prepare, row, stage, bank, n) for row, n in zip(rows, counts, strict=True)]
         for done, future in enumerate(as_completed(waiting), start=1):
             try:
                 written += future.result()
@@ -140,7 +149,7 @@ def prepare_cohort(
     return sorted(written)
 
 
-def prepare_scan(row: Row, stage: Stage, bank: Path, copies: int = 1) -> list[Path]:
+def prepare_scan(row: Row, stage: Stage, bank: Path, copies: int = 1, *, draw_lobes: bool = False) -> list[Path]:
     """Bring one scan to the grid of the stage: as it is, and deformed.
 
     Raises:
@@ -163,8 +172,10 @@ def prepare_scan(row: Row, stage: Stage, bank: Path, copies: int = 1) -> list[Pa
         _check_lobes(lobes, volume.grid, row)
     _check_lungs(lungs > 0, volume, row)
     if stage is Stage.LUNGS:
-        labels = np.where(lungs > 0, UNKNOWN_LOBE, 0).astype(np.uint8) if lobes is None else lobes
-        _write_for_lungs(paths, volume, labels)
+        if lobes is None:
+            lobes = _drawn(volume, lungs > 0) if draw_lobes else None
+        unknown = np.where(lungs > 0, UNKNOWN_LOBE, 0).astype(np.uint8)
+        _write_for_lungs(paths, volume, unknown if lobes is None else lobes)
     else:
         lesions = _read_mask(row.lesions, volume)
         if lesions is None:
@@ -224,6 +235,15 @@ def _read_mask(path: Path | None, volume: Volume) -> Labels | None:
         raise CohortError(f"{path.name} is no mask: it holds values from {stored.hu.min()} to {stored.hu.max()}")
     labels = stored.hu.astype(np.uint8)
     return labels if stored.grid == volume.grid else resample_labels(labels, stored.grid, volume.grid)
+
+
+def _drawn(volume: Volume, lungs: Bool[np.ndarray, "z y x"]) -> Labels | None:
+    """Lobes by the shape model of the fissures; None where slices are too thick for it, or there is one lung."""
+    if max(volume.grid.spacing_mm) > THICKEST_SLICES_MM:
+        return None
+    with suppress(ValueError):
+        return draw_lobes_of(volume, lungs, read_shapes())[0]
+    return None
 
 
 def _check_lungs(lungs: Bool[np.ndarray, "z y x"], volume: Volume, row: Row) -> None:

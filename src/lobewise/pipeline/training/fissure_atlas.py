@@ -29,7 +29,10 @@ from lobewise.pipeline.fissure_shapes import (
     quadratic_terms,
 )
 from lobewise.pipeline.fissure_sheets import find_faint_sheets
-from lobewise.pipeline.volume import Volume
+from lobewise.pipeline.volume import Grid, Volume
+
+Mask = Bool[np.ndarray, "z y x"]
+Labels = UInt8[np.ndarray, "z y x"]
 
 ATLAS_LABELS: Final[Mapping[str, int]] = {"right": 2, "left": 3}
 MIN_POINTS: Final = 8
@@ -59,8 +62,8 @@ def read_people(folder: Path) -> list[dict[str, Float64[np.ndarray, "n 3"]]]:
     return people
 
 
-def split_sides(lungs: Bool[np.ndarray, "z y x"]) -> tuple[Bool[np.ndarray, "z y x"], Bool[np.ndarray, "z y x"]]:
-    """The left and the right lung of a mask in which they may touch; x grows to the left.
+def split_sides(lungs: Mask, grid: Grid) -> tuple[Mask, Mask]:
+    """The left and the right lung of a mask in which they may touch.
 
     Raises:
         ValueError: the mask does not fall apart into two lungs however it is eroded.
@@ -70,16 +73,18 @@ def split_sides(lungs: Bool[np.ndarray, "z y x"]) -> tuple[Bool[np.ndarray, "z y
         labels, count = ndimage.label(eroded)
         sizes = np.bincount(labels.ravel(), minlength=3)[1:]
         if count >= 2 and np.sort(sizes)[-2] > 0.2 * sizes.sum():
-            return _by_nearest(lungs, [labels == 1 + number for number in np.argsort(sizes)[-2:]])
+            return _by_nearest(lungs, [labels == 1 + number for number in np.argsort(sizes)[-2:]], grid)
         eroded = ndimage.binary_erosion(eroded)
     raise ValueError("the lungs of this mask cannot be told apart")
 
 
-def draw_lobes(
-    volume: Volume, lungs: Bool[np.ndarray, "z y x"], model: FissureModel
-) -> tuple[UInt8[np.ndarray, "z y x"], dict[str, float]]:
-    """Lobes of a lung mask, and how far above chance (standard deviations) each fissure meets sheets."""
-    left, right = split_sides(lungs)
+def draw_lobes(volume: Volume, lungs: Mask, model: FissureModel) -> tuple[Labels, dict[str, float]]:
+    """Lobes of a lung mask, and how far above chance (standard deviations) each fissure meets sheets.
+
+    Raises:
+        ValueError: the two lungs of the mask cannot be told apart.
+    """
+    left, right = split_sides(lungs, volume.grid)
     sheets = find_faint_sheets(volume, volume.grid, lungs)
     labels = np.zeros(lungs.shape, dtype=np.uint8)
     seen_sd: dict[str, float] = {}
@@ -153,11 +158,9 @@ def _atlas_boxes(path: Path) -> dict[str, Float64[np.ndarray, "2 3"]]:
     return boxes
 
 
-def _by_nearest(
-    lungs: Bool[np.ndarray, "z y x"], cores: Sequence[Bool[np.ndarray, "z y x"]]
-) -> tuple[Bool[np.ndarray, "z y x"], Bool[np.ndarray, "z y x"]]:
+def _by_nearest(lungs: Mask, cores: Sequence[Mask], grid: Grid) -> tuple[Mask, Mask]:
     """Every voxel to the nearer core; the core of greater x is the left lung."""
-    right, left = sorted(cores, key=lambda core: float(np.nonzero(core)[2].mean()))
+    right, left = sorted(cores, key=lambda core: float(grid.to_lps(np.argwhere(core).mean(axis=0))[0]))
     is_left = ndimage.distance_transform_edt(~left) < ndimage.distance_transform_edt(~right)
     return lungs & is_left, lungs & ~is_left
 

@@ -19,12 +19,14 @@ from jaxtyping import Bool, Float32, UInt8
 from scipy import ndimage
 
 from lobewise.pipeline.anatomy import AIR_HU, Landmark
+from lobewise.pipeline.fissure_shapes import read_shapes
 from lobewise.pipeline.landmarks import LandmarkPosition
 from lobewise.pipeline.lungs import roi_grid
 from lobewise.pipeline.networks.di2in import LungConfig
 from lobewise.pipeline.phantom import PhantomRecipe, make_phantom
+from lobewise.pipeline.reading import read_ct
 from lobewise.pipeline.training.covid_slices import PIXEL_MM, SLICE_MM, CovidSlices, as_hu, read_covid
-from lobewise.pipeline.training.fissure_atlas import draw_lobes, learn_fissures
+from lobewise.pipeline.training.fissure_atlas import draw_lobes
 from lobewise.pipeline.training.landmark_bank import read_marks
 from lobewise.pipeline.training.lungs import OPAQUE, OPAQUE_HU, UNKNOWN_LOBE
 from lobewise.pipeline.volume import Grid, Triple, Volume, grid_of, resample, resample_labels, to_sitk
@@ -62,17 +64,15 @@ class Chest:
         return cls(Volume(hu, grid), lobes, (x, y, z))
 
 
-def read_lctsc(folder: Path, case: str, fissures: Path) -> Chest:
-    """A case of the Lung CT Segmentation Challenge; its lobes are fitted from its lung mask and visible fissures."""
-    ct = sitk.ReadImage(str(folder / f"{case}_ct.nii.gz"))
+def read_lctsc(folder: Path, case: str) -> Chest:
+    """A case of the Lung CT Segmentation Challenge; its lobes are drawn by the shape model of the fissures."""
     mask = sitk.ReadImage(str(folder / f"{case}_lungs.nii.gz"))
-    source = grid_of(ct)
-    grid = source.covering(BASE_MM)
-    hu = np.rint(resample(sitk.GetArrayFromImage(ct), source, grid)).astype(np.int16)
-    lungs = resample(sitk.GetArrayFromImage(mask).astype(np.float32), source, grid, outside=0) > 0.5
-    volume = Volume(hu, grid)
-    labels, _ = draw_lobes(volume, lungs, learn_fissures(fissures))
-    return Chest(volume, labels, read_marks()[case][Landmark.CARINA])
+    scan = read_ct(folder / f"{case}_ct.nii.gz").volume
+    lungs = resample_labels(sitk.GetArrayFromImage(mask), grid_of(mask), scan.grid) > 0
+    drawn, _ = draw_lobes(scan, lungs, read_shapes())
+    grid = scan.grid.covering(BASE_MM)
+    hu = np.rint(resample(scan.hu, scan.grid, grid)).astype(np.int16)
+    return Chest(Volume(hu, grid), resample_labels(drawn, scan.grid, grid), read_marks()[case][Landmark.CARINA])
 
 
 def deformed_copy(chest: Chest, config: LungConfig, rng: np.random.Generator) -> tuple[Hu, Labels]:
@@ -239,7 +239,7 @@ def _fill(hu: Hu, share: Float32[np.ndarray, "z y x"], rng: np.random.Generator)
 
 def _make_real(options: argparse.Namespace, config: LungConfig) -> None:
     for case in options.cases:
-        chest = read_lctsc(options.data / "lctsc", case, options.data / "fissures")
+        chest = read_lctsc(options.data / "lctsc", case)
         for number in range(options.first_copy, options.copies):
             rng = np.random.default_rng([int(case[-2:]), number])
             hu, labels = deformed_copy(chest, config, rng)
@@ -283,7 +283,7 @@ def _tell(path: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Fill a folder with prepared volumes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, help="holds lctsc/, fissures/ and covid-slices/")
+    parser.add_argument("data", type=Path, help="holds lctsc/ and covid-slices/")
     parser.add_argument("out", type=Path)
     parser.add_argument("--cases", nargs="*", default=[])
     parser.add_argument("--covid", type=int, nargs="*", default=[], help="cases of the COVID-19 slices, 0 to 6")
