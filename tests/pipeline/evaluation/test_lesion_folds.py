@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lobewise.pipeline.evaluation import lesion_folds
-from lobewise.pipeline.evaluation.lesion_folds import FOLDS, main, summary
+from lobewise.pipeline.evaluation.lesion_folds import FOLDS, PROBABILITIES, Marked, chosen_by_others, main, summary
 from lobewise.pipeline.evaluation.lesions import LesionResult
 from lobewise.pipeline.training import lesions as training
 from lobewise.pipeline.training.covid_slices import CASE_STARTS
@@ -86,3 +86,18 @@ def test_the_mean_is_over_patients_not_volumes() -> None:
 def test_the_command_asks_for_where_to_begin(bank: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         lesion_folds.main([str(bank), str(tmp_path / "out")])
+
+
+def marked(case: int, dices: dict[float, float]) -> Marked:
+    """A volume that has a Dice of 0 wherever nothing else is said."""
+    results = {p: LesionResult(f"covid-{case}-0", dices.get(p, 0.0), 0.1, 1.0, 1.0) for p in PROBABILITIES}
+    return Marked(results[0.5], results)
+
+
+def test_no_fold_chooses_its_own_probability() -> None:
+    folds = [
+        [marked(0, {0.5: 0.9, 0.1: 0.2})],
+        [marked(1, {0.5: 0.1, 0.1: 0.8})],
+        [marked(2, {0.5: 0.3, 0.1: 0.7})],
+    ]
+    assert [result.dice for result in chosen_by_others(folds)] == [0.2, 0.1, 0.3]

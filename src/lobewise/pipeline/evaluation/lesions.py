@@ -7,7 +7,7 @@ all of the lung above -700 HU.
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -47,11 +47,7 @@ class LesionResult:
 def evaluate_bank(bank: Path, network: LesionNetwork, part: str) -> Iterator[LesionResult]:
     """The volumes of the patients kept aside for `part`: `validation` or `test`."""
     split = read_split(bank, Stage.LESIONS)
-    yield from evaluate_patients(bank, network, split.validation if part == "validation" else split.test)
-
-
-def evaluate_patients(bank: Path, network: LesionNetwork, patients: Sequence[str]) -> Iterator[LesionResult]:
-    """All volumes of some patients."""
+    patients = split.validation if part == "validation" else split.test
     for example in read_examples(bank, lambda path: patient_of(path) in patients):
         image = example.image.astype(np.float32) / 255
         yield _compare(example.name, image, example.lungs, example.lesions & example.lungs, network)
@@ -71,16 +67,22 @@ def evaluate_phantoms(count: int, network: LesionNetwork) -> Iterator[LesionResu
 def _compare(
     name: str, image: Float32[np.ndarray, "z y x"], lungs: Mask, truth: Mask, network: LesionNetwork
 ) -> LesionResult:
-    found = (believe_wide(_probability(image, lungs, network), lungs) >= LIKELY) & lungs
+    found = believe_wide(probability(image, lungs, network), lungs) >= LIKELY
+    return compare(name, found & lungs, truth, image, lungs)
+
+
+def compare(name: str, found: Mask, truth: Mask, image: Float32[np.ndarray, "z y x"], lungs: Mask) -> LesionResult:
+    """What was found in a volume, and what the baseline finds, with the truth."""
     baseline = (image > window(np.array([BASELINE_HU]))[0]) & lungs
     lung_voxels = max(int(lungs.sum()), 1)
     percent, true_percent = (100.0 * int(mask.sum()) / lung_voxels for mask in (found, truth))
     return LesionResult(name, dice(found, truth), dice(baseline, truth), percent, true_percent)
 
 
-def _probability(
+def probability(
     image: Float32[np.ndarray, "z y x"], lungs: Mask, network: LesionNetwork
 ) -> Float32[np.ndarray, "z y x"]:
+    """What the network thinks of a prepared volume, its image in [0, 1]."""
     pads = [(0, -n % stride) for n, stride in zip(image.shape, TOTAL_STRIDE, strict=True)]
     padded = (torch.from_numpy(np.pad(field, pads)) for field in (image, lungs.astype(np.float32)))
     z, y, x = image.shape
