@@ -11,12 +11,28 @@ def test_a_device_that_is_not_there_is_refused_with_its_name() -> None:
         choose_device("abacus")
 
 
-@pytest.mark.parametrize("has_matrix_units", [True, False])
-def test_the_cpu_computes_in_bfloat16_only_with_matrix_units(
-    monkeypatch: pytest.MonkeyPatch, has_matrix_units: bool
+@pytest.mark.parametrize(
+    ("capabilities", "gradients", "dtype"),
+    [
+        ({"amx_bf16": True, "avx512_bf16": True}, False, torch.bfloat16),
+        ({"amx_bf16": True, "avx512_bf16": True}, True, torch.bfloat16),
+        ({"amx_bf16": False, "avx512_bf16": True}, False, torch.bfloat16),
+        ({"amx_bf16": False, "avx512_bf16": True}, True, torch.float32),
+        ({}, False, torch.float32),
+    ],
+    ids=["matrix units", "training on them", "instructions", "training without matrix units", "neither"],
+)
+def test_the_cpu_computes_in_bfloat16_where_that_is_fast_and_right(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], gradients: bool, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": has_matrix_units})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     layer = torch.nn.Linear(4, 4)
-    with mixed_precision(torch.device("cpu")):
+    with mixed_precision(torch.device("cpu"), gradients=gradients):
         answer = layer(torch.ones(1, 4))
-    assert answer.dtype == (torch.bfloat16 if has_matrix_units else torch.float32)
+    assert answer.dtype == dtype
+
+
+def test_whoever_does_not_want_it_gets_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    with mixed_precision(torch.device("cpu"), wanted=False):
+        assert torch.nn.Linear(4, 4)(torch.ones(1, 4)).dtype == torch.float32

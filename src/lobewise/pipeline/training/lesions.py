@@ -254,7 +254,7 @@ class Run:
         recipe, network = self.recipe, self.network
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate_at(self.step, recipe)
-        with mixed_precision(self.team.device, wanted=recipe.bfloat16):
+        with mixed_precision(self.team.device, wanted=recipe.bfloat16, gradients=True):
             logits = network(crop.inputs()[None].contiguous(memory_format=torch.channels_last_3d))
         loss = lesion_loss(logits, crop, recipe)
         self.optimiser.zero_grad()

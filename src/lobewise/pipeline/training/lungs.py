@@ -201,7 +201,7 @@ def segmentation_loss(logits: Float[Tensor, "b 6 z y x"], targets: Targets, weig
 
 def trunk_loss(network: Di2in, sample: Sample, recipe: LungRecipe) -> tuple[Tensor, Tensor]:
     """Deep supervision: the losses at 4, 8 and 16 mm against averaged targets; also the 4 mm logits."""
-    with mixed_precision(sample.image.device, wanted=recipe.bfloat16):
+    with mixed_precision(sample.image.device, wanted=recipe.bfloat16, gradients=True):
         _, logits = network.trunk(sample.image)
     loss = torch.zeros((), device=sample.image.device)
     targets, weights = sample.targets, sample.weights
@@ -218,7 +218,7 @@ def detail_loss(network: Di2in, sample: Sample, recipe: LungRecipe) -> tuple[Ten
     """
     fine = (slice(None), slice(None), *sample.window)
     coarse = (slice(None), slice(None), *(slice(part.start // 2, part.stop // 2) for part in sample.window))
-    with mixed_precision(sample.image.device, wanted=recipe.bfloat16):
+    with mixed_precision(sample.image.device, wanted=recipe.bfloat16, gradients=True):
         with torch.no_grad():
             features, logits = network.trunk(sample.image)
         drawn = network.draw(sample.image[fine], features[coarse], logits[0][coarse])
