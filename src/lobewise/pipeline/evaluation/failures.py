@@ -69,7 +69,7 @@ def lobes_of(answer: Answer) -> tuple[Pair, str]:
     """Lung in its right lobe is found, lung in a wrong one is missed."""
     truth, found = answer.phantom.lobes.labels, answer.found.lobes.labels
     pair = Pair(truth > 0, (found > 0) & ((found == truth) | (truth == 0)))
-    return pair, f"lobes, mean Dice {answer.result.lobes_dice:.3f} (orange: in the wrong lobe, or missed)"
+    return pair, f"lobes, mean Dice {answer.result.lobes_dice:.3f} (missed: or in the wrong lobe)"
 
 
 def lesions_of(answer: Answer) -> tuple[Pair, str]:
@@ -123,7 +123,7 @@ def _middle_mm(pair: Pair, grid: Grid) -> Triple:
 
 
 def _name(row: Sequence[Axes], case: Answer, title: str) -> None:
-    row[0].set_title(f"Phantom {case.result.seed}: {title}", loc="left", parse_math=False)
+    row[0].set_title(f"Phantom {case.result.seed}\n{title}", loc="left", fontsize=9, parse_math=False)
     for panel in row:
         panel.set_axis_off()
 
