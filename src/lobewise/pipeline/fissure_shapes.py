@@ -87,9 +87,9 @@ class Fissure:
         """Points in the mean plane's own coordinates, the last of which is the height over it."""
         return np.asarray((points - self.origin) @ self.axes.T)
 
-    def plane(self, step_mm: float = STEP_MM) -> Float64[np.ndarray, "n 2"]:
+    def plane(self) -> Float64[np.ndarray, "n 2"]:
         """Points spread over the mean plane, as far as fissures were marked."""
-        a, b = (np.arange(low, high, step_mm) for low, high in self.reach.T)
+        a, b = (np.arange(low, high, STEP_MM) for low, high in self.reach.T)
         return np.stack(np.meshgrid(a, b, indexing="ij"), axis=-1).reshape(-1, 2)
 
 

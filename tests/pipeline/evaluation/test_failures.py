@@ -80,6 +80,9 @@ def test_every_network_gets_its_picture(phantom: Phantom, tmp_path: Path, monkey
         return answer(phantom, seed, phantom.landmarks[Landmark.CARINA], shift=seed % 3)
 
     monkeypatch.setattr(failures, "answer", fake)
+    monkeypatch.setattr(
+        failures, "evaluate_phantoms", lambda models, count: [fake(models, n).result for n in range(count)]
+    )
     failures.draw_failures(Models.__new__(Models), 3, tmp_path)  # the fake asks nothing of the models
     assert {path.name for path in tmp_path.iterdir()} == {
         f"failures-{network}.png" for network in ("landmarks", "lungs", "lesions")

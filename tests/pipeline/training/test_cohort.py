@@ -88,6 +88,17 @@ def test_lobes_are_drawn_into_lungs_where_that_is_asked_for(tmp_path: Path, slic
         assert left > right
 
 
+def test_lungs_that_the_scan_cuts_off_stay_lung_of_unknown_lobe(tmp_path: Path) -> None:
+    grid = Grid((60, 40, 70), (3.0, 3.4, 3.4), (120.0, 70.0, 0.0), FLIPPED)
+    lungs = np.zeros(grid.shape, dtype=np.bool_)
+    lungs[:50, 5:35, 6:30], lungs[:50, 5:35, 40:64] = True, True
+    write_ct(tmp_path / "ct.nii.gz", Volume(np.where(lungs, -850, 40).astype(np.int16), grid))
+    write_mask(tmp_path / "lungs.nii.gz", lungs, grid)
+    rows = read_manifest(manifest(tmp_path, ["one,ct.nii.gz,lungs.nii.gz,,"]))
+    (path,) = prepare_cohort(rows, Stage.LUNGS, tmp_path / "bank", copies=1, draw_lobes=True)
+    assert set(np.unique(read_volume(path)[1])) == {0, UNKNOWN_LOBE}
+
+
 def test_one_lung_alone_stays_lung_of_unknown_lobe(tmp_path: Path) -> None:
     grid = Grid((60, 40, 70), (3.0, 3.4, 3.4), (120.0, 70.0, 0.0), FLIPPED)
     lungs = np.zeros(grid.shape, dtype=np.bool_)

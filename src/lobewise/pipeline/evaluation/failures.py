@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from lobewise.pipeline.anatomy import Landmark
 from lobewise.pipeline.drawing import centre_mm, planes_through
-from lobewise.pipeline.evaluation.end_to_end import FIRST_UNSEEN_SEED, PhantomResult, compare
+from lobewise.pipeline.evaluation.end_to_end import PhantomResult, compare, evaluate_phantoms
 from lobewise.pipeline.evaluation.figures import BLUE, ORANGE, STYLE
 from lobewise.pipeline.evaluation.overlap import Mask
 from lobewise.pipeline.evaluation.overlays import Pair, around, draw_legend, picture
@@ -41,11 +41,6 @@ class Answer:
     phantom: Phantom
     found: Quantification
     result: PhantomResult
-
-
-def answers(models: Models, count: int) -> list[PhantomResult]:
-    """The figures of `count` phantoms; what is shown of them is made anew, since all of them are too much to keep."""
-    return [answer(models, seed).result for seed in range(FIRST_UNSEEN_SEED, FIRST_UNSEEN_SEED + count)]
 
 
 def answer(models: Models, seed: int) -> Answer:
@@ -130,7 +125,7 @@ def _name(row: Sequence[Axes], case: Answer, title: str) -> None:
 
 def draw_failures(models: Models, count: int, folder: Path) -> None:
     """One picture a network, of the worst of `count` phantoms."""
-    results = answers(models, count)
+    results = list(evaluate_phantoms(models, count))  # what is shown is made anew: all of them are too much to keep
     again = cache(partial(answer, models))
     carinas = worst(results, lambda r: np.inf if r.carina_error_mm is None else r.carina_error_mm)
     draw_carinas(folder / "failures-landmarks.png", [again(seed) for seed in carinas])

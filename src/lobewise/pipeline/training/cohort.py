@@ -22,12 +22,14 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from lobewise.pipeline.anatomy import LEFT_LOBES, RIGHT_LOBES, Landmark
+from lobewise.pipeline.cut_off import CUT_OFF_CM2, area_on_faces_cm2
 from lobewise.pipeline.fissure_shapes import read_shapes
 from lobewise.pipeline.fissures import THICKEST_SLICES_MM
 from lobewise.pipeline.lesions import SPACING_MM
 from lobewise.pipeline.networks.di2in import LungConfig
 from lobewise.pipeline.networks.q_network import LandmarkConfig
 from lobewise.pipeline.reading import read_ct
+from lobewise.pipeline.training.fissure_atlas import SidesError
 from lobewise.pipeline.training.fissure_atlas import draw_lobes as draw_lobes_of
 from lobewise.pipeline.training.landmark_bank import base_of, deform, write_scan
 from lobewise.pipeline.training.lesion_bank import save_volume, to_8_bit
@@ -238,10 +240,10 @@ def _read_mask(path: Path | None, volume: Volume) -> Labels | None:
 
 
 def _drawn(volume: Volume, lungs: Bool[np.ndarray, "z y x"]) -> Labels | None:
-    """Lobes by the shape model of the fissures; None where slices are too thick for it, or there is one lung."""
-    if max(volume.grid.spacing_mm) > THICKEST_SLICES_MM:
+    """Lobes by the shape model of the fissures; None where slices are too thick, or a lung is cut off or missing."""
+    if max(volume.grid.spacing_mm) > THICKEST_SLICES_MM or area_on_faces_cm2(lungs, volume.grid) >= CUT_OFF_CM2:
         return None
-    with suppress(ValueError):
+    with suppress(SidesError):
         return draw_lobes_of(volume, lungs, read_shapes())[0]
     return None
 

@@ -45,6 +45,10 @@ SOURCE: Final = (
 )
 
 
+class SidesError(ValueError):
+    """The two lungs of a mask cannot be told apart."""
+
+
 def learn_fissures(folder: Path) -> FissureModel:
     """The shape model from the marked points, transforms and atlas mask in `folder`."""
     people = read_people(folder)
@@ -66,7 +70,7 @@ def split_sides(lungs: Mask, grid: Grid) -> tuple[Mask, Mask]:
     """The left and the right lung of a mask in which they may touch.
 
     Raises:
-        ValueError: the mask does not fall apart into two lungs however it is eroded.
+        SidesError: the mask does not fall apart into two lungs however it is eroded.
     """
     eroded = lungs
     for _ in range(8):
@@ -75,14 +79,14 @@ def split_sides(lungs: Mask, grid: Grid) -> tuple[Mask, Mask]:
         if count >= 2 and np.sort(sizes)[-2] > 0.2 * sizes.sum():
             return _by_nearest(lungs, [labels == 1 + number for number in np.argsort(sizes)[-2:]], grid)
         eroded = ndimage.binary_erosion(eroded)
-    raise ValueError("the lungs of this mask cannot be told apart")
+    raise SidesError("the lungs of this mask cannot be told apart")
 
 
 def draw_lobes(volume: Volume, lungs: Mask, model: FissureModel) -> tuple[Labels, dict[str, float]]:
     """Lobes of a lung mask, and how far above chance (standard deviations) each fissure meets sheets.
 
     Raises:
-        ValueError: the two lungs of the mask cannot be told apart.
+        SidesError: the two lungs of the mask cannot be told apart.
     """
     left, right = split_sides(lungs, volume.grid)
     sheets = find_faint_sheets(volume, volume.grid, lungs)
