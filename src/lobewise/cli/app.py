@@ -317,7 +317,7 @@ def train(
     recipe: Annotated[str, typer.Option(help="JSON, or a file of it: fields of the recipe that differ.")] = "{}",
     steps: Annotated[int | None, typer.Option(help="Instead of the recipe's.", min=1)] = None,
     start: Annotated[
-        Path | None, typer.Option(help="Checkpoint of another run, to begin with its weights.", exists=True)
+        Path | None, typer.Option(help="Weights, or the checkpoint of another run, to begin with.", exists=True)
     ] = None,
     device: Device = "auto",
     version: Annotated[str, typer.Option(help="Of the weights, as reports will name it.")] = "0.0.0",

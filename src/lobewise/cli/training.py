@@ -10,6 +10,7 @@ from lobewise.cli.progress import bar
 
 with needs("worker"):
     from lobewise.pipeline.errors import PipelineError
+    from lobewise.pipeline.networks.weights import WeightsError
     from lobewise.pipeline.training import landmarks, lesions, lungs
     from lobewise.pipeline.training.cohort import CohortError, prepare_cohort, read_manifest
     from lobewise.pipeline.training.parallel import Team, join_team
@@ -70,7 +71,7 @@ def train(order: Order, device: str) -> Path | None:
     except FileNotFoundError as error:
         hint = f"Prepare one first:  lobewise prepare {order.stage} MANIFEST {order.bank}"
         raise fail(Exit.USAGE, escape(f"{order.bank} holds no prepared volumes."), escape(hint)) from error
-    except (RecipeError, ValueError) as error:
+    except (RecipeError, WeightsError, ValueError) as error:
         raise fail(Exit.USAGE, escape(str(error))) from error
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float32, Num
 
 from lobewise.pipeline.networks.dense_unet import TOTAL_STRIDE, DenseUNet, DenseUNetConfig, network_inputs
 from lobewise.pipeline.networks.device import mixed_precision, on_device
-from lobewise.pipeline.networks.weights import ModelInfo, Weights, WeightsError
+from lobewise.pipeline.networks.weights import ModelInfo, Weights, load_into
 from lobewise.pipeline.volume import Grid, LesionMask, LungMask, Triple, Volume, resample, resample_labels
 
 SPACING_MM: Final[Triple] = (3.0, 1.0, 1.0)
@@ -71,10 +71,7 @@ class LesionNetwork:
             WeightsError: the tensors do not fit the configuration, or come from before the level was an input (0.2).
         """
         network = DenseUNet(DenseUNetConfig(**weights.config))
-        try:
-            network.load_state_dict(dict(weights.tensors))
-        except RuntimeError as error:
-            raise WeightsError(f"the weights of {weights.info.name!r} do not fit their configuration") from error
+        load_into(network, weights.tensors, weights.info.name)
         return cls(on_device(network, device).eval(), device, weights.info)
 
     def probability(self, inputs: Float32[np.ndarray, "3 z y x"]) -> Float32[np.ndarray, "z y x"]:

@@ -43,6 +43,24 @@ def test_every_parameter_learns() -> None:
     assert silent == []
 
 
+def gradients(network: DenseUNet, image: torch.Tensor, *, bfloat16: bool) -> torch.Tensor:
+    network.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        logits = network(image)
+    logits.float().square().mean().backward()
+    return torch.cat([parameter.grad.flatten() for parameter in network.parameters() if parameter.grad is not None])
+
+
+@pytest.mark.parametrize("slices", [8, 16, 24], ids=["one deep slice", "two", "three"])
+def test_bfloat16_makes_the_gradients_that_full_precision_makes(slices: int) -> None:
+    """oneDNN's are not numbers where a kernel three deep passes over exactly two slices."""
+    torch.manual_seed(0)
+    network, image = DenseUNet(DenseUNetConfig()), torch.rand(1, 3, slices, 64, 96)
+    exact, quick = (gradients(network, image, bfloat16=bfloat16) for bfloat16 in (False, True))
+    assert torch.isfinite(quick).all()
+    assert torch.cosine_similarity(exact, quick, dim=0) > 0.98
+
+
 def test_needs_sizes_that_its_strides_divide() -> None:
     with pytest.raises(RuntimeError):
         DenseUNet(SMALL)(torch.zeros(1, 3, 16, 40, 32))

@@ -36,17 +36,11 @@ def on_device(network: Network, device: torch.device) -> Network:
     return moved.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload, no-any-return]  # torch's stubs lack it
 
 
-def mixed_precision(device: torch.device, *, wanted: bool = True, gradients: bool = False) -> torch.autocast:
-    """bfloat16 where the device is faster with it, float32 elsewhere: the networks were trained with both.
-
-    Args:
-        gradients: they are to be taken, too. A CPU that has the instructions alone and no matrix units answers three
-            times as fast with them, but makes gradients that are not numbers.
-    """
+def mixed_precision(device: torch.device, *, wanted: bool = True) -> torch.autocast:
+    """bfloat16 where the device is faster with it, float32 elsewhere: the networks were trained with both."""
     if device.type == "cuda":
         enabled = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        units = ("amx_bf16",) if gradients else ("amx_bf16", "avx512_bf16")
         has = torch.cpu.get_capabilities()
-        enabled = device.type == "cpu" and any(has.get(unit, False) for unit in units)
+        enabled = device.type == "cpu" and any(has.get(unit, False) for unit in ("amx_bf16", "avx512_bf16"))
     return torch.autocast(device.type, torch.bfloat16, enabled=wanted and enabled)

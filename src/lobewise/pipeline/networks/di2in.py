@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from lobewise.pipeline.anatomy import AIR_HU, Landmark, Lobe
 from lobewise.pipeline.networks.device import mixed_precision, on_device
-from lobewise.pipeline.networks.weights import ModelInfo, Weights, WeightsError
+from lobewise.pipeline.networks.weights import ModelInfo, Weights, load_into
 
 CLASSES: Final = 1 + len(Lobe)
 """Background, then the lobes in the order of their labels."""
@@ -145,10 +145,7 @@ class LungNetwork:
         """
         config = LungConfig.from_mapping(weights.config)
         network = Di2in(config)
-        try:
-            network.load_state_dict(dict(weights.tensors))
-        except RuntimeError as error:
-            raise WeightsError(f"the weights of {weights.info.name!r} do not fit their configuration") from error
+        load_into(network, weights.tensors, weights.info.name)
         return cls(weights.info, config, network, device)
 
     @torch.inference_mode()

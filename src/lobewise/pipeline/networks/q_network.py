@@ -14,7 +14,7 @@ from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor, nn
 
 from lobewise.pipeline.anatomy import Landmark
-from lobewise.pipeline.networks.weights import ModelInfo, Weights, WeightsError
+from lobewise.pipeline.networks.weights import ModelInfo, Weights, load_into
 
 STEPS_ZYX: Final[Int64[np.ndarray, "6 3"]] = np.array(
     [(1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1)], dtype=np.int64
@@ -106,10 +106,7 @@ class LandmarkNetwork:
         """
         config = LandmarkConfig.from_mapping(weights.config)
         agents = {mark: [QNetwork(config) for _ in config.scales_mm] for mark in Landmark}
-        try:
-            agents_module(agents).load_state_dict(dict(weights.tensors))
-        except RuntimeError as error:
-            raise WeightsError(f"the weights of {weights.info.name!r} do not fit their configuration") from error
+        load_into(agents_module(agents), weights.tensors, weights.info.name)
         return cls(weights.info, config, agents, device)
 
     @property

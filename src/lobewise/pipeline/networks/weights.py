@@ -6,6 +6,7 @@ in it is executed on loading. A model card `<name>.md` lies beside it.
 
 import hashlib
 import json
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -69,6 +70,35 @@ def load_weights(name: str, folder: Path | None = None) -> Weights:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     info = ModelInfo(name, header["version"], sha256_of(path))
     return Weights(info, json.loads(header["config"]), json.loads(header["recipe"]), tensors)
+
+
+def read_start(path: Path, name: str, kept: str, device: torch.device) -> Mapping[str, torch.Tensor]:
+    """The weights that a training begins with: a weights file `<name>.safetensors`, or a checkpoint of another run.
+
+    Args:
+        kept: under which key a checkpoint has the mean weights.
+
+    Raises:
+        WeightsError: there is no such file, or it holds something else.
+    """
+    if path.suffix == ".safetensors":
+        tensors = load_weights(path.stem, path.parent).tensors if path.stem == name else None
+        if tensors is None:
+            raise WeightsError(f"{path.name}: a training of {name} begins with {name}.safetensors or a checkpoint")
+        return {key: value.to(device) for key, value in tensors.items()}
+    try:
+        found: Mapping[str, torch.Tensor] = torch.load(path, weights_only=True, map_location=device)[kept]
+    except (FileNotFoundError, KeyError, pickle.UnpicklingError) as error:
+        raise WeightsError(f"{path} is no checkpoint of a training of {name}") from error
+    return found
+
+
+def load_into(network: torch.nn.Module, tensors: Mapping[str, torch.Tensor], name: str) -> None:
+    """Give the network called `name` its weights. Raises WeightsError where they are of a network built otherwise."""
+    try:
+        network.load_state_dict(dict(tensors))
+    except RuntimeError as error:
+        raise WeightsError(f"the weights of {name!r} do not fit their configuration") from error
 
 
 def save_weights(

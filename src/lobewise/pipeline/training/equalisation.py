@@ -13,9 +13,11 @@ from torch import Tensor
 
 BINS: Final = 256
 """The slices had 8 bits before they were equalised."""
-SPAN_HU: Final = (1900.0, 3200.0)
-"""From air to the densest voxel of a scan, which was white: bone in one, a tooth in another."""
-CLIP: Final = (1.5, 5.0)
+FLOOR_HU: Final = (-1250.0, -1024.0)
+SPAN_HU: Final = (1400.0, 2200.0)
+"""What was black, and from there to white: from a lung window to nearly all that a scan holds. Healthy lung and the
+soft tissue around it are then as bright as in the real slices (of 255: lung 62, tissue 172, in the middle)."""
+CLIP: Final = (1.5, 4.0)
 """The contrast that a tile may gain; 3 is what most collections took."""
 TILES: Final = (3, 7)
 """Along either edge of a crop."""
@@ -33,7 +35,7 @@ def equalise(image: Field, window_hu: tuple[float, float], rng: Generator) -> Fi
         window_hu: what 0 and 1 stand for in `image`.
     """
     low, high = window_hu
-    shown = (image * (high - low) + low + 1024) / rng.uniform(*SPAN_HU)
+    shown = (image * (high - low) + low - rng.uniform(*FLOOR_HU)) / rng.uniform(*SPAN_HU)
     return equalised(shown.clamp(0, 1), int(rng.integers(*TILES)), rng.uniform(*CLIP))
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lobewise.pipeline.networks.dense_unet import INPUTS, TOTAL_STRIDE, DenseUNet, DenseUNetConfig, network_inputs
 from lobewise.pipeline.networks.device import mixed_precision, on_device
-from lobewise.pipeline.networks.weights import ModelInfo, save_weights
+from lobewise.pipeline.networks.weights import ModelInfo, load_into, read_start, save_weights
 from lobewise.pipeline.training.adabound import AdaBound
 from lobewise.pipeline.training.journal import Journal, Picture, side_by_side
 from lobewise.pipeline.training.lesion_crops import Crop, Example, Sampler, read_example, read_examples
@@ -169,7 +169,7 @@ def make_optimiser(network: DenseUNet, recipe: LesionRecipe) -> torch.optim.Opti
     return AdaBound(network.parameters(), lr=recipe.learning_rate)
 
 
-def with_level(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def with_level(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Weights that may come from before the network was given the aerated level (0.2.0), as it is now.
 
     Kernels lose their mean before they are used; a new one that is the mean of the others leaves the answer as it was.
@@ -190,12 +190,13 @@ def train(
     Where the bank keeps nobody aside to judge, that is the last one.
 
     Args:
-        start: a checkpoint of an earlier run, whose averaged weights are where this one begins.
+        start: weights, or a checkpoint of an earlier run, whose averaged weights are where this one begins.
         split: who is kept aside; by default as the bank says.
 
     Raises:
         FileNotFoundError: the bank holds nothing to train on.
         RecipeError: the run was begun with another recipe.
+        WeightsError: `start` holds no weights of this network.
     """
     split = split or read_split(bank, Stage.LESIONS)
     teaching = read_examples(bank, split.teaches)
@@ -242,8 +243,8 @@ class Run:
         network, averaged = (on_device(DenseUNet(recipe.network), team.device) for _ in range(2))
         run = cls(folder, recipe, team, network, averaged, make_optimiser(network, recipe))
         if start is not None:
-            earlier = torch.load(start, weights_only=True, map_location=team.device)
-            network.load_state_dict(with_level(earlier["averaged"]))
+            earlier = read_start(start, "lesions", "averaged", team.device)
+            load_into(network, with_level(earlier), "lesions")
         averaged.load_state_dict(network.state_dict())
         with suppress(FileNotFoundError):
             run.restore(torch.load(folder / "last.pt", weights_only=True, map_location=team.device))
@@ -254,7 +255,7 @@ class Run:
         recipe, network = self.recipe, self.network
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate_at(self.step, recipe)
-        with mixed_precision(self.team.device, wanted=recipe.bfloat16, gradients=True):
+        with mixed_precision(self.team.device, wanted=recipe.bfloat16):
             logits = network(crop.inputs()[None].contiguous(memory_format=torch.channels_last_3d))
         loss = lesion_loss(logits, crop, recipe)
         self.optimiser.zero_grad()
@@ -326,7 +327,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("run", type=Path, help="folder for checkpoints, log and weights")
     parser.add_argument("--recipe", default="{}", help="fields of LesionRecipe: JSON, or a file of it")
     parser.add_argument("--steps", type=int, help="instead of the recipe's")
-    parser.add_argument("--start", type=Path, help="begin with the weights of another run's best.pt or last.pt")
+    parser.add_argument("--start", type=Path, help="begin with lesions.safetensors, or a run's best.pt or last.pt")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--version", default="0.0.0", help="of the exported weights")
     options = parser.parse_args(arguments)

@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from lobewise.pipeline.networks.device import mixed_precision
 from lobewise.pipeline.networks.di2in import CLASSES, Di2in, LungConfig
-from lobewise.pipeline.networks.weights import ModelInfo, save_weights
+from lobewise.pipeline.networks.weights import ModelInfo, load_into, read_start, save_weights
 from lobewise.pipeline.training.growth import grow_lesions
 from lobewise.pipeline.training.journal import Journal, Picture, side_by_side
 from lobewise.pipeline.training.parallel import Team, join_team
@@ -201,7 +201,7 @@ def segmentation_loss(logits: Float[Tensor, "b 6 z y x"], targets: Targets, weig
 
 def trunk_loss(network: Di2in, sample: Sample, recipe: LungRecipe) -> tuple[Tensor, Tensor]:
     """Deep supervision: the losses at 4, 8 and 16 mm against averaged targets; also the 4 mm logits."""
-    with mixed_precision(sample.image.device, wanted=recipe.bfloat16, gradients=True):
+    with mixed_precision(sample.image.device, wanted=recipe.bfloat16):
         _, logits = network.trunk(sample.image)
     loss = torch.zeros((), device=sample.image.device)
     targets, weights = sample.targets, sample.weights
@@ -218,7 +218,7 @@ def detail_loss(network: Di2in, sample: Sample, recipe: LungRecipe) -> tuple[Ten
     """
     fine = (slice(None), slice(None), *sample.window)
     coarse = (slice(None), slice(None), *(slice(part.start // 2, part.stop // 2) for part in sample.window))
-    with mixed_precision(sample.image.device, wanted=recipe.bfloat16, gradients=True):
+    with mixed_precision(sample.image.device, wanted=recipe.bfloat16):
         with torch.no_grad():
             features, logits = network.trunk(sample.image)
         drawn = network.draw(sample.image[fine], features[coarse], logits[0][coarse])
@@ -339,7 +339,7 @@ class Run:
 
     def start_with(self, weights: Mapping[str, Tensor]) -> None:
         """Begin with the weights of another run."""
-        self.network.load_state_dict(dict(weights))
+        load_into(self.network, weights, "lungs")
         self.smooth = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
 
     def calibrated(self, bank: Bank, volumes: int) -> tuple[dict[str, Tensor], float]:
@@ -542,11 +542,12 @@ def open_run(
     """The run in `folder`, new or where it was ended, and what it learns from.
 
     Args:
-        start: the checkpoint of another run, whose mean weights are where a new one begins.
+        start: weights, or the checkpoint of another run, whose mean weights are where a new one begins.
 
     Raises:
         FileNotFoundError: the bank holds no prepared volume.
         RecipeError: the run was begun with another recipe.
+        WeightsError: `start` holds no weights of this network.
     """
     found = Bank(bank, recipe)
     folder.mkdir(parents=True, exist_ok=True)
@@ -554,7 +555,7 @@ def open_run(
         keep_recipe(folder, recipe)
     run = Run.begin(folder, config or LungConfig(), recipe, team)
     if start is not None and run.step == 0:
-        run.start_with(torch.load(start, map_location=team.device, weights_only=True)["smooth"])
+        run.start_with(read_start(start, "lungs", "smooth", team.device))
     return run, found
 
 
@@ -577,7 +578,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("run", type=Path, help="folder of the checkpoint, the log and the weights")
     parser.add_argument("--recipe", default="{}", help="fields of LungRecipe: JSON, or a file of it")
     parser.add_argument("--config", default="{}", help="fields of LungConfig: JSON, or a file of it")
-    parser.add_argument("--start", type=Path, help="begin with the weights of another run's checkpoint.pt")
+    parser.add_argument("--start", type=Path, help="begin with lungs.safetensors, or a run's checkpoint.pt")
     parser.add_argument("--version", default="0.0.0")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; all by default")
