@@ -148,9 +148,9 @@ def threshold_lungs(volume: Volume) -> Mask:
     return np.asarray(ndimage.binary_fill_holes(closed[inner]))
 
 
-def phantom_cases(count: int) -> Iterator[Case]:
-    """Phantoms that no training has seen."""
-    for seed in range(FIRST_UNSEEN_SEED, FIRST_UNSEEN_SEED + count):
+def phantom_cases(count: int, first_seed: int = FIRST_UNSEEN_SEED) -> Iterator[Case]:
+    """Phantoms, by default those that no training has seen."""
+    for seed in range(first_seed, first_seed + count):
         phantom = make_phantom(PhantomRecipe(seed=seed))
         labels = phantom.lobes.labels
         opaque = phantom.lesions.mask & (phantom.volume.hu > OPAQUE_HU)
