@@ -126,7 +126,7 @@ def noise(shape: tuple[int, ...], rng: np.random.Generator) -> Int16[np.ndarray,
     """Aerated lung without anything in it."""
     sigma = (0.0, NOISE_SIGMA_PIXELS, NOISE_SIGMA_PIXELS)
     grain = ndimage.gaussian_filter(rng.standard_normal(shape, dtype=np.float32), sigma)
-    return np.rint(NOISE_MEAN_HU + NOISE_HU / grain.std() * grain).astype(np.int16)
+    return np.asarray(np.rint(NOISE_MEAN_HU + NOISE_HU / grain.std() * grain), dtype=np.int16)
 
 
 def usual_percent(data: Path) -> dict[Lobe, float]:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import torch
@@ -56,8 +57,8 @@ def compare(name: str, network: nn.Module, batch: Tensor, repeats: int) -> Compa
     gradients: dict[bool, Tensor] = {}
     for _ in range(repeats):
         for quick in (False, True):
-            answers[quick] = _timed(seconds, ("answer", quick), lambda q=quick: _answer(network, batch, quick=q))
-            gradients[quick] = _timed(seconds, ("gradient", quick), lambda q=quick: _gradient(network, batch, quick=q))
+            answers[quick] = _timed(seconds, ("answer", quick), partial(_answer, network, batch, quick=quick))
+            gradients[quick] = _timed(seconds, ("gradient", quick), partial(_gradient, network, batch, quick=quick))
     middle = {key: sorted(values)[len(values) // 2] for key, values in seconds.items()}
     return Comparison(
         name,
