@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import edt
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, Shaped, UInt8
 from scipy import ndimage, sparse
 from scipy.sparse.linalg import cg
 
 from lobewise.pipeline.anatomy import LEFT_LOBES, RIGHT_LOBES, Lobe
+from lobewise.pipeline.distances import distance_to_mm
 from lobewise.pipeline.fissure_sheets import find_sheets
 from lobewise.pipeline.volume import Grid, Triple, Volume
 
@@ -58,9 +58,9 @@ def _moved(labels: Labels, sheets: Float32[np.ndarray, "z y x"], lobes: Sequence
     nearness = []
     for lobe in lobes:
         own = labels == lobe
-        to_others_mm = _distance_mm((labels > 0) & ~own, spacing_mm)
+        to_others_mm = distance_to_mm((labels > 0) & ~own, spacing_mm)
         free |= own & (to_others_mm < min(REACH_MM, CORE_SHARE * float(to_others_mm[own].max())))
-        signed_mm = np.where(own, to_others_mm, -_distance_mm(own, spacing_mm))
+        signed_mm = np.where(own, to_others_mm, -distance_to_mm(own, spacing_mm))
         nearness.append(np.clip(0.5 + signed_mm / (2 * REACH_MM), 0.0, 1.0))
     if not free.any():
         return labels
@@ -73,10 +73,6 @@ def _moved(labels: Labels, sheets: Float32[np.ndarray, "z y x"], lobes: Sequence
     moved = labels.copy()
     moved[free] = np.array(lobes, dtype=np.uint8)[chances.argmax(axis=0)]
     return moved
-
-
-def _distance_mm(to: Mask, spacing_mm: Triple) -> Float32[np.ndarray, "z y x"]:
-    return np.asarray(edt.edt(~to, anisotropy=spacing_mm, black_border=False, parallel=1))
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,11 +10,11 @@ from itertools import product
 from typing import Final
 
 import cc3d
-import edt
 import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Num
 
+from lobewise.pipeline.distances import distance_to_mm
 from lobewise.pipeline.networks.dense_unet import TOTAL_STRIDE, DenseUNet, DenseUNetConfig, network_inputs
 from lobewise.pipeline.networks.device import mixed_precision, on_device
 from lobewise.pipeline.networks.weights import ModelInfo, Weights, load_into
@@ -164,20 +164,15 @@ def believe_wide(
     it in one place is no chance. Around small lesions the faint rim is thin, and stays what it is.
     """
     faint = (probability >= FAINT) & lungs
-    core = _distance_mm(faint) > WIDE_MM
+    core = distance_to_mm(~faint, SPACING_MM) > WIDE_MM
     if not core.any():
         return probability
     likely = (probability >= LIKELY) & lungs
-    wide = faint & (_distance_mm(~core) <= WIDE_MM)
+    wide = faint & (distance_to_mm(core, SPACING_MM) <= WIDE_MM)
     parts = cc3d.connected_components(wide | likely, connectivity=6)
     has_likely = np.zeros(int(parts.max()) + 1, dtype=np.bool_)
     has_likely[parts[likely]] = True
     return np.where(wide & has_likely[parts], np.maximum(probability, np.float32(BELIEVED)), probability)
-
-
-def _distance_mm(mask: Bool[np.ndarray, "z y x"]) -> Float32[np.ndarray, "z y x"]:
-    """How far each voxel of `mask` is from the nearest outside of it."""
-    return np.asarray(edt.edt(mask, anisotropy=SPACING_MM, black_border=False, parallel=1))
 
 
 def _pieces(size: int, edge: int, halo: int) -> Iterator[tuple[int, slice]]:

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 import cc3d
-import edt
 import numpy as np
 from jaxtyping import Bool, Float32, Shaped, UInt8
 from scipy import ndimage
 
 from lobewise.pipeline.anatomy import LEFT_LOBES, RIGHT_LOBES, Landmark, Lobe
+from lobewise.pipeline.distances import distance_to_mm
 from lobewise.pipeline.errors import LungsNotFoundError
 from lobewise.pipeline.fissure_shapes import SeenSd
 from lobewise.pipeline.fissures import follow_fissures
@@ -185,7 +185,7 @@ def _main_parts(side: Bool[np.ndarray, "z y x"], spacing_mm: float) -> Bool[np.n
     main = int(np.argmax(sizes))
     if sizes[main] == 0:
         return side
-    gap_mm = edt.edt(parts != main, anisotropy=(spacing_mm,) * 3, black_border=False, parallel=1)
+    gap_mm = distance_to_mm(parts == main, (spacing_mm,) * 3)
     near = np.bincount(parts[gap_mm <= KEPT_GAP_MM], minlength=len(sizes)) > 0
     return np.asarray((near & (sizes >= KEPT_SHARE * sizes[main]) & (sizes > 0))[parts])
 

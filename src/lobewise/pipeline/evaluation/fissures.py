@@ -6,7 +6,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
-import edt
 import matplotlib as mpl
 import numpy as np
 from jaxtyping import Bool, Float64, UInt8
@@ -15,6 +14,7 @@ from matplotlib.figure import Figure
 from scipy import ndimage
 
 from lobewise.pipeline.anatomy import LEFT_LOBES, RIGHT_LOBES, Lobe
+from lobewise.pipeline.distances import distance_to_mm
 from lobewise.pipeline.evaluation.figures import BLUE, GREY, ORANGE, PNG_DOTS_PER_INCH, STYLE
 from lobewise.pipeline.fissure_shapes import SIDES_OF
 from lobewise.pipeline.volume import LobeLabels, Volume
@@ -97,6 +97,6 @@ def _distances_mm(
     border = (ndimage.binary_dilation(above) & below) | (ndimage.binary_dilation(below) & above)
     if not border.any():
         return np.full(len(points), np.inf)
-    distance_mm = edt.edt(~border, anisotropy=lobes.grid.spacing_mm, black_border=False, parallel=1)
+    distance_mm = distance_to_mm(border, lobes.grid.spacing_mm)
     where = lobes.grid.to_index(points)
     return np.asarray(ndimage.map_coordinates(distance_mm, where.T, order=1, mode="nearest"), dtype=np.float64)

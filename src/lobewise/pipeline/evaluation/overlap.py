@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-import edt
 import numpy as np
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool
 from scipy import ndimage
 
+from lobewise.pipeline.distances import distance_to_mm
 from lobewise.pipeline.volume import Grid
 
 Mask = Bool[np.ndarray, "z y x"]
@@ -44,7 +44,7 @@ def surface_distances(first: Mask, second: Mask, grid: Grid) -> SurfaceDistances
         return SurfaceDistances(apart, apart)
     box = _box_around(first | second)
     surfaces = _surface(first[box]), _surface(second[box])
-    to_first, to_second = (_distance_mm(surface, grid) for surface in surfaces)
+    to_first, to_second = (distance_to_mm(surface, grid.spacing_mm) for surface in surfaces)
     both = np.concatenate([to_second[surfaces[0]], to_first[surfaces[1]]])
     return SurfaceDistances(float(np.quantile(both, 0.95)), float(np.mean(both, dtype=np.float64)))
 
@@ -64,7 +64,3 @@ def _box_around(mask: Mask) -> tuple[slice, ...]:
 
 def _surface(mask: Mask) -> Mask:
     return np.asarray(mask & ~ndimage.binary_erosion(mask))
-
-
-def _distance_mm(surface: Mask, grid: Grid) -> Float32[np.ndarray, "z y x"]:
-    return np.asarray(edt.edt(~surface, anisotropy=grid.spacing_mm, black_border=False, parallel=1))
