@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lobewise.pipeline.training.lesion_crops import Crop, Example, Sampler
+from lobewise.pipeline.training.lesion_crops import Crop, Example, Sampler, _faded
 
 CPU = torch.device("cpu")
 CROP = (16, 64, 64)
@@ -73,3 +73,18 @@ def test_volumes_smaller_than_a_crop_are_padded_with_what_is_not_lung() -> None:
 def test_a_bank_without_any_wanted_kind_is_refused() -> None:
     with pytest.raises(FileNotFoundError):
         sampler(chest("grown"))
+
+
+@pytest.mark.parametrize("share", [-0.3, 0.0, 0.6])
+def test_faded_lesions_are_nearer_to_the_lung_and_keep_their_texture(share: float) -> None:
+    rng = np.random.default_rng(0)
+    lungs, lesions = np.zeros((2, 3, 60, 60), dtype=np.float32)
+    lungs[:, 4:-4, 4:-4] = 1
+    lesions[:, 10:40, 10:40] = 1
+    grain = rng.normal(0, 0.02, lungs.shape).astype(np.float32)
+    crop = Crop(*map(torch.from_numpy, (0.3 + 0.3 * lesions + grain, lungs, lesions)))
+    faded = _faded(crop, share)
+    inside = (slice(None), slice(18, 32), slice(18, 32))
+    assert float(faded.image[inside].mean()) == pytest.approx(0.3 + 0.3 * (1 - share), abs=0.01)
+    assert float(faded.image[inside].std()) == pytest.approx(0.02, rel=0.15)
+    assert torch.equal(faded.image[lesions == 0], crop.image[lesions == 0])

@@ -27,6 +27,11 @@ SPACING_MM: Final = (3.0, 1.0, 1.0)
 MOST_NOISE_HU: Final = 67.5
 """Standard deviation of the strongest noise that is added, per voxel of this spacing."""
 GROWN_KINDS: Final = ("clean", "cohort")
+FADED: Final = (-0.3, 0.65)
+"""How much nearer to healthy lung real lesions are shown, half of the time. Few patients have theirs marked, and how faint
+they are differs more between patients than within one."""
+FADED_WIDTH: Final = 11
+"""Voxels over which the level of a lesion is taken: what varies within is its texture."""
 GROWN_SHARE: Final = 0.75
 """Of the crops of real clean lungs, how many are given lesions."""
 
@@ -112,6 +117,8 @@ class Sampler:
         if kind in GROWN_KINDS and not example.lesions.any() and rng.random() < GROWN_SHARE:
             crop = _grown(crop, rng)
         in_hu = kind != "covid"
+        if not in_hu and rng.random() < 0.5:
+            crop = _faded(crop, rng.uniform(*FADED))
         if in_hu and rng.random() < self._equalised_share:
             shown = equalise(crop.image, (HU_FLOOR, HU_FLOOR + HU_SPAN), rng) ** TOWARDS_WINDOW
             crop, in_hu = Crop(shown, crop.lungs, crop.lesions), False
@@ -171,6 +178,25 @@ class Sampler:
             grain = torch.from_numpy(rng.standard_normal(self._crop, dtype=np.float32)).to(self._device)
             image = image + rng.uniform(0, MOST_NOISE_HU / HU_SPAN) * grain
         return Crop(image.clamp(0, 1), crop.lungs, crop.lesions)
+
+
+def _faded(crop: Crop, share: float) -> Crop:
+    """Its lesions so much nearer to the level of the healthy lung (below 0: farther from it), their texture kept."""
+    healthy = (crop.lungs > 0) & (crop.lesions == 0)
+    if not healthy.any():
+        return crop
+    around = _mean_around(crop.image * crop.lesions) / _mean_around(crop.lesions).clamp(min=1e-3)
+    higher = (around - crop.image[healthy].median()).clamp(min=0)
+    return Crop(crop.image - share * higher * crop.lesions, crop.lungs, crop.lesions)
+
+
+def _mean_around(field: Field) -> Field:
+    for kernel, padding in (
+        ((1, FADED_WIDTH, 1), (0, FADED_WIDTH // 2, 0)),
+        ((1, 1, FADED_WIDTH), (0, 0, FADED_WIDTH // 2)),
+    ):
+        field = functional.avg_pool3d(field[None, None], kernel, 1, padding)[0, 0]
+    return field
 
 
 def _grown(crop: Crop, rng: Generator) -> Crop:
