@@ -28,8 +28,8 @@ MOST_NOISE_HU: Final = 67.5
 """Standard deviation of the strongest noise that is added, per voxel of this spacing."""
 GROWN_KINDS: Final = ("clean", "cohort")
 FADED: Final = (-0.3, 0.65)
-"""How much nearer to healthy lung real lesions are shown, half of the time. Few patients have theirs marked, and how faint
-they are differs more between patients than within one."""
+"""How much nearer to healthy lung real lesions are shown, half of the time. Few patients have theirs marked, and how
+faint they are differs more between patients than within one."""
 FADED_WIDTH: Final = 11
 """Voxels over which the level of a lesion is taken: what varies within is its texture."""
 GROWN_SHARE: Final = 0.75
