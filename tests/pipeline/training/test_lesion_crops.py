@@ -88,3 +88,10 @@ def test_faded_lesions_are_nearer_to_the_lung_and_keep_their_texture(share: floa
     assert float(faded.image[inside].mean()) == pytest.approx(0.3 + 0.3 * (1 - share), abs=0.01)
     assert float(faded.image[inside].std()) == pytest.approx(0.02, rel=0.15)
     assert torch.equal(faded.image[lesions == 0], crop.image[lesions == 0])
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_darkest_voxels_of_a_lesion_stay_numbers_however_they_are_shown(seed: int) -> None:
+    example = chest()
+    example.image[example.lesions] = np.random.default_rng(seed).choice([0, 90, 200], example.lesions.sum())
+    assert torch.isfinite(sampler(example, seed).draw().image).all()

@@ -187,7 +187,7 @@ def _faded(crop: Crop, share: float) -> Crop:
         return crop
     around = _mean_around(crop.image * crop.lesions) / _mean_around(crop.lesions).clamp(min=1e-3)
     higher = (around - crop.image[healthy].median()).clamp(min=0)
-    return Crop(crop.image - share * higher * crop.lesions, crop.lungs, crop.lesions)
+    return Crop((crop.image - share * higher * crop.lesions).clamp(min=0), crop.lungs, crop.lesions)
 
 
 def _mean_around(field: Field) -> Field:
