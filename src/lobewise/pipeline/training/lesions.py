@@ -261,9 +261,9 @@ class Run:
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch does not type it
         self.team.average_gradients(network)
-        self._descent.take()
+        if self._descent.take():
+            self.loss = 0.97 * self.loss + 0.03 * loss.item()
         self.step += 1
-        self.loss = 0.97 * self.loss + 0.03 * loss.item()
         decay = min(recipe.average, self.step / (self.step + 10))
         with torch.no_grad():
             for kept, new in zip(self.averaged.parameters(), network.parameters(), strict=True):
