@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lobewise.pipeline.networks.convolution import Convolution
+
 Size = tuple[int, int, int]
 
 PLANE: Final[Size] = (1, 3, 3)
@@ -117,7 +119,7 @@ class _DenseBlock(nn.Module):
         return mixed
 
 
-class _StandardisedConvolution(nn.Conv3d):
+class _StandardisedConvolution(Convolution):
     """A convolution whose kernels have zero mean and a variance that keeps that of what passes through.
 
     Nothing depends on how a volume is cut or on what else it holds (Qiao et al. 2019; Brock et al. 2021).
@@ -134,17 +136,7 @@ class _StandardisedConvolution(nn.Conv3d):
         variance = self.weight.var(dim=(1, 2, 3, 4), keepdim=True)
         fan_in = self.weight[0].numel()
         kernels = (self.weight - mean) / torch.sqrt(variance * fan_in + 1e-4) * self.gain
-        if _bfloat16_spoils_gradients(x, self.kernel_size):
-            with torch.autocast(x.device.type, enabled=False):
-                exact: Tensor = self._conv_forward(x.float(), kernels, self.bias)
-            return exact
-        convolved: Tensor = self._conv_forward(x, kernels, self.bias)
-        return convolved
-
-
-def _bfloat16_spoils_gradients(x: Tensor, kernel: Sequence[int]) -> bool:
-    """On CPUs without matrix units, those of kernels three deep over exactly two slices are not numbers (oneDNN 3)."""
-    return x.device.type == "cpu" and torch.is_grad_enabled() and kernel[0] == 3 and x.shape[2] == 2
+        return self._conv_forward(x, kernels, self.bias)
 
 
 def _convolution(inputs: int, outputs: int, kernel: Size, stride: Size = (1, 1, 1)) -> nn.Sequential:

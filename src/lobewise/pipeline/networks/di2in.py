@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lobewise.pipeline.anatomy import AIR_HU, Landmark, Lobe
+from lobewise.pipeline.networks.convolution import Convolution
 from lobewise.pipeline.networks.device import mixed_precision, on_device
 from lobewise.pipeline.networks.weights import ModelInfo, Weights, load_into
 
@@ -175,7 +176,7 @@ class _Block(nn.Sequential):
         layers: list[nn.Module] = []
         for number in range(convolutions):
             layers += [
-                nn.Conv3d(width if number else width_in, width, 3, padding=1, bias=False),
+                Convolution(width if number else width_in, width, 3, padding=1, bias=False),
                 nn.InstanceNorm3d(width, affine=True),
                 nn.LeakyReLU(0.01, inplace=True),
             ]
