@@ -14,5 +14,7 @@ class Convolution(nn.Conv3d):
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if x.device.type == "cpu" and torch.is_grad_enabled() and weight.shape[2] == 3 and x.shape[2] == 2:
             with torch.autocast("cpu", enabled=False):
-                return super()._conv_forward(x.float(), weight, bias)
-        return super()._conv_forward(x, weight, bias)
+                exact: Tensor = super()._conv_forward(x.float(), weight, bias)
+            return exact
+        convolved: Tensor = super()._conv_forward(x, weight, bias)
+        return convolved
