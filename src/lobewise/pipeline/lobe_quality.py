@@ -22,7 +22,8 @@ SMALL_SHARE: Final = 0.5
 """A lobe with less than this of its usual share is small: collapsed, removed, cut off, or badly drawn."""
 
 SEEN_SD: Final = 5.5
-"""Where there is no fissure at all, the best of all surfaces meets as much sheet by chance, one time in twenty."""
+"""Where there is no fissure at all, the best of all surfaces hardly meets as much sheet on the left; on the right noise
+does more often than one time in twenty (`evaluation.borders --noise`: below 6.7 and, horizontal, 8.1 in 95 %)."""
 
 WIDE_PERCENT: Final = 10.0
 """A range of the affected percentage wider than this is remarked upon even where the score is sure."""

@@ -25,12 +25,11 @@ from scipy import ndimage
 
 from lobewise.pipeline.anatomy import Lobe
 from lobewise.pipeline.evaluation.fissures import fissure_distances_mm, read_fissure_marks
-from lobewise.pipeline.evaluation.lungs import Case, as_drawn, phantom_cases
+from lobewise.pipeline.evaluation.lungs import Case, as_drawn, lobes_by, phantom_cases
 from lobewise.pipeline.evaluation.overlap import dice
 from lobewise.pipeline.fissure_shapes import FISSURES, SeenSd, lay_fissures, read_shapes
 from lobewise.pipeline.fissure_walks import walk_to_sheets
-from lobewise.pipeline.landmarks import LandmarkPosition
-from lobewise.pipeline.lungs import Borders, segment_lungs
+from lobewise.pipeline.lungs import Borders
 from lobewise.pipeline.networks.device import choose_device
 from lobewise.pipeline.networks.di2in import LungNetwork
 from lobewise.pipeline.networks.weights import load_weights
@@ -69,12 +68,6 @@ WAYS: Final[Mapping[str, Borders]] = {
     "shapes alone": lay_fissures,
     "shapes, then walks": followed,
 }
-
-
-def lobes_by(case: Case, network: LungNetwork, borders: Borders) -> LobeLabels:
-    """The lobes of a scan, true landmarks given."""
-    landmarks = {mark: LandmarkPosition(mark, position, 1.0) for mark, position in case.landmarks_mm.items()}
-    return segment_lungs(case.volume, landmarks, network, borders=borders)
 
 
 def lobes_dice(case: Case, found: LobeLabels) -> Row:

@@ -81,14 +81,19 @@ def as_drawn(_volume: Volume, _roi: Grid, labels: Labels) -> tuple[Labels, SeenS
     return labels, {}
 
 
+def lobes_by(case: Case, network: LungNetwork, borders: Borders) -> LobeLabels:
+    """The lobes of a scan, true landmarks given."""
+    landmarks = {mark: LandmarkPosition(mark, position, 1.0) for mark, position in case.landmarks_mm.items()}
+    return segment_lungs(case.volume, landmarks, network, borders=borders)
+
+
 def evaluate(case: Case, network: LungNetwork, borders: Borders = follow_fissures, pictures: Path | None = None) -> Row:
     """The figures of one scan.
 
     Args:
         pictures: a folder for those that show marks and borders together.
     """
-    landmarks = {mark: LandmarkPosition(mark, position, 1.0) for mark, position in case.landmarks_mm.items()}
-    found = segment_lungs(case.volume, landmarks, network, borders=borders)
+    found = lobes_by(case, network, borders)
     row: Row = {"case": case.name, "lungs_ml": round(found.lungs().volume_ml())}
     row["lobes_ml"] = {lobe.slug: round(_volume_ml(found, lobe)) for lobe in Lobe}
     row["sides_right"] = sides_are_right(found)

@@ -82,10 +82,9 @@ def read_start(path: Path, name: str, kept: str, device: torch.device) -> Mappin
         WeightsError: there is no such file, or it holds something else.
     """
     if path.suffix == ".safetensors":
-        tensors = load_weights(path.stem, path.parent).tensors if path.stem == name else None
-        if tensors is None:
+        if path.stem != name:
             raise WeightsError(f"{path.name}: a training of {name} begins with {name}.safetensors or a checkpoint")
-        return {key: value.to(device) for key, value in tensors.items()}
+        return {key: value.to(device) for key, value in load_weights(name, path.parent).tensors.items()}
     try:
         found: Mapping[str, torch.Tensor] = torch.load(path, weights_only=True, map_location=device)[kept]
     except (FileNotFoundError, KeyError, pickle.UnpicklingError) as error:
