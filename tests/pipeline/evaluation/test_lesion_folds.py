@@ -1,13 +1,25 @@
 """Every real patient is marked by a network that never saw it."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.special import expit, logit
 
 from lobewise.pipeline.evaluation import lesion_folds
-from lobewise.pipeline.evaluation.lesion_folds import FOLDS, PROBABILITIES, Marked, chosen_by_others, main, summary
+from lobewise.pipeline.evaluation.lesion_folds import (
+    FOLDS,
+    PROBABILITIES,
+    SHARES,
+    By,
+    Marked,
+    chosen_by_others,
+    main,
+    own_level,
+    summary,
+)
 from lobewise.pipeline.evaluation.lesions import LesionResult
 from lobewise.pipeline.training import lesions as training
 from lobewise.pipeline.training.covid_slices import CASE_STARTS
@@ -88,16 +100,50 @@ def test_the_command_asks_for_where_to_begin(bank: Path, tmp_path: Path) -> None
         lesion_folds.main([str(bank), str(tmp_path / "out")])
 
 
-def marked(case: int, dices: dict[float, float]) -> Marked:
-    """A volume that has a Dice of 0 wherever nothing else is said."""
-    results = {p: LesionResult(f"covid-{case}-0", dices.get(p, 0.0), 0.1, 1.0, 1.0) for p in PROBABILITIES}
-    return Marked(results[0.5], results)
+def by(case: int, values: Sequence[float], dices: dict[float, float]) -> By:
+    """A Dice of 0 wherever nothing else is said."""
+    return {value: LesionResult(f"covid-{case}-0", dices.get(value, 0.0), 0.1, 1.0, 1.0) for value in values}
 
 
-def test_no_fold_chooses_its_own_probability() -> None:
+def marked(case: int, by_probability: dict[float, float], by_share: dict[float, float]) -> Marked:
+    probabilities = by(case, PROBABILITIES, by_probability)
+    return Marked(probabilities[0.5], probabilities, by(case, SHARES, by_share))
+
+
+def test_no_fold_chooses_for_itself() -> None:
     folds = [
-        [marked(0, {0.5: 0.9, 0.1: 0.2})],
-        [marked(1, {0.5: 0.1, 0.1: 0.8})],
-        [marked(2, {0.5: 0.3, 0.1: 0.7})],
+        [marked(0, {0.5: 0.9, 0.1: 0.2}, {0.5: 0.2})],
+        [marked(1, {0.5: 0.1, 0.1: 0.8}, {0.5: 0.9, 0.7: 0.4})],
+        [marked(2, {0.5: 0.3, 0.1: 0.7}, {0.5: 0.1, 0.7: 0.8})],
     ]
-    assert [result.dice for result in chosen_by_others(folds)] == [0.2, 0.1, 0.3]
+    chosen = chosen_by_others(folds, lambda volume: volume.from_probability)
+    assert [result.dice for result in chosen] == [0.2, 0.1, 0.3]
+    chosen = chosen_by_others(folds, lambda volume: volume.from_own_level)
+    assert [result.dice for result in chosen] == [0.0, 0.4, 0.1]
+
+
+def seen_with(healthy: float, lesion: float) -> np.ndarray:
+    """A hundredth of the lungs, all of a slice of a hundred, is seen as a lesion."""
+    logits = np.full((100, 20, 20), healthy, dtype=np.float32)
+    logits[0] = lesion
+    return np.asarray(expit(logits), dtype=np.float32)
+
+
+@pytest.mark.parametrize("share", SHARES)
+def test_a_patients_own_level_parts_what_is_seen_as_two_kinds(share: float) -> None:
+    lungs = np.ones((100, 20, 20), dtype=np.bool_)
+    level = own_level(seen_with(-6.0, -1.0), lungs, share)
+    assert logit(level) == pytest.approx(-6.0 + 5.0 * share, abs=0.01)
+    assert np.count_nonzero(seen_with(-6.0, -1.0) >= level) == 400
+
+
+def test_a_patients_own_level_is_never_above_what_is_likely() -> None:
+    lungs = np.ones((100, 20, 20), dtype=np.bool_)
+    assert own_level(seen_with(-3.0, 8.0), lungs, 0.8) == 0.5
+
+
+def test_lungs_seen_as_one_kind_have_a_level_too() -> None:
+    lungs = np.zeros((100, 20, 20), dtype=np.bool_)
+    lungs[1:] = True
+    assert own_level(seen_with(-4.0, 8.0), lungs, 0.6) == pytest.approx(expit(-4.0), rel=0.01)
+    assert own_level(np.full_like(seen_with(0.0, 0.0), 1.0), lungs, 0.6) == 0.5

@@ -4,42 +4,55 @@
 
 Only seven public patients with marked lesions are at hand, so each is tested once: for every fold a network learns on
 from `--start`, which has seen none of them, with the patients of the other folds; the last weights mark the patients of
-the fold, true lungs given, as the pipeline does. A network taught by so few is less sure of a patient than it is right:
-a second table has the probability from which tissue counts chosen, for each fold, on the patients of the other folds,
-each marked by the network that had not seen him. Trainings that were interrupted go on.
+the fold, true lungs given, as the pipeline does. A network taught by so few ranks the tissue of a patient well, but how
+sure it is of him is another matter. Two more tables have what they take chosen, for each fold, on the patients of the
+other folds, each marked by the network that had not seen him: the probability from which tissue counts, the same for
+all, or the share of `own_level`, which finds that probability in the patient, without his truth. Trainings that were
+interrupted go on.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+from jaxtyping import Bool, Float32
+from scipy.special import expit, logit
 
 from lobewise.pipeline.evaluation.lesions import LesionResult, compare, probability, table
 from lobewise.pipeline.lesions import LIKELY, LesionNetwork, believe_wide
 from lobewise.pipeline.networks.weights import load_weights
+from lobewise.pipeline.training.covid_slices import CASE_STARTS
 from lobewise.pipeline.training.lesion_crops import read_examples
 from lobewise.pipeline.training.lesions import LesionRecipe, export, train
 from lobewise.pipeline.training.parallel import Team, join_team
 from lobewise.pipeline.training.recipes import read_recipe
 from lobewise.pipeline.training.splits import Split, patient_of
 
-FOLDS: Final = ((0, 4), (1, 5), (2, 3, 6))
-"""Cases of the COVID-19 slices. 0 and 2, the two with much ground glass, teach each other's fold."""
+FOLDS: Final = tuple((case,) for case in range(len(CASE_STARTS)))
+"""Cases of the COVID-19 slices: so few that each is a fold, for which all others teach."""
 NEVER_TEACHES: Final = ("case05",)
 PROBABILITIES: Final = (0.5, 0.3, 0.2, 0.1, 0.05, 0.03, 0.02)
+SHARES: Final = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8)
+LEAST_LESION_VOXELS: Final = 30
+MOST_LOGIT: Final = 9.0
+LEVEL_STEPS: Final = 100
+
+By = Mapping[float, LesionResult]
 
 
 @dataclass(frozen=True)
 class Marked:
-    """One volume: as the pipeline marks it, and where all counts from some probability on."""
+    """One volume: as the pipeline marks it, where all counts from some probability on, and from its own level on."""
 
     shipped: LesionResult
-    from_probability: Mapping[float, LesionResult]
+    from_probability: By
+    from_own_level: By
 
 
 def run_fold(
@@ -53,21 +66,46 @@ def run_fold(
     for example in read_examples(bank, lambda path: patient_of(path) in patients):
         image, lungs = example.image.astype(np.float32) / 255, example.lungs
         truth = example.lesions & lungs
+        mark = partial(compare, example.name, truth=truth, image=image, lungs=lungs)
         seen = probability(image, lungs, network)
-        believed = (believe_wide(seen, lungs) >= LIKELY) & lungs
+        levels = {share: own_level(seen, lungs, share) for share in SHARES}
         yield Marked(
-            compare(example.name, believed, truth, image, lungs),
-            {p: compare(example.name, (seen >= p) & lungs, truth, image, lungs) for p in PROBABILITIES},
+            mark((believe_wide(seen, lungs) >= LIKELY) & lungs),
+            {p: mark((seen >= p) & lungs) for p in PROBABILITIES},
+            {share: mark((seen >= level) & lungs) for share, level in levels.items()},
         )
 
 
-def chosen_by_others(folds: Sequence[Sequence[Marked]]) -> list[LesionResult]:
-    """Each fold by the probability that is best, by the mean Dice over patients, for the other folds."""
+def own_level(seen: Float32[np.ndarray, "z y x"], lungs: Bool[np.ndarray, "z y x"], share: float) -> float:
+    """The probability from which this patient's tissue is lesion, at most `LIKELY`.
+
+    The fixed point of Ridler and Calvard (1978) on the logits: it lies at `share` of the way from the mean of what is
+    below it to the mean of what is above it. With nothing in sight of `LIKELY` it falls until something is above it, so
+    that it is of no use where there may be no lesion at all.
+    """
+    inside = np.clip(logit(seen[lungs].astype(np.float64)), -MOST_LOGIT, MOST_LOGIT)
+    likely = float(logit(LIKELY))
+    level = likely
+    highest = np.sort(inside)[-LEAST_LESION_VOXELS:]
+    for _ in range(LEVEL_STEPS):
+        above = inside[inside >= level]
+        below = inside[inside < level]
+        if below.size == 0:
+            break
+        upper = above if len(above) >= LEAST_LESION_VOXELS else highest
+        level, before = min(likely, float(share * upper.mean() + (1 - share) * below.mean())), level
+        if abs(level - before) < 1e-3:
+            break
+    return float(expit(level))
+
+
+def chosen_by_others(folds: Sequence[Sequence[Marked]], way: Callable[[Marked], By]) -> list[LesionResult]:
+    """Each fold by what is best, by the mean Dice over patients, for the other folds."""
     results = []
     for number, fold in enumerate(folds):
-        others = [marked for other, fold_ in enumerate(folds) if other != number for marked in fold_]
-        best = max(PROBABILITIES, key=lambda p: _mean_dice([marked.from_probability[p] for marked in others]))
-        results += [marked.from_probability[best] for marked in fold]
+        others = [way(marked) for other, fold_ in enumerate(folds) if other != number for marked in fold_]
+        best = max(others[0], key=lambda value: _mean_dice([by[value] for by in others]))
+        results += [way(marked)[best] for marked in fold]
     return results
 
 
@@ -119,7 +157,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.stdout.write(f"{table(shipped)}\n\n{summary(shipped)}\n\n")
             sys.stdout.flush()
     if len(folds) > 1:
-        sys.stdout.write(f"probability chosen on the other folds\n\n{summary(chosen_by_others(folds))}\n")
+        by_probability = summary(chosen_by_others(folds, lambda marked: marked.from_probability))
+        by_own_level = summary(chosen_by_others(folds, lambda marked: marked.from_own_level))
+        sys.stdout.write(f"probability chosen on the other folds\n\n{by_probability}\n\n")
+        sys.stdout.write(f"each patient's own level, its share chosen on the other folds\n\n{by_own_level}\n")
 
 
 if __name__ == "__main__":
