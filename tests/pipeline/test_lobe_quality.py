@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lobewise.pipeline.anatomy import Lobe
-from lobewise.pipeline.lobe_quality import USUAL_PERCENT, findings_of_lobes
+from lobewise.pipeline.lobe_quality import SEEN_SD, USUAL_PERCENT, findings_of_lobes
 from lobewise.pipeline.severity import opacity_range, score_severity
 from lobewise.pipeline.volume import Finding, Grid, LesionMask, LobeLabels, Volume
 
@@ -84,12 +84,12 @@ def test_fissures_that_nobody_tells_of_are_not_remarked_upon() -> None:
 @pytest.mark.parametrize(
     ("seen_sd", "unseen"),
     [
-        ({"left_oblique": 9.0, "right_oblique": 12.0, "right_horizontal": 5.6}, []),
-        ({"left_oblique": 9.0, "right_oblique": 4.0, "right_horizontal": 5.6}, ["right_oblique"]),
+        ({name: sd + 0.1 for name, sd in SEEN_SD.items()}, []),
+        ({**SEEN_SD, "right_oblique": SEEN_SD["left_oblique"] + 0.1}, ["right_oblique"]),
         ({"left_oblique": 9.0}, ["right_oblique", "right_horizontal"]),
         ({}, ["left_oblique", "right_oblique", "right_horizontal"]),
     ],
-    ids=["all seen", "one faint", "right lung not looked at", "thick slices"],
+    ids=["all seen", "one as faint as noise", "right lung not looked at", "thick slices"],
 )
 def test_fissures_that_are_not_seen_are_named(seen_sd: dict[str, float], unseen: list[str]) -> None:
     found = findings(replace(usual_lobes(), fissures_sd=seen_sd))

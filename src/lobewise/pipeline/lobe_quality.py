@@ -21,9 +21,9 @@ USUAL_PERCENT: Final[Mapping[Lobe, float]] = {
 SMALL_SHARE: Final = 0.5
 """A lobe with less than this of its usual share is small: collapsed, removed, cut off, or badly drawn."""
 
-SEEN_SD: Final = 5.5
-"""Where there is no fissure at all, the best of all surfaces hardly meets as much sheet on the left; on the right noise
-does more often than one time in twenty (`evaluation.borders --noise`: below 6.7 and, horizontal, 8.1 in 95 %)."""
+SEEN_SD: Final[Mapping[str, float]] = {"left_oblique": 4.6, "right_oblique": 6.4, "right_horizontal": 8.2}
+"""Where there is no fissure at all, the best of all surfaces seems less sure than this in 95 % of lungs
+(`evaluation.borders --noise 48`)."""
 
 WIDE_PERCENT: Final = 10.0
 """A range of the affected percentage wider than this is remarked upon even where the score is sure."""
@@ -50,7 +50,7 @@ def _fissure_findings(lobes: LobeLabels) -> Iterator[Finding]:
     if lobes.fissures_sd is None:
         return
     seen_sd = {name: round(lobes.fissures_sd.get(name, 0.0), 1) for name in FISSURES}
-    unseen = [name for name in FISSURES if seen_sd[name] < SEEN_SD]
+    unseen = [name for name in FISSURES if seen_sd[name] < SEEN_SD[name]]
     if unseen:
         names = _in_words([name.replace("_", " ") for name in unseen])
         message = (
