@@ -134,7 +134,7 @@ def look_inside(api: Container, worker: Container, sender: Container) -> None:
     )
     if told.returncode:
         raise BrokenError(f"AWS's services: {told.stderr}")
-    if worker.call("lobewise", "models", "--verify").returncode:
+    if worker.call("lobewise", "models", "verify").returncode:
         raise BrokenError("the weights are not those that were shipped")
     checks = json.loads(worker.call("lobewise", "doctor", "--json").stdout)
     if wrong := [check for check in checks if check["verdict"] == "wrong"]:

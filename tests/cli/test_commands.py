@@ -89,7 +89,7 @@ def test_verifying_weights_that_are_missing_or_changed_ends_with_1(lobewise: Run
     (tmp_path / "weights" / "lungs.safetensors").unlink()
     sums = tmp_path / "weights" / "SHA256SUMS"
     sums.write_text(sums.read_text().replace(sums.read_text()[:8], "01234567", 1))
-    result = lobewise("models", "--verify", "--weights", tmp_path / "weights")
+    result = lobewise("models", "verify", "--weights", tmp_path / "weights")
     assert result.returncode == 1
     said = " ".join(result.stdout.replace("│", " ").split())
     assert "no weights for" in said
@@ -97,7 +97,7 @@ def test_verifying_weights_that_are_missing_or_changed_ends_with_1(lobewise: Run
 
 
 def test_the_shipped_weights_are_the_ones_listed_and_each_has_a_card(lobewise: Run) -> None:
-    result = lobewise("models", "--verify")
+    result = lobewise("models", "verify")
     assert result.returncode == 0, result.stdout
 
 

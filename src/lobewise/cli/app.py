@@ -263,11 +263,12 @@ def rebuild() -> None:
     out.print(f"{restored} jobs were missing and are back", highlight=False)
 
 
-@app.command(epilog="Example:  [bold]lobewise models --verify[/]")
+@app.command(epilog="Example:  [bold]lobewise models verify[/]")
 def models(
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Fail unless every file is the one its card describes.")
-    ] = False,
+    action: Annotated[
+        Literal["list", "verify"],
+        typer.Argument(help="verify fails unless every file is the one that was shipped and has its card."),
+    ] = "list",
     weights: Weights = None,
 ) -> None:
     """List the networks' weights, with what identifies them."""
@@ -275,7 +276,7 @@ def models(
 
     rows = list(look_at(weights))
     out.print(table_of(rows))
-    if verify and not all(row.is_ok for row in rows):
+    if action == "verify" and not all(row.is_ok for row in rows):
         raise fail(Exit.UNEXPECTED, "Not all weights are the ones that were shipped.")
 
 
