@@ -11,8 +11,8 @@ from scipy.special import expit, logit
 from lobewise.pipeline.evaluation import lesion_folds
 from lobewise.pipeline.evaluation.lesion_folds import (
     FOLDS,
+    LEVELS,
     PROBABILITIES,
-    SHARES,
     By,
     Marked,
     chosen_by_others,
@@ -100,21 +100,21 @@ def test_the_command_asks_for_where_to_begin(bank: Path, tmp_path: Path) -> None
         lesion_folds.main([str(bank), str(tmp_path / "out")])
 
 
-def by(case: int, values: Sequence[float], dices: dict[float, float]) -> By:
+def by(case: int, ways: Sequence[tuple[float, ...]], dices: dict[tuple[float, ...], float]) -> By:
     """A Dice of 0 wherever nothing else is said."""
-    return {value: LesionResult(f"covid-{case}-0", dices.get(value, 0.0), 0.1, 1.0, 1.0) for value in values}
+    return {way: LesionResult(f"covid-{case}-0", dices.get(way, 0.0), 0.1, 1.0, 1.0) for way in ways}
 
 
-def marked(case: int, by_probability: dict[float, float], by_share: dict[float, float]) -> Marked:
-    probabilities = by(case, PROBABILITIES, by_probability)
-    return Marked(probabilities[0.5], probabilities, by(case, SHARES, by_share))
+def marked(case: int, by_probability: dict[float, float], by_level: dict[tuple[float, ...], float]) -> Marked:
+    probabilities = by(case, [(p,) for p in PROBABILITIES], {(p,): dice for p, dice in by_probability.items()})
+    return Marked(probabilities[0.5,], probabilities, by(case, LEVELS, by_level))
 
 
 def test_no_fold_chooses_for_itself() -> None:
     folds = [
-        [marked(0, {0.5: 0.9, 0.1: 0.2}, {0.5: 0.2})],
-        [marked(1, {0.5: 0.1, 0.1: 0.8}, {0.5: 0.9, 0.7: 0.4})],
-        [marked(2, {0.5: 0.3, 0.1: 0.7}, {0.5: 0.1, 0.7: 0.8})],
+        [marked(0, {0.5: 0.9, 0.1: 0.2}, {(0.6, 1.0): 0.2})],
+        [marked(1, {0.5: 0.1, 0.1: 0.8}, {(0.6, 1.0): 0.9, (0.7, 2.0): 0.4})],
+        [marked(2, {0.5: 0.3, 0.1: 0.7}, {(0.6, 1.0): 0.1, (0.7, 2.0): 0.8})],
     ]
     chosen = chosen_by_others(folds, lambda volume: volume.from_probability)
     assert [result.dice for result in chosen] == [0.2, 0.1, 0.3]
@@ -122,28 +122,34 @@ def test_no_fold_chooses_for_itself() -> None:
     assert [result.dice for result in chosen] == [0.0, 0.4, 0.1]
 
 
-def seen_with(healthy: float, lesion: float) -> np.ndarray:
-    """A hundredth of the lungs, all of a slice of a hundred, is seen as a lesion."""
-    logits = np.full((100, 20, 20), healthy, dtype=np.float32)
-    logits[0] = lesion
+LUNGS = np.ones((100, 20, 20), dtype=np.bool_)
+
+
+def seen_with(healthy: float, lesion: float, percent: int) -> np.ndarray:
+    """So many slices of the hundred are seen as a lesion."""
+    logits = np.full(LUNGS.shape, healthy, dtype=np.float32)
+    logits[:percent] = lesion
     return np.asarray(expit(logits), dtype=np.float32)
 
 
-@pytest.mark.parametrize("share", SHARES)
-def test_a_patients_own_level_parts_what_is_seen_as_two_kinds(share: float) -> None:
-    lungs = np.ones((100, 20, 20), dtype=np.bool_)
-    level = own_level(seen_with(-6.0, -1.0), lungs, share)
+@pytest.mark.parametrize("share", [0.6, 0.8])
+@pytest.mark.parametrize("lowering", [0.0, 3.0])
+def test_a_patients_own_level_parts_what_is_seen_as_two_kinds(share: float, lowering: float) -> None:
+    level = own_level(seen_with(-6.0, -1.0, 1), LUNGS, share, lowering)
     assert logit(level) == pytest.approx(-6.0 + 5.0 * share, abs=0.01)
-    assert np.count_nonzero(seen_with(-6.0, -1.0) >= level) == 400
+
+
+def test_a_patients_own_level_is_lower_where_the_disease_is_wide() -> None:
+    level = own_level(seen_with(-6.0, -1.0, 20), LUNGS, 0.8, 2.0)
+    assert logit(level) == pytest.approx(-6.0 + 5.0 * 0.8 - 2.0 * np.log(20 / 5), abs=0.01)
 
 
 def test_a_patients_own_level_is_never_above_what_is_likely() -> None:
-    lungs = np.ones((100, 20, 20), dtype=np.bool_)
-    assert own_level(seen_with(-3.0, 8.0), lungs, 0.8) == 0.5
+    assert own_level(seen_with(-3.0, 8.0, 1), LUNGS, 0.8, 0.0) == 0.5
 
 
 def test_lungs_seen_as_one_kind_have_a_level_too() -> None:
-    lungs = np.zeros((100, 20, 20), dtype=np.bool_)
-    lungs[1:] = True
-    assert own_level(seen_with(-4.0, 8.0), lungs, 0.6) == pytest.approx(expit(-4.0), rel=0.01)
-    assert own_level(np.full_like(seen_with(0.0, 0.0), 1.0), lungs, 0.6) == 0.5
+    assert own_level(seen_with(-4.0, 8.0, 1), LUNGS & (np.arange(100) > 0)[:, None, None], 0.6, 0.0) == pytest.approx(
+        expit(-4.0), rel=0.01
+    )
+    assert own_level(np.ones(LUNGS.shape, dtype=np.float32), LUNGS, 0.6, 0.0) == 0.5

@@ -7,8 +7,8 @@ from `--start`, which has seen none of them, with the patients of the other fold
 the fold, true lungs given, as the pipeline does. A network taught by so few ranks the tissue of a patient well, but how
 sure it is of him is another matter. Two more tables have what they take chosen, for each fold, on the patients of the
 other folds, each marked by the network that had not seen him: the probability from which tissue counts, the same for
-all, or the share of `own_level`, which finds that probability in the patient, without his truth. Trainings that were
-interrupted go on.
+all, or the two constants of `own_level`, which finds that probability in the patient, without his truth. Trainings that
+were interrupted go on.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Final
 
@@ -38,12 +39,16 @@ FOLDS: Final = tuple((case,) for case in range(len(CASE_STARTS)))
 """Cases of the COVID-19 slices: so few that each is a fold, for which all others teach."""
 NEVER_TEACHES: Final = ("case05",)
 PROBABILITIES: Final = (0.5, 0.3, 0.2, 0.1, 0.05, 0.03, 0.02)
-SHARES: Final = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8)
+LEVELS: Final = tuple(product((0.6, 0.65, 0.7, 0.75, 0.8), (0.0, 1.0, 2.0, 3.0)))
+"""`share` and `lowering` of `own_level`."""
+USUAL_EXTENT: Final = 0.05
+"""Of the lung: the median of the seven patients."""
 LEAST_LESION_VOXELS: Final = 30
 MOST_LOGIT: Final = 9.0
 LEVEL_STEPS: Final = 100
+LEVEL_TOLERANCE: Final = 1e-3
 
-By = Mapping[float, LesionResult]
+By = Mapping[tuple[float, ...], LesionResult]
 
 
 @dataclass(frozen=True)
@@ -68,35 +73,39 @@ def run_fold(
         truth = example.lesions & lungs
         mark = partial(compare, example.name, truth=truth, image=image, lungs=lungs)
         seen = probability(image, lungs, network)
-        levels = {share: own_level(seen, lungs, share) for share in SHARES}
+        levels = {level: own_level(seen, lungs, *level) for level in LEVELS}
         yield Marked(
             mark((believe_wide(seen, lungs) >= LIKELY) & lungs),
-            {p: mark((seen >= p) & lungs) for p in PROBABILITIES},
-            {share: mark((seen >= level) & lungs) for share, level in levels.items()},
+            {(p,): mark((seen >= p) & lungs) for p in PROBABILITIES},
+            {level: mark((seen >= p) & lungs) for level, p in levels.items()},
         )
 
 
-def own_level(seen: Float32[np.ndarray, "z y x"], lungs: Bool[np.ndarray, "z y x"], share: float) -> float:
+def own_level(
+    seen: Float32[np.ndarray, "z y x"], lungs: Bool[np.ndarray, "z y x"], share: float, lowering: float
+) -> float:
     """The probability from which this patient's tissue is lesion, at most `LIKELY`.
 
     The fixed point of Ridler and Calvard (1978) on the logits: it lies at `share` of the way from the mean of what is
-    below it to the mean of what is above it. With nothing in sight of `LIKELY` it falls until something is above it, so
-    that it is of no use where there may be no lesion at all.
+    below it to the mean of what is above it. Much of a disease is fainter than its core, so that where more than
+    `USUAL_EXTENT` of the lung is above it, it falls by `lowering` for each e-fold of that. With nothing in sight of
+    `LIKELY` it falls until something is above it, so that it is of no use where there may be no lesion at all.
     """
     inside = np.clip(logit(seen[lungs].astype(np.float64)), -MOST_LOGIT, MOST_LOGIT)
     likely = float(logit(LIKELY))
     level = likely
     highest = np.sort(inside)[-LEAST_LESION_VOXELS:]
     for _ in range(LEVEL_STEPS):
-        above = inside[inside >= level]
-        below = inside[inside < level]
-        if below.size == 0:
+        is_above = inside >= level
+        if is_above.all():
             break
+        above = inside[is_above]
         upper = above if len(above) >= LEAST_LESION_VOXELS else highest
-        level, before = min(likely, float(share * upper.mean() + (1 - share) * below.mean())), level
-        if abs(level - before) < 1e-3:
+        level, before = min(likely, float(share * upper.mean() + (1 - share) * inside[~is_above].mean())), level
+        if abs(level - before) < LEVEL_TOLERANCE:
             break
-    return float(expit(level))
+    extent = max(float(np.mean(inside >= level)), USUAL_EXTENT)
+    return float(expit(level - lowering * np.log(extent / USUAL_EXTENT)))
 
 
 def chosen_by_others(folds: Sequence[Sequence[Marked]], way: Callable[[Marked], By]) -> list[LesionResult]:
@@ -160,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         by_probability = summary(chosen_by_others(folds, lambda marked: marked.from_probability))
         by_own_level = summary(chosen_by_others(folds, lambda marked: marked.from_own_level))
         sys.stdout.write(f"probability chosen on the other folds\n\n{by_probability}\n\n")
-        sys.stdout.write(f"each patient's own level, its share chosen on the other folds\n\n{by_own_level}\n")
+        sys.stdout.write(f"each patient's own level, its constants chosen on the other folds\n\n{by_own_level}\n")
 
 
 if __name__ == "__main__":
