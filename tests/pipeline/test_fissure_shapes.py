@@ -9,10 +9,13 @@ from scipy import ndimage
 from lobewise.pipeline.anatomy import LEFT_LOBES, RIGHT_LOBES, Lobe
 from lobewise.pipeline.evaluation.overlap import dice
 from lobewise.pipeline.fissure_shapes import (
+    CLEAR_MM,
     FISSURES,
+    LEAST_COUNTED,
     SIDES_OF,
     STANDARD_MM,
     LungBox,
+    Surface,
     _Search,
     draw_side,
     lay_fissures,
@@ -179,10 +182,32 @@ def test_the_search_knows_which_way_is_down(seed: int) -> None:
     rising = np.broadcast_to(np.linspace(0, 1, 80, dtype=np.float32)[:, None, None], wide.shape)
     fissure = read_shapes()[FISSURES[seed % 3]]
     drawn = rng.multivariate_normal(fissure.mean, 0.2 * fissure.covariance)
-    search = _Search.of(fissure, LungBox.of(LEFT, ROI), Sheets(rising.copy(), wide), drawn)
+    search = _Search.of(fissure, LungBox.of(LEFT, ROI), Sheets(rising.copy(), wide), drawn, 5.0, None)
     at, step = 0.3 * rng.normal(size=6), 1e-4 * rng.normal(size=6)
     change = search.nats(at + step, 0.4, 0.05) - search.nats(at - step, 0.4, 0.05)
     assert search.slope(at, 0.4, 0.05) @ (2 * step) == pytest.approx(change, rel=0.05, abs=1e-5)
+
+
+def test_of_the_horizontal_fissure_counts_what_is_above_the_oblique_one() -> None:
+    """With sheets everywhere a surface of which half is cut off meets as much as a whole one, a small piece less."""
+    shapes = read_shapes()
+    wide = Grid((80, 80, 80), (6.0, 6.0, 6.0), (-240.0, -240.0, -240.0))
+    sheets = Sheets(np.ones(wide.shape, dtype=np.float32), wide)
+    oblique = Surface(shapes["right_oblique"], shapes["right_oblique"].mean)
+    horizontal = shapes["right_horizontal"]
+    search = _Search.of(horizontal, LungBox.of(LUNGS & ~LEFT, ROI), sheets, None, 5.0, oblique)
+
+    def met_where_counts(share: float) -> float:
+        lowered_mm = np.arange(0.0, 300.0, 0.5)
+        points = [horizontal.plane_points() - mm * horizontal.axes[2] for mm in lowered_mm]
+        counted = np.array([(oblique.heights(at) > CLEAR_MM).mean() for at in points])
+        flat = np.array([-lowered_mm[np.abs(counted - share).argmin()], 0, 0, 0, 0, 0])
+        return search.met(np.linalg.solve(search.root, flat - horizontal.mean))
+
+    assert met_where_counts(1.0) == pytest.approx(1.0)
+    assert met_where_counts(0.5) == pytest.approx(1.0)
+    assert met_where_counts(LEAST_COUNTED / 2) == pytest.approx(0.5, abs=0.1)
+    assert met_where_counts(0.0) == 0.0
 
 
 def test_each_fissure_parts_lobes_of_one_side() -> None:

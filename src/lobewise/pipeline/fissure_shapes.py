@@ -52,11 +52,15 @@ SLOPE_MM: Final = 1.0
 """Sheets are compared so far above and below a surface, to tell which way it should move."""
 LEAST_CHANCE: Final = 1e-4
 """Spread of what surfaces meet by chance, at least: without any sheet there is nothing to tell."""
-DRAWN_NATS: Final = 2.0
-"""What it costs to leave a drawn border by `FAR_MM` or more everywhere: without a fissure in sight it stays."""
+DRAWN_NATS: Final[Mapping[str, float]] = {"left_oblique": 3.4, "right_oblique": 8.4, "right_horizontal": 20.0}
+"""What it costs to leave a drawn border by `FAR_MM` or more everywhere: what noise alone pays for that on average (half
+the square of the median of `evaluation.borders --noise`), so that without a fissure in sight the border stays."""
 FAR_MM: Final = 10.0
 CLEAR_MM: Final = 5.0
-"""Nearer to the oblique fissure, a sheet is part of it."""
+"""Nearer to the oblique fissure, a sheet is part of it. The horizontal one ends there: what of its surface is clearly
+above the oblique one counts, ..."""
+LEAST_COUNTED: Final = 0.25
+"""... as at least this share of it, so that a small piece on one sheet is not all of it."""
 BORDER_ERROR_MM: Final = 3.0
 BORDER_POINTS: Final = 400
 """A drawn border says as much about its coefficients as so many points with that error."""
@@ -91,6 +95,23 @@ class Fissure:
         """Points spread over the mean plane, as far as fissures were marked."""
         a, b = (np.arange(low, high, STEP_MM) for low, high in self.reach.T)
         return np.stack(np.meshgrid(a, b, indexing="ij"), axis=-1).reshape(-1, 2)
+
+    def plane_points(self) -> Points:
+        """The same as points of the standard lung."""
+        flat = self.plane()
+        return np.asarray(np.column_stack([flat, np.zeros(len(flat))]) @ self.axes + self.origin)
+
+
+@dataclass(frozen=True, eq=False)
+class Surface:
+    """The fissure of one person."""
+
+    fissure: Fissure
+    coefficients: Coefficients
+
+    def heights(self, points: Points) -> Float64[np.ndarray, "*n"]:
+        """How far points (of the standard lung) are above it, mm."""
+        return self.fissure.heights(points, self.coefficients)
 
 
 FissureModel = Mapping[str, Fissure]
@@ -173,13 +194,16 @@ def draw_side(
     points = box.to_standard(grid.to_lps(inside.astype(np.float64)))
     above: dict[str, Bool[np.ndarray, " n"]] = {}
     seen_sd = {}
+    oblique: Surface | None = None
     for name in FISSURES:
         upper, lower = SIDES_OF[name]
         if upper[0] in side:
             near = None if drawn is None else _coefficients_of(model[name], box, grid, drawn, upper, lower)
-            coefficients, seen_sd[name] = _Search.of(model[name], box, sheets, near).best()
-            above[name] = model[name].heights(points, coefficients) > 0
-            sheets = _above(model[name], coefficients, box, sheets)
+            search = _Search.of(model[name], box, sheets, near, DRAWN_NATS[name], oblique)
+            surface, seen_sd[name] = search.best()
+            above[name] = surface.heights(points) > 0
+            oblique = oblique or surface
+            sheets = _above(surface, box, sheets)
     lobes = np.zeros(lung.shape, dtype=np.uint8)
     if side == LEFT_LOBES:
         lobes[lung] = np.where(above["left_oblique"], Lobe.LEFT_UPPER, Lobe.LEFT_LOWER)
@@ -207,7 +231,9 @@ class _Search:
         mean_mm: ... those of the mean person.
         foot, normal: where those points lie in `seen` (voxels), and how far 1 mm of height is.
         root: brings scores to coefficients.
-        drawn: scores of the border that was drawn, if there is one.
+        drawn: scores of the border that was drawn, if there is one, and ...
+        drawn_nats: ... what it costs to leave it.
+        oblique: the fissure that this one lies above, if it does.
     """
 
     fissure: Fissure
@@ -218,20 +244,32 @@ class _Search:
     seen: Float32[np.ndarray, "z y x"]
     root: Float64[np.ndarray, "6 6"]
     drawn: Scores | None
+    drawn_nats: float
+    oblique: Surface | None
 
     @classmethod
-    def of(cls, fissure: Fissure, box: LungBox, sheets: Sheets, drawn: Coefficients | None) -> "_Search":
+    def of(
+        cls,
+        fissure: Fissure,
+        box: LungBox,
+        sheets: Sheets,
+        drawn: Coefficients | None,
+        drawn_nats: float,
+        oblique: Surface | None,
+    ) -> "_Search":
         flat = fissure.plane()
-        plane = np.column_stack([flat, np.zeros(len(flat))]) @ fissure.axes + fissure.origin
+        plane = fissure.plane_points()
         foot, raised = (sheets.grid.to_index(box.to_lps(points)) for points in (plane, plane + fissure.axes[2]))
         root = np.linalg.cholesky(fissure.covariance + 1e-9 * np.eye(6))
         scores = None if drawn is None else np.linalg.solve(root, drawn - fissure.mean)
         seen = ndimage.gaussian_filter(sheets.sheetness, 1.0)
         terms = quadratic_terms(flat)
-        return cls(fissure, terms @ root, terms @ fissure.mean, foot, (raised - foot)[0], seen, root, scores)
+        normal = (raised - foot)[0]
+        mean_mm = terms @ fissure.mean
+        return cls(fissure, terms @ root, mean_mm, foot, normal, seen, root, scores, drawn_nats, oblique)
 
-    def best(self) -> tuple[Coefficients, float]:
-        """The coefficients, and by how many standard deviations they meet more sheet than chance does."""
+    def best(self) -> tuple[Surface, float]:
+        """The surface, and by how many standard deviations it meets more sheet than chance does."""
         rng = np.random.default_rng(0)
         starts = [np.zeros(6), *rng.normal(size=(STARTS, 6))]
         low, median = np.quantile([self.met(start) for start in starts], [0.16, 0.5])
@@ -251,7 +289,8 @@ class _Search:
         options = {"maxiter": MOST_STEPS}
         found = [optimize.minimize(loss, start, jac=slope, method="L-BFGS-B", options=options) for start in searched]
         winner = min(found, key=lambda result: float(result.fun)).x
-        return np.asarray(self.fissure.mean + self.root @ winner), (self.met(winner) - float(median)) / spread
+        surface = Surface(self.fissure, np.asarray(self.fissure.mean + self.root @ winner))
+        return surface, (self.met(winner) - float(median)) / spread
 
     def nats(self, scores: Scores, median: float, spread: float) -> float:
         """How unlikely a surface is, where chance meets as much as `median` and `spread` say."""
@@ -259,7 +298,7 @@ class _Search:
         nats = 0.5 * float(np.sum(scores**2)) - 0.5 * unusual**2
         if self.drawn is not None:
             away_mm = np.abs(self.terms @ (scores - self.drawn))
-            nats += DRAWN_NATS * float(np.minimum(away_mm / FAR_MM, 1.0).mean())
+            nats += self.drawn_nats * float(np.minimum(away_mm / FAR_MM, 1.0).mean())
         return nats
 
     def slope(self, scores: Scores, median: float, spread: float) -> Scores:
@@ -268,16 +307,26 @@ class _Search:
         unusual = (self.met(scores) - median) / spread
         if unusual > 0:
             rising = (self._met_at(scores, SLOPE_MM) - self._met_at(scores, -SLOPE_MM)) / (2 * SLOPE_MM)
-            slope -= unusual / spread * (rising @ self.terms) / len(self.terms)
+            slope -= unusual / spread * ((self._shares(scores) * rising) @ self.terms)
         if self.drawn is not None:
             away_mm = self.terms @ (scores - self.drawn)
             pull = np.sign(away_mm) * (np.abs(away_mm) < FAR_MM)
-            slope += DRAWN_NATS / FAR_MM * (pull @ self.terms) / len(self.terms)
+            slope += self.drawn_nats / FAR_MM * (pull @ self.terms) / len(self.terms)
         return slope
 
     def met(self, scores: Scores) -> float:
-        """Mean sheetness on the surface."""
-        return float(self._met_at(scores, 0.0).mean())
+        """Mean sheetness on the surface, on that of it which counts."""
+        return float(self._shares(scores) @ self._met_at(scores, 0.0))
+
+    def _shares(self, scores: Scores) -> Float64[np.ndarray, " n"]:
+        """What each point of the surface counts for: the same, or nothing."""
+        count = len(self.terms)
+        if self.oblique is None:
+            return np.full(count, 1 / count)
+        heights_mm = self.mean_mm + self.terms @ scores
+        points = self.fissure.plane_points() + heights_mm[:, None] * self.fissure.axes[2]
+        counts = self.oblique.heights(points) > CLEAR_MM
+        return np.asarray(counts / max(np.count_nonzero(counts), LEAST_COUNTED * count))
 
     def _met_at(self, scores: Scores, above_mm: float) -> Float32[np.ndarray, " n"]:
         heights_mm = self.mean_mm + self.terms @ scores + above_mm
@@ -285,11 +334,11 @@ class _Search:
         return np.asarray(ndimage.map_coordinates(self.seen, where.T, order=1, mode="constant"))
 
 
-def _above(fissure: Fissure, coefficients: Coefficients, box: LungBox, sheets: Sheets) -> Sheets:
-    """The sheets clearly above a fissure: the horizontal one ends at the oblique one and must not be taken for it."""
+def _above(surface: Surface, box: LungBox, sheets: Sheets) -> Sheets:
+    """The sheets clearly above a fissure."""
     somewhat = np.argwhere(sheets.sheetness > 0)
     points = box.to_standard(sheets.grid.to_lps(somewhat.astype(np.float64)))
-    below = somewhat[fissure.heights(points, coefficients) < CLEAR_MM]
+    below = somewhat[surface.heights(points) < CLEAR_MM]
     left = sheets.sheetness.copy()
     left[tuple(below.T)] = 0.0
     return Sheets(left, sheets.grid)

@@ -40,5 +40,11 @@ def test_a_table_has_a_column_a_way_and_the_mean_below() -> None:
 
 
 def test_what_is_seen_in_noise_is_told_by_fissure() -> None:
-    seen = [{"left_oblique": float(n), "right_oblique": 1.0, "right_horizontal": 2.0} for n in range(5)]
-    assert "| left oblique | 5 | 2.0 | 3.8 | 4.0 |" in table_of_noise([*seen, {}][:5])
+    held = [{"left_oblique": float(n), "right_oblique": 1.0, "right_horizontal": 2.0} for n in range(5)]
+    free = [{name: sd + 1.0 for name, sd in seen_sd.items()} for seen_sd in held]
+    lines = table_of_noise(list(zip(held, free, strict=True))).splitlines()
+    assert lines[2:4] == [
+        "| left oblique | 5 | 2.0 | 3.8 | 4.0 |",
+        "| left oblique, nothing drawn | 5 | 3.0 | 4.8 | 5.0 |",
+    ]
+    assert len(lines) == 8

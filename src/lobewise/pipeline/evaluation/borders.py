@@ -7,14 +7,16 @@ them alone, and followed as shipped (laid, then walked). Phantoms by the Dice of
 of their borders from the fissures marked by eye. Scans thicker than the pipeline moves borders in are moved in, too:
 `--thicken 2` makes thick ones, by the mean of neighbouring slices.
 
-`--noise` fills the lungs of so many phantoms with noise, where there is no fissure at all: how surely one is seen there
-is what `SEEN_SD` of `lobe_quality.py` stands above. With `--data` the lobes drawn into the lungs of the cases that
+`--noise` fills the lungs of so many phantoms with noise, where there is no fissure at all. How surely one is seen there
+is what `SEEN_SD` of `lobe_quality.py` stands above; without a drawn border to stay at, what `DRAWN_NATS` of
+`fissure_shapes.py` outweighs. With `--data` the lobes drawn into the lungs of the cases that
 taught say what share of the lungs is usual (`USUAL_PERCENT` there).
 """
 
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Final
 
@@ -107,12 +109,16 @@ def thickened(case: Case, slices: int) -> Case:
     )
 
 
-def seen_in_noise(seed: int) -> SeenSd:
-    """How surely fissures are seen in the lungs of a phantom that hold nothing but noise."""
+def seen_in_noise(seed: int) -> tuple[SeenSd, SeenSd]:
+    """How surely fissures are seen in the lungs of a phantom that hold nothing but noise.
+
+    As shipped, and without a border that was drawn.
+    """
     phantom = make_phantom(PhantomRecipe(seed=seed))
     labels, grid = phantom.lobes.labels, phantom.volume.grid
     hu = np.where(labels > 0, noise(grid.shape, np.random.default_rng([seed, 23])), phantom.volume.hu)
-    return lay_fissures(Volume(hu.astype(np.int16), grid), grid, labels)[1]
+    volume = Volume(hu.astype(np.int16), grid)
+    return lay_fissures(volume, grid, labels)[1], draw_lobes(volume, labels > 0, read_shapes())[1]
 
 
 def noise(shape: tuple[int, ...], rng: np.random.Generator) -> Int16[np.ndarray, "z y x"]:
@@ -152,13 +158,13 @@ def table(rows: Sequence[Row], form: str, first: str) -> str:
     return "\n".join([*lines, f"| mean | {' | '.join(map(form.format, means))} |"])
 
 
-def table_of_noise(seen: Sequence[SeenSd]) -> str:
-    """Markdown: how surely each fissure is seen where there is none."""
+def table_of_noise(seen: Sequence[tuple[SeenSd, SeenSd]]) -> str:
+    """Markdown: how surely each fissure is seen where there is none, as shipped and without a border that was drawn."""
     lines = ["| seen in noise, sd | lungs | median | 95 % below | most |", "|---" * 5 + "|"]
-    for name in FISSURES:
-        values = np.array([seen_sd[name] for seen_sd in seen if name in seen_sd])
+    for name, (way, of_lungs) in product(FISSURES, zip(("", ", nothing drawn"), zip(*seen, strict=True), strict=True)):
+        values = np.array([seen_sd[name] for seen_sd in of_lungs if name in seen_sd])
         figures = f"{np.median(values):.1f} | {np.quantile(values, 0.95):.1f} | {values.max():.1f}"
-        lines.append(f"| {name.replace('_', ' ')} | {len(values)} | {figures} |")
+        lines.append(f"| {name.replace('_', ' ')}{way} | {len(values)} | {figures} |")
     return "\n".join(lines)
 
 
