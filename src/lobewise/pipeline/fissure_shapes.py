@@ -326,7 +326,7 @@ class _Search:
         heights_mm = self.mean_mm + self.terms @ scores
         points = self.fissure.plane_points() + heights_mm[:, None] * self.fissure.axes[2]
         counts = self.oblique.heights(points) > CLEAR_MM
-        return np.asarray(counts / max(np.count_nonzero(counts), LEAST_COUNTED * count))
+        return np.asarray(counts / max(float(np.count_nonzero(counts)), LEAST_COUNTED * count))
 
     def _met_at(self, scores: Scores, above_mm: float) -> Float32[np.ndarray, " n"]:
         heights_mm = self.mean_mm + self.terms @ scores + above_mm
