@@ -84,16 +84,15 @@ def run_fold(
 def own_level(
     seen: Float32[np.ndarray, "z y x"], lungs: Bool[np.ndarray, "z y x"], share: float, lowering: float
 ) -> float:
-    """The probability from which this patient's tissue is lesion, at most `LIKELY`.
+    """The probability from which this patient's tissue is lesion.
 
     The fixed point of Ridler and Calvard (1978) on the logits: it lies at `share` of the way from the mean of what is
     below it to the mean of what is above it. Much of a disease is fainter than its core, so that where more than
-    `USUAL_EXTENT` of the lung is above it, it falls by `lowering` for each e-fold of that. With nothing in sight of
-    `LIKELY` it falls until something is above it, so that it is of no use where there may be no lesion at all.
+    `USUAL_EXTENT` of the lung is above it, it falls by `lowering` for each e-fold of that. Of no use where there may be
+    no lesion at all: it falls until something is above it.
     """
     inside = np.clip(logit(seen[lungs].astype(np.float64)), -MOST_LOGIT, MOST_LOGIT)
-    likely = float(logit(LIKELY))
-    level = likely
+    level = float(logit(LIKELY))
     highest = np.sort(inside)[-LEAST_LESION_VOXELS:]
     for _ in range(LEVEL_STEPS):
         is_above = inside >= level
@@ -101,7 +100,7 @@ def own_level(
             break
         above = inside[is_above]
         upper = above if len(above) >= LEAST_LESION_VOXELS else highest
-        level, before = min(likely, float(share * upper.mean() + (1 - share) * inside[~is_above].mean())), level
+        level, before = float(share * upper.mean() + (1 - share) * inside[~is_above].mean()), level
         if abs(level - before) < LEVEL_TOLERANCE:
             break
     extent = max(float(np.mean(inside >= level)), USUAL_EXTENT)
