@@ -99,7 +99,7 @@ def test_the_model_that_is_shipped_is_one_of_people() -> None:
 def test_faint_fissures_far_from_the_mean_are_found(shift_sd: float) -> None:
     truth, mean = lobes_of(shift_sd), lobes_of(0.0)
     found, seen_sd = lay_fissures(scan_of(truth, 120.0), ROI, mean)
-    assert all(sd > SEEN_SD[name] for name, sd in seen_sd.items())
+    assert min(seen_sd.values()) > SEEN_SD
     assert mean_dice(found, truth) > max(0.95, mean_dice(mean, truth))
 
 

@@ -84,8 +84,8 @@ def test_fissures_that_nobody_tells_of_are_not_remarked_upon() -> None:
 @pytest.mark.parametrize(
     ("seen_sd", "unseen"),
     [
-        ({name: sd + 0.1 for name, sd in SEEN_SD.items()}, []),
-        ({**SEEN_SD, "right_oblique": SEEN_SD["left_oblique"] + 0.1}, ["right_oblique"]),
+        ({"left_oblique": 9.0, "right_oblique": 12.0, "right_horizontal": SEEN_SD}, []),
+        ({"left_oblique": 9.0, "right_oblique": SEEN_SD - 0.1, "right_horizontal": 5.6}, ["right_oblique"]),
         ({"left_oblique": 9.0}, ["right_oblique", "right_horizontal"]),
         ({}, ["left_oblique", "right_oblique", "right_horizontal"]),
     ],
