@@ -12,7 +12,8 @@ with needs("worker"):
     from lobewise.pipeline.errors import PipelineError
     from lobewise.pipeline.networks.weights import WeightsError
     from lobewise.pipeline.training import landmarks, lesions, lungs
-    from lobewise.pipeline.training.cohort import CohortError, prepare_cohort, read_manifest
+    from lobewise.pipeline.training.cohort import prepare_cohort
+    from lobewise.pipeline.training.datasets import CohortError, read_manifest
     from lobewise.pipeline.training.parallel import Team, join_team
     from lobewise.pipeline.training.recipes import RecipeError, read_recipe
     from lobewise.pipeline.training.splits import Stage

@@ -9,7 +9,8 @@ import pytest
 from lobewise.pipeline.anatomy import Landmark
 from lobewise.pipeline.networks.q_network import LandmarkConfig
 from lobewise.pipeline.training import landmarks, lungs
-from lobewise.pipeline.training.cohort import CohortError, Row, prepare_cohort, read_manifest, split_of
+from lobewise.pipeline.training.cohort import prepare_cohort, split_of
+from lobewise.pipeline.training.datasets import CohortError, Row, read_manifest
 from lobewise.pipeline.training.lesion_crops import read_example, read_examples
 from lobewise.pipeline.training.lungs import UNKNOWN_LOBE, read_volume
 from lobewise.pipeline.training.splits import Stage, patient_of, read_split

@@ -1,19 +1,14 @@
-"""Prepares a cohort of one's own for training, from a manifest that names its scans and masks.
+"""Prepares a cohort of one's own (`datasets.py`) for training: its scans at the grid of a network, bent and checked.
 
-The manifest is a CSV with the columns `patient`, `ct` and any of `lungs`, `lobes` and `lesions`; paths are relative to
-it. Lobes are labelled as in reports: 1 left upper, 2 left lower, 3 right upper, 4 right middle, 5 right lower.
-Where lesions are learned, a scan whose `lesions` are not named is left out; an empty mask says that there are none.
-Landmarks are columns too: `carina_x_mm`, `carina_y_mm`, `carina_z_mm` and `sternum_tip_x_mm` and so on, LPS.
+Lobes are labelled as in reports: 1 left upper, 2 left lower, 3 right upper, 4 right middle, 5 right lower. Where
+lesions are learned, a scan whose `lesions` are not named is left out; an empty mask says that there are none.
 """
 
-import csv
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -29,6 +24,7 @@ from lobewise.pipeline.lesions import SPACING_MM
 from lobewise.pipeline.networks.di2in import LungConfig
 from lobewise.pipeline.networks.q_network import LandmarkConfig
 from lobewise.pipeline.reading import read_ct
+from lobewise.pipeline.training.datasets import CohortError, Row
 from lobewise.pipeline.training.fissure_atlas import SidesError
 from lobewise.pipeline.training.fissure_atlas import draw_lobes as draw_lobes_of
 from lobewise.pipeline.training.landmark_bank import base_of, deform, write_scan
@@ -51,62 +47,6 @@ AIR_AROUND_HU: Final = -900.0
 AROUND_MM: Final = 15.0
 
 Labels = UInt8[np.ndarray, "z y x"]
-
-
-class CohortError(ValueError):
-    """A manifest, scan or mask that cannot be learned from; the sentence says which and what to do."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One scan of the manifest; `number` counts the scans of a patient."""
-
-    patient: str
-    number: int
-    ct: Path
-    lungs: Path | None = None
-    lobes: Path | None = None
-    lesions: Path | None = None
-    landmarks_mm: Mapping[Landmark, Triple] = field(default_factory=dict)
-
-    @property
-    def slug(self) -> str:
-        """The patient as file names may have it, and no two patients alike."""
-        plain = re.sub(r"[^A-Za-z0-9]", "", self.patient)
-        return plain if plain == self.patient else f"{plain}{hashlib.sha256(self.patient.encode()).hexdigest()[:6]}"
-
-    def teaches(self, stage: Stage) -> bool:
-        """Whether it has what the stage learns from."""
-        has_lungs = bool(self.lungs or self.lobes)
-        wanted = {Stage.LANDMARKS: self.landmarks_mm, Stage.LUNGS: has_lungs, Stage.LESIONS: has_lungs and self.lesions}
-        return bool(wanted[stage])
-
-
-def read_manifest(path: Path) -> list[Row]:
-    """The rows of a manifest.
-
-    Raises:
-        CohortError: a column or a file is missing, or a scan has nothing to learn from.
-    """
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        missing = {"patient", "ct"} - set(reader.fieldnames or [])
-        if missing:
-            raise CohortError(f"{path.name} lacks the column {' and '.join(sorted(missing))}")
-        rows: list[Row] = []
-        for line, values in enumerate(reader, start=2):
-            masks = {name: _existing(path, line, values.get(name)) for name in ("lungs", "lobes", "lesions")}
-            ct, patient = _existing(path, line, values["ct"]), (values["patient"] or "").strip()
-            if ct is None or not patient:
-                raise CohortError(f"{path.name}, line {line}: name a patient and a ct")
-            number = sum(row.patient == patient for row in rows)
-            row = Row(patient, number, ct, **masks, landmarks_mm=_landmarks(path, line, values))
-            if not row.teaches(Stage.LUNGS) and not row.teaches(Stage.LANDMARKS):
-                raise CohortError(f"{path.name}, line {line}: name lungs or lobes, or the place of a landmark")
-            rows.append(row)
-    if not rows:
-        raise CohortError(f"{path.name} names no scan")
-    return rows
 
 
 def prepare_cohort(
@@ -202,30 +142,6 @@ def split_of(rows: Sequence[Row], stage: Stage) -> dict[str, dict[str, list[str]
     aside = set(by_hash[:count])
     volumes = [file_name(row, stage).removesuffix(".npz") for row in rows if row.slug in aside]
     return {stage.value: {"validation": sorted(aside), "validation_volumes": sorted(volumes), "test": []}}
-
-
-def _existing(manifest: Path, line: int, name: str | None) -> Path | None:
-    if not (name or "").strip():
-        return None
-    path = manifest.parent / str(name).strip()
-    if not path.exists():
-        raise CohortError(f"{manifest.name}, line {line}: there is no {path}")
-    return path
-
-
-def _landmarks(manifest: Path, line: int, values: Mapping[str, str]) -> dict[Landmark, Triple]:
-    """The landmarks whose three columns are filled."""
-    found: dict[Landmark, Triple] = {}
-    for mark in Landmark:
-        texts = [(values.get(f"{mark.value}_{axis}_mm") or "").strip() for axis in "xyz"]
-        if not any(texts):
-            continue
-        try:
-            x, y, z = (float(text) for text in texts)
-        except ValueError as error:
-            raise CohortError(f"{manifest.name}, line {line}: {mark.value} needs three numbers of mm") from error
-        found[mark] = (x, y, z)
-    return found
 
 
 def _read_mask(path: Path | None, volume: Volume) -> Labels | None:
