@@ -285,8 +285,12 @@ def models(
 )
 def prepare(
     stage: TrainedStage,
-    manifest: Annotated[
-        Path, typer.Argument(help="CSV: patient, ct, and masks or landmarks; docs/training.md says how.", exists=True)
+    dataset: Annotated[
+        Path,
+        typer.Argument(
+            help="CSV of scans, masks and marks, or a folder that names them so; docs/training.md says how.",
+            exists=True,
+        ),
     ],
     bank: Annotated[Path, typer.Argument(help="Folder for the prepared volumes; what is there already stays.")],
     processes: Annotated[int, typer.Option(help="Scans at a time.", min=1)] = 1,
@@ -303,7 +307,7 @@ def prepare(
     demand("torch", "worker")
     from lobewise.cli.training import prepare as prepare_cohort
 
-    count = prepare_cohort(manifest, stage, bank, processes, copies, draw_lobes=draw_lobes)
+    count = prepare_cohort(dataset, stage, bank, processes, copies, draw_lobes=draw_lobes)
     err.print(f"{count} volumes in {bank}", highlight=False)
 
 

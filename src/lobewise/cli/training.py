@@ -13,7 +13,7 @@ with needs("worker"):
     from lobewise.pipeline.networks.weights import WeightsError
     from lobewise.pipeline.training import landmarks, lesions, lungs
     from lobewise.pipeline.training.cohort import prepare_cohort
-    from lobewise.pipeline.training.datasets import CohortError, read_manifest
+    from lobewise.pipeline.training.datasets import CohortError, read_dataset
     from lobewise.pipeline.training.parallel import Team, join_team
     from lobewise.pipeline.training.recipes import RecipeError, read_recipe
     from lobewise.pipeline.training.splits import Stage
@@ -40,11 +40,11 @@ class Order:
 
 
 def prepare(
-    manifest: Path, stage: str, bank: Path, processes: int, copies: int | None, *, draw_lobes: bool = False
+    dataset: Path, stage: str, bank: Path, processes: int, copies: int | None, *, draw_lobes: bool = False
 ) -> int:
-    """Bring the scans of a manifest to the grid of a stage; returns how many volumes lie in the bank."""
+    """Bring the scans of a dataset to the grid of a stage; returns how many volumes lie in the bank."""
     try:
-        rows = read_manifest(manifest)
+        rows = read_dataset(dataset)
         with bar(f"preparing {len(rows)} scans for {stage}") as shown:
             written = prepare_cohort(
                 rows,
@@ -70,7 +70,7 @@ def train(order: Order, device: str) -> Path | None:
             follow[Stage(order.stage)](order, team)
             return order.weights if team.is_first else None
     except FileNotFoundError as error:
-        hint = f"Prepare one first:  lobewise prepare {order.stage} MANIFEST {order.bank}"
+        hint = f"Prepare one first:  lobewise prepare {order.stage} DATASET {order.bank}"
         raise fail(Exit.USAGE, escape(f"{order.bank} holds no prepared volumes."), escape(hint)) from error
     except (RecipeError, WeightsError, ValueError) as error:
         raise fail(Exit.USAGE, escape(str(error))) from error

@@ -70,7 +70,7 @@ def prepare_cohort(
     """
     rows = [row for row in rows if row.teaches(stage)]
     if not rows:
-        raise CohortError(f"no scan of the manifest has {stage.value}")
+        raise CohortError(f"no scan of the dataset has {stage.value}")
     bank.mkdir(parents=True, exist_ok=True)
     split = split_of(rows, stage)
     (bank / SPLIT_FILE).write_text(json.dumps(split, indent=2) + "\n", encoding="utf-8")

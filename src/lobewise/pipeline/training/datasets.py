@@ -1,4 +1,4 @@
-"""What a cohort of one's own holds: its scans, with their masks and marks, by a manifest.
+"""What a cohort of one's own holds: scans with their masks and marks, by a manifest or by the names of its files.
 
 A manifest is a CSV with the columns `patient`, `ct` and any of `lungs`, `lobes` and `lesions`; its paths are relative.
 Landmarks are columns too: `carina_x_mm`, `carina_y_mm`, `carina_z_mm` and `sternum_tip_x_mm` and so on, LPS.
@@ -7,17 +7,23 @@ Landmarks are columns too: `carina_x_mm`, `carina_y_mm`, `carina_z_mm` and `ster
 import csv
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from lobewise.pipeline.anatomy import Landmark
 from lobewise.pipeline.training.splits import Stage
 from lobewise.pipeline.volume import Triple
 
+MANIFEST: Final = "manifest.csv"
+"""Read where a folder holds one."""
+PARTS: Final = ("ct", "lungs", "lobes", "lesions")
+ENDINGS: Final = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".zip")
+
 
 class CohortError(ValueError):
-    """A manifest, scan or mask that cannot be learned from; the sentence says which and what to do."""
+    """A dataset, scan or mask that cannot be learned from; the sentence says which and what to do."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,67 @@ class Row:
         has_lungs = bool(self.lungs or self.lobes)
         wanted = {Stage.LANDMARKS: self.landmarks_mm, Stage.LUNGS: has_lungs, Stage.LESIONS: has_lungs and self.lesions}
         return bool(wanted[stage])
+
+
+def read_dataset(path: Path) -> list[Row]:
+    """The scans of a manifest, or of a folder.
+
+    A folder holds `manifest.csv`, or names its files by what they are: `NAME_ct.nii.gz`, `NAME_lungs.nii.gz` and so
+    on, or the same in a folder each, `NAME/ct.nii.gz`. Every name is a patient. A CT may be a DICOM folder, too.
+
+    Raises:
+        CohortError: something is missing, twice there, or nothing to learn from.
+    """
+    if not path.is_dir():
+        return read_manifest(path)
+    manifest = path / MANIFEST
+    return read_manifest(manifest) if manifest.exists() else read_folder(path)
+
+
+def read_folder(folder: Path) -> list[Row]:
+    """The scans of a folder without a manifest; see `read_dataset`.
+
+    Raises:
+        CohortError: a CT or its lungs are missing, a part is there twice, or there is no scan at all.
+    """
+    found: dict[str, dict[str, Path]] = {}
+    for name, part, path in sorted(_parts_of(folder)):
+        parts = found.setdefault(name, {})
+        if part in parts:
+            raise CohortError(f"{name}: both {parts[part].name} and {path.name}; leave one")
+        parts[part] = path
+    if not found:
+        raise CohortError(f"{folder} holds neither {MANIFEST} nor files like NAME_ct.nii.gz or NAME/ct.nii.gz")
+    for name, parts in found.items():
+        if "ct" not in parts:
+            raise CohortError(f"{name}: no ct beside its {' and '.join(parts)}")
+        if not {"lungs", "lobes"} & set(parts):
+            raise CohortError(f"{name}: no lungs or lobes beside its ct; landmarks need a {MANIFEST}")
+    return [
+        Row(name, 0, parts["ct"], parts.get("lungs"), parts.get("lobes"), parts.get("lesions"))
+        for name, parts in found.items()
+    ]
+
+
+def _parts_of(folder: Path) -> Iterator[tuple[str, str, Path]]:
+    """Of every file that is named so: the scan, the part of it, where it lies."""
+    for path in folder.iterdir():
+        name, _, part = _without_ending(path).rpartition("_")
+        if name and part in PARTS:
+            yield name, part, path
+        elif path.is_dir():
+            yield from ((path.name, _without_ending(file), file) for file in path.iterdir() if _is_part(file))
+
+
+def _is_part(path: Path) -> bool:
+    return _without_ending(path) in PARTS
+
+
+def _without_ending(path: Path) -> str:
+    """The name of a scan or mask as such; of a file of another kind none."""
+    if path.is_dir():
+        return path.name
+    return next((path.name.removesuffix(ending) for ending in ENDINGS if path.name.endswith(ending)), "")
 
 
 def read_manifest(path: Path) -> list[Row]:
