@@ -156,13 +156,12 @@ def test_a_phantom_is_written_with_its_truth(lobewise: Run, tmp_path: Path) -> N
     assert f"{truth.severity.percent_opacity:.2f}" in result.stdout
 
 
-def test_a_cohort_is_prepared_and_a_network_trained_on_it(lobewise: Run, tmp_path: Path) -> None:
+def test_a_folder_of_scans_is_prepared_and_a_network_trained_on_it(lobewise: Run, tmp_path: Path) -> None:
+    cohort = tmp_path / "cohort"
     for seed in (1, 2):
-        made = lobewise("phantom", tmp_path / f"p{seed}", "--seed", seed, "--spacing", 6, 4, 4, "--opacity", 20)
+        made = lobewise("phantom", cohort / f"p{seed}", "--seed", seed, "--spacing", 6, 4, 4, "--opacity", 20)
         assert made.returncode == 0, made.stderr
-    lines = [f"p{seed},p{seed}/ct.nii.gz,p{seed}/lungs.nii.gz,p{seed}/lesions.nii.gz" for seed in (1, 2)]
-    (tmp_path / "cohort.csv").write_text("\n".join(["patient,ct,lungs,lesions", *lines]))
-    prepared = lobewise("prepare", "lesions", tmp_path / "cohort.csv", tmp_path / "bank")
+    prepared = lobewise("prepare", "lesions", cohort, tmp_path / "bank")
     assert "2 volumes" in prepared.stderr, prepared.stderr
     trained = lobewise("train", "lesions", tmp_path / "bank", tmp_path / "run", "--steps", 1, "--version", "9.9.9")
     assert trained.returncode == 0, trained.stderr
