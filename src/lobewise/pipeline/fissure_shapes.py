@@ -227,7 +227,8 @@ class _Search:
     what it has more (the likelihood ratio of a signal of unknown strength), and likely in itself as people have it.
 
     Attributes:
-        terms: of the points of the mean plane that the surface is made of; times scores, their heights in mm over ...
+        plane: points of the mean plane that the surface is made of.
+        terms: of those points; times scores, their heights in mm over ...
         mean_mm: ... those of the mean person.
         foot, normal: where those points lie in `seen` (voxels), and how far 1 mm of height is.
         root: brings scores to coefficients.
@@ -237,6 +238,7 @@ class _Search:
     """
 
     fissure: Fissure
+    plane: Points
     terms: Float64[np.ndarray, "n 6"]
     mean_mm: Float64[np.ndarray, " n"]
     foot: Float64[np.ndarray, "n 3"]
@@ -266,7 +268,7 @@ class _Search:
         terms = quadratic_terms(flat)
         normal = (raised - foot)[0]
         mean_mm = terms @ fissure.mean
-        return cls(fissure, terms @ root, mean_mm, foot, normal, seen, root, scores, drawn_nats, oblique)
+        return cls(fissure, plane, terms @ root, mean_mm, foot, normal, seen, root, scores, drawn_nats, oblique)
 
     def best(self) -> tuple[Surface, float]:
         """The surface, and by how many standard deviations it meets more sheet than chance does."""
@@ -324,7 +326,7 @@ class _Search:
         if self.oblique is None:
             return np.full(count, 1 / count)
         heights_mm = self.mean_mm + self.terms @ scores
-        points = self.fissure.plane_points() + heights_mm[:, None] * self.fissure.axes[2]
+        points = self.plane + heights_mm[:, None] * self.fissure.axes[2]
         counts = self.oblique.heights(points) > CLEAR_MM
         return np.asarray(counts / max(float(np.count_nonzero(counts)), LEAST_COUNTED * count))
 

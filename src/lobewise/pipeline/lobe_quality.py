@@ -54,8 +54,8 @@ def _fissure_findings(lobes: LobeLabels) -> Iterator[Finding]:
     if unseen:
         names = _in_words([name.replace("_", " ") for name in unseen])
         message = (
-            f"Not surely seen: the {names} fissure. There the border between lobes lies where most people have it, and "
-            "opacity near it may be counted to the lobe beside it."
+            f"Not surely seen: the {names} fissure. There the border between lobes lies where the network expects it, "
+            "and opacity near it may be counted to the lobe beside it."
         )
         yield Finding("fissures-unseen", "info", message, {"fissures": unseen, "seen_sd": seen_sd})
 

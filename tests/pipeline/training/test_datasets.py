@@ -11,10 +11,7 @@ def touch(folder: Path, *names: str) -> None:
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        if name.endswith("/"):
-            path.mkdir()
-        else:
-            path.touch()
+        path.touch()
 
 
 def test_files_beside_each_other_are_told_apart_by_their_names(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ class CohortError(ValueError):
 
 @dataclass(frozen=True)
 class Row:
-    """One scan of the manifest; `number` counts the scans of a patient."""
+    """One scan of a dataset; `number` counts the scans of a patient."""
 
     patient: str
     number: int
@@ -98,11 +98,8 @@ def _parts_of(folder: Path) -> Iterator[tuple[str, str, Path]]:
         if name and part in PARTS:
             yield name, part, path
         elif path.is_dir():
-            yield from ((path.name, _without_ending(file), file) for file in path.iterdir() if _is_part(file))
-
-
-def _is_part(path: Path) -> bool:
-    return _without_ending(path) in PARTS
+            files = ((_without_ending(file), file) for file in path.iterdir())
+            yield from ((path.name, part, file) for part, file in files if part in PARTS)
 
 
 def _without_ending(path: Path) -> str:
