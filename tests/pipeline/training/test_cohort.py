@@ -12,7 +12,7 @@ from lobewise.pipeline.training import landmarks, lungs
 from lobewise.pipeline.training.cohort import prepare_cohort, split_of
 from lobewise.pipeline.training.datasets import CohortError, Row, read_manifest
 from lobewise.pipeline.training.lesion_crops import read_example, read_examples
-from lobewise.pipeline.training.lungs import UNKNOWN_LOBE, read_volume
+from lobewise.pipeline.training.lung_samples import UNKNOWN_LOBE, read_volume
 from lobewise.pipeline.training.splits import Stage, patient_of, read_split
 from lobewise.pipeline.volume import Grid, Matrix, Volume
 from lobewise.pipeline.writing import write_ct, write_mask

@@ -9,7 +9,7 @@ from lobewise.pipeline.networks.di2in import LungConfig
 from lobewise.pipeline.training import covid_slices
 from lobewise.pipeline.training.covid_slices import as_hu, read_covid, read_stacks
 from lobewise.pipeline.training.lung_bank import covid_region
-from lobewise.pipeline.training.lungs import OPAQUE, UNKNOWN_LOBE
+from lobewise.pipeline.training.lung_samples import OPAQUE, UNKNOWN_LOBE
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from lobewise.pipeline.networks.di2in import LungConfig
 from lobewise.pipeline.training import lung_bank
 from lobewise.pipeline.training.lung_bank import Chest
-from lobewise.pipeline.training.lungs import OPAQUE, OPAQUE_HU, read_volume
+from lobewise.pipeline.training.lung_samples import OPAQUE, OPAQUE_HU, read_volume
 from lobewise.pipeline.volume import Grid, Volume
 
 GRID = Grid((80, 60, 90), (4.0, 4.0, 4.0), (-180.0, -120.0, -160.0))

@@ -12,7 +12,8 @@ from lobewise.pipeline.networks.di2in import CLASSES, LungConfig, LungNetwork
 from lobewise.pipeline.networks.weights import load_weights
 from lobewise.pipeline.training import lungs as training
 from lobewise.pipeline.training.journal import read_log
-from lobewise.pipeline.training.lungs import OPAQUE, UNKNOWN_LOBE, Bank, LungRecipe, Run
+from lobewise.pipeline.training.lung_samples import OPAQUE, UNKNOWN_LOBE, Bank, LungRecipe
+from lobewise.pipeline.training.lungs import Run
 from lobewise.pipeline.training.parallel import Team
 
 CPU = torch.device("cpu")
@@ -77,6 +78,19 @@ def test_a_run_that_was_ended_goes_on_as_if_it_had_not_been(tmp_path: Path, bank
     train_all(resumed, bank_folder)
     for name, value in whole.smooth.items():
         assert torch.equal(resumed.smooth[name], value), name
+
+
+def test_several_volumes_a_step_give_the_mean_of_their_gradients(tmp_path: Path, bank_folder: Path) -> None:
+    run = begin(tmp_path / "run", replace(RECIPE, trunk_steps=1, detail_steps=0, volumes_per_step=3))
+    before = {name: value.clone() for name, value in run.network.state_dict().items()}
+    rng = np.random.default_rng([run.recipe.seed, 0, 0])
+    bank = Bank(bank_folder, run.recipe)
+    alone = [training.draw_sample(bank, run.recipe, CONFIG.stride, rng) for _ in range(3)]
+    (row,) = train_all(run, bank_folder)
+    other = training.Di2in(CONFIG)
+    other.load_state_dict(before)
+    losses = [training.trunk_loss(other, sample, run.recipe)[0].detach() for sample in alone]
+    assert float(row["loss"]) == pytest.approx(float(torch.stack(losses).mean()), abs=1e-4)
 
 
 def test_a_run_can_begin_with_the_mean_weights_of_another(tmp_path: Path, bank_folder: Path) -> None:
@@ -198,41 +212,11 @@ def test_missing_opaque_lung_costs_more_than_missing_clear_lung() -> None:
     assert loss(logits_of(missed), targets_of(labels), opaque) > 2 * loss(logits_of(missed), targets_of(labels), even)
 
 
-def test_a_sample_weighs_opaque_lung_and_fits_the_network() -> None:
-    labels = five_lobes()
-    labels[14:18, 4:10, 20:26] |= OPAQUE
-    image = np.full(labels.shape, 100, dtype=np.uint8)
-    sample = training.make_sample(image, labels, RECIPE, 16, np.random.default_rng(0))
-    assert sample.image.shape[2:] == (32, 32, 32)
-    assert sample.image.abs().max() <= 1
-    assert sample.weights.max() == RECIPE.opaque_weight
-    assert int((sample.weights > 1).sum()) == 4 * 6 * 6
-    assert int(sample.targets[:, 1].sum()) == int(np.count_nonzero(labels & 7 == 1))
-    assert torch.all(sample.image[0, 0, 24:] == -1), "what is added is air"
-
-
 def test_dice_of_hard_labels_against_averaged_targets() -> None:
     labels = five_lobes()
     assert training.dice_scores(logits_of(labels), targets_of(labels)) == (1.0, 1.0)
     swapped = np.array([0, 2, 1, 3, 4, 5], dtype=np.uint8)[labels]
     assert training.dice_scores(logits_of(swapped), targets_of(labels)) == (1.0, pytest.approx(0.6))
-
-
-def test_crops_stay_within_the_volume() -> None:
-    labels = five_lobes()
-    for seed in range(20):
-        image, part = training.random_crop(labels, labels, (16, 40, 16), np.random.default_rng(seed))
-        assert part.shape == (16, 24, 16)
-        np.testing.assert_array_equal(image, part)
-
-
-def test_the_window_of_the_detail_stage_holds_a_boundary_and_fits_the_coarse_grid() -> None:
-    labels = five_lobes()
-    for seed in range(20):
-        window = training.boundary_window(labels, (16, 16, 16), np.random.default_rng(seed))
-        assert labels[window].shape == (16, 16, 16)
-        assert len(np.unique(labels[window])) > 1
-        assert all(part.start % 2 == part.stop % 2 == 0 for part in window)
 
 
 def test_lungs_drawn_too_large_are_taken_back_by_the_background(tmp_path: Path, bank_folder: Path) -> None:
@@ -247,7 +231,7 @@ def test_lungs_drawn_too_large_are_taken_back_by_the_background(tmp_path: Path, 
             logits[0, 1:] = margin
             return logits
 
-    offset = training.best_background_offset(TooLarge(CONFIG), [(labels, labels)], 8)
+    offset = training.best_background_offset(TooLarge(CONFIG), [(torch.from_numpy(labels),) * 2], 8)
     assert 1.1 <= offset < 3.0
 
 

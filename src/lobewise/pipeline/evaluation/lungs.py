@@ -39,7 +39,7 @@ from lobewise.pipeline.training.covid_slices import PIXEL_MM, SLICE_MM, as_hu, r
 from lobewise.pipeline.training.fissure_atlas import draw_lobes
 from lobewise.pipeline.training.landmark_bank import read_marks, real_path
 from lobewise.pipeline.training.lung_bank import with_opacities
-from lobewise.pipeline.training.lungs import OPAQUE, OPAQUE_HU
+from lobewise.pipeline.training.lung_samples import OPAQUE, OPAQUE_HU
 from lobewise.pipeline.volume import Grid, LobeLabels, Triple, Volume
 
 FIRST_UNSEEN_SEED: Final = 1_000_000

@@ -30,7 +30,7 @@ from lobewise.pipeline.training.fissure_atlas import draw_lobes as draw_lobes_of
 from lobewise.pipeline.training.landmark_bank import base_of, deform, write_scan
 from lobewise.pipeline.training.lesion_bank import save_volume, to_8_bit
 from lobewise.pipeline.training.lung_bank import Chest, crop_to_lungs, deformed_copy, write_volume
-from lobewise.pipeline.training.lungs import UNKNOWN_LOBE
+from lobewise.pipeline.training.lung_samples import UNKNOWN_LOBE
 from lobewise.pipeline.training.splits import SPLIT_FILE, Stage
 from lobewise.pipeline.volume import Grid, Triple, Volume, resample, resample_labels
 

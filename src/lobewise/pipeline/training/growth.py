@@ -58,8 +58,7 @@ def grow_lesions(hu: Field, lungs: Field, spacing_mm: Triple, rng: Generator) ->
         hu = hu + rng.uniform(80, 200) * septa * cover
     dense = rng.uniform(-60, 60) + 20 * texture
     hu = hu + (dense - hu).clamp(min=0) * consolidated
-    grain = torch.from_numpy(rng.standard_normal(tuple(size), dtype=np.float32)).to(device)
-    hu = hu + rng.uniform(3, 22) * grain * cover
+    hu = hu + rng.uniform(3, 22) * grain(size, rng, device) * cover
     return hu, (cover >= 0.5).float() * lungs
 
 
@@ -79,6 +78,12 @@ def smooth_noise(size: Size, spacing_mm: Triple, length_mm: float, rng: Generato
     noise = torch.from_numpy(rng.standard_normal(coarse, dtype=np.float32)).to(device)
     stretched = functional.interpolate(noise[None, None], size=list(size), mode="trilinear", align_corners=True)[0, 0]
     return stretched / stretched.std().clamp(min=1e-3)
+
+
+def grain(size: Size, rng: Generator, device: torch.device) -> Field:
+    """White noise of unit variance, made on the device."""
+    source = torch.Generator(device).manual_seed(int(rng.integers(2**63)))
+    return torch.randn(size, generator=source, device=device)
 
 
 def _highest(values: Field, where: Bool[Tensor, "z y x"], share: float, softness: float) -> Field:

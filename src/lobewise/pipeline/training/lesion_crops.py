@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from lobewise.pipeline.networks.dense_unet import network_inputs
 from lobewise.pipeline.training.equalisation import TOWARDS_WINDOW, equalise
-from lobewise.pipeline.training.growth import grow_lesions, smooth_noise
+from lobewise.pipeline.training.growth import grain, grow_lesions, smooth_noise
 
 HU_FLOOR: Final = -1350.0
 HU_SPAN: Final = 1500.0
@@ -175,8 +175,7 @@ class Sampler:
         if rng.random() < 0.3:
             image = _blurred(image, thick=rng.random() < 0.5)
         if rng.random() < 0.5:
-            grain = torch.from_numpy(rng.standard_normal(self._crop, dtype=np.float32)).to(self._device)
-            image = image + rng.uniform(0, MOST_NOISE_HU / HU_SPAN) * grain
+            image = image + rng.uniform(0, MOST_NOISE_HU / HU_SPAN) * grain(self._crop, rng, self._device)
         return Crop(image.clamp(0, 1), crop.lungs, crop.lesions)
 
 

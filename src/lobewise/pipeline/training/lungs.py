@@ -11,33 +11,34 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional
 
 from lobewise.pipeline.networks.device import mixed_precision
 from lobewise.pipeline.networks.di2in import CLASSES, Di2in, LungConfig
 from lobewise.pipeline.networks.weights import ModelInfo, load_into, read_start, save_weights
-from lobewise.pipeline.training.growth import grow_lesions
 from lobewise.pipeline.training.journal import Journal, Picture, side_by_side
+from lobewise.pipeline.training.lung_samples import (
+    OPAQUE,
+    UNKNOWN_LOBE,
+    Bank,
+    Image,
+    LungRecipe,
+    Sample,
+    draw_sample,
+    read_volume,
+)
 from lobewise.pipeline.training.parallel import Team, join_team
 from lobewise.pipeline.training.recipes import keep_recipe, read_recipe
-from lobewise.pipeline.training.splits import Split, Stage, read_split
 from lobewise.pipeline.training.steps import Descent
 
-UNKNOWN_LOBE: Final = CLASSES
-"""Label of lung whose lobe is not known."""
-OPAQUE: Final = 8
-"""Bit that marks lung filled with opacity."""
-OPAQUE_HU: Final = -250
-"""Lesion denser than this is marked so."""
-SPACING_MM: Final = (2.0, 2.0, 2.0)
 GRADIENT_NORM: Final = 5.0
 """Gradients are cut to this length."""
 MEASURE_EVERY: Final = 10
@@ -45,140 +46,8 @@ MEASURE_EVERY: Final = 10
 MEASURED: Final = ("judged_lungs_dice", "judged_lobes_dice", "judged_opaque_recall", "score")
 """On the patients kept aside."""
 COLUMNS: Final = ("step", "stage", "seconds", "loss", "lungs_dice", "lobes_dice", "learning_rate", *MEASURED)
-Image = UInt8[np.ndarray, "z y x"]
-Window = tuple[slice, slice, slice]
-Part = UInt8[np.ndarray, "zp yp xp"]
 Targets = Float[Tensor, "b 7 z y x"]
-
-
-@dataclass(frozen=True)
-class LungRecipe:
-    """How the network is trained; stored in the weights.
-
-    Attributes:
-        trunk_steps, detail_steps: optimiser steps of either stage, one volume each.
-        learning_rate, detail_learning_rate: at the start of a stage, after the warm-up; fall to a hundredth along a
-            cosine.
-        grown_share: of the steps, how many see new lesions in their lungs beside those of the bank.
-        opaque_weight: how much more a voxel of opaque lung counts.
-        crop: largest part of a volume (voxels, z-y-x) in a step.
-        whole_share: share of the steps that see the whole volume instead.
-        detail_crop: the part of it that a detail step draws; even numbers.
-        level_weights: of the losses at 4, 8 and 16 mm (deep supervision).
-        source_weights: how often each kind of volume is drawn (the file name up to the first hyphen, digits left out).
-        smoothing: decay of the running mean of the weights, which is what is judged and exported.
-        validate_every: steps between two looks at the patients kept aside.
-    """
-
-    seed: int = 0
-    trunk_steps: int = 2200
-    detail_steps: int = 400
-    learning_rate: float = 2e-3
-    detail_learning_rate: float = 1e-2
-    weight_decay: float = 1e-4
-    warmup_steps: int = 50
-    grown_share: float = 0.4
-    opaque_weight: float = 2.0
-    crop: tuple[int, int, int] = (112, 112, 160)
-    whole_share: float = 0.06
-    detail_crop: tuple[int, int, int] = (64, 80, 80)
-    level_weights: tuple[float, ...] = (1.0, 0.4, 0.2)
-    source_weights: Mapping[str, float] = field(default_factory=lambda: {"case": 1.0, "phantom": 0.7, "covid": 0.6})
-    smoothing: float = 0.995
-    validate_every: int = 300
-    bfloat16: bool = True
-
-
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """What one step learns from.
-
-    Attributes:
-        image: in [-1, 1].
-        targets: one channel a class, and one for lung of unknown lobe.
-        weights: how much each voxel counts.
-        window: the part that a detail step draws.
-    """
-
-    image: Float32[Tensor, "1 1 z y x"]
-    targets: Float32[Tensor, "1 7 z y x"]
-    weights: Float32[Tensor, "1 1 z y x"]
-    window: Window
-
-
-class Bank:
-    """Prepared volumes in a folder, drawn by kind.
-
-    Raises:
-        FileNotFoundError: there are none, or none that teaches.
-    """
-
-    def __init__(self, folder: Path, recipe: LungRecipe, split: Split | None = None) -> None:
-        self._folder = folder
-        self._weights = recipe.source_weights
-        self._split = split or read_split(folder, Stage.LUNGS)
-        self.refresh()
-
-    def refresh(self) -> None:
-        """Look again: a bank may still be growing while the training runs."""
-        kinds: dict[str, list[Path]] = {}
-        for path in filter(self._split.teaches, sorted(self._folder.rglob("*.npz"))):
-            kinds.setdefault(path.name.split("-")[0].rstrip("0123456789"), []).append(path)
-        self._kinds = {kind: paths for kind, paths in kinds.items() if self._weights.get(kind, 0) > 0}
-        if not self._kinds:
-            raise FileNotFoundError(f"no prepared volumes in {self._folder}")
-
-    def judges(self) -> list[Path]:
-        """The volumes that choose the model."""
-        return self._split.judges(self._folder)
-
-    def draw(self, rng: np.random.Generator) -> tuple[Image, Image]:
-        """Image and labels of a volume that teaches."""
-        kinds = sorted(self._kinds)
-        shares = np.array([self._weights[kind] for kind in kinds])
-        paths = self._kinds[kinds[rng.choice(len(kinds), p=shares / shares.sum())]]
-        return read_volume(paths[rng.integers(len(paths))])
-
-
-def read_volume(path: Path) -> tuple[Image, Image]:
-    """Image and labels of a prepared volume."""
-    with np.load(path) as arrays:
-        return arrays["image"], arrays["labels"]
-
-
-def make_sample(image: Image, labels: Image, recipe: LungRecipe, stride: int, rng: np.random.Generator) -> Sample:
-    """New lesions, varied intensities, as tensors whose edges are multiples of `stride`; what is added is air."""
-    if rng.random() < recipe.grown_share:
-        image, labels = _with_grown_lesions(image, labels, rng)
-    lifted = _vary_intensity(_with_clutter(image, labels, rng), rng)
-    pads = [(0, -n % stride) for n in image.shape]
-    lifted = np.pad(lifted, pads, constant_values=-1.0)
-    padded = np.pad(labels, pads)
-    target = torch.from_numpy((padded & (OPAQUE - 1)).astype(np.int64))
-    weights = 1.0 + (recipe.opaque_weight - 1.0) * torch.from_numpy((padded >= OPAQUE).astype(np.float32))
-    channels = torch.stack([(target == label).float() for label in range(CLASSES + 1)])
-    window = boundary_window(padded, recipe.detail_crop, rng)
-    return Sample(torch.from_numpy(lifted)[None, None], channels[None], weights[None, None], window)
-
-
-def random_crop(image: Image, labels: Image, edges: Sequence[int], rng: np.random.Generator) -> tuple[Part, Part]:
-    """A part of at most `edges` voxels, anywhere."""
-    starts = [int(rng.integers(0, max(n - edge, 0) + 1)) for n, edge in zip(image.shape, edges, strict=True)]
-    slices = tuple(slice(start, start + edge) for start, edge in zip(starts, edges, strict=True))
-    return image[slices], labels[slices]
-
-
-def boundary_window(labels: Image, edges: Sequence[int], rng: np.random.Generator) -> Window:
-    """A part of at most `edges` voxels around a voxel where two labels meet, where the detail is; even numbers all."""
-    lobes = labels & (OPAQUE - 1)
-    z, y, x = np.nonzero(lobes[:-1] != lobes[1:])
-    pick = int(rng.integers(len(z))) if len(z) else 0
-    centre = (z[pick], y[pick], x[pick]) if len(z) else [n // 2 for n in labels.shape]
-    slices = []
-    for middle, edge, n in zip(centre, edges, labels.shape, strict=True):
-        start = int(np.clip(middle - rng.integers(edge // 4, 3 * edge // 4 + 1), 0, max(n - edge, 0))) // 2 * 2
-        slices.append(slice(start, min(start + edge, n // 2 * 2)))
-    return slices[0], slices[1], slices[2]
+Prepared = UInt8[np.ndarray, "z y x"]
 
 
 def segmentation_loss(logits: Float[Tensor, "b 6 z y x"], targets: Targets, weights: Tensor) -> Tensor:
@@ -369,8 +238,12 @@ def train(run: Run, bank: Bank, *, save_every: int = 20) -> Iterator[dict[str, f
     while run.step < total:
         rng = np.random.default_rng([run.recipe.seed, run.step, run.team.rank])
         detail = run.in_detail
-        sample = _draw(run, bank, rng)
-        loss, logits = (detail_loss if detail else trunk_loss)(run.network, sample, run.recipe)
+        losses = []
+        for _ in range(run.recipe.volumes_per_step):
+            sample = draw_sample(bank, run.recipe, run.config.stride, rng)
+            loss, logits = (detail_loss if detail else trunk_loss)(run.network, sample, run.recipe)
+            losses.append(loss)
+        loss = torch.stack(losses).mean()
         run.learn(loss)
         scores = _scores(logits, sample, detail=detail) if run.step % MEASURE_EVERY == 0 else unmeasured
         rows.append((float(loss.detach()), *scores))
@@ -412,7 +285,7 @@ def measure(network: Di2in, volumes: Sequence[Path]) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def draw(network: Di2in, image: Image) -> Image:
+def draw(network: Di2in, image: Prepared) -> Prepared:
     """The lobes of a prepared volume, in one piece."""
     pads = [(0, -n % network.stride) for n in image.shape]
     lifted = np.pad(image.astype(np.float32) / np.float32(127.5) - 1.0, pads, constant_values=-1.0)
@@ -437,53 +310,6 @@ def _scores(logits: Tensor, sample: Sample, *, detail: bool) -> tuple[float, flo
     return dice_scores(logits.detach(), targets)
 
 
-def _draw(run: Run, bank: Bank, rng: np.random.Generator) -> Sample:
-    image, labels = bank.draw(rng)
-    if rng.random() >= run.recipe.whole_share:
-        image, labels = random_crop(image, labels, run.recipe.crop, rng)
-    sample = make_sample(image, labels, run.recipe, run.config.stride, rng)
-    device = run.team.device
-    image_ = sample.image.to(device, memory_format=torch.channels_last_3d)
-    return replace(sample, image=image_, targets=sample.targets.to(device), weights=sample.weights.to(device))
-
-
-def _with_clutter(image: Image, labels: Image, rng: np.random.Generator) -> Image:
-    """Sometimes the air outside of the lungs holds what blankets and cushions do: a thin, uneven haze."""
-    if rng.random() < 0.6:
-        return image
-    coarse = torch.from_numpy(rng.random((1, 1, *(n // 12 + 2 for n in image.shape)), dtype=np.float32))
-    smooth = functional.interpolate(coarse, size=image.shape, mode="trilinear")[0, 0].numpy()
-    haze = np.clip((smooth - rng.uniform(0.4, 0.6)) * rng.uniform(60, 220), 0, 60).astype(np.uint8)
-    return np.where((labels == 0) & (image < 12), image + haze, image).astype(np.uint8)
-
-
-def _with_grown_lesions(image: Image, labels: Image, rng: np.random.Generator) -> tuple[Image, Image]:
-    """New lesions in the lungs; where they are dense, the lung is marked as opaque."""
-    low, high = LungConfig().window_hu
-    inside = torch.from_numpy((labels > 0).astype(np.float32))
-    hu, lesions = grow_lesions(
-        torch.from_numpy(image * ((high - low) / np.float32(255)) + low), inside, SPACING_MM, rng
-    )
-    opaque = (lesions > 0) & (hu > OPAQUE_HU)
-    shades = ((hu - low) * (255 / (high - low))).round().clamp(0, 255).byte().numpy()
-    return np.where(labels > 0, shades, image), np.where(opaque.numpy(), labels | OPAQUE, labels)
-
-
-def _vary_intensity(image: Image, rng: np.random.Generator) -> Float32[np.ndarray, "z y x"]:
-    """Air, lung and tissue a little lighter or darker, another contrast, noise; in [-1, 1]."""
-    knots = np.array([0.0, 40.0, 130.0, 165.0, 255.0])
-    levels = knots + np.array([0.0, *rng.normal(0, [6, 10, 5]), 0.0])
-    if rng.random() < 0.3:
-        levels[4] = rng.uniform(200, 255)
-        levels[3] += rng.uniform(-6, 14)
-    table = np.interp(np.arange(256), knots, np.maximum.accumulate(levels)).astype(np.float32)
-    varied = table[image]
-    if rng.random() < 0.5:
-        varied += rng.standard_normal(image.shape, dtype=np.float32) * np.float32(rng.uniform(0, 8))
-    varied[image == 0] = 0.0
-    return np.asarray(np.clip(varied, 0, 255) / np.float32(127.5) - 1.0, dtype=np.float32)
-
-
 @torch.inference_mode()
 def best_background_offset(network: Di2in, volumes: Iterable[tuple[Image, Image]], stride: int) -> float:
     """What to add to the logits of the background for the best Dice of the lungs, mean over whole volumes.
@@ -493,10 +319,10 @@ def best_background_offset(network: Di2in, volumes: Iterable[tuple[Image, Image]
     offsets = torch.arange(0.0, 4.01, 0.25)
     scores = []
     for image, labels in volumes:
-        pads = [(0, -n % stride) for n in image.shape]
-        lifted = np.pad(image.astype(np.float32) / np.float32(127.5) - 1.0, pads, constant_values=-1.0)
-        wanted = torch.from_numpy(np.pad(labels & (OPAQUE - 1), pads) > 0)
-        logits = network(torch.from_numpy(lifted)[None, None].to(next(network.parameters()).device))[0].float().cpu()
+        pads = [pad for n in reversed(image.shape) for pad in (0, -n % stride)]
+        lifted = functional.pad(image.float() / 127.5 - 1.0, pads, value=-1.0)
+        wanted = functional.pad(labels & (OPAQUE - 1), pads).cpu() > 0
+        logits = network(lifted[None, None].to(next(network.parameters()).device))[0].float().cpu()
         margin = logits[1:].amax(dim=0) - logits[0]
         scores.append([_overlap(margin > offset, wanted) for offset in offsets])
     return float(offsets[int(np.mean(scores, axis=0).argmax())])
@@ -549,7 +375,7 @@ def open_run(
         RecipeError: the run was begun with another recipe.
         WeightsError: `start` holds no weights of this network.
     """
-    found = Bank(bank, recipe)
+    found = Bank(bank, recipe, device=team.device)
     folder.mkdir(parents=True, exist_ok=True)
     if team.is_first:
         keep_recipe(folder, recipe)
