@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lobewise.pipeline.training.lesion_crops import Crop, Example, Sampler, _faded
+from lobewise.pipeline.training.lesion_crops import Crop, Example, Sampler, _faded, drawn_too_large
 
 CPU = torch.device("cpu")
 CROP = (16, 64, 64)
@@ -88,6 +88,29 @@ def test_faded_lesions_are_nearer_to_the_lung_and_keep_their_texture(share: floa
     assert float(faded.image[inside].mean()) == pytest.approx(0.3 + 0.3 * (1 - share), abs=0.01)
     assert float(faded.image[inside].std()) == pytest.approx(0.02, rel=0.15)
     assert torch.equal(faded.image[lesions == 0], crop.image[lesions == 0])
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**31))
+def test_lungs_drawn_too_large_hold_the_true_ones_a_rim_of_tissue_and_no_new_lesion(seed: int) -> None:
+    lungs, lesions = np.zeros((2, 16, 90, 90), dtype=np.float32)
+    lungs[2:-2, 30:-30, 30:-30] = 1
+    lesions[2:-2, 30:40, 40:50] = 1
+    crop = Crop(*map(torch.from_numpy, (1 - 0.7 * lungs + 0.4 * lesions, lungs, lesions)))
+    drawn = drawn_too_large(crop, np.random.default_rng(seed))
+    assert torch.equal(drawn.lungs * crop.lungs, crop.lungs)
+    assert set(drawn.lungs.unique().tolist()) <= {0.0, 1.0}
+    assert not drawn.lungs[:, :12].any(), "farther than 15 mm from the lungs"
+    assert torch.equal(drawn.lesions, crop.lesions)
+    assert torch.equal(drawn.image, crop.image)
+
+
+def test_lungs_are_drawn_too_large_by_some_millimetres() -> None:
+    lungs = torch.zeros(16, 90, 90)
+    lungs[:, 30:-30, 30:-30] = 1
+    crop, rng = Crop(1 - lungs, lungs, torch.zeros_like(lungs)), np.random.default_rng(0)
+    added = [float((drawn_too_large(crop, rng).lungs - lungs).sum() / lungs.sum()) for _ in range(20)]
+    assert min(added) < 0.2 < 0.4 < max(added)
 
 
 @pytest.mark.parametrize("seed", range(12))

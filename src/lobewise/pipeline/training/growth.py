@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 PLEURA_MM: Final = 15.0
-"""How deep the lung near the pleura reaches."""
+"""How deep the lung near the pleura reaches, and the tissue beside it."""
 GLASS_HU: Final = (80.0, 420.0)
 """How much denser than the lung around it ground glass is."""
 
@@ -64,12 +64,12 @@ def grow_lesions(hu: Field, lungs: Field, spacing_mm: Triple, rng: Generator) ->
 
 def near_pleura(lungs: Field, spacing_mm: Triple) -> Field:
     """About 1 at the edge of the lungs, falling to 0 some `PLEURA_MM` inside."""
-    blurred = lungs[None, None]
-    for _ in range(2):
-        for axis, mm in enumerate(spacing_mm):  # one axis after the other: thirty times as fast as all at once
-            half = [max(1, round(PLEURA_MM / 2 / mm)) if other == axis else 0 for other in range(3)]
-            blurred = functional.avg_pool3d(blurred, [2 * n + 1 for n in half], 1, half)
-    return (2 - 2 * blurred[0, 0]).clamp(0, 1)
+    return (2 - 2 * _softened(lungs, spacing_mm)).clamp(0, 1)
+
+
+def beside_pleura(lungs: Field, spacing_mm: Triple) -> Field:
+    """1 in the lungs and at their edge, falling to 0 some `PLEURA_MM` outside."""
+    return (2 * _softened(lungs, spacing_mm)).clamp(0, 1)
 
 
 def smooth_noise(size: Size, spacing_mm: Triple, length_mm: float, rng: Generator, device: torch.device) -> Field:
@@ -84,6 +84,15 @@ def grain(size: Size, rng: Generator, device: torch.device) -> Field:
     """White noise of unit variance, made on the device."""
     source = torch.Generator(device).manual_seed(int(rng.integers(2**63)))
     return torch.randn(size, generator=source, device=device)
+
+
+def _softened(lungs: Field, spacing_mm: Triple) -> Field:
+    blurred = lungs[None, None]
+    for _ in range(2):
+        for axis, mm in enumerate(spacing_mm):  # one axis after the other: thirty times as fast as all at once
+            half = [max(1, round(PLEURA_MM / 2 / mm)) if other == axis else 0 for other in range(3)]
+            blurred = functional.avg_pool3d(blurred, [2 * n + 1 for n in half], 1, half)
+    return blurred[0, 0]
 
 
 def _highest(values: Field, where: Bool[Tensor, "z y x"], share: float, softness: float) -> Field:

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from lobewise.pipeline.networks.dense_unet import network_inputs
 from lobewise.pipeline.training.equalisation import TOWARDS_WINDOW, equalise
-from lobewise.pipeline.training.growth import grain, grow_lesions, smooth_noise
+from lobewise.pipeline.training.growth import beside_pleura, grain, grow_lesions, smooth_noise
 
 HU_FLOOR: Final = -1350.0
 HU_SPAN: Final = 1500.0
@@ -88,6 +88,7 @@ class Sampler:
         crop: voxels, z-y-x.
         shift_hu: a scan is shifted by up to this much (paper: 20 HU).
         equalised_share: of the crops in HU, how many are shown as equalised slices are.
+        inexact_share: of the crops, how many have lungs drawn too large, with tissue in them that is no lesion.
     """
 
     def __init__(
@@ -98,9 +99,10 @@ class Sampler:
         shift_hu: float,
         device: torch.device,
         equalised_share: float = 0.0,
+        inexact_share: float = 0.0,
     ) -> None:
         self._crop, self._shift_hu, self._device = crop, shift_hu, device
-        self._equalised_share = equalised_share
+        self._equalised_share, self._inexact_share = equalised_share, inexact_share
         by_kind = {kind: [example for example in examples if example.kind == kind] for kind in kinds}
         self._by_kind = {kind: found for kind, found in by_kind.items() if found}
         if not self._by_kind:
@@ -122,7 +124,8 @@ class Sampler:
         if in_hu and rng.random() < self._equalised_share:
             shown = equalise(crop.image, (HU_FLOOR, HU_FLOOR + HU_SPAN), rng) ** TOWARDS_WINDOW
             crop, in_hu = Crop(shown, crop.lungs, crop.lesions), False
-        return self._see_again(crop, rng, in_hu=in_hu)
+        crop = self._see_again(crop, rng, in_hu=in_hu)
+        return drawn_too_large(crop, rng) if rng.random() < self._inexact_share else crop
 
     def _cut(self, example: Example, rng: Generator) -> Crop:
         """A part with lung in it and, five times of six, with lesion if there is any; padded to the wanted size."""
@@ -177,6 +180,18 @@ class Sampler:
         if rng.random() < 0.5:
             image = image + rng.uniform(0, MOST_NOISE_HU / HU_SPAN) * grain(self._crop, rng, self._device)
         return Crop(image.clamp(0, 1), crop.lungs, crop.lesions)
+
+
+def drawn_too_large(crop: Crop, rng: Generator) -> Crop:
+    """The same crop as the lung stage may draw it: a rim of the chest wall, or a bulge into it, is called lung.
+
+    It is no lesion, though it is as dense as one.
+    """
+    reach = rng.uniform(0, 0.6) + rng.uniform(0.1, 0.5) * smooth_noise(
+        crop.lungs.shape, SPACING_MM, rng.uniform(15, 60), rng, crop.lungs.device
+    )
+    lungs = (beside_pleura(crop.lungs, SPACING_MM) > 1 - reach.clamp(0, 0.97)).float()
+    return Crop(crop.image, torch.maximum(lungs, crop.lungs), crop.lesions)
 
 
 def _faded(crop: Crop, share: float) -> Crop:

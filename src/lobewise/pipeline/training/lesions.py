@@ -61,6 +61,7 @@ class LesionRecipe:
             the Jaccard loss has no gradient to speak of.
         equalised_share: of the crops in HU, how many are shown as equalised 8-bit slices are, in which alone real
             lesions are to be had.
+        inexact_share: of the crops, how many are seen in lungs that hold some of the chest wall, as found lungs do.
         kinds: how often each kind of volume is drawn, of those that the bank holds.
         average: decay of the running mean of the weights, which is what is measured and exported.
     """
@@ -76,6 +77,7 @@ class LesionRecipe:
     smoothing: float = 200.0
     cross_entropy: float = 1.0
     equalised_share: float = 0.0
+    inexact_share: float = 0.3
     kinds: Mapping[str, float] = field(
         default_factory=lambda: {
             "cohort": 0.4,
@@ -200,7 +202,9 @@ def train(
     """
     split = split or read_split(bank, Stage.LESIONS)
     teaching = read_examples(bank, split.teaches)
-    sampler = Sampler(teaching, recipe.kinds, recipe.crop, recipe.shift_hu, team.device, recipe.equalised_share)
+    sampler = Sampler(
+        teaching, recipe.kinds, recipe.crop, recipe.shift_hu, team.device, recipe.equalised_share, recipe.inexact_share
+    )
     judging = [middle(read_example(path)) for path in split.judges(bank)]
     folder.mkdir(parents=True, exist_ok=True)
     if team.is_first:

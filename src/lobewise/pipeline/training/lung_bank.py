@@ -36,8 +36,6 @@ Hu = Float32[np.ndarray, "z y x"]
 
 BASE_MM: Final[Triple] = (1.5, 1.5, 1.5)
 NOISE_HU: Final = 60.0
-PORTABLE_STEP: Final = 3
-"""Of the 255 shades, how many become one in a portable bank: some 19 HU, far below what noise the training adds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,19 +166,11 @@ def to_bytes(hu: Hu, config: LungConfig) -> UInt8[np.ndarray, "z y x"]:
     return np.asarray(np.rint((np.clip(hu, low, high) - low) * (255.0 / (high - low))), dtype=np.uint8)
 
 
-def write_volume(path: Path, hu: Hu, labels: Labels, config: LungConfig, *, portable: bool = False) -> None:
-    """Write one file of the bank, whole or not at all.
-
-    Args:
-        portable: in fewer shades and compressed, a tenth of the size.
-    """
-    image = to_bytes(hu, config)
+def write_volume(path: Path, hu: Hu, labels: Labels, config: LungConfig) -> None:
+    """Write one file of the bank, whole or not at all."""
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
-        if portable:
-            np.savez_compressed(file, image=image // PORTABLE_STEP * PORTABLE_STEP, labels=labels)
-        else:
-            np.savez(file, image=image, labels=labels)
+        np.savez(file, image=to_bytes(hu, config), labels=labels)
     partial.replace(path)
 
 
@@ -253,12 +243,7 @@ def _make_real(options: argparse.Namespace, config: LungConfig) -> None:
         for number in range(options.first_copy, options.copies):
             rng = np.random.default_rng([int(case[-2:]), number])
             hu, labels = deformed_copy(chest, config, rng)
-            hu, labels = crop_to_lungs(hu, labels, rng)
-            if rng.random() < options.opaque_share:
-                hu, labels = with_opacities(hu, labels, rng)
-            if not options.portable:
-                hu = hu + rng.normal(0, rng.uniform(0, NOISE_HU), hu.shape).astype(np.float32)
-            _finish(options.out / f"{case}-{number:03d}.npz", hu, labels, config, options)
+            _finish(options.out / f"{case}-{number:03d}.npz", hu, labels, config, rng, options.opaque_share)
 
 
 def _make_covid(options: argparse.Namespace, config: LungConfig) -> None:
@@ -266,18 +251,31 @@ def _make_covid(options: argparse.Namespace, config: LungConfig) -> None:
         for number in range(options.first_copy, options.copies if scan.case in options.covid else 0):
             rng = np.random.default_rng([11, scan.case, number])
             hu, labels = crop_to_lungs(*covid_region(scan, config, rng), rng)
-            _finish(options.out / f"covid{scan.case}-{number:03d}.npz", hu, labels, config, options)
+            path = options.out / f"covid{scan.case}-{number:03d}.npz"
+            write_volume(path, hu, labels, config)
+            _tell(path)
 
 
 def _make_phantoms(options: argparse.Namespace, config: LungConfig) -> None:
     for seed in range(*options.phantoms):
         rng = np.random.default_rng([10, seed])
         hu, labels = crop_to_lungs(*phantom_region(seed, config), rng)
-        _finish(options.out / f"phantom-{seed:04d}.npz", hu, labels, config, options)
+        write_volume(options.out / f"phantom-{seed:04d}.npz", hu, labels, config)
+        _tell(options.out / f"phantom-{seed:04d}.npz")
 
 
-def _finish(path: Path, hu: Hu, labels: Labels, config: LungConfig, options: argparse.Namespace) -> None:
-    write_volume(path, hu, labels, config, portable=options.portable)
+def _finish(
+    path: Path, hu: Hu, labels: Labels, config: LungConfig, rng: np.random.Generator, opaque_share: float
+) -> None:
+    hu, labels = crop_to_lungs(hu, labels, rng)
+    if rng.random() < opaque_share:
+        hu, labels = with_opacities(hu, labels, rng)
+    hu = hu + rng.normal(0, rng.uniform(0, NOISE_HU), hu.shape).astype(np.float32)
+    write_volume(path, hu, labels, config)
+    _tell(path)
+
+
+def _tell(path: Path) -> None:
     sys.stdout.write(f"{path.name}\n")
     sys.stdout.flush()
 
@@ -293,9 +291,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--first-copy", type=int, default=0, help="the number to begin at, where a bank is to grow")
     parser.add_argument("--opaque-share", type=float, default=0.65, help="of the copies, that get opacities")
     parser.add_argument("--phantoms", type=int, nargs=2, default=(0, 0), help="first and last + 1 seed")
-    parser.add_argument(
-        "--portable", action="store_true", help="a tenth of the size, to be carried to a GPU and bent there"
-    )
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     _make_real(options, LungConfig())
