@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lobewise.pipeline.anatomy import Landmark
-from lobewise.pipeline.evaluation.end_to_end import PhantomResult, compare, summarise
+from lobewise.pipeline.evaluation.end_to_end import PhantomResult, compare, compare_clear, summarise
 from lobewise.pipeline.landmarks import LandmarkPosition
 from lobewise.pipeline.phantom import Phantom, PhantomRecipe, make_phantom
 from lobewise.pipeline.quantify import Quantification
@@ -84,3 +84,21 @@ def test_a_range_beside_the_truth_of_every_affected_lobe_is_told(phantom: Phanto
     assert affected > 0
     assert result.lobes_in_range == 5 - affected
     assert result.lobe_scores_right == 5
+
+
+def test_what_is_called_opacity_in_a_clear_chest_is_told_apart_by_where_it_lies(phantom: Phantom) -> None:
+    found = answer(phantom)
+    true_lungs = found.lungs.mask & ~phantom.consolidation.mask
+    result = compare_clear("clear", true_lungs, found)
+    beside = np.count_nonzero(phantom.consolidation.mask) / np.count_nonzero(true_lungs)
+    assert result.percent_opacity == found.severity.percent_opacity
+    assert result.invented_percent == pytest.approx(100 * beside)
+    assert result.invented_opacity_share == 1.0
+    inside = np.count_nonzero(found.lesions.mask & true_lungs) / np.count_nonzero(true_lungs)
+    assert inside > 0
+    assert result.inside_percent == pytest.approx(100 * inside)
+
+
+def test_exact_lungs_invent_nothing(phantom: Phantom) -> None:
+    result = compare_clear("clear", phantom.lobes.lungs().mask, answer(phantom))
+    assert (result.lungs_dice, result.invented_percent, result.invented_opacity_share) == (1.0, 0.0, 0.0)

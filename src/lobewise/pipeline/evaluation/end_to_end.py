@@ -1,6 +1,6 @@
-"""The whole pipeline against truth: phantoms it never saw, and scans for a look at their plausibility.
+"""The whole pipeline against truth: phantoms it never saw, real clear chests, and scans for a look at their plausibility.
 
-    python -m lobewise.pipeline.evaluation.end_to_end --phantoms 10 --scan lidc.zip --scan other.nii.gz
+    python -m lobewise.pipeline.evaluation.end_to_end --phantoms 10 --clear DATA --scan lidc.zip --scan other.nii.gz
 
 Prints one row a case and, for phantoms, the summary that the model cards quote. Phantom figures are synthetic.
 """
@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
+import SimpleITK as sitk
+from jaxtyping import Bool
 
 from lobewise.pipeline.anatomy import Landmark, Lobe
 from lobewise.pipeline.evaluation.overlap import dice
@@ -24,7 +26,7 @@ from lobewise.pipeline.phantom import Phantom, PhantomRecipe, make_phantom
 from lobewise.pipeline.quantify import Models, Quantification, load_models, quantify
 from lobewise.pipeline.reading import read_ct
 from lobewise.pipeline.severity import PercentRange
-from lobewise.pipeline.volume import Scan
+from lobewise.pipeline.volume import Scan, grid_of, resample_labels
 
 FIRST_UNSEEN_SEED = 1_000_000
 """Training draws its phantoms from seeds below 10 000."""
@@ -58,6 +60,27 @@ class PhantomResult:
     lobes_in_range: int
     lobe_scores_right: int
     lobe_scores_in_range: int
+
+
+@dataclass(frozen=True)
+class ClearResult:
+    """One real chest without opacities: what is called opacity all the same, and whether that is the lungs' fault.
+
+    Attributes:
+        inside_percent: of the true lungs, what is called opacity.
+        invented_percent: what is called lung beside the true lungs, relative to them ...
+        invented_opacity_share: ... and how much of it is called opacity.
+    """
+
+    name: str
+    lungs_dice: float
+    percent_opacity: float
+    percent_opacity_low: float
+    percent_opacity_high: float
+    lung_severity_score: int
+    inside_percent: float
+    invented_percent: float
+    invented_opacity_share: float
 
 
 @dataclass(frozen=True)
@@ -141,6 +164,32 @@ def summarise(results: Sequence[PhantomResult]) -> dict[str, float]:
     }
 
 
+def evaluate_clear(models: Models, data: Path) -> Iterator[ClearResult]:
+    """Quantify the scans of the Lung CT Segmentation Challenge, which show no pneumonia and come with their lungs."""
+    for path in sorted((data / "lctsc").glob("*_lungs.nii.gz")):
+        case = path.name.removesuffix("_lungs.nii.gz")
+        scan, mask = read_ct(path.with_name(f"{case}_ct.nii.gz")), sitk.ReadImage(str(path))
+        lungs = resample_labels(sitk.GetArrayFromImage(mask), grid_of(mask), scan.volume.grid) > 0
+        yield compare_clear(case, lungs, quantify(scan, models))
+
+
+def compare_clear(name: str, true_lungs: Bool[np.ndarray, "z y x"], found: Quantification) -> ClearResult:
+    """What an answer makes of a chest without opacities."""
+    lungs, opacities, whole = found.lungs.mask, found.lesions.mask, np.count_nonzero(true_lungs)
+    invented = lungs & ~true_lungs
+    return ClearResult(
+        name=name,
+        lungs_dice=dice(true_lungs, lungs),
+        percent_opacity=found.severity.percent_opacity,
+        percent_opacity_low=found.opacity_range.overall.low,
+        percent_opacity_high=found.opacity_range.overall.high,
+        lung_severity_score=found.severity.lung_severity_score,
+        inside_percent=100 * np.count_nonzero(opacities & true_lungs) / whole,
+        invented_percent=100 * np.count_nonzero(invented) / whole,
+        invented_opacity_share=np.count_nonzero(opacities & invented) / max(int(np.count_nonzero(invented)), 1),
+    )
+
+
 def evaluate_scan(models: Models, path: Path) -> ScanResult:
     """Quantify one file."""
     found = quantify(read_ct(path), models)
@@ -161,6 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print one JSON row a case, then the summary."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--phantoms", type=int, default=10, help="how many phantoms, from seed 1 000 000 on")
+    parser.add_argument("--clear", type=Path, default=None, help="folder of the public scans, of which lctsc/ is clear")
     parser.add_argument("--scan", type=Path, action="append", default=[], help="a scan without truth; may be repeated")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--weights", type=Path, default=None, help="folder of weights; the shipped ones by default")
@@ -173,6 +223,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _print_row(asdict(result))
     if results:
         _print_row({"phantoms": len(results), **summarise(results)})
+    if options.clear is not None:
+        for clear in evaluate_clear(models, options.clear):
+            _print_row(asdict(clear))
     for path in options.scan:
         _print_row(asdict(evaluate_scan(models, path)))
 
