@@ -1,6 +1,6 @@
 """The whole pipeline against truth: phantoms it never saw, real clear chests, and scans for a look at their plausibility.
 
-    python -m lobewise.pipeline.evaluation.end_to_end --phantoms 10 --clear DATA --scan lidc.zip --scan other.nii.gz
+    python -m lobewise.pipeline.evaluation.end_to_end --phantoms 10 --clear DATA --scan lidc.zip
 
 Prints one row a case and, for phantoms, the summary that the model cards quote. Phantom figures are synthetic.
 """
