@@ -1,4 +1,4 @@
-"""The whole pipeline against truth: phantoms it never saw, real clear chests, and scans for a look at their plausibility.
+"""The whole pipeline against truth: phantoms it never saw, real clear chests, and scans for a look at them.
 
     python -m lobewise.pipeline.evaluation.end_to_end --phantoms 10 --clear DATA --scan lidc.zip
 
