@@ -37,3 +37,9 @@ def test_what_is_named_is_written_once(bank: Path, tmp_path: Path, capsys: pytes
         portable.main([str(bank), str(tmp_path / "out"), "case*"])
         assert told in capsys.readouterr().out
     assert sorted(path.stem for path in (tmp_path / "out").glob("*.npz")) == ["case01-000", "case02-000"]
+
+
+def test_a_bank_of_landmarks_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "case01.npz", level0=np.zeros((4, 4, 4), np.int16))
+    with pytest.raises(ValueError, match="lungs or lesions"):
+        portable.make_portable(tmp_path, tmp_path / "out")

@@ -1,7 +1,8 @@
 """A bank small enough for a thin line: `python -m lobewise.pipeline.training.portable BANK OUT`.
 
 Its images get fewer shades, whose steps (18 HU in the lesion stage's window, 19 in the lung stage's) the noise that the
-trainings add covers many times over, and everything is compressed. Takes the volumes of any bank, all or those named.
+trainings add covers many times over, and everything is compressed. For banks of lungs or lesions, all volumes or those
+named; a bank of landmarks is small as it is.
 """
 
 import argparse
@@ -20,7 +21,11 @@ STEP: Final = 3
 
 
 def make_portable(bank: Path, out: Path, patterns: Iterable[str] = ("*",)) -> list[Path]:
-    """Write the volumes of `bank` whose names fit one of `patterns`, and its split; what is there already stays."""
+    """Write the volumes of `bank` whose names fit one of `patterns`, and its split; what is there already stays.
+
+    Raises:
+        ValueError: a volume is of a bank of landmarks.
+    """
     out.mkdir(parents=True, exist_ok=True)
     if (bank / SPLIT_FILE).exists():
         shutil.copy(bank / SPLIT_FILE, out / SPLIT_FILE)
@@ -36,6 +41,8 @@ def make_portable(bank: Path, out: Path, patterns: Iterable[str] = ("*",)) -> li
 def _write_thin(source: Path, path: Path) -> None:
     with np.load(source) as arrays:
         volume = dict(arrays)
+    if "image" not in volume:
+        raise ValueError(f"{source} holds no image: portable takes banks of lungs or lesions")
     volume["image"] = volume["image"] // STEP * STEP
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
