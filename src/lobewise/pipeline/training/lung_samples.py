@@ -25,7 +25,7 @@ OPAQUE: Final = 8
 OPAQUE_HU: Final = -250
 """Lesion denser than this is marked so."""
 SPACING_MM: Final = (2.0, 2.0, 2.0)
-MOST_KEPT_BYTES: Final = 8 * 2**30
+MOST_KEPT_BYTES: Final = 2 * 2**30
 """Of a bank, how much stays in the memory of the device, so that it is read from disk once."""
 MOST_TURNED: Final = np.radians([8.0, 6.0, 7.0])
 """About the axes x, y and z."""
