@@ -77,7 +77,7 @@ class LesionRecipe:
     smoothing: float = 200.0
     cross_entropy: float = 1.0
     equalised_share: float = 0.0
-    inexact_share: float = 0.3
+    inexact_share: float = 0.0
     kinds: Mapping[str, float] = field(
         default_factory=lambda: {
             "cohort": 0.4,
