@@ -14,6 +14,7 @@ with needs("worker"):
     from lobewise.pipeline.training import landmarks, lesions, lungs
     from lobewise.pipeline.training.cohort import prepare_cohort
     from lobewise.pipeline.training.datasets import CohortError, read_dataset
+    from lobewise.pipeline.training.lung_samples import LungRecipe
     from lobewise.pipeline.training.parallel import Team, join_team
     from lobewise.pipeline.training.recipes import RecipeError, read_recipe
     from lobewise.pipeline.training.splits import Stage
@@ -86,7 +87,7 @@ def _train_landmarks(order: Order, team: Team) -> None:
 
 
 def _train_lungs(order: Order, team: Team) -> None:
-    recipe = read_recipe(lungs.LungRecipe, order.recipe)
+    recipe = read_recipe(LungRecipe, order.recipe)
     recipe = replace(recipe, trunk_steps=order.steps or recipe.trunk_steps)
     run, found = lungs.open_run(order.bank, order.run, recipe, team, start=order.start)
     lungs.follow(run, found)

@@ -8,11 +8,11 @@ import pytest
 
 from lobewise.pipeline.anatomy import Landmark
 from lobewise.pipeline.networks.q_network import LandmarkConfig
-from lobewise.pipeline.training import landmarks, lungs
+from lobewise.pipeline.training import landmarks
 from lobewise.pipeline.training.cohort import prepare_cohort, split_of
 from lobewise.pipeline.training.datasets import CohortError, Row, read_manifest
 from lobewise.pipeline.training.lesion_crops import read_example, read_examples
-from lobewise.pipeline.training.lung_samples import UNKNOWN_LOBE, read_volume
+from lobewise.pipeline.training.lung_samples import UNKNOWN_LOBE, Bank, LungRecipe, read_volume
 from lobewise.pipeline.training.splits import Stage, patient_of, read_split
 from lobewise.pipeline.volume import Grid, Matrix, Volume
 from lobewise.pipeline.writing import write_ct, write_mask
@@ -181,7 +181,7 @@ def test_lungs_are_prepared_in_deformed_copies_and_a_judge_only_as_he_is(tmp_pat
     files = write_patient(tmp_path, "a")
     rows = read_manifest(manifest(tmp_path, [f"{name},{files['ct']},,{files['lobes']}," for name in ("one", "two")]))
     written = prepare_cohort(rows, Stage.LUNGS, tmp_path / "bank", copies=3)
-    bank = lungs.Bank(tmp_path / "bank", lungs.LungRecipe())
+    bank = Bank(tmp_path / "bank", LungRecipe())
     (judge,) = bank.judges()
     taught = [path for path in written if path != judge]
     assert len(taught) == 3
