@@ -105,7 +105,8 @@ class Reaper:
     def _show_end(self, job_id: str) -> bool:
         """A job that ended while the broker was away."""
         with suppress(JobNotFoundError, JobPurgedError, NewerSchemaError):
-            return self._parts.live.put(self._parts.records.state(job_id))
+            is_shown = self._parts.live.put(self._parts.records.state(job_id))
+            return not outcomes.bury_if_deleted(self._parts, job_id) and is_shown
         return False
 
     def _restore(self, files: JobFiles, mark: str) -> bool:
@@ -126,7 +127,7 @@ class Reaper:
         if not parts.live.put(state, guard=f"rebuild:{mark}"):
             return False
         if not state.status.is_final and parts.records.is_final(state.id):
-            return parts.live.put(parts.records.state(state.id))  # it ended between the listing and now
+            return self._show_end(state.id)  # it ended between the listing and now
         if state.cancel_requested:
             parts.live.request_cancel(state.id)
         if state.status == JobStatus.QUEUED:

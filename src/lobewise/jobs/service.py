@@ -129,10 +129,8 @@ class Jobs:
         with tracing.continued(record.traceparent), tracing.step("accept", {tracing.JOB_ID: record.id}):
             if self._records.is_purged(record.id) or not self._records.create_job(record):
                 return
-            if self._records.is_purged(record.id):  # accepted by another and deleted, just now
-                outcomes.bury(self._parts, record.id)
-                return
-            self._queue_up(record)
+            if not outcomes.bury_if_deleted(self._parts, record.id):  # accepted by another and deleted, just now
+                self._queue_up(record)
 
     def _queue_up(self, record: JobRecord) -> JobState:
         if record.upload_id is not None:
@@ -161,6 +159,7 @@ class Jobs:
         if state.status.is_final:
             with suppress(BrokerUnavailableError):
                 self._live.put(state)
+                outcomes.bury_if_deleted(self._parts, job_id)
         return state
 
     def open_glance(self) -> Glance:
@@ -542,6 +541,7 @@ class Jobs:
         manifest = self._records.manifest(lease.job_id) if files.is_final else None
         if manifest is not None:
             outcomes.show(self._parts, states.final(lease.record, manifest))
+            outcomes.bury_if_deleted(self._parts, lease.job_id)
             raise WrongStateError(lease.job_id, manifest.outcome, "there is nothing left to do")
         if files.cancel_requested:
             outcomes.conclude(self._parts, lease.record, outcomes.cancelled(lease.record, files.attempt))
