@@ -35,7 +35,7 @@ from hypothesis.stateful import (
 )
 from interleaving import Actor, GatedBlobs, GatedLive, GatedQueue, this_actor
 
-from lobewise.jobs import embedded, states
+from lobewise.jobs import embedded, outcomes, states
 from lobewise.jobs.belief import Belief
 from lobewise.jobs.blobs import Blobs
 from lobewise.jobs.errors import (
@@ -206,6 +206,7 @@ class JobMachine(RuleBasedStateMachine):
 
         running.actor = Actor(f"{kind}-{next(self.names)}", act)
         running.actor.running = running  # type: ignore[attr-defined]
+        running.actor.machine = self  # type: ignore[attr-defined]
         self.running.append(running)
         return running
 
@@ -471,12 +472,12 @@ class JobMachine(RuleBasedStateMachine):
 
     def settle(self) -> None:
         """All that runs is killed, or comes to its end; then time passes, and honest workers do what there is to do."""
-        for running in list(self.running):
+        while self.running:  # one that comes to its end may leave another, to show it later
             if self.mercy:
-                running.actor.finish()
+                self.running[0].actor.finish()
             else:
-                running.actor.go("kill")
-        self.tidy()
+                self.running[0].actor.go("kill")
+            self.tidy()
         for round_ in range(4 * MAX_ATTEMPTS):
             for job in self.seen:
                 self.server.delete(f"{PREFIX}lease:{job.id}")
@@ -558,13 +559,21 @@ class JobMachine(RuleBasedStateMachine):
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The heartbeat is a rule, not a thread; masks and reports are small."""
+    """The heartbeat is a rule, not a thread; an end is shown later by an actor; masks and reports are small."""
 
     def enter(lease: Lease) -> Lease:
         this_actor().running.lease = lease  # type: ignore[union-attr]
         return lease
 
+    def show_later(*about: Any) -> None:
+        """A thread would go on into the next example, and show it a job of this one."""
+        actor: Any = this_actor()
+        process = actor.running.owner or actor.running
+        actor.machine.start("show", lambda: outcomes._keep_trying(*about), owner=process, job=process.job)
+
     monkeypatch.setattr(Lease, "__enter__", enter)
+    monkeypatch.setattr(outcomes, "_show_later", show_later)
+    monkeypatch.setattr(outcomes, "SHOW_EVERY_SECONDS", 0)
     logging.disable()
     monkeypatch.setattr(tasks, "write_masks", write_masks)
     monkeypatch.setattr(tasks, "report_of", report_of)
@@ -645,3 +654,14 @@ def test_a_wrong_service_is_noticed(name: str, world: None, monkeypatch: pytest.
         play(machine)
     monkeypatch.undo()
     machine.finish_all()
+
+
+def test_an_end_that_is_shown_later_is_shown_by_a_step_of_the_same_example(world: None) -> None:
+    machine = JobMachine()
+    worker = _late_worker(machine)
+    machine.advance(worker, 1, "fail-before")  # the manifest, and not showing it
+    machine.advance(worker, 99)
+    assert [running.kind for running in machine.running] == ["show"]
+    machine.go_on(0, 99, "go")
+    assert machine.parts.live.status(machine.seen[0].id) == JobStatus.SUCCEEDED
+    machine.teardown()
