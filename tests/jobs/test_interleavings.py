@@ -245,6 +245,15 @@ class TestEnds:
         jobs.release(lease, ConnectionError())
         assert jobs.get(job_id).status == JobStatus.SUCCEEDED
 
+    def test_a_cancel_while_a_worker_claims_ends_the_job_though_the_client_is_killed(
+        self, jobs: Jobs, post: Post, before_next: Meanwhile
+    ) -> None:
+        job_id = post(jobs)
+        before_next(type(jobs._records), "create_claim", lambda: jobs._records.request_cancel(job_id))
+        with pytest.raises(WrongStateError):
+            jobs.claim(job_id, "one")
+        assert (jobs.get(job_id).status, jobs.get(job_id).attempt) == (JobStatus.CANCELLED, 1)
+
     def test_a_cancelled_job_that_meets_a_fault_is_cancelled_and_not_tried_again(self, jobs: Jobs, post: Post) -> None:
         job_id = post(jobs)
         lease = jobs.claim(job_id, "one")

@@ -549,7 +549,11 @@ class Jobs:
         self._settle(lease, files.attempt)
         if not self._records.create_claim(lease.job_id, lease.claim):
             raise LeaseLostError(f"job {lease.job_id} is in other hands")
-        lease.fence()
+        try:
+            lease.fence()
+        except CancelRequestedError:
+            self.confirm_cancel(lease)
+            raise WrongStateError(lease.job_id, "cancelled", "the job was cancelled while it was claimed") from None
         self._live.put(
             states.running(lease.record, attempt=lease.attempt, started_at=lease.claim.started_at), guard=lease.value
         )
