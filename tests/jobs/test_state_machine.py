@@ -45,6 +45,7 @@ from lobewise.jobs.errors import (
     UnavailableError,
     WrongStateError,
 )
+from lobewise.jobs.ids import new_id
 from lobewise.jobs.leases import Lease
 from lobewise.jobs.live import PREFIX
 from lobewise.jobs.models import (
@@ -268,7 +269,7 @@ class JobMachine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.seen) < 3)
     @rule(priority=st.sampled_from(Priority), steps=steps, order=orders)
     def accept(self, priority: Priority, steps: int, order: str) -> None:
-        job = Seen(self.jobs.new_id())
+        job = Seen(self.next_id())
         self.seen.append(job)
         scan = b"the scan of " + job.id.encode()
         record = JobRecord(
@@ -524,6 +525,10 @@ class JobMachine(RuleBasedStateMachine):
 
     # Helpers
 
+    def next_id(self) -> str:
+        """Behind all others: within a millisecond chance decides the order of ids, and with it that of steps."""
+        return next(new for new in iter(self.jobs.new_id, None) if all(new > job.id for job in self.seen))
+
     def work(self, job_id: str, plan: str, message: str | None) -> Running:
         job = next(job for job in self.seen if job.id == job_id)
         name = f"worker-{next(self.names)}"
@@ -653,6 +658,14 @@ def test_a_wrong_service_is_noticed(name: str, world: None, monkeypatch: pytest.
         play(machine)
     monkeypatch.undo()
     machine.finish_all()
+
+
+def test_jobs_are_listed_in_the_order_of_their_ids_each_time(tmp_path: Path) -> None:
+    blobs = GatedBlobs(tmp_path / "blobs")
+    keys = [f"jobs/{new_id()}/input" for _ in range(50)]
+    for key in keys:
+        blobs.write(key, b"a scan")
+    assert list(blobs.keys("jobs/")) == sorted(keys)
 
 
 def test_an_end_that_is_shown_later_is_shown_by_a_step_of_the_same_example(world: None) -> None:

@@ -67,8 +67,9 @@ class Reaper:
         restored = sum(self._restore(known[job_id], mark) for job_id, status in shown.items() if status is None)
         behind = [job_id for job_id, status in shown.items() if status and not status.is_final]
         restored += sum(self._show_end(job_id) for job_id in behind if known[job_id].is_final)
-        for job_id in set(parts.live.all_ids()) - set(known):
-            self._forget_if_gone(job_id)
+        for job_id in parts.live.all_ids():
+            if job_id not in known:
+                self._forget_if_gone(job_id)
         parts.live.declare_whole(mark)
         return restored
 
