@@ -135,7 +135,12 @@ class GatedBlobs(Blobs):
         return self._at("info", key, super().info)
 
     def infos(self, prefix: str) -> Iterator[BlobInfo]:
-        return iter(self._at("list", prefix, lambda prefix: list(super(GatedBlobs, self).infos(prefix))))
+        """In order: a folder's own differs from run to run."""
+
+        def listed(prefix: str) -> list[BlobInfo]:
+            return sorted(super(GatedBlobs, self).infos(prefix), key=lambda info: info.key)
+
+        return iter(self._at("list", prefix, listed))
 
     def delete(self, key: str) -> None:
         self._at("delete", key, super().delete)

@@ -116,6 +116,11 @@ def doom(s: State, attempt: int) -> bool:
     return bool(s.purged or s.manifest or has(s.ended, attempt) or s.claims > attempt or s.cancel)
 
 
+def is_cancelled(s: State, attempt: int) -> bool:
+    """Whether that is all that it finds."""
+    return s.cancel and not doom(s.to(cancel=False), attempt)
+
+
 # Workers: `worker.tasks.work_on`
 
 
@@ -156,7 +161,8 @@ def worker_steps(s: State, i: int, w: World) -> Iterator[Step]:
             else:
                 yield "Records.create_claim", at(s.to(claims=attempt), "fence claim")
         case "fence claim":
-            yield "Lease.fence", dropped(s) if doom(s, attempt) else at(s, "put")
+            refused = at(s, "settle cancel") if is_cancelled(s, attempt) else dropped(s)
+            yield "Lease.fence", refused if doom(s, attempt) else at(s, "put")
         case "put":
             yield "LiveView.put running", at(show(s, "r", attempt, s.lease == (i, attempt)), "work")
         case "work":
@@ -211,7 +217,7 @@ def work(s: State, i: int, w: World, at: Callable[..., State]) -> Iterator[Step]
     yield "Jobs.succeed: _store_mask, report", at(stored, "fence", late=is_late)
     yield "Jobs.fail", at(s, "fence failure")
     yield "Jobs.release", at(s, "end")
-    if s.cancel and not (s.manifest or s.purged or has(s.ended, attempt)):
+    if is_cancelled(s, attempt):
         yield "Jobs.confirm_cancel", at(s, "settle cancel")
     mine = s.lease in ((i, attempt), (2, attempt))
     lost = s.lease[0] < 0 and (not s.live or (s.live, s.live_attempt) == ("r", attempt))

@@ -38,6 +38,7 @@ def failed(problem: str) -> Seen:
     [
         (POSTED, QUEUED, RUNNING, DONE, DONE),
         (POSTED, QUEUED, RUNNING, changed(QUEUED, attempt=1), changed(RUNNING, attempt=2), changed(DONE, attempt=2)),
+        (POSTED, QUEUED, RUNNING, changed(RUNNING, attempt=2), DONE),
         (POSTED, RUNNING, CANCEL, CANCELLED),
         (("post", {"status": 503, "job": None, "order": ORDER}), POSTED, POSTED, DONE),
         (POSTED, RUNNING, CANCEL, DONE),

@@ -1,13 +1,15 @@
 """Orders of steps that once broke a promise, found by `test_state_machine` or on the way to it; one test for each."""
 
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
 import pytest
 import redis
 
-from lobewise.jobs import states
+from lobewise.jobs import outcomes, states
 from lobewise.jobs.errors import (
     BrokerUnavailableError,
     IdempotencyInFlightError,
@@ -48,6 +50,20 @@ def is_gone(jobs: Jobs, job_id: str) -> bool:
     with pytest.raises(JobPurgedError):
         jobs.get(job_id)
     return {key.rpartition("/")[2] for key in jobs._records.blobs.keys(f"jobs/{job_id}/")} == {"purged.json"}
+
+
+def delete_and_wipe(jobs: Jobs, server: redis.Redis, job_id: str) -> None:
+    """What was to keep late words out is gone, and nobody compares again for a while."""
+    jobs.purge(job_id)
+    server.flushall()
+    jobs.rebuild()
+
+
+LATE: dict[str, Callable[[Jobs, str], object]] = {
+    "a client": Jobs.get,
+    "a worker": lambda jobs, job_id: jobs.claim(job_id, "two"),
+    "the reaper": lambda jobs, _: jobs.rebuild(),
+}
 
 
 class TestDeletedJobs:
@@ -125,6 +141,45 @@ class TestDeletedJobs:
         jobs._ensure(record)
         assert is_gone(jobs, job_id)
 
+    def test_a_worker_that_could_not_show_its_end_in_time_shows_it_no_more(
+        self,
+        jobs: Jobs,
+        server: redis.Redis,
+        post: Post,
+        succeed: Succeed,
+        before_next: Meanwhile,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        job_id = post(jobs)
+        lease = jobs.claim(job_id, "one")
+
+        def fail() -> None:
+            before_next(jobs._live, "put", lambda: delete_and_wipe(jobs, server, job_id))
+            raise BrokerUnavailableError("down")
+
+        monkeypatch.setattr(outcomes, "SHOW_EVERY_SECONDS", 0)
+        before_next(jobs._live, "put", fail)
+        with suppress(JobPurgedError):
+            succeed(jobs, lease)
+        for thread in threading.enumerate():
+            if thread.name == "show":
+                thread.join()
+        assert is_gone(jobs, job_id)
+
+    @pytest.mark.parametrize("who", LATE)
+    def test_who_finds_its_end_in_the_blobs_shows_it_no_more(
+        self, jobs: Jobs, server: redis.Redis, post: Post, before_next: Meanwhile, who: str
+    ) -> None:
+        job_id = post(jobs)
+        lease = jobs.claim(job_id, "killed after the manifest")
+        jobs._records.create_manifest(cancelled(lease.record, 1))
+        lease.drop()
+        server.delete(f"{PREFIX}epoch")
+        before_next(jobs._live, "put", lambda: delete_and_wipe(jobs, server, job_id))
+        with suppress(JobPurgedError, WrongStateError):
+            LATE[who](jobs, job_id)
+        assert is_gone(jobs, job_id)
+
 
 class TestEnds:
     def test_one_that_was_seen_is_seen_after_a_rebuild_that_began_before(
@@ -189,6 +244,15 @@ class TestEnds:
                 succeed(jobs, lease)
         jobs.release(lease, ConnectionError())
         assert jobs.get(job_id).status == JobStatus.SUCCEEDED
+
+    def test_a_cancel_while_a_worker_claims_ends_the_job_though_the_client_is_killed(
+        self, jobs: Jobs, post: Post, before_next: Meanwhile
+    ) -> None:
+        job_id = post(jobs)
+        before_next(type(jobs._records), "create_claim", lambda: jobs._records.request_cancel(job_id))
+        with pytest.raises(WrongStateError):
+            jobs.claim(job_id, "one")
+        assert (jobs.get(job_id).status, jobs.get(job_id).attempt) == (JobStatus.CANCELLED, 1)
 
     def test_a_cancelled_job_that_meets_a_fault_is_cancelled_and_not_tried_again(self, jobs: Jobs, post: Post) -> None:
         job_id = post(jobs)

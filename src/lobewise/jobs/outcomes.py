@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Final
 
 from lobewise.jobs import states, tracing
-from lobewise.jobs.errors import BrokerUnavailableError
+from lobewise.jobs.errors import BrokerUnavailableError, UnavailableError
 from lobewise.jobs.live import LiveView
 from lobewise.jobs.models import InputInfo, JobError, JobRecord, JobState, Manifest
 from lobewise.jobs.queue import JobQueue
@@ -50,10 +50,15 @@ def conclude(
     winner = manifest if won else parts.records.manifest(record.id)
     if winner is not None:
         show(parts, states.final(record, winner), stage_seconds if won else None)
-    if parts.records.is_purged(record.id):  # while we came to this end
-        bury(parts, record.id)
-        return False
-    return won
+    return not bury_if_deleted(parts, record.id) and won
+
+
+def bury_if_deleted(parts: Parts, job_id: str) -> bool:
+    """Whether the job was deleted. Whoever has shown an end asks: a wiped view lets the end of a deleted job in."""
+    is_deleted = parts.records.is_purged(job_id)
+    if is_deleted:
+        bury(parts, job_id)
+    return is_deleted
 
 
 def bury(parts: Parts, job_id: str) -> None:
@@ -71,14 +76,19 @@ def show(parts: Parts, state: JobState, stage_seconds: Mapping[str, float] | Non
         parts.live.put(state, stage_seconds=stage_seconds)
     except BrokerUnavailableError:
         log.warning("job %s: the live view is behind", state.id)
-        threading.Thread(target=_show_later, args=(parts, state, stage_seconds), name="show", daemon=True).start()
+        _show_later(parts, state, stage_seconds)
 
 
 def _show_later(parts: Parts, state: JobState, stage_seconds: Mapping[str, float] | None) -> None:
+    threading.Thread(target=_keep_trying, args=(parts, state, stage_seconds), name="show", daemon=True).start()
+
+
+def _keep_trying(parts: Parts, state: JobState, stage_seconds: Mapping[str, float] | None) -> None:
     for _ in range(SHOW_TRIES):
         time.sleep(SHOW_EVERY_SECONDS)
-        with suppress(BrokerUnavailableError):
+        with suppress(UnavailableError):
             parts.live.put(state, stage_seconds=stage_seconds)
+            bury_if_deleted(parts, state.id)
             return
 
 

@@ -67,8 +67,9 @@ class Reaper:
         restored = sum(self._restore(known[job_id], mark) for job_id, status in shown.items() if status is None)
         behind = [job_id for job_id, status in shown.items() if status and not status.is_final]
         restored += sum(self._show_end(job_id) for job_id in behind if known[job_id].is_final)
-        for job_id in set(parts.live.all_ids()) - set(known):
-            self._forget_if_gone(job_id)
+        for job_id in parts.live.all_ids():
+            if job_id not in known:
+                self._forget_if_gone(job_id)
         parts.live.declare_whole(mark)
         return restored
 
@@ -105,7 +106,8 @@ class Reaper:
     def _show_end(self, job_id: str) -> bool:
         """A job that ended while the broker was away."""
         with suppress(JobNotFoundError, JobPurgedError, NewerSchemaError):
-            return self._parts.live.put(self._parts.records.state(job_id))
+            is_shown = self._parts.live.put(self._parts.records.state(job_id))
+            return not outcomes.bury_if_deleted(self._parts, job_id) and is_shown
         return False
 
     def _restore(self, files: JobFiles, mark: str) -> bool:
@@ -126,7 +128,7 @@ class Reaper:
         if not parts.live.put(state, guard=f"rebuild:{mark}"):
             return False
         if not state.status.is_final and parts.records.is_final(state.id):
-            return parts.live.put(parts.records.state(state.id))  # it ended between the listing and now
+            return self._show_end(state.id)  # it ended between the listing and now
         if state.cancel_requested:
             parts.live.request_cancel(state.id)
         if state.status == JobStatus.QUEUED:

@@ -129,10 +129,8 @@ class Jobs:
         with tracing.continued(record.traceparent), tracing.step("accept", {tracing.JOB_ID: record.id}):
             if self._records.is_purged(record.id) or not self._records.create_job(record):
                 return
-            if self._records.is_purged(record.id):  # accepted by another and deleted, just now
-                outcomes.bury(self._parts, record.id)
-                return
-            self._queue_up(record)
+            if not outcomes.bury_if_deleted(self._parts, record.id):  # accepted by another and deleted, just now
+                self._queue_up(record)
 
     def _queue_up(self, record: JobRecord) -> JobState:
         if record.upload_id is not None:
@@ -161,6 +159,7 @@ class Jobs:
         if state.status.is_final:
             with suppress(BrokerUnavailableError):
                 self._live.put(state)
+                outcomes.bury_if_deleted(self._parts, job_id)
         return state
 
     def open_glance(self) -> Glance:
@@ -542,6 +541,7 @@ class Jobs:
         manifest = self._records.manifest(lease.job_id) if files.is_final else None
         if manifest is not None:
             outcomes.show(self._parts, states.final(lease.record, manifest))
+            outcomes.bury_if_deleted(self._parts, lease.job_id)
             raise WrongStateError(lease.job_id, manifest.outcome, "there is nothing left to do")
         if files.cancel_requested:
             outcomes.conclude(self._parts, lease.record, outcomes.cancelled(lease.record, files.attempt))
@@ -549,7 +549,11 @@ class Jobs:
         self._settle(lease, files.attempt)
         if not self._records.create_claim(lease.job_id, lease.claim):
             raise LeaseLostError(f"job {lease.job_id} is in other hands")
-        lease.fence()
+        try:
+            lease.fence()
+        except CancelRequestedError:
+            self.confirm_cancel(lease)
+            raise WrongStateError(lease.job_id, "cancelled", "the job was cancelled while it was claimed") from None
         self._live.put(
             states.running(lease.record, attempt=lease.attempt, started_at=lease.claim.started_at), guard=lease.value
         )

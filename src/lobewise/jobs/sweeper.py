@@ -52,8 +52,7 @@ class Sweeper:
     def purge(self, job_id: str) -> None:
         """Delete the job and all that belongs to it, running or not. Raises JobNotFoundError, JobPurgedError."""
         records = self.parts.records
-        if records.is_purged(job_id):
-            outcomes.bury(self.parts, job_id)  # who deleted it may have been killed half way
+        if outcomes.bury_if_deleted(self.parts, job_id):  # who deleted it may have been killed half way
             raise JobPurgedError(job_id)
         upload_id = records.record(job_id).upload_id
         records.mark_purged(job_id)
