@@ -14,6 +14,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from lobewise.api.schemas import JobEnded
 from lobewise.jobs import states
 from lobewise.jobs.bootstrap import connect
+from lobewise.jobs.callbacks import Answer
 from lobewise.jobs.errors import JobPurgedError, NoCallbackError, WrongStateError
 from lobewise.jobs.models import CallbackFault, CallbackOutcome, CallbackStatus, InputInfo, JobRecord
 from lobewise.jobs.service import Jobs
@@ -293,6 +294,45 @@ def test_a_purged_job_tells_nobody_and_leaves_nothing(
         jobs.callbacks.look(job_id)
     jobs._sweeper.sweep()
     assert set(jobs._records.files(job_id).names) == {"purged.json"}
+
+
+def test_an_attempt_that_ends_after_its_job_was_deleted_is_the_last(jobs: Jobs, end_job: Callable[..., str]) -> None:
+    job_id = end_job("http://127.0.0.1:9/")
+    assert jobs.callbacks.claim(9) == [job_id]
+    letter = jobs.callbacks.open(job_id)
+    assert letter is not None
+    jobs.purge(job_id)
+    jobs.callbacks.settle(letter, Answer(states.now(), 0.1, http_status=500))
+    assert jobs.callbacks.backlog().pending == 0
+
+
+def test_a_redelivery_that_is_asked_for_while_an_attempt_ends_is_not_lost(
+    jobs: Jobs, end_job: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = end_job("http://127.0.0.1:9/")
+    assert jobs.callbacks.claim(9) == [job_id]
+    letter = jobs.callbacks.open(job_id)
+    assert letter is not None
+    forget = jobs._live.callbacks.forget
+
+    def ask_before_it_is_forgotten(job_id: str) -> None:
+        jobs.callbacks.redeliver(job_id)
+        forget(job_id)
+
+    monkeypatch.setattr(jobs._live.callbacks, "forget", ask_before_it_is_forgotten)
+    jobs.callbacks.settle(letter, Answer(states.now(), 0.1, http_status=204))
+    assert jobs.callbacks.claim(9) == [job_id]
+
+
+def test_what_is_due_for_a_deleted_job_is_forgotten(jobs: Jobs, end_job: Callable[..., str]) -> None:
+    """As a sender leaves it that was killed between the end of an attempt and what follows."""
+    job_id = end_job("http://127.0.0.1:9/")
+    jobs.purge(job_id)
+    jobs._live.callbacks.after(job_id, 0)
+    assert jobs.callbacks.claim(9) == [job_id]
+    with pytest.raises(JobPurgedError):
+        jobs.callbacks.open(job_id)
+    assert jobs.callbacks.backlog().pending == 0
 
 
 def test_a_job_that_is_not_finished_waits_and_one_without_address_has_no_callback(jobs: Jobs) -> None:

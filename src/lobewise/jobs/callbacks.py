@@ -19,7 +19,7 @@ from typing import Final
 
 from lobewise.jobs import states
 from lobewise.jobs.callback_queue import CallbackBacklog
-from lobewise.jobs.errors import NoCallbackError, WrongStateError
+from lobewise.jobs.errors import JobNotFoundError, JobPurgedError, NoCallbackError, WrongStateError
 from lobewise.jobs.live import LiveView, broker_errors
 from lobewise.jobs.models import (
     Callback,
@@ -99,8 +99,7 @@ class Callbacks:
         if attempts:
             asked = f"callbacks/{attempts[-1].round + 1}/asked.json"
             self._records.blobs.create(self._records.key(job_id, asked), b"{}")
-        with broker_errors():
-            self._live.callbacks.after(job_id, 0)
+        self.postpone(job_id, 0)
         return self.look(job_id)
 
     def backlog(self) -> CallbackBacklog:
@@ -121,9 +120,11 @@ class Callbacks:
             return self._live.callbacks.claim(count, 4 * self._settings.callback_timeout_seconds)
 
     def postpone(self, job_id: str, seconds: float) -> None:
-        """Not now, and not for a fault of the receiver's: this is no attempt."""
+        """Due again, so much later; of a job that was deleted meanwhile nothing is due."""
         with broker_errors():
             self._live.callbacks.after(job_id, seconds)
+        if self._records.is_purged(job_id):
+            self._forget(job_id)
 
     def open(self, job_id: str) -> Letter | None:
         """What to send now; None when there is nothing, which puts the job off or forgets it.
@@ -132,7 +133,11 @@ class Callbacks:
             JobNotFoundError, JobPurgedError
         """
         files = self._records.files(job_id)
-        record = self._records.record(job_id)
+        try:
+            record = self._records.record(job_id)
+        except (JobNotFoundError, JobPurgedError):
+            self._forget(job_id)
+            raise
         manifest = self._records.manifest(job_id) if files.is_final else None
         if manifest is None or record.callback_url is None:
             self._forget(job_id)
@@ -140,7 +145,7 @@ class Callbacks:
         attempts = self._attempts(files)
         status, next_at = self._standing(files, attempts)
         if status is not CallbackStatus.PENDING:
-            self._forget(job_id)
+            self._finish(job_id)
             return None
         pause_seconds = (next_at - states.now()).total_seconds() if next_at else 0.0
         if pause_seconds > 0 and not self._is_asked_after(files, attempts):
@@ -180,10 +185,10 @@ class Callbacks:
         self._mark(letter.url, outcome)
         with broker_errors():
             self._live.callbacks.count(outcome)
-            if outcome is CallbackOutcome.RETRY:
-                self._live.callbacks.after(letter.record.id, pause_seconds)
-            else:
-                self._live.callbacks.forget(letter.record.id)
+        if outcome is CallbackOutcome.RETRY:
+            self.postpone(letter.record.id, pause_seconds)
+        else:
+            self._finish(letter.record.id)
         return attempt
 
     # Inside
@@ -240,6 +245,13 @@ class Callbacks:
         if record.callback_url is None:
             raise NoCallbackError(job_id)
         return record, self._records.files(job_id)
+
+    def _finish(self, job_id: str) -> None:
+        """Nothing more is due, but for a redelivery that was asked for just now."""
+        self._forget(job_id)
+        files = self._records.files(job_id)
+        if self._is_asked_after(files, self._attempts(files)):
+            self.postpone(job_id, 0)
 
     def _forget(self, job_id: str) -> None:
         with broker_errors():
