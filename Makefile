@@ -41,7 +41,7 @@ layers: install ## who may import whom
 unit: install ## pytest, on two processes
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
-test-states: install ## jobs in every order of steps, for an hour or so: make test-states [STATES=3000]
+test-states: install ## jobs in every order of steps, a quarter of an hour: make test-states [STATES=3000]
 	LOBEWISE_TEST_STATES=$(STATES) $(BIN)/pytest -s tests/jobs/test_state_machine.py tests/jobs/test_lifecycle.py
 
 test-monitoring: install ## alert rules and metric names, with promtool (Debian: prometheus)
