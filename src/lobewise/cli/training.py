@@ -14,6 +14,7 @@ with needs("worker"):
     from lobewise.pipeline.training import landmarks, lesions, lungs
     from lobewise.pipeline.training.cohort import prepare_cohort
     from lobewise.pipeline.training.datasets import CohortError, read_dataset
+    from lobewise.pipeline.training.lesion_crops import LesionRecipe
     from lobewise.pipeline.training.lung_samples import LungRecipe
     from lobewise.pipeline.training.parallel import Team, join_team
     from lobewise.pipeline.training.recipes import RecipeError, read_recipe
@@ -96,7 +97,7 @@ def _train_lungs(order: Order, team: Team) -> None:
 
 
 def _train_lesions(order: Order, team: Team) -> None:
-    recipe = read_recipe(lesions.LesionRecipe, order.recipe)
+    recipe = read_recipe(LesionRecipe, order.recipe)
     recipe = replace(recipe, steps=order.steps or recipe.steps)
     lesions.train(recipe, order.bank, order.run, team, order.start)
     if team.is_first:

@@ -148,7 +148,7 @@ class Callbacks:
             self._finish(job_id)
             return None
         pause_seconds = (next_at - states.now()).total_seconds() if next_at else 0.0
-        if pause_seconds > 0 and not self._is_asked_after(files, attempts):
+        if pause_seconds > 0 and not _is_asked_again(files):
             self.postpone(job_id, pause_seconds)
             return None
         round_, number = self._next(files, attempts)
@@ -215,22 +215,17 @@ class Callbacks:
     def _standing(self, files: JobFiles, attempts: list[CallbackAttempt]) -> tuple[CallbackStatus, datetime | None]:
         if not files.is_final:
             return CallbackStatus.WAITING, None
-        if not attempts or self._is_asked_after(files, attempts):
+        if not attempts or _is_asked_again(files):
             return CallbackStatus.PENDING, states.now()
         last = attempts[-1]
         if last.outcome is CallbackOutcome.RETRY:
             return CallbackStatus.PENDING, last.next_attempt_at
         return CallbackStatus(last.outcome.value), None
 
-    def _is_asked_after(self, files: JobFiles, attempts: list[CallbackAttempt]) -> bool:
-        """Whether a redelivery was asked for and not tried yet."""
-        asked = max((int(match[1]) for match in map(_ASKED.fullmatch, files.names) if match), default=0)
-        return asked > max((attempt.round for attempt in attempts), default=0)
-
     def _next(self, files: JobFiles, attempts: list[CallbackAttempt]) -> tuple[int, int]:
         if not attempts:
             return 1, 1
-        if self._is_asked_after(files, attempts):
+        if _is_asked_again(files):
             return attempts[-1].round + 1, 1
         return attempts[-1].round, attempts[-1].number + 1
 
@@ -249,13 +244,21 @@ class Callbacks:
     def _finish(self, job_id: str) -> None:
         """Nothing more is due, but for a redelivery that was asked for just now."""
         self._forget(job_id)
-        files = self._records.files(job_id)
-        if self._is_asked_after(files, self._attempts(files)):
+        if _is_asked_again(self._records.files(job_id)):
             self.postpone(job_id, 0)
 
     def _forget(self, job_id: str) -> None:
         with broker_errors():
             self._live.callbacks.forget(job_id)
+
+
+def _is_asked_again(files: JobFiles) -> bool:
+    """Whether a redelivery was asked for and not tried yet: the rounds stand in the names."""
+    asked, tried = (
+        max((int(match[1]) for match in map(name.fullmatch, files.names) if match), default=0)
+        for name in (_ASKED, _ATTEMPT)
+    )
+    return asked > tried
 
 
 def _disabled_key(url: str) -> str:

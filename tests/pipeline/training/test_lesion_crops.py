@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lobewise.pipeline.training.lesion_crops import Crop, Example, Sampler, _faded, drawn_too_large
+from lobewise.pipeline.training.lesion_crops import Crop, Example, LesionRecipe, Sampler, _faded, drawn_too_large
 
 CPU = torch.device("cpu")
 CROP = (16, 64, 64)
@@ -27,8 +27,8 @@ class Drawer:
     """A sampler of one volume, and the generator that it draws with."""
 
     def __init__(self, example: Example, seed: int) -> None:
-        kinds = {"covid": 0.5, "clean": 0.5, "phantom": 0.5}
-        self._sampler, self._rng = Sampler([example], kinds, CROP, 20.0, CPU), np.random.default_rng(seed)
+        recipe = LesionRecipe(kinds={"covid": 0.5, "clean": 0.5, "phantom": 0.5}, crop=CROP, shift_hu=20.0)
+        self._sampler, self._rng = Sampler([example], recipe, CPU), np.random.default_rng(seed)
 
     def draw(self) -> Crop:
         return self._sampler.draw(self._rng)

@@ -12,8 +12,8 @@ from lobewise.pipeline.networks.dense_unet import DenseUNet, DenseUNetConfig
 from lobewise.pipeline.networks.weights import load_weights
 from lobewise.pipeline.training import lesions as training
 from lobewise.pipeline.training.journal import read_log
-from lobewise.pipeline.training.lesion_crops import read_examples
-from lobewise.pipeline.training.lesions import LesionRecipe, export, jaccard_loss, learning_rate_at, train, with_level
+from lobewise.pipeline.training.lesion_crops import LesionRecipe, read_examples
+from lobewise.pipeline.training.lesions import export, jaccard_loss, learning_rate_at, train, with_level
 from lobewise.pipeline.training.parallel import Team
 from lobewise.pipeline.training.splits import Stage, read_split
 

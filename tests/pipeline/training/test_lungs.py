@@ -80,7 +80,7 @@ def test_a_run_that_was_ended_goes_on_as_if_it_had_not_been(tmp_path: Path, bank
         assert torch.equal(resumed.smooth[name], value), name
 
 
-def test_several_volumes_a_step_give_the_mean_of_their_gradients(tmp_path: Path, bank_folder: Path) -> None:
+def test_a_step_of_several_volumes_has_the_mean_of_their_losses(tmp_path: Path, bank_folder: Path) -> None:
     run = begin(tmp_path / "run", replace(RECIPE, trunk_steps=1, detail_steps=0, volumes_per_step=3))
     before = {name: value.clone() for name, value in run.network.state_dict().items()}
     rng = np.random.default_rng([run.recipe.seed, 0, 0])
@@ -231,7 +231,7 @@ def test_lungs_drawn_too_large_are_taken_back_by_the_background(tmp_path: Path, 
             logits[0, 1:] = margin
             return logits
 
-    offset = training.best_background_offset(TooLarge(CONFIG), [(torch.from_numpy(labels),) * 2], 8)
+    offset = training.best_background_offset(TooLarge(CONFIG), [(torch.from_numpy(labels),) * 2])
     assert 1.1 <= offset < 3.0
 
 

@@ -57,8 +57,8 @@ def test_two_processes_train_one_network_with_the_mean_of_their_gradients(bank: 
 
 
 def both_at_once(bank: Path, folder: Path) -> dict[str, torch.Tensor]:
-    from lobewise.pipeline.training.lesion_crops import Sampler, read_examples
-    from lobewise.pipeline.training.lesions import LesionRecipe, Run, learning_rate_at, lesion_loss
+    from lobewise.pipeline.training.lesion_crops import LesionRecipe, Sampler, read_examples
+    from lobewise.pipeline.training.lesions import Run, learning_rate_at, lesion_loss
     from lobewise.pipeline.training.recipes import recipe_from
     from lobewise.pipeline.training.splits import Stage, read_split
 
@@ -66,7 +66,7 @@ def both_at_once(bank: Path, folder: Path) -> dict[str, torch.Tensor]:
     folder.mkdir()
     run = Run.begin(folder, recipe, alone)
     examples = read_examples(bank, read_split(bank, Stage.LESIONS).teaches)
-    sampler = Sampler(examples, recipe.kinds, recipe.crop, recipe.shift_hu, alone.device)
+    sampler = Sampler(examples, recipe, alone.device)
     for step in range(recipe.steps):
         run.optimiser.param_groups[0]["lr"] = learning_rate_at(step, recipe)
         run.optimiser.zero_grad()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lobewise.pipeline.training.landmarks import LandmarkRecipe
-from lobewise.pipeline.training.lesions import LesionRecipe
+from lobewise.pipeline.training.lesion_crops import LesionRecipe
 from lobewise.pipeline.training.lung_samples import LungRecipe
 from lobewise.pipeline.training.recipes import RecipeError, keep_recipe, read_recipe
 

@@ -29,8 +29,8 @@ from lobewise.pipeline.evaluation.lesions import LesionResult, compare, probabil
 from lobewise.pipeline.lesions import LIKELY, LesionNetwork, believe_wide
 from lobewise.pipeline.networks.weights import load_weights
 from lobewise.pipeline.training.covid_slices import CASE_STARTS
-from lobewise.pipeline.training.lesion_crops import read_examples
-from lobewise.pipeline.training.lesions import LesionRecipe, export, train
+from lobewise.pipeline.training.lesion_crops import LesionRecipe, read_examples
+from lobewise.pipeline.training.lesions import export, train
 from lobewise.pipeline.training.parallel import Team, join_team
 from lobewise.pipeline.training.recipes import read_recipe
 from lobewise.pipeline.training.splits import Split, patient_of

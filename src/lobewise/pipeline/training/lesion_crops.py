@@ -5,9 +5,9 @@ Every crop is therefore new. Only torch and numpy are needed, and all work is do
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from numpy.random import Generator
 from torch import Tensor
 from torch.nn import functional
 
-from lobewise.pipeline.networks.dense_unet import network_inputs
+from lobewise.pipeline.networks.dense_unet import DenseUNetConfig, network_inputs
 from lobewise.pipeline.training.equalisation import TOWARDS_WINDOW, equalise
 from lobewise.pipeline.training.growth import beside_pleura, grain, grow_lesions, smooth_noise
 
@@ -37,6 +37,55 @@ GROWN_SHARE: Final = 0.75
 
 Size = tuple[int, int, int]
 Field = Float[Tensor, "z y x"]
+
+
+@dataclass(frozen=True)
+class LesionRecipe:
+    """How the network is trained; stored in the weights.
+
+    Attributes:
+        steps: optimiser steps, one crop each.
+        learning_rate: at the start; falls along a cosine to a fiftieth.
+        optimiser: AdaBound is the paper's; Adam comes further in a few hundred steps.
+        warmup_steps: over which the learning rate rises.
+        gradient_norm: gradients are cut to this length.
+        crop: voxels of a training crop, z-y-x.
+        shift_hu: the scan is shifted by up to this much (paper: 20 HU).
+        smoothing: voxels added above and below the Jaccard fraction, which steadies nearly empty crops.
+        cross_entropy: weight of a cross entropy beside the Jaccard loss: it guides where a crop holds no lesion, where
+            the Jaccard loss has no gradient to speak of.
+        equalised_share: of the crops in HU, how many are shown as equalised 8-bit slices are, in which alone real
+            lesions are to be had.
+        inexact_share: of the crops, how many are seen in lungs that hold some of the chest wall, as found lungs do.
+        kinds: how often each kind of volume is drawn, of those that the bank holds.
+        average: decay of the running mean of the weights, which is what is measured and exported.
+    """
+
+    seed: int = 0
+    steps: int = 3000
+    learning_rate: float = 6e-4
+    warmup_steps: int = 30
+    gradient_norm: float = 1.0
+    optimiser: Literal["adabound", "adam"] = "adam"
+    crop: tuple[int, int, int] = (16, 192, 224)
+    shift_hu: float = 20.0
+    smoothing: float = 200.0
+    cross_entropy: float = 1.0
+    equalised_share: float = 0.0
+    inexact_share: float = 0.0
+    kinds: Mapping[str, float] = field(
+        default_factory=lambda: {
+            "cohort": 0.4,
+            "covid": 0.35,
+            "clean": 0.35,
+            "grown": 0.08,
+            "phantom": 0.22,
+        }
+    )
+    average: float = 0.995
+    validate_every: int = 150
+    bfloat16: bool = True
+    network: DenseUNetConfig = field(default_factory=DenseUNetConfig)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,31 +132,17 @@ def read_example(path: Path) -> Example:
 class Sampler:
     """Draws crops by kind, then by volume.
 
-    Args:
-        kinds: how often each kind of volume is drawn.
-        crop: voxels, z-y-x.
-        shift_hu: a scan is shifted by up to this much (paper: 20 HU).
-        equalised_share: of the crops in HU, how many are shown as equalised slices are.
-        inexact_share: of the crops, how many have lungs drawn too large, with tissue in them that is no lesion.
+    Raises:
+        FileNotFoundError: none of `examples` is of a kind that the recipe draws.
     """
 
-    def __init__(
-        self,
-        examples: list[Example],
-        kinds: Mapping[str, float],
-        crop: Size,
-        shift_hu: float,
-        device: torch.device,
-        equalised_share: float = 0.0,
-        inexact_share: float = 0.0,
-    ) -> None:
-        self._crop, self._shift_hu, self._device = crop, shift_hu, device
-        self._equalised_share, self._inexact_share = equalised_share, inexact_share
-        by_kind = {kind: [example for example in examples if example.kind == kind] for kind in kinds}
+    def __init__(self, examples: list[Example], recipe: LesionRecipe, device: torch.device) -> None:
+        self._recipe, self._crop, self._device = recipe, recipe.crop, device
+        by_kind = {kind: [example for example in examples if example.kind == kind] for kind in recipe.kinds}
         self._by_kind = {kind: found for kind, found in by_kind.items() if found}
         if not self._by_kind:
             raise FileNotFoundError("the bank holds nothing to train on")
-        shares = np.array([kinds[kind] for kind in self._by_kind])
+        shares = np.array([recipe.kinds[kind] for kind in self._by_kind])
         self._shares = shares / shares.sum()
 
     def draw(self, rng: Generator) -> Crop:
@@ -121,11 +156,11 @@ class Sampler:
         in_hu = kind != "covid"
         if not in_hu and rng.random() < 0.5:
             crop = _faded(crop, rng.uniform(*FADED))
-        if in_hu and rng.random() < self._equalised_share:
+        if in_hu and rng.random() < self._recipe.equalised_share:
             shown = equalise(crop.image, (HU_FLOOR, HU_FLOOR + HU_SPAN), rng) ** TOWARDS_WINDOW
             crop, in_hu = Crop(shown, crop.lungs, crop.lesions), False
         crop = self._see_again(crop, rng, in_hu=in_hu)
-        return drawn_too_large(crop, rng) if rng.random() < self._inexact_share else crop
+        return drawn_too_large(crop, rng) if rng.random() < self._recipe.inexact_share else crop
 
     def _cut(self, example: Example, rng: Generator) -> Crop:
         """A part with lung in it and, five times of six, with lesion if there is any; padded to the wanted size."""
@@ -174,7 +209,7 @@ class Sampler:
             image = image * rng.uniform(0.96, 1.04)
         else:
             image = image ** float(np.exp(rng.uniform(-0.25, 0.25))) * rng.uniform(0.9, 1.1) + rng.uniform(-0.04, 0.04)
-        image = image + rng.uniform(-self._shift_hu, self._shift_hu) / HU_SPAN
+        image = image + rng.uniform(-self._recipe.shift_hu, self._recipe.shift_hu) / HU_SPAN
         if rng.random() < 0.3:
             image = _blurred(image, thick=rng.random() < 0.5)
         if rng.random() < 0.5:

@@ -10,21 +10,21 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lobewise.pipeline.networks.dense_unet import INPUTS, TOTAL_STRIDE, DenseUNet, DenseUNetConfig, network_inputs
+from lobewise.pipeline.networks.dense_unet import INPUTS, TOTAL_STRIDE, DenseUNet, network_inputs
 from lobewise.pipeline.networks.device import mixed_precision, on_device
 from lobewise.pipeline.networks.weights import ModelInfo, load_into, read_start, save_weights
 from lobewise.pipeline.training.adabound import AdaBound
 from lobewise.pipeline.training.journal import Journal, Picture, side_by_side
-from lobewise.pipeline.training.lesion_crops import Crop, Example, Sampler, read_example, read_examples
+from lobewise.pipeline.training.lesion_crops import Crop, Example, LesionRecipe, Sampler, read_example, read_examples
 from lobewise.pipeline.training.parallel import Team, join_team
 from lobewise.pipeline.training.recipes import keep_recipe, read_recipe
 from lobewise.pipeline.training.splits import Split, Stage, read_split
@@ -42,55 +42,6 @@ MEASURED: Final = (
 COLUMNS: Final = ("step", "seconds", "loss", "learning_rate", *MEASURED)
 JUDGING_SLICES: Final = 32
 """Validation looks at so many slices in the middle of a volume: no more than the product sees at once."""
-
-
-@dataclass(frozen=True)
-class LesionRecipe:
-    """How the network is trained; stored in the weights.
-
-    Attributes:
-        steps: optimiser steps, one crop each.
-        learning_rate: at the start; falls along a cosine to a fiftieth.
-        optimiser: AdaBound is the paper's; Adam comes further in a few hundred steps.
-        warmup_steps: over which the learning rate rises.
-        gradient_norm: gradients are cut to this length.
-        crop: voxels of a training crop, z-y-x.
-        shift_hu: the scan is shifted by up to this much (paper: 20 HU).
-        smoothing: voxels added above and below the Jaccard fraction, which steadies nearly empty crops.
-        cross_entropy: weight of a cross entropy beside the Jaccard loss: it guides where a crop holds no lesion, where
-            the Jaccard loss has no gradient to speak of.
-        equalised_share: of the crops in HU, how many are shown as equalised 8-bit slices are, in which alone real
-            lesions are to be had.
-        inexact_share: of the crops, how many are seen in lungs that hold some of the chest wall, as found lungs do.
-        kinds: how often each kind of volume is drawn, of those that the bank holds.
-        average: decay of the running mean of the weights, which is what is measured and exported.
-    """
-
-    seed: int = 0
-    steps: int = 3000
-    learning_rate: float = 6e-4
-    warmup_steps: int = 30
-    gradient_norm: float = 1.0
-    optimiser: Literal["adabound", "adam"] = "adam"
-    crop: tuple[int, int, int] = (16, 192, 224)
-    shift_hu: float = 20.0
-    smoothing: float = 200.0
-    cross_entropy: float = 1.0
-    equalised_share: float = 0.0
-    inexact_share: float = 0.0
-    kinds: Mapping[str, float] = field(
-        default_factory=lambda: {
-            "cohort": 0.4,
-            "covid": 0.35,
-            "clean": 0.35,
-            "grown": 0.08,
-            "phantom": 0.22,
-        }
-    )
-    average: float = 0.995
-    validate_every: int = 150
-    bfloat16: bool = True
-    network: DenseUNetConfig = field(default_factory=DenseUNetConfig)
 
 
 def jaccard_loss(
@@ -202,9 +153,7 @@ def train(
     """
     split = split or read_split(bank, Stage.LESIONS)
     teaching = read_examples(bank, split.teaches)
-    sampler = Sampler(
-        teaching, recipe.kinds, recipe.crop, recipe.shift_hu, team.device, recipe.equalised_share, recipe.inexact_share
-    )
+    sampler = Sampler(teaching, recipe, team.device)
     judging = [middle(read_example(path)) for path in split.judges(bank)]
     folder.mkdir(parents=True, exist_ok=True)
     if team.is_first:

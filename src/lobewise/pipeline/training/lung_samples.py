@@ -33,6 +33,7 @@ MOST_STRETCHED: Final = (0.12, 0.08)
 """Logarithms: of the whole chest, and of each axis."""
 MOST_BENT_MM: Final = 5.0
 BEND_MM: Final = 60.0
+"""How strong the bends are, and how wide."""
 Image = UInt8[Tensor, "z y x"]
 Part = UInt8[Tensor, "zp yp xp"]
 Lifted = Float32[Tensor, "z y x"]
@@ -165,7 +166,7 @@ def make_sample(image: Image, labels: Image, recipe: LungRecipe, stride: int, rn
     if rng.random() < recipe.grown_share:
         image, labels = _with_grown_lesions(image, labels, rng)
     lifted = _vary_intensity(_with_clutter(image, labels, rng), rng)
-    pads = [pad for n in reversed(image.shape) for pad in (0, -n % stride)]
+    pads = padding(image.shape, stride)
     lifted, labels = functional.pad(lifted, pads, value=-1.0), functional.pad(labels, pads)
     weights = 1.0 + (recipe.opaque_weight - 1.0) * (labels >= OPAQUE).float()
     lobes = labels & (OPAQUE - 1)
@@ -173,6 +174,11 @@ def make_sample(image: Image, labels: Image, recipe: LungRecipe, stride: int, rn
     window = boundary_window(labels, recipe.detail_crop, rng)
     shown = lifted[None, None].contiguous(memory_format=torch.channels_last_3d)
     return Sample(shown, targets[None], weights[None, None], window)
+
+
+def padding(shape: Sequence[int], stride: int) -> list[int]:
+    """What `functional.pad` has to add behind each axis to make it a multiple of `stride`."""
+    return [pad for n in reversed(shape) for pad in (0, -n % stride)]
 
 
 def random_crop(image: Image, labels: Image, edges: Sequence[int], rng: Generator) -> tuple[Part, Part]:
@@ -183,9 +189,7 @@ def random_crop(image: Image, labels: Image, edges: Sequence[int], rng: Generato
 
 def bent_crop(image: Image, labels: Image, edges: Sequence[int], rng: Generator) -> tuple[Part, Part]:
     """The same, turned, stretched and bent as another body would be; left stays left, what lies beyond is air."""
-    slices = _anywhere(image.shape, edges, rng)
-    size = [min(part.stop, n) - part.start for part, n in zip(slices, image.shape, strict=True)]
-    where = _bent_places(image.shape, slices, size, rng, image.device)
+    where = _bent_places(image.shape, _anywhere(image.shape, edges, rng), rng, image.device)
     # The nearest voxel's lobe, since the mean of two would be a third one.
     seen, named = (
         functional.grid_sample(volume[None, None].float(), where, mode=mode, padding_mode="border", align_corners=True)[
@@ -213,14 +217,16 @@ def boundary_window(labels: Image, edges: Sequence[int], rng: Generator) -> Wind
 
 
 def _anywhere(shape: Sequence[int], edges: Sequence[int], rng: Generator) -> tuple[slice, ...]:
-    starts = [int(rng.integers(0, max(n - edge, 0) + 1)) for n, edge in zip(shape, edges, strict=True)]
+    edges = [min(edge, n) for n, edge in zip(shape, edges, strict=True)]
+    starts = [int(rng.integers(0, n - edge + 1)) for n, edge in zip(shape, edges, strict=True)]
     return tuple(slice(start, start + edge) for start, edge in zip(starts, edges, strict=True))
 
 
 def _bent_places(
-    shape: Sequence[int], slices: tuple[slice, ...], size: Sequence[int], rng: Generator, device: torch.device
+    shape: Sequence[int], slices: tuple[slice, ...], rng: Generator, device: torch.device
 ) -> Float[Tensor, "1 z y x 3"]:
     """Where each voxel of the part comes from, as `grid_sample` wants it: x, y, z from -1 to 1 across the volume."""
+    size = [part.stop - part.start for part in slices]
     turned = _rotation(rng.uniform(-MOST_TURNED, MOST_TURNED))
     whole, each = MOST_STRETCHED
     to_source = turned @ np.diag(np.exp(rng.uniform(-whole, whole) + rng.uniform(-each, each, 3)))

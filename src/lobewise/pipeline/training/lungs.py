@@ -33,6 +33,7 @@ from lobewise.pipeline.training.lung_samples import (
     LungRecipe,
     Sample,
     draw_sample,
+    padding,
     read_volume,
 )
 from lobewise.pipeline.training.parallel import Team, join_team
@@ -217,7 +218,7 @@ class Run:
         network = Di2in(self.config).eval().to(self.team.device)
         network.load_state_dict(chosen)
         draws = (bank.draw(np.random.default_rng([self.recipe.seed, 1_000_000 + i])) for i in range(volumes))
-        offset = best_background_offset(network, draws, self.config.stride) if volumes else 0.0
+        offset = best_background_offset(network, draws) if volumes else 0.0
         tensors = {name: value.clone() for name, value in chosen.items()}
         tensors["heads.0.bias"][0] += offset
         return tensors, offset
@@ -311,7 +312,7 @@ def _scores(logits: Tensor, sample: Sample, *, detail: bool) -> tuple[float, flo
 
 
 @torch.inference_mode()
-def best_background_offset(network: Di2in, volumes: Iterable[tuple[Image, Image]], stride: int) -> float:
+def best_background_offset(network: Di2in, volumes: Iterable[tuple[Image, Image]]) -> float:
     """What to add to the logits of the background for the best Dice of the lungs, mean over whole volumes.
 
     Opaque lung that counts more than the rest makes all lungs a little too large; this takes it back.
@@ -319,7 +320,7 @@ def best_background_offset(network: Di2in, volumes: Iterable[tuple[Image, Image]
     offsets = torch.arange(0.0, 4.01, 0.25)
     scores = []
     for image, labels in volumes:
-        pads = [pad for n in reversed(image.shape) for pad in (0, -n % stride)]
+        pads = padding(image.shape, network.stride)
         lifted = functional.pad(image.float() / 127.5 - 1.0, pads, value=-1.0)
         wanted = functional.pad(labels & (OPAQUE - 1), pads).cpu() > 0
         logits = network(lifted[None, None].to(next(network.parameters()).device))[0].float().cpu()
