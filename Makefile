@@ -31,9 +31,9 @@ lint: install ## ruff and hadolint: style and common faults
 
 types: install ## mypy, strict
 	$(BIN)/mypy
-	MYPYPATH=src:tests $(BIN)/mypy --follow-imports=silent k8s/measure.py
-	MYPYPATH=src:tests:. $(BIN)/mypy --follow-imports=silent -p chaos
-	MYPYPATH=src:images $(BIN)/mypy --follow-imports=silent images
+	MYPYPATH=. $(BIN)/mypy --follow-imports=silent k8s/measure.py
+	MYPYPATH=. $(BIN)/mypy --follow-imports=silent -p chaos
+	MYPYPATH=.:images $(BIN)/mypy --follow-imports=silent images
 
 layers: install ## who may import whom
 	$(BIN)/lint-imports
@@ -48,7 +48,7 @@ test-monitoring: install ## alert rules and metric names, with promtool (Debian:
 	promtool check rules monitoring/alerts.yaml
 	$(BIN)/pytest tests/api/test_monitoring.py
 
-CHAOS := PYTHONPATH=.:tests $(BIN)/python -m
+CHAOS := PYTHONPATH=. $(BIN)/python -m
 
 chaos: install ## attack the service: 2000 scans, 200 kill -9 and 100 other faults, then the drills (an hour or two)
 	$(CHAOS) chaos --seed $(or $(SEED),1) --jobs 2000 --kills 200 --others 100

@@ -188,8 +188,8 @@ def _look_at_all(cluster: Cluster, clients: Clients, history: History) -> None:
 
 def _look_at_blobs(cluster: Cluster, clients: Clients, history: History) -> None:
     """The storage itself, without the service: is everything there that the manifests name?"""
-    from lobewise.jobs.blobs import open_blobs
-    from lobewise.jobs.records import Records
+    from jobs.store.job_store import Records
+    from jobs.store.object_store import open_blobs
 
     records = Records(open_blobs(cluster.settings["LOBEWISE_BLOB_URL"], None))
     for job in clients.settled:
@@ -278,7 +278,7 @@ def _small_disk(folder: Path, settings: dict[str, str]) -> Iterator[Path | None]
 @contextmanager
 def _bucket(folder: Path, settings: dict[str, str], rng: Random) -> Iterator[Proxy]:
     """A real S3 server behind the proxy."""
-    from seaweed import seaweed  # the tests' own
+    from tests.support.seaweed import seaweed  # the tests' own
 
     weed = folder / "weed"
     weed.mkdir(exist_ok=True)

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from worker.tiny_worker import GRID, quantification  # the tests' own
+from tests.support.tiny_worker import GRID, quantification  # the tests' own
 
 from chaos.history import History
 from chaos.orders import Order
-from lobewise.jobs.settings import JobsSettings
-from lobewise.pipeline.errors import LungsNotFoundError
-from lobewise.pipeline.volume import Scan, Volume
-from lobewise.worker.main import run
+from jobs.settings import JobsSettings
+from pipeline.errors import LungsNotFoundError
+from pipeline.geometry import Scan, Volume
+from worker.main import run
 
 MORE_THAN_THERE_IS: Final = 1 << 46
 
@@ -35,13 +35,13 @@ class Obedient:
         self._history.note("start", self._order.name, pid=os.getpid())
         return Scan(Volume(np.full(GRID.shape, -100, dtype=np.int16), GRID), ())
 
-    def quantify(self, scan: Scan, progress: Callable[[str, float], None], *, frugal: bool) -> Any:
+    def quantify(self, scan: Scan, progress: Callable[[str, float], None], *, low_memory: bool) -> Any:
         order = self._order
         if order.deed == "not-chest":
             raise LungsNotFoundError("There are no lungs.")
         if order.deed == "die":
             os.kill(os.getpid(), signal.SIGKILL)
-        if order.deed == "hungry" and not frugal:
+        if order.deed == "hungry" and not low_memory:
             np.ones(MORE_THAN_THERE_IS, dtype=np.uint8)
         end = time.monotonic() + order.seconds
         while True:

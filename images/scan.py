@@ -77,7 +77,7 @@ def orders(state: Path) -> Iterator[Order]:
     yield Order("worker", image_of("worker"), ENVIRONMENT, volumes)
     environment = {**ENVIRONMENT, "LOBEWISE_LIVENESS_FILE": "/tmp/alive"}  # noqa: S108 (the container's)
     volumes = shared | {"/var/lib/lobewise": owned(state / "sender")}
-    yield Order("sender", image_of("api"), environment, volumes, ["python", "-m", "lobewise.sender"])
+    yield Order("sender", image_of("api"), environment, volumes, ["python", "-m", "api.callback_sender"])
 
 
 def await_start(*parts: Container) -> None:

@@ -25,14 +25,14 @@ from urllib.parse import urlsplit
 import httpx
 import redis
 
-from lobewise.jobs.bootstrap import connect
-from lobewise.jobs.settings import JobsSettings
-from lobewise.pipeline.phantom import PhantomRecipe, make_phantom
-from lobewise.pipeline.writing import write_ct
+from jobs.bootstrap import connect
+from jobs.settings import JobsSettings
+from pipeline.io.write import write_ct
+from pipeline.phantom import PhantomRecipe, make_phantom
 
 ROOT: Final = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "tests"))
-from seaweed import free_ports, seaweed  # noqa: E402 (the tests' own S3 server)
+sys.path.append(str(ROOT))
+from tests.support.seaweed import free_ports, seaweed  # noqa: E402 (the tests' own S3 server)
 
 REQUEST: Final = re.compile(rb"(GET|PUT|POST|HEAD|DELETE) (/[^ ]*) HTTP/1\.1\r\n")
 MASKS: Final = ("lungs", "lobes", "lesions", "high-opacity")
@@ -183,14 +183,14 @@ def main() -> None:
             "LOBEWISE_DATA_DIR": str(folder / "data"),
             "LOBEWISE_API_PORT": str(api_port),
         }
-        run = "from lobewise.api.app import run; run()"
+        run = "from api.app import run; run()"
         api = stack.enter_context(process(["-c", run], environment, folder / "api.log"))
         client = stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{api_port}", timeout=300))
         until(lambda: answers(client))
         time.sleep(SETTLE_SECONDS)
         told(proxy, "20 seconds of nothing", lambda: time.sleep(20))
         print(f"gateway: {resident_mib(api.pid)}")
-        worker = ["-m", "lobewise.worker"]
+        worker = ["-m", "worker"]
         with ExitStack() as workers:
             log = folder / "worker.log"
             measure(client, proxy, scan, lambda: workers.enter_context(process(worker, environment, log)))

@@ -1,6 +1,6 @@
 """How the queue and its autoscaler behave: what k8s/simulate.py simulates, as plain functions of the standard library.
 
-Each repeats a rule that stands elsewhere: the turns of `lobewise.jobs.fairness`, the manifest of the ScaledObject, the
+Each repeats a rule that stands elsewhere: the turns of `jobs.fairness`, the manifest of the ScaledObject, the
 horizontal pod autoscaler of Kubernetes. tests/test_k8s.py holds them against the first two.
 """
 

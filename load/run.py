@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     exact = tuple(phase for phase in phases if phase.name == given.only)
     phases = exact or tuple(phase for phase in phases if phase.name.startswith(given.only))
     scan_bytes = 2 * MIB if given.light else SCAN_BYTES
-    _demand_space(tools.folder, max(phase.uploaders * phase.uploads_each for phase in phases) * scan_bytes)
+    _require_space(tools.folder, max(phase.uploaders * phase.uploads_each for phase in phases) * scan_bytes)
     growth = None if given.only else _growth(tools, 40 * MIB if given.light else LARGE_BYTES)
     outcomes = _played(tools, phases, scan_bytes)
     found = {
@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _demand_space(folder: Path, needed_bytes: int) -> None:
+def _require_space(folder: Path, needed_bytes: int) -> None:
     if shutil.disk_usage(folder).free < needed_bytes + min(SPARE_BYTES, needed_bytes):
         sys.exit(f"{folder} has no room for {needed_bytes >> 30} GiB of scans: name another --folder")
 

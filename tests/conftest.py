@@ -5,7 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from seaweed import S3Server, seaweed
+
+from tests.support.seaweed import S3Server, seaweed
+
+pytest_plugins = ["tests.support.scans"]
 
 
 @pytest.fixture(scope="session")

@@ -18,14 +18,14 @@ import jsonschema
 import pytest
 import yaml
 
-from lobewise.api.settings import ApiSettings
-from lobewise.jobs.bootstrap import connect
-from lobewise.jobs.configuration import variables
-from lobewise.jobs.fairness import favoured
-from lobewise.jobs.live import PREFIX
-from lobewise.jobs.models import JobStatus, Priority
-from lobewise.jobs.service import Jobs
-from lobewise.jobs.settings import JobsSettings
+from jobs.bootstrap import connect
+from jobs.configuration import variables
+from jobs.fairness import favoured
+from jobs.gateway_settings import ApiSettings
+from jobs.live.redis_view import PREFIX
+from jobs.models import JobStatus, Priority
+from jobs.service import Jobs
+from jobs.settings import JobsSettings
 
 ROOT = Path(__file__).parents[1]
 K8S = ROOT / "k8s"

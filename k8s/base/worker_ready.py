@@ -1,6 +1,6 @@
 """Readiness of a worker's pod: has a process of it loaded its models and told the broker so?
 
-The broker forgets who has not repeated it for 15 seconds (`lobewise.worker.app`). With `--without-broker-too` a broker
+The broker forgets who has not repeated it for 15 seconds (`worker.celery_app`). With `--without-broker-too` a broker
 that cannot be asked counts as yes: a start must not fail for the fault of another.
 """
 

@@ -12,13 +12,13 @@ import httpx
 import pytest
 import uvicorn
 
-from lobewise.api import examples
-from lobewise.api.app import create_app
-from lobewise.api.settings import ApiSettings
-from lobewise.jobs.bootstrap import connect
-from lobewise.jobs.models import JobError, MaskName, SeverityScores
-from lobewise.jobs.service import Jobs
-from lobewise.jobs.settings import JobsSettings
+from api import examples
+from api.app import create_app
+from jobs.bootstrap import connect
+from jobs.gateway_settings import ApiSettings
+from jobs.models import JobError, MaskName, SeverityScores
+from jobs.service import Jobs
+from jobs.settings import JobsSettings
 
 MAX_UPLOAD_BYTES = 1 << 20
 ALLOWED_SOURCE = "https://pacs.example/ct/"
@@ -87,7 +87,7 @@ class Service:
 @contextmanager
 def serving(app: object, root_path: str = "") -> Iterator[str]:
     """The address of `app`, served by uvicorn in a thread."""
-    protocol = "lobewise.api.connections:PiecewiseProtocol"
+    protocol = "api.connections:PiecewiseProtocol"
     server = uvicorn.Server(
         uvicorn.Config(
             app, host="127.0.0.1", port=0, http=protocol, log_level="warning", access_log=False, root_path=root_path
@@ -138,7 +138,7 @@ def alone(tmp_path: Path) -> Iterator[Service]:
         yield service
 
 
-def demand_problem(answer: httpx.Response, status: int, slug: str) -> dict:
+def require_problem(answer: httpx.Response, status: int, slug: str) -> dict:
     """The body, once it is known to be a whole problem of this type."""
     assert answer.headers["content-type"] == "application/problem+json", answer.text
     body = answer.json()

@@ -5,7 +5,7 @@ from typing import Any
 import httpx
 import pytest
 
-from .conftest import ALLOWED_SOURCE, Service, demand_problem, nifti
+from .conftest import ALLOWED_SOURCE, Service, nifti, require_problem
 
 
 def item(number: int, **options: Any) -> dict[str, Any]:
@@ -82,20 +82,20 @@ def test_what_cannot_be_taken_is_refused_alone(alone: Service) -> None:
 )
 def test_a_body_that_cannot_be_understood_makes_nothing(shared: Service, body: Any, pointer: str) -> None:
     before = shared.stored_files()
-    problem = demand_problem(shared.client.post("/v1/batches", json=body), 422, "invalid-parameters")
+    problem = require_problem(shared.client.post("/v1/batches", json=body), 422, "invalid-parameters")
     assert pointer in [error["pointer"] for error in problem["errors"]]
     assert shared.stored_files() == before
 
 
 def test_other_bodies_are_refused_as_everywhere(shared: Service) -> None:
-    demand_problem(
+    require_problem(
         shared.client.post("/v1/batches", content=b"{", headers={"content-type": "application/json"}),
         400,
         "malformed-request",
     )
-    demand_problem(shared.client.post("/v1/batches", files={"file": b"x"}), 415, "unsupported-content-type")
+    require_problem(shared.client.post("/v1/batches", files={"file": b"x"}), 415, "unsupported-content-type")
     too_large = b" " * (5 << 20)
-    demand_problem(
+    require_problem(
         shared.client.post("/v1/batches", content=too_large, headers={"content-type": "application/json"}),
         413,
         "upload-too-large",
@@ -109,7 +109,7 @@ def test_a_repeated_request_gets_the_same_batch(alone: Service) -> None:
     assert again.headers["idempotent-replayed"] == "true"
     assert "idempotent-replayed" not in first.headers
     assert len(alone.client.get("/v1/jobs").json()["items"]) == 2
-    demand_problem(post(alone, [item(1)], **key), 422, "idempotency-key-reused")
+    require_problem(post(alone, [item(1)], **key), 422, "idempotency-key-reused")
 
 
 def test_a_batch_is_stopped_as_a_whole(alone: Service) -> None:
@@ -124,5 +124,5 @@ def test_a_batch_is_stopped_as_a_whole(alone: Service) -> None:
 
 def test_a_batch_that_is_not_there(shared: Service) -> None:
     for name in ("01935f3a-7c1e-7b6a-9d53-2f1c7e0a4b77", "nonsense"):
-        demand_problem(shared.client.get(f"/v1/batches/{name}"), 404, "batch-not-found")
-        demand_problem(shared.client.post(f"/v1/batches/{name}/cancel"), 404, "batch-not-found")
+        require_problem(shared.client.get(f"/v1/batches/{name}"), 404, "batch-not-found")
+        require_problem(shared.client.post(f"/v1/batches/{name}/cancel"), 404, "batch-not-found")

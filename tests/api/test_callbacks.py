@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from lobewise.jobs import states
-from lobewise.jobs.callbacks import Answer
+from jobs import states
+from jobs.callbacks import Answer
 
-from .conftest import Service, demand_problem, nifti, running_service
+from .conftest import Service, nifti, require_problem, running_service
 
 RECEIVER = "https://pacs.example/lobewise/finished"
 
@@ -23,9 +23,9 @@ def service(tmp_path: Path) -> Iterator[Service]:
 def tell(service: Service, http_status: int) -> None:
     """Do what a sender does, with this answer."""
     for job_id in service.jobs.callbacks.claim(10):
-        letter = service.jobs.callbacks.open(job_id)
-        assert letter is not None
-        service.jobs.callbacks.settle(letter, Answer(states.now(), 0.1, http_status=http_status))
+        delivery = service.jobs.callbacks.open(job_id)
+        assert delivery is not None
+        service.jobs.callbacks.settle(delivery, Answer(states.now(), 0.1, http_status=http_status))
 
 
 def test_a_job_says_whom_it_calls_back_and_how_that_went(service: Service) -> None:
@@ -50,9 +50,9 @@ def test_a_job_says_whom_it_calls_back_and_how_that_went(service: Service) -> No
 def test_the_message_knows_the_address_that_the_client_used(service: Service) -> None:
     job_id = service.succeeded(callback_url=RECEIVER)
     assert service.jobs.callbacks.claim(1) == [job_id]
-    letter = service.jobs.callbacks.open(job_id)
-    assert letter is not None
-    assert letter.record.address == f"{service.address}/v1/jobs/{job_id}"
+    delivery = service.jobs.callbacks.open(job_id)
+    assert delivery is not None
+    assert delivery.record.address == f"{service.address}/v1/jobs/{job_id}"
 
 
 @pytest.mark.parametrize(
@@ -71,9 +71,9 @@ def test_the_message_knows_the_address_that_the_client_used(service: Service) ->
 def test_an_address_that_is_not_allowed_is_refused_and_nothing_is_kept(service: Service, url: str) -> None:
     before = service.stored_files()
     form = service.client.post("/v1/jobs", files={"file": ("scan.nii", nifti())}, data={"callback_url": url})
-    demand_problem(form, 422, "callback-not-allowed")
+    require_problem(form, 422, "callback-not-allowed")
     source = {"source": {"url": "https://pacs.example/ct/1.nii"}, "callback_url": url}
-    demand_problem(service.client.post("/v1/jobs", json=source), 422, "callback-not-allowed")
+    require_problem(service.client.post("/v1/jobs", json=source), 422, "callback-not-allowed")
     assert service.stored_files() == before
 
 
@@ -84,13 +84,13 @@ def test_plain_http_is_for_receivers_that_the_operator_names_so(service: Service
 def test_without_a_callback_there_is_none_to_look_at(service: Service) -> None:
     job_id = service.submit()
     assert service.client.get(f"/v1/jobs/{job_id}").json()["links"]["callback"] is None
-    demand_problem(service.client.get(f"/v1/jobs/{job_id}/callback"), 409, "no-callback")
-    demand_problem(service.client.post(f"/v1/jobs/{job_id}/callback/redeliver"), 409, "no-callback")
+    require_problem(service.client.get(f"/v1/jobs/{job_id}/callback"), 409, "no-callback")
+    require_problem(service.client.post(f"/v1/jobs/{job_id}/callback/redeliver"), 409, "no-callback")
 
 
 def test_before_its_end_a_job_has_nothing_to_tell_again(service: Service) -> None:
     job_id = service.submit(callback_url=RECEIVER)
-    demand_problem(service.client.post(f"/v1/jobs/{job_id}/callback/redeliver"), 409, "wrong-state")
+    require_problem(service.client.post(f"/v1/jobs/{job_id}/callback/redeliver"), 409, "wrong-state")
 
 
 def test_a_repeated_request_with_another_receiver_is_another_request(service: Service) -> None:
@@ -100,7 +100,7 @@ def test_a_repeated_request_with_another_receiver_is_another_request(service: Se
 
     first, again = post(RECEIVER), post(RECEIVER)
     assert first.json()["id"] == again.json()["id"]
-    demand_problem(post(f"{RECEIVER}/2"), 422, "idempotency-key-reused")
+    require_problem(post(f"{RECEIVER}/2"), 422, "idempotency-key-reused")
 
 
 def test_the_metrics_count_what_was_tried_and_what_is_due(service: Service) -> None:

@@ -11,14 +11,14 @@ import httpx
 import pytest
 import redis
 
-from lobewise.api import examples
-from lobewise.api.app import create_app
-from lobewise.api.settings import ApiSettings
-from lobewise.jobs.bootstrap import connect
-from lobewise.jobs.models import Stage
-from lobewise.jobs.service import Jobs
+from api import examples
+from api.app import create_app
+from jobs.bootstrap import connect
+from jobs.gateway_settings import ApiSettings
+from jobs.models import Stage
+from jobs.service import Jobs
 
-from .conftest import Service, demand_problem, running_service, serving
+from .conftest import Service, require_problem, running_service, serving
 
 QUICK = ApiSettings(keep_alive_seconds=0.2, max_streams=3)
 
@@ -170,7 +170,7 @@ def test_a_request_to_cancel_is_an_event(service: Service) -> None:
         assert [job["cancel_requested"] for job in watcher.jobs()] == [False, False, True]
         service.client.delete(f"/v1/jobs/{job_id}")
         assert len(watcher.to_the_end()) == 3  # deleted: the stream ends, and a new one is 410
-    demand_problem(service.client.get(f"/v1/jobs/{job_id}/events"), 410, "job-purged")
+    require_problem(service.client.get(f"/v1/jobs/{job_id}/events"), 410, "job-purged")
 
 
 def test_a_quiet_stream_says_that_it_is_still_there(service: Service) -> None:
@@ -208,7 +208,7 @@ def test_streams_are_bounded_and_their_places_come_free(service: Service) -> Non
         with watching(service, job_id) as a, watching(service, job_id) as b, watching(service, job_id) as c:
             for watcher in (a, b, c):
                 watcher.until(1)
-            body = demand_problem(service.client.get(url), 503, "too-many-streams")
+            body = require_problem(service.client.get(url), 503, "too-many-streams")
             assert body["evidence"] == {"limit": 3}
         time.sleep(2 * QUICK.keep_alive_seconds)  # a gateway sees that a client is gone when it sends something
 
@@ -227,4 +227,4 @@ def test_a_stream_ends_in_time_and_without_a_broker_tells_what_is_known(tmp_path
 
 
 def test_a_job_that_is_none_is_404(service: Service) -> None:
-    demand_problem(service.client.get("/v1/jobs/none/events"), 404, "job-not-found")
+    require_problem(service.client.get("/v1/jobs/none/events"), 404, "job-not-found")

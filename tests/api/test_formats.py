@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lobewise.api.errors import UnsupportedFormatError
-from lobewise.api.formats import HEAD_BYTES, demand_scan
-from lobewise.pipeline.formats.content import Content, identify
+from api.errors import UnsupportedFormatError
+from api.formats import HEAD_BYTES, require_scan
+from pipeline.io.formats.content import Content, identify
 
 from .conftest import nifti
 
@@ -18,7 +18,7 @@ PAIR = nifti()[:344] + b"ni1\0" + bytes(200)
 
 def is_taken(head: bytes) -> bool:
     try:
-        demand_scan(head[:HEAD_BYTES])
+        require_scan(head[:HEAD_BYTES])
     except UnsupportedFormatError:
         return False
     return True

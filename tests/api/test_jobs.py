@@ -2,9 +2,9 @@
 
 import pytest
 
-from lobewise.jobs.models import Priority, Stage
+from jobs.models import Priority, Stage
 
-from .conftest import Service, demand_problem
+from .conftest import Service, require_problem
 
 UNKNOWN = "01935f3a-7c1e-7b6a-9d53-2f1c7e0a4b11"
 BELOW = ["", "/report", "/masks/lungs"]
@@ -63,7 +63,7 @@ def test_a_queued_job_is_cancelled_at_once(shared: Service) -> None:
     job_id = shared.submit()
     answer = shared.client.post(f"/v1/jobs/{job_id}/cancel")
     assert (answer.status_code, answer.json()["status"]) == (202, "cancelled")
-    problem = demand_problem(shared.client.post(f"/v1/jobs/{job_id}/cancel"), 409, "wrong-state")
+    problem = require_problem(shared.client.post(f"/v1/jobs/{job_id}/cancel"), 409, "wrong-state")
     assert problem["evidence"] == {"status": "cancelled"}
 
 
@@ -82,9 +82,9 @@ def test_a_deleted_job_is_gone_with_all_its_files(alone: Service) -> None:
     job_id = alone.succeeded()
     assert alone.client.delete(f"/v1/jobs/{job_id}").status_code == 204
     for below in BELOW:
-        demand_problem(alone.client.get(f"/v1/jobs/{job_id}{below}"), 410, "job-purged")
-    demand_problem(alone.client.delete(f"/v1/jobs/{job_id}"), 410, "job-purged")
-    demand_problem(alone.client.post(f"/v1/jobs/{job_id}/cancel"), 410, "job-purged")
+        require_problem(alone.client.get(f"/v1/jobs/{job_id}{below}"), 410, "job-purged")
+    require_problem(alone.client.delete(f"/v1/jobs/{job_id}"), 410, "job-purged")
+    require_problem(alone.client.post(f"/v1/jobs/{job_id}/cancel"), 410, "job-purged")
     assert alone.client.get("/v1/jobs").json()["items"] == []
     assert not [path for path in alone.stored_files() if path.name == "input" or "attempts" in path.parts]
 
@@ -138,7 +138,7 @@ def test_the_worst_lungs_come_first(alone: Service) -> None:
     ],
 )
 def test_a_wrong_parameter_is_pointed_at(shared: Service, query: str, pointer: str) -> None:
-    problem = demand_problem(shared.client.get(f"/v1/jobs?{query}"), 422, "invalid-parameters")
+    problem = require_problem(shared.client.get(f"/v1/jobs?{query}"), 422, "invalid-parameters")
     assert [error["pointer"] for error in problem["errors"]] == [pointer]
 
 
@@ -147,7 +147,7 @@ def test_a_cursor_belongs_to_its_query(alone: Service) -> None:
     alone.submit()
     cursor = alone.client.get("/v1/jobs?limit=1").json()["next_cursor"]
     answer = alone.client.get("/v1/jobs", params={"cursor": cursor, "sort": "created_at"})
-    demand_problem(answer, 422, "invalid-parameters")
+    require_problem(answer, 422, "invalid-parameters")
 
 
 @pytest.mark.parametrize("priority", list(Priority))

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from lobewise.jobs.figures import WorkerVitals
+from jobs.live.job_metrics import WorkerStats
 
 from .conftest import Service
 
@@ -91,10 +91,10 @@ def grouped_by(query: promql_parser.Expr) -> set[str]:
 def labels_told(shared: Service) -> dict[str, set[str]]:
     """What a gateway really tells: the labels of each series; with a worker that has a GPU, and a job done."""
     shared.worker.succeed(shared.submit())
-    vitals = WorkerVitals(
+    worker_stats = WorkerStats(
         peak_memory_bytes=1, gpu_memory_used_bytes=1, gpu_memory_total_bytes=2, gpu_utilization_ratio=0.5
     )
-    shared.jobs.announce("a worker", 60, vitals=vitals)
+    shared.jobs.announce("a worker", 60, worker_stats=worker_stats)
     shared.client.get("/healthz")
     told: dict[str, set[str]] = {"up": set()}
     for family in text_string_to_metric_families(shared.client.get("/metrics").text):

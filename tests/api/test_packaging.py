@@ -15,7 +15,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from lobewise.jobs.liveness import STALE_SECONDS
+from jobs.liveness import STALE_SECONDS
 
 HEAVY = {"numpy", "torch", "simpleitk", "scipy", "pydicom", "safetensors"}
 
@@ -33,9 +33,9 @@ except ImportError:
     pass
 else:
     raise SystemExit("the wall does not hold")
-from lobewise.api.app import create_app
-from lobewise.jobs.bootstrap import connect
-from lobewise.jobs.settings import JobsSettings
+from api.app import create_app
+from jobs.bootstrap import connect
+from jobs.settings import JobsSettings
 jobs = connect(JobsSettings())
 assert create_app(jobs=jobs).openapi()["paths"]
 jobs.close()
@@ -89,7 +89,7 @@ def test_the_image_starts_the_gateway_as_its_settings_say(tmp_path: Path) -> Non
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environment = {**os.environ, "LOBEWISE_DATA_DIR": str(tmp_path), "LOBEWISE_API_PORT": str(port)}
-    command = [sys.executable, "-m", "lobewise.api"]
+    command = [sys.executable, "-m", "api"]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     try:
         for _ in range(300):
@@ -100,11 +100,11 @@ def test_the_image_starts_the_gateway_as_its_settings_say(tmp_path: Path) -> Non
         else:
             raise AssertionError("the gateway does not answer")
         asked = {**environment, "LOBEWISE_API_HOST": "0.0.0.0", "http_proxy": "http://127.0.0.1:9"}  # noqa: S104 (it listens there in the image)
-        assert check_health(asked, "lobewise.api.health") == 0  # and no proxy was asked
+        assert check_health(asked, "api.health") == 0  # and no proxy was asked
     finally:
         process.terminate()
         assert process.wait(20) in (0, -signal.SIGTERM)  # uvicorn ends as it was told to, in the end
-    assert check_health(environment, "lobewise.api.health") == 1
+    assert check_health(environment, "api.health") == 1
     wrong = {**environment, "LOBEWISE_API_SHUTDOWN_SECONDS": "soon"}
     done = subprocess.run(command, env=wrong, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
@@ -116,7 +116,7 @@ def check_health(environment: dict[str, str], module: str) -> int:
     return subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False).returncode
 
 
-@pytest.mark.parametrize("module", ["lobewise.api.health", "lobewise.jobs.liveness"])
+@pytest.mark.parametrize("module", ["api.health", "jobs.liveness"])
 def test_health_of_what_has_no_port_is_its_file(tmp_path: Path, module: str) -> None:
     """A sender in the gateway's image, and a worker."""
     file = tmp_path / "alive"
@@ -131,4 +131,4 @@ def test_health_of_what_has_no_port_is_its_file(tmp_path: Path, module: str) -> 
 
 def test_a_worker_without_a_file_has_no_health() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "LOBEWISE_LIVENESS_FILE"}
-    assert check_health(environment, "lobewise.jobs.liveness") == 1
+    assert check_health(environment, "jobs.liveness") == 1

@@ -6,10 +6,10 @@ import hashlib
 import httpx
 import pytest
 
-from lobewise.api import examples
-from lobewise.jobs.models import MaskName, Report
+from api import examples
+from jobs.models import MaskName, Report
 
-from .conftest import Service, demand_problem, mask_bytes
+from .conftest import Service, mask_bytes, require_problem
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_results_are_409_until_the_job_has_succeeded(shared: Service, below: str
     failed = shared.submit()
     shared.worker.fail(failed)
     for job, status in ((queued, "queued"), (failed, "failed")):
-        problem = demand_problem(shared.client.get(f"/v1/jobs/{job}/{below}"), 409, "wrong-state")
+        problem = require_problem(shared.client.get(f"/v1/jobs/{job}/{below}"), 409, "wrong-state")
         assert problem["evidence"] == {"status": status}
 
 
@@ -91,7 +91,7 @@ def test_a_range_of_a_mask(shared: Service, job_id: str, asked: str, begin: int,
 @pytest.mark.parametrize("asked", [f"bytes={len(LOBES)}-", "bytes=-0", "bytes=99999999-"])
 def test_a_range_after_the_end_is_416(shared: Service, job_id: str, asked: str) -> None:
     answer = get(shared, job_id, Range=asked)
-    assert demand_problem(answer, 416, "range-not-satisfiable")["evidence"] == {"size_bytes": len(LOBES)}
+    assert require_problem(answer, 416, "range-not-satisfiable")["evidence"] == {"size_bytes": len(LOBES)}
     assert answer.headers["content-range"] == f"bytes */{len(LOBES)}"
 
 
@@ -118,4 +118,4 @@ def test_a_known_mask_is_304(shared: Service, job_id: str) -> None:
 
 
 def test_a_mask_of_another_name_is_404(shared: Service, job_id: str) -> None:
-    demand_problem(shared.client.get(f"/v1/jobs/{job_id}/masks/heart"), 404, "not-found")
+    require_problem(shared.client.get(f"/v1/jobs/{job_id}/masks/heart"), 404, "not-found")

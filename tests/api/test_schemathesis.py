@@ -9,9 +9,9 @@ import schemathesis
 from hypothesis import HealthCheck, settings
 from schemathesis.config import SchemathesisConfig
 
-from lobewise.api.settings import ApiSettings
-from lobewise.jobs.answers import LargeUploadState
-from lobewise.jobs.tickets import Ticket
+from jobs.answers import LargeUploadState
+from jobs.gateway_settings import ApiSettings
+from jobs.store.signed_urls import Ticket
 
 from .conftest import DOCUMENT, Service, nifti, running_service
 

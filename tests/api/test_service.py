@@ -8,19 +8,19 @@ from pathlib import Path
 import httpx
 import pytest
 
-from lobewise.api import examples, problem_pages
-from lobewise.api.app import create_app
-from lobewise.api.errors import STATUS
-from lobewise.api.problems import BY_SLUG, PROBLEM_TYPES
-from lobewise.api.settings import ApiSettings
-from lobewise.jobs.bootstrap import connect
-from lobewise.jobs.errors import SourceError
-from lobewise.jobs.figures import OTHER, PROBLEMS, WorkerVitals
-from lobewise.jobs.service import Jobs
-from lobewise.jobs.settings import JobsSettings
-from lobewise.pipeline.errors import PipelineError, UnreadableScanError
+from api import examples, problem_docs
+from api.app import create_app
+from api.errors import STATUS
+from jobs.bootstrap import connect
+from jobs.errors import SourceError
+from jobs.gateway_settings import ApiSettings
+from jobs.live.job_metrics import OTHER, PROBLEMS, WorkerStats
+from jobs.problems import BY_SLUG, PROBLEM_TYPES
+from jobs.service import Jobs
+from jobs.settings import JobsSettings
+from pipeline.errors import PipelineError, UnreadableScanError
 
-from .conftest import Service, Worker, demand_problem, nifti, running_service, serving
+from .conftest import Service, Worker, nifti, require_problem, running_service, serving
 
 ROOT = Path(__file__).parents[2]
 SRC = ROOT / "src" / "lobewise"
@@ -28,7 +28,7 @@ SRC = ROOT / "src" / "lobewise"
 
 def test_it_is_ready_once_a_worker_is(alone: Service) -> None:
     assert alone.client.get("/healthz").json() == {"status": "ok"}
-    problem = demand_problem(alone.client.get("/readyz"), 503, "not-ready")
+    problem = require_problem(alone.client.get("/readyz"), 503, "not-ready")
     assert problem["evidence"] == {"broker": True, "blobs": True, "workers": 0}
     assert alone.client.get("/v1/models").json() == {"items": []}
     alone.jobs.announce("w1", 60, examples.MODELS)
@@ -47,8 +47,8 @@ def figures(service: Service) -> dict[str, float]:
 def test_metrics_count_what_the_workers_did(alone: Service) -> None:
     alone.succeeded(priority="stat")
     alone.worker.fail(alone.submit())
-    vitals = WorkerVitals(peak_memory_bytes=5 << 30, gpu_memory_used_bytes=1 << 30, gpu_memory_total_bytes=80 << 30)
-    alone.jobs.announce("host:1", 30, vitals=vitals)
+    stats = WorkerStats(peak_memory_bytes=5 << 30, gpu_memory_used_bytes=1 << 30, gpu_memory_total_bytes=80 << 30)
+    alone.jobs.announce("host:1", 30, worker_stats=stats)
     found = figures(alone)
     slug = examples.FAILURE.type.rpartition("/")[2]
     assert found['lobewise_jobs_finished_total{outcome="succeeded",problem=""}'] == 1
@@ -83,7 +83,7 @@ def test_metrics_count_what_happened(alone: Service) -> None:
 
 
 @pytest.mark.parametrize("problem", PROBLEM_TYPES, ids=lambda problem: problem.slug)
-def test_every_type_leads_to_its_page(shared: Service, problem: problem_pages.ProblemType) -> None:
+def test_every_type_leads_to_its_page(shared: Service, problem: problem_docs.ProblemType) -> None:
     answer = shared.client.get(problem.uri)
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/html")
@@ -91,7 +91,7 @@ def test_every_type_leads_to_its_page(shared: Service, problem: problem_pages.Pr
 
 
 def test_the_pages_and_the_docs_are_one() -> None:
-    assert (ROOT / "docs/problems.md").read_text() == problem_pages.markdown()
+    assert (ROOT / "docs/problems.md").read_text() == problem_docs.markdown()
 
 
 def test_every_way_a_job_fails_is_documented() -> None:
@@ -115,12 +115,12 @@ def _slugs(source: str) -> set[str]:
 
 
 def test_an_unknown_type_is_404(shared: Service) -> None:
-    demand_problem(shared.client.get("/problems/unheard-of"), 404, "not-found")
+    require_problem(shared.client.get("/problems/unheard-of"), 404, "not-found")
 
 
 @pytest.mark.parametrize("path", ["/", "/v1", "/v2/jobs", "/v1/jobs/", "/%ff", "/v1/jobs/a/b/c", "//v1/jobs"])
 def test_the_routers_own_404_is_a_problem(shared: Service, path: str) -> None:
-    demand_problem(httpx.get(shared.address + path), 404, "not-found")
+    require_problem(httpx.get(shared.address + path), 404, "not-found")
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_the_routers_own_404_is_a_problem(shared: Service, path: str) -> None:
 )
 def test_the_routers_own_405_is_a_problem(shared: Service, method: str, path: str, allow: str) -> None:
     answer = shared.client.request(method, path)
-    demand_problem(answer, 405, "method-not-allowed")
+    require_problem(answer, 405, "method-not-allowed")
     assert answer.headers["allow"] == allow
 
 
@@ -159,7 +159,7 @@ def test_a_fault_says_nothing_of_the_inside(tmp_path: Path, caplog: pytest.LogCa
         answer = httpx.post(f"{address}/v1/jobs/x/cancel", headers={"X-Request-ID": "trace-me"})
     broken.close()
     real.close()
-    demand_problem(answer, 500, "internal-error")
+    require_problem(answer, 500, "internal-error")
     assert "secret" not in answer.text
     assert answer.headers["x-request-id"] == "trace-me"
     faults = [record for record in caplog.records if record.getMessage() == "a request failed" and record.exc_info]
@@ -200,9 +200,9 @@ def test_a_host_header_that_is_none_leaves_links_relative(shared: Service) -> No
 
 def test_while_the_broker_is_down_nothing_is_taken_but_all_can_be_read(tmp_path: Path) -> None:
     """The gateway talks to a server of its own that is stopped midway."""
-    from lobewise.jobs import embedded
+    from jobs import embedded_redis
 
-    server = embedded.join(tmp_path / "valkey")
+    server = embedded_redis.join(tmp_path / "valkey")
     jobs = connect(JobsSettings(data_dir=tmp_path, redis_url=server.url))
     worker = Worker(jobs, tmp_path)
     with serving(create_app(ApiSettings(), jobs)) as address, httpx.Client(base_url=address, timeout=30) as client:
@@ -214,7 +214,7 @@ def test_while_the_broker_is_down_nothing_is_taken_but_all_can_be_read(tmp_path:
         begun = time.monotonic()
         answer = client.post("/v1/jobs", files={"file": nifti()}, headers={"Idempotency-Key": "k"})
         seconds = time.monotonic() - begun
-        problem = demand_problem(answer, 503, "broker-unavailable")
+        problem = require_problem(answer, 503, "broker-unavailable")
         assert problem["retryable"]
         assert seconds < 2  # what the contract promises
         assert service.stored_files() == before
@@ -224,8 +224,8 @@ def test_while_the_broker_is_down_nothing_is_taken_but_all_can_be_read(tmp_path:
         assert client.get(f"/v1/jobs/{done}/report").status_code == 200
         assert client.get(f"/v1/jobs/{done}/masks/lungs", headers={"Range": "bytes=0-3"}).status_code == 206
         assert {job["id"] for job in client.get("/v1/jobs").json()["items"]} == {done, waiting}
-        assert demand_problem(client.get("/readyz"), 503, "not-ready")["evidence"]["broker"] is False
-        demand_problem(client.get("/v1/models"), 503, "broker-unavailable")
+        assert require_problem(client.get("/readyz"), 503, "not-ready")["evidence"]["broker"] is False
+        require_problem(client.get("/v1/models"), 503, "broker-unavailable")
         assert "lobewise_broker_up 0.0" in client.get("/metrics").text
         assert client.get("/healthz").status_code == 200
     jobs.close()

@@ -26,7 +26,7 @@ BOUNDARY = b"--stream"
 @contextmanager
 def gateway(folder: Path) -> Iterator[tuple[str, int]]:
     """Its address and process id."""
-    program = "from lobewise.api.app import run; run(port=0)"
+    program = "from api.app import run; run(port=0)"
     environment = {**os.environ, "LOBEWISE_DATA_DIR": str(folder), "LOBEWISE_MAX_UPLOAD_BYTES": str(400 * MIB)}
     process = subprocess.Popen([sys.executable, "-c", program], env=environment, stderr=subprocess.PIPE, text=True)
     try:
@@ -96,9 +96,9 @@ def test_polls_are_answered_while_many_scans_come_in(tmp_path: Path) -> None:
 
 
 def test_a_body_that_stands_still_ends_in_408(tmp_path: Path) -> None:
-    from lobewise.api.settings import ApiSettings
+    from jobs.gateway_settings import ApiSettings
 
-    from .conftest import demand_problem, running_service
+    from .conftest import require_problem, running_service
 
     def stalling() -> Iterator[bytes]:
         yield next(body(hashlib.sha256())) + nifti()
@@ -107,14 +107,14 @@ def test_a_body_that_stands_still_ends_in_408(tmp_path: Path) -> None:
     with running_service(tmp_path / "service", ApiSettings(idle_seconds=0.3)) as service:
         headers = {"Content-Type": "multipart/form-data; boundary=stream"}
         answer = service.client.post("/v1/jobs", content=stalling(), headers=headers)
-        assert demand_problem(answer, 408, "request-timeout")["evidence"] == {"idle_seconds": 0.3}
+        assert require_problem(answer, 408, "request-timeout")["evidence"] == {"idle_seconds": 0.3}
         assert not service.stored_files()
 
 
 def test_scans_past_the_limit_are_refused_and_told_when_to_come_back(tmp_path: Path) -> None:
-    from lobewise.api.settings import ApiSettings
+    from jobs.gateway_settings import ApiSettings
 
-    from .conftest import demand_problem, running_service
+    from .conftest import require_problem, running_service
 
     begun, finish = threading.Event(), threading.Event()
 
@@ -129,7 +129,7 @@ def test_scans_past_the_limit_are_refused_and_told_when_to_come_back(tmp_path: P
         first = pool.submit(httpx.post, f"{service.address}/v1/jobs", content=slowly(), headers=headers, timeout=30)
         assert begun.wait(30)
         refused = until_refused(service.client)
-        assert demand_problem(refused, 503, "too-many-uploads")["evidence"] == {"limit": 1}
+        assert require_problem(refused, 503, "too-many-uploads")["evidence"] == {"limit": 1}
         finish.set()
         job_id = first.result().json()["id"]
         assert service.client.get(f"/v1/jobs/{job_id}").status_code == 200  # polls are never refused

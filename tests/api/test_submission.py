@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from .conftest import ALLOWED_SOURCE, MAX_UPLOAD_BYTES, Service, demand_problem, nifti
+from .conftest import ALLOWED_SOURCE, MAX_UPLOAD_BYTES, Service, nifti, require_problem
 
 BOUNDARY = "scan-boundary"
 FORM = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
@@ -79,7 +79,7 @@ def test_each_format_is_known_by_its_first_bytes(shared: Service, head: bytes) -
 )
 def test_what_is_no_scan_is_refused(alone: Service, scan: bytes, says: str) -> None:
     answer = alone.client.post("/v1/jobs", files={"file": scan})
-    assert says in demand_problem(answer, 415, "unsupported-format")["detail"]
+    assert says in require_problem(answer, 415, "unsupported-format")["detail"]
     assert not alone.stored_files()
 
 
@@ -104,7 +104,7 @@ def test_a_chunked_body_is_stopped_midway_and_leaves_nothing(alone: Service) -> 
         yield b"\r\n" + END
 
     answer = alone.client.post("/v1/jobs", content=body(), headers=FORM)
-    demand_problem(answer, 413, "upload-too-large")
+    require_problem(answer, 413, "upload-too-large")
     assert not alone.stored_files()
     assert alone.client.get("/v1/jobs").json()["items"] == []
 
@@ -112,7 +112,7 @@ def test_a_chunked_body_is_stopped_midway_and_leaves_nothing(alone: Service) -> 
 def test_a_file_of_just_the_limit_is_taken(shared: Service) -> None:
     assert shared.submit(nifti(MAX_UPLOAD_BYTES))
     answer = shared.client.post("/v1/jobs", files={"file": nifti(MAX_UPLOAD_BYTES + 1)})
-    assert demand_problem(answer, 413, "upload-too-large")["evidence"] == {"limit_bytes": MAX_UPLOAD_BYTES}
+    assert require_problem(answer, 413, "upload-too-large")["evidence"] == {"limit_bytes": MAX_UPLOAD_BYTES}
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_a_file_of_just_the_limit_is_taken(shared: Service) -> None:
 )
 def test_other_content_types_are_refused(shared: Service, content_type: str) -> None:
     answer = shared.client.post("/v1/jobs", content=b"x", headers={"Content-Type": content_type})
-    demand_problem(answer, 415, "unsupported-content-type")
+    require_problem(answer, 415, "unsupported-content-type")
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_other_content_types_are_refused(shared: Service, content_type: str) -> 
 def test_a_body_that_cannot_be_read_is_400_or_names_what_is_wrong(alone: Service, headers: dict, body: bytes) -> None:
     answer = alone.client.post("/v1/jobs", content=body, headers=headers)
     assert answer.status_code in (400, 422)
-    demand_problem(answer, *((400, "malformed-request") if answer.status_code == 400 else (422, "invalid-parameters")))
+    require_problem(answer, *((400, "malformed-request") if answer.status_code == 400 else (422, "invalid-parameters")))
     assert not alone.stored_files()
 
 
@@ -164,7 +164,7 @@ def test_a_body_that_cannot_be_read_is_400_or_names_what_is_wrong(alone: Service
 def test_a_wrong_part_is_pointed_at_and_nothing_is_kept(alone: Service, parts: list, pointers: list) -> None:
     body = b"".join(part(name, value) for name, value in parts) + END
     answer = alone.client.post("/v1/jobs", content=body, headers=FORM)
-    problem = demand_problem(answer, 422, "invalid-parameters")
+    problem = require_problem(answer, 422, "invalid-parameters")
     assert [error["pointer"] for error in problem["errors"]] == pointers
     assert not alone.stored_files()
 
@@ -175,7 +175,7 @@ def test_a_source_is_taken_if_the_operator_allows_it(shared: Service) -> None:
     assert answer.status_code == 202
     assert answer.json()["input"] == {"size_bytes": None, "sha256": None, "source": source}
     answer = shared.client.post("/v1/jobs", json={"source": {"url": "http://169.254.169.254/latest"}})
-    demand_problem(answer, 422, "source-not-allowed")
+    require_problem(answer, 422, "source-not-allowed")
 
 
 @pytest.mark.parametrize(
@@ -189,13 +189,13 @@ def test_a_source_is_taken_if_the_operator_allows_it(shared: Service) -> None:
     ],
 )
 def test_wrong_json_is_pointed_at(shared: Service, body: object, pointer: str) -> None:
-    problem = demand_problem(shared.client.post("/v1/jobs", json=body), 422, "invalid-parameters")
+    problem = require_problem(shared.client.post("/v1/jobs", json=body), 422, "invalid-parameters")
     assert [error["pointer"] for error in problem["errors"]] == [pointer]
 
 
 def test_json_may_not_be_long(shared: Service) -> None:
     answer = shared.client.post("/v1/jobs", json={"source": {"url": "x" * 70_000}})
-    demand_problem(answer, 413, "upload-too-large")
+    require_problem(answer, 413, "upload-too-large")
 
 
 # Idempotency
@@ -220,11 +220,11 @@ def test_a_repeated_request_gets_the_first_answer(alone: Service) -> None:
 def test_the_key_of_another_request_is_refused(shared: Service, scan: bytes, options: dict) -> None:
     key = f"other-{len(scan)}-{len(options)}"
     send(shared, key)
-    demand_problem(send(shared, key, scan, **options), 422, "idempotency-key-reused")
+    require_problem(send(shared, key, scan, **options), 422, "idempotency-key-reused")
 
 
 def test_a_key_is_free_again_after_a_request_that_failed(shared: Service) -> None:
-    demand_problem(send(shared, "freed", b"no scan"), 415, "unsupported-format")
+    require_problem(send(shared, "freed", b"no scan"), 415, "unsupported-format")
     answer = send(shared, "freed")
     assert answer.status_code == 202
     assert "idempotent-replayed" not in answer.headers
@@ -248,7 +248,7 @@ def test_a_key_in_flight_is_409_and_then_replays(alone: Service) -> None:
             time.sleep(0.01)
         second = post(part("file", nifti()) + END)
         go_on.set()
-    demand_problem(second, 409, "idempotency-in-flight")
+    require_problem(second, 409, "idempotency-in-flight")
     assert first.result().status_code == 202
     assert post(part("file", nifti()) + END).json()["id"] == first.result().json()["id"]
 
@@ -256,12 +256,12 @@ def test_a_key_in_flight_is_409_and_then_replays(alone: Service) -> None:
 def test_the_key_of_a_deleted_job_is_410(shared: Service) -> None:
     job_id = send(shared, "purged").json()["id"]
     shared.client.delete(f"/v1/jobs/{job_id}")
-    demand_problem(send(shared, "purged"), 410, "job-purged")
+    require_problem(send(shared, "purged"), 410, "job-purged")
 
 
 @pytest.mark.parametrize("key", ["x" * 129, "two words"])
 def test_a_malformed_key_is_pointed_at(shared: Service, key: str) -> None:
-    problem = demand_problem(send(shared, key), 422, "invalid-parameters")
+    problem = require_problem(send(shared, key), 422, "invalid-parameters")
     assert [error["pointer"] for error in problem["errors"]] == ["/header/Idempotency-Key"]
 
 

@@ -21,7 +21,7 @@ def lobewise() -> Run:
     """`lobewise("score", path)` as people run it."""
 
     def run(*arguments: object, timeout: float = 120) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-m", "lobewise.cli", *map(str, arguments)]
+        command = [sys.executable, "-m", "cli", *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
 
     return run

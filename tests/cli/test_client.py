@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lobewise.cli.client import ServiceClient, ServiceError, _as_upload
-from lobewise.cli.processes import free_port
+from cli.client import ServiceClient, ServiceError, _as_upload
+from cli.processes import free_port
 
 
 def test_a_file_is_sent_as_it_is(tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from lobewise import __version__
-from lobewise.cli.processes import free_port
-from lobewise.jobs.models import Report
-from lobewise.pipeline.networks.weights import load_weights, shipped_weights_dir
+from cli.processes import free_port
+from jobs.models import Report
+from jobs.version import __version__
+from pipeline.networks.weights import load_weights, shipped_weights_dir
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -117,7 +117,7 @@ def test_the_shipped_weights_are_the_ones_listed_and_each_has_a_card(lobewise: R
 )
 def test_a_missing_part_is_named_with_what_installs_it(missing: str, command: tuple[str, ...], extra: str) -> None:
     program = f"import sys; sys.modules[{missing!r}] = None; sys.argv = ['lobewise', *{command!r}]\n"
-    program += "from lobewise.cli import main; main()"
+    program += "from cli import main; main()"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 2, result.stderr
     assert f"pip install 'lobewise[{extra}]'" in result.stderr
@@ -131,7 +131,7 @@ def test_the_client_needs_neither_science_nor_server(tmp_path: Path) -> None:
     program += (
         f"sys.argv = ['lobewise', 'submit', {str(tmp_path / 'scan')!r}, '-s', 'http://127.0.0.1:{free_port()}']\n"
     )
-    program += "from lobewise.cli import main; main()"
+    program += "from cli import main; main()"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 4, result.stderr
 

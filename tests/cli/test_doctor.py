@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import redis
-from collector import collecting
 
-from lobewise.cli.configuration import page
-from lobewise.cli.doctor import _clock
-from lobewise.jobs import embedded
+from cli.doctor import _clock
+from cli.settings_page import page
+from jobs import embedded_redis
+from tests.support.collector import collecting
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 DOCS = Path(__file__).parents[2] / "docs"
@@ -69,7 +69,7 @@ def test_a_broker_that_is_down_is_told_and_hides_nothing_else(lobewise: Run, mon
 
 
 def test_a_broker_that_forgets_is_told(lobewise: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    server = embedded.join(tmp_path / "valkey")
+    server = embedded_redis.join(tmp_path / "valkey")
     try:
         with redis.Redis.from_url(server.url) as client:
             client.config_set("maxmemory-policy", "allkeys-lru")

@@ -10,14 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lobewise.cli.processes import (
-    Child,
-    ServiceFailedError,
-    free_port,
-    started,
-    terminated_like_interrupted,
-    wait_until,
-)
+from cli.processes import Child, ServiceFailedError, free_port, started, terminated_like_interrupted, wait_until
 
 
 def is_alive(pid: int) -> bool:
@@ -63,7 +56,7 @@ def test_a_child_that_never_gets_ready_is_reported(tmp_path: Path) -> None:
 
 SUPERVISOR = """
 import sys, time
-from lobewise.cli import processes
+from cli import processes
 processes.GRACE_SECONDS = 0.5
 with processes.terminated_like_interrupted(), processes.started("child", sys.argv[1:], {}, None) as child:
     print(child.process.pid, flush=True)

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from collector import Collector, collecting
 
-from lobewise.cli.processes import free_port
+from cli.processes import free_port
+from tests.support.collector import Collector, collecting
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -76,7 +76,7 @@ def serving(folder: Path, **environment: str) -> Iterator[str]:
     port = free_port()
     with (folder / "log").open("wb") as log:
         served = subprocess.Popen(
-            [sys.executable, "-m", "lobewise.cli", "serve", "--port", str(port), "--device", "cpu"],
+            [sys.executable, "-m", "cli", "serve", "--port", str(port), "--device", "cpu"],
             env={**os.environ, "LOBEWISE_DATA_DIR": str(folder / "data"), **environment},
             stdout=log,
             stderr=log,
@@ -100,7 +100,7 @@ def lobewise() -> Run:
     """`lobewise("submit", path)` as people run it."""
 
     def run(*arguments: object, timeout: float = 280) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-m", "lobewise.cli", *map(str, arguments)]
+        command = [sys.executable, "-m", "cli", *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
 
     return run

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lobewise.pipeline.phantom import PhantomRecipe, make_phantom
-from lobewise.pipeline.writing import write_ct
+from pipeline.io.write import write_ct
+from pipeline.phantom import PhantomRecipe, make_phantom
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lobewise.jobs.models import Report
+from jobs.models import Report
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from seaweed import S3Server
 
-from lobewise.pipeline.phantom import PhantomRecipe, make_phantom
-from lobewise.pipeline.writing import write_ct
+from pipeline.io.write import write_ct
+from pipeline.phantom import PhantomRecipe, make_phantom
+from tests.support.seaweed import S3Server
 
 from .conftest import serving
 

@@ -13,13 +13,13 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from collector import Collector
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from lobewise.jobs.models import Report
-from lobewise.pipeline.phantom import Phantom, PhantomRecipe, make_phantom
-from lobewise.pipeline.volume import Grid
-from lobewise.pipeline.writing import write_ct
+from jobs.models import Report
+from pipeline.geometry import Grid
+from pipeline.io.write import write_ct
+from pipeline.phantom import Phantom, PhantomRecipe, make_phantom
+from tests.support.collector import Collector
 
 from .conftest import Receiver
 

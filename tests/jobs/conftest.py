@@ -8,21 +8,12 @@ from typing import Any
 import pytest
 import redis
 
-from lobewise.jobs import states
-from lobewise.jobs.bootstrap import connect
-from lobewise.jobs.leases import Lease
-from lobewise.jobs.models import (
-    InputInfo,
-    JobRecord,
-    LobeScores,
-    LungVolumes,
-    MaskName,
-    Provenance,
-    Report,
-    SeverityScores,
-)
-from lobewise.jobs.service import Jobs
-from lobewise.jobs.settings import JobsSettings
+from jobs import states
+from jobs.attempts import Lease
+from jobs.bootstrap import connect
+from jobs.models import InputInfo, JobRecord, LobeScores, LungVolumes, MaskName, Provenance, Report, SeverityScores
+from jobs.service import Jobs
+from jobs.settings import JobsSettings
 
 LOBES = ("left_upper", "left_lower", "right_upper", "right_middle", "right_lower")
 

@@ -9,19 +9,13 @@ from pathlib import Path
 import pytest
 import redis
 
-from lobewise.jobs import states
-from lobewise.jobs.bootstrap import connect
-from lobewise.jobs.errors import (
-    BrokerUnavailableError,
-    JobNotFoundError,
-    JobPurgedError,
-    UploadTooLargeError,
-    WrongStateError,
-)
-from lobewise.jobs.ids import is_id, new_id
-from lobewise.jobs.models import InputInfo, JobRecord, JobStatus, MaskName, Priority, Stage
-from lobewise.jobs.queue import QUEUES
-from lobewise.jobs.service import Jobs
+from jobs import states
+from jobs.bootstrap import connect
+from jobs.errors import BrokerUnavailableError, JobNotFoundError, JobPurgedError, UploadTooLargeError, WrongStateError
+from jobs.ids import is_id, new_id
+from jobs.models import InputInfo, JobRecord, JobStatus, MaskName, Priority, Stage
+from jobs.queue import QUEUES
+from jobs.service import Jobs
 
 Post = Callable[..., str]
 

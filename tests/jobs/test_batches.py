@@ -6,11 +6,11 @@ from datetime import timedelta
 import pytest
 import redis
 
-from lobewise.jobs import states
-from lobewise.jobs.batches import BatchItem, BatchRecord
-from lobewise.jobs.errors import BatchNotFoundError, BlobStoreUnavailableError, IdempotencyMismatchError
-from lobewise.jobs.models import InputInfo, JobError, JobRecord, JobStatus, Priority, ScanSource
-from lobewise.jobs.service import Jobs
+from jobs import states
+from jobs.batches import BatchItem, BatchRecord
+from jobs.errors import BatchNotFoundError, BlobStoreUnavailableError, IdempotencyMismatchError
+from jobs.models import InputInfo, JobError, JobRecord, JobStatus, Priority, ScanSource
+from jobs.service import Jobs
 
 LATER = timedelta(days=2)
 
@@ -77,16 +77,16 @@ def test_a_gateway_that_dies_half_way_is_finished_by_the_sweep(
         jobs._ensure(record)
 
     with monkeypatch.context() as patched:
-        patched.setattr("lobewise.jobs.batches.ACCEPTED_AT_ONCE", 1)
+        patched.setattr("jobs.batches.ACCEPTED_AT_ONCE", 1)
         patched.setattr(jobs.batches, "_ensure", die)
         batch = batch_of(jobs, members)
         with pytest.raises(BlobStoreUnavailableError):
             jobs.batches.accept(batch, members)
     assert jobs.batches.counts(batch).by_status[JobStatus.QUEUED] == 5, "they are told as on their way"
     assert jobs.counts()[JobStatus.QUEUED] == survivors
-    jobs._sweeper.sweep(states.now())
+    jobs._cleanup.clean_up(states.now())
     assert jobs.counts()[JobStatus.QUEUED] == survivors, "it may still be at it"
-    jobs._sweeper.sweep(states.now() + timedelta(minutes=5))
+    jobs._cleanup.clean_up(states.now() + timedelta(minutes=5))
     assert jobs.counts()[JobStatus.QUEUED] == 5
     assert [state.input for state in jobs.batches.states(batch.job_ids) if state] == [m.input for m in members]
 
@@ -98,7 +98,7 @@ def test_a_sweep_does_not_bring_deleted_jobs_back(jobs: Jobs, monkeypatch: pytes
         patched.setattr(jobs._records.blobs, "delete", lambda _key: None)
         jobs.batches.accept(batch, members)
     jobs.purge(members[0].id)
-    jobs._sweeper.sweep(states.now() + timedelta(minutes=5))
+    jobs._cleanup.clean_up(states.now() + timedelta(minutes=5))
     assert jobs.batches.states(batch.job_ids)[0] is None
     assert jobs.batches.counts(batch).by_status[JobStatus.QUEUED] == 1
 
@@ -116,7 +116,7 @@ def test_a_batch_that_nobody_was_told_of_leaves_nothing(jobs: Jobs, monkeypatch:
         patched.setattr(jobs._records.blobs, "create", fail_on_commit)
         with pytest.raises(BlobStoreUnavailableError):
             jobs.batches.accept(batch, members)
-    jobs._sweeper.sweep(states.now() + timedelta(minutes=5))
+    jobs._cleanup.clean_up(states.now() + timedelta(minutes=5))
     assert not list(jobs._records.blobs.keys("batches/"))
     assert jobs.counts()[JobStatus.QUEUED] == 0
     with pytest.raises(BatchNotFoundError):
@@ -154,11 +154,11 @@ def test_a_batch_goes_with_its_last_job_once_it_is_past_retention(jobs: Jobs) ->
     batch = jobs.batches.accept(batch_of(jobs, members), members)
     now = states.now()
     jobs.purge(members[0].id)
-    jobs.batches.sweep(now + LATER, now + timedelta(days=1))
+    jobs.batches.clean_up(now + LATER, now + timedelta(days=1))
     assert jobs.batches.get(batch.id)
     jobs.purge(members[1].id)
-    jobs.batches.sweep(now + LATER, None)
+    jobs.batches.clean_up(now + LATER, None)
     assert jobs.batches.get(batch.id), "without a retention it stays"
-    jobs.batches.sweep(now + LATER, now + timedelta(days=1))
+    jobs.batches.clean_up(now + LATER, now + timedelta(days=1))
     with pytest.raises(BatchNotFoundError):
         jobs.batches.get(batch.id)

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from pydantic_settings import BaseSettings
 
-from lobewise.api.settings import ApiSettings
-from lobewise.jobs.configuration import misspelt, read_settings, variables
-from lobewise.jobs.errors import SettingsError
-from lobewise.jobs.settings import JobsSettings
+from jobs.configuration import misspelt, read_settings, variables
+from jobs.errors import SettingsError
+from jobs.gateway_settings import ApiSettings
+from jobs.settings import JobsSettings
 
 
 @pytest.fixture(autouse=True)

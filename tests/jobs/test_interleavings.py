@@ -9,19 +9,20 @@ from typing import Any
 import pytest
 import redis
 
-from lobewise.jobs import outcomes, states
-from lobewise.jobs.errors import (
+from jobs import states
+from jobs.errors import (
     BrokerUnavailableError,
     IdempotencyInFlightError,
     JobPurgedError,
     LeaseLostError,
     WrongStateError,
 )
-from lobewise.jobs.live import PREFIX
-from lobewise.jobs.models import InputInfo, JobRecord, JobStatus, Manifest, Stage
-from lobewise.jobs.outcomes import cancelled
-from lobewise.jobs.reaper import Reaper
-from lobewise.jobs.service import Jobs
+from jobs.live.redis_view import PREFIX
+from jobs.models import InputInfo, JobRecord, JobStatus, Manifest, Stage
+from jobs.recovery import finalize
+from jobs.recovery.finalize import cancelled
+from jobs.recovery.reconciler import Reconciler
+from jobs.service import Jobs
 
 Post = Callable[..., str]
 Succeed = Callable[..., None]
@@ -82,7 +83,7 @@ class TestDeletedJobs:
         job_id = finished(jobs)
         jobs._records.mark_purged(job_id)
         jobs.rebuild()
-        jobs.sweep()
+        jobs.clean_up()
         assert is_gone(jobs, job_id)
 
     def test_who_deletes_again_after_that_deletes_all(self, jobs: Jobs, finished: Post) -> None:
@@ -157,7 +158,7 @@ class TestDeletedJobs:
             before_next(jobs._live, "put", lambda: delete_and_wipe(jobs, server, job_id))
             raise BrokerUnavailableError("down")
 
-        monkeypatch.setattr(outcomes, "SHOW_EVERY_SECONDS", 0)
+        monkeypatch.setattr(finalize, "SHOW_EVERY_SECONDS", 0)
         before_next(jobs._live, "put", fail)
         with suppress(JobPurgedError):
             succeed(jobs, lease)
@@ -223,9 +224,9 @@ class TestEnds:
             succeed(jobs, jobs.claim(job_id, "two"))
             server.flushall()
 
-        reaper = Reaper(jobs._parts, jobs._sweeper)
+        reconciler = Reconciler(jobs._parts, jobs._cleanup)
         before_next(type(jobs._records), "create_ending", end_and_wipe)
-        reaper._recover(job_id)
+        reconciler._recover(job_id)
         assert jobs.get(job_id).status == JobStatus.SUCCEEDED
 
     def test_a_manifest_whose_answer_got_lost_counts(
@@ -267,11 +268,11 @@ class TestEnds:
 def test_a_view_that_is_newer_than_blobs_from_a_copy_gives_way(jobs: Jobs, post: Post) -> None:
     job_id = post(jobs)
     lease = jobs.claim(job_id, "one")
-    jobs.reap()
+    jobs.reconcile()
     jobs._records.blobs.delete(f"jobs/{job_id}/attempts/1/claim.json")
     lease.drop()
-    jobs.reap()
-    assert jobs.reap() == 1
+    jobs.reconcile()
+    assert jobs.reconcile() == 1
     assert (jobs.get(job_id).status, jobs.get(job_id).attempt) == (JobStatus.QUEUED, 0)
 
 
@@ -279,29 +280,29 @@ def test_what_was_swept_as_no_job_becomes_none_however_late(jobs: Jobs) -> None:
     job_id = jobs.new_id()
     jobs._records.blobs.write(f"jobs/{job_id}/input", b"a scan")
     later = states.now() + timedelta(seconds=2 * jobs.settings.upload_seconds)
-    assert jobs._sweeper.sweep(later) == 1
+    assert jobs._cleanup.clean_up(later) == 1
     with pytest.raises(IdempotencyInFlightError):
         jobs.accept(JobRecord(id=job_id, created_at=states.now(), input=InputInfo()))
-    assert jobs._sweeper.sweep(later) == 0
-    assert jobs._sweeper.sweep(later + timedelta(days=30)) == 1
+    assert jobs._cleanup.clean_up(later) == 0
+    assert jobs._cleanup.clean_up(later + timedelta(days=30)) == 1
     assert list(jobs._records.blobs.keys("jobs/")) == []
 
 
 def test_after_an_outage_the_reaper_looks_for_what_it_missed_at_once(
     jobs: Jobs, without_broker: Jobs, post: Post, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    jobs.reap()
+    jobs.reconcile()
     job_id = post(without_broker)
-    assert jobs.reap() == 0, "nothing tells that there is something to look for"
+    assert jobs.reconcile() == 0, "nothing tells that there is something to look for"
 
     def fail(*_: object) -> bool:
-        jobs._reaper._stop.set()
+        jobs._reconciler._stop.set()
         raise BrokerUnavailableError("down")
 
     with monkeypatch.context() as patch:
         patch.setattr(jobs._live, "lead", fail)
-        jobs._reaper._run()
-    assert jobs.reap() == 1
+        jobs._reconciler._run()
+    assert jobs.reconcile() == 1
     assert jobs._parts.queue.present(0) == {job_id}
 
 

@@ -6,7 +6,8 @@
 import os
 
 import pytest
-from lifecycle import World, explore
+
+from tests.support.lifecycle import World, explore
 
 SMALL = {
     "two workers and the reaper": World(max_attempts=1, cancels=False),
@@ -60,6 +61,6 @@ def test_a_wrong_design_is_noticed(fault: str) -> None:
 
 
 def test_without_a_reaper_jobs_are_lost() -> None:
-    found = explore(World(max_attempts=1, cancels=False, reaps=False, alone=True))
+    found = explore(World(max_attempts=1, cancels=False, reconciles=False, alone=True))
     assert found.stuck
     assert found.problem == "it can never end from here"

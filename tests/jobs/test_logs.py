@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lobewise.jobs.logs import configure_logging, log_context
+from jobs.logs import configure_logging, log_context
 
 
 @pytest.fixture(autouse=True)

@@ -33,22 +33,14 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from interleaving import Actor, GatedBlobs, GatedLive, GatedQueue, this_actor
 
-from lobewise.jobs import embedded, outcomes, states
-from lobewise.jobs.belief import Belief
-from lobewise.jobs.blobs import Blobs
-from lobewise.jobs.errors import (
-    IdempotencyInFlightError,
-    JobNotFoundError,
-    JobPurgedError,
-    UnavailableError,
-    WrongStateError,
-)
-from lobewise.jobs.ids import new_id
-from lobewise.jobs.leases import Lease
-from lobewise.jobs.live import PREFIX
-from lobewise.jobs.models import (
+from jobs import embedded_redis, states
+from jobs.attempts import Lease
+from jobs.errors import IdempotencyInFlightError, JobNotFoundError, JobPurgedError, UnavailableError, WrongStateError
+from jobs.ids import new_id
+from jobs.live.redis_view import PREFIX
+from jobs.live.view_freshness import ViewFreshness
+from jobs.models import (
     InputInfo,
     JobRecord,
     JobState,
@@ -61,14 +53,17 @@ from lobewise.jobs.models import (
     Report,
     SeverityScores,
 )
-from lobewise.jobs.outcomes import Parts
-from lobewise.jobs.queue import QUEUES
-from lobewise.jobs.reaper import Reaper
-from lobewise.jobs.records import Records
-from lobewise.jobs.service import Jobs
-from lobewise.jobs.settings import JobsSettings
-from lobewise.pipeline.errors import LungsNotFoundError
-from lobewise.worker import tasks
+from jobs.queue import QUEUES
+from jobs.recovery import finalize
+from jobs.recovery.finalize import Backends
+from jobs.recovery.reconciler import Reconciler
+from jobs.service import Jobs
+from jobs.settings import JobsSettings
+from jobs.store.job_store import Records
+from jobs.store.object_store import Blobs
+from pipeline.errors import LungsNotFoundError
+from tests.support.interleaving import Actor, GatedBlobs, GatedLive, GatedQueue, this_actor
+from worker import task
 
 EXAMPLES = int(os.environ.get("LOBEWISE_TEST_STATES", "50"))
 STEPS = 60
@@ -155,14 +150,14 @@ class World:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.embedded = embedded.join(folder / "valkey")
+        self.embedded = embedded_redis.join(folder / "valkey")
         self.server = redis.Redis.from_url(self.embedded.url, decode_responses=True)
         self.server.config_set("appendonly", "no")  # only the test wipes it
         self.settings = JobsSettings(
             data_dir=folder, redis_url=self.embedded.url, lease_seconds=3600, max_attempts=MAX_ATTEMPTS,
             retention_seconds=24 * 3600, reap_seconds=600, retry_seconds=600, broker_timeout_seconds=10,
         )  # fmt: skip
-        self.live = GatedLive(self.embedded.url, 10, Belief(0.0))
+        self.live = GatedLive(self.embedded.url, 10, ViewFreshness(0.0))
         self.queue = GatedQueue(self.settings, self.live)
         self.numbers = itertools.count()
 
@@ -170,7 +165,7 @@ class World:
         """An empty service."""
         self.server.flushall()
         blobs = GatedBlobs(self.folder / f"example-{next(self.numbers)}")
-        return Jobs(Parts(self.settings, Records(blobs), self.live, self.queue))
+        return Jobs(Backends(self.settings, Records(blobs), self.live, self.queue))
 
     def close(self) -> None:
         self.queue.close()
@@ -320,8 +315,8 @@ class JobMachine(RuleBasedStateMachine):
         assert lease is not None
 
         def call() -> None:
-            lease._doom = lease._doom or lease._find_doom()
-            if lease._doom and overdue and lease.on_overdue:
+            lease._stop_reason = lease._stop_reason or lease._find_stop_reason()
+            if lease._stop_reason and overdue and lease.on_overdue:
                 lease.on_overdue(lease)
 
         self.advance(self.start("beat", call, owner=worker, job=worker.job), steps, order)
@@ -329,21 +324,21 @@ class JobMachine(RuleBasedStateMachine):
     # Rules: the house
 
     @rule(is_first=st.booleans(), steps=steps, order=orders)
-    def reap(self, is_first: bool, steps: int, order: str) -> None:
+    def reconcile(self, is_first: bool, steps: int, order: str) -> None:
         self.server.delete(PREFIX + "reaper")  # the leader before fell silent
-        reaper = Reaper(self.parts, self.jobs._sweeper)
+        reconciler = Reconciler(self.parts, self.jobs._cleanup)
         if not is_first:
-            reaper._reconciled_at = reaper._swept_at = 1e12
-        self.advance(self.start("reap", reaper.reap), steps, order)
+            reconciler._reconciled_at = reconciler._swept_at = 1e12
+        self.advance(self.start("reap", reconciler.reconcile), steps, order)
 
     @rule(steps=steps, order=orders)
     def rebuild(self, steps: int, order: str) -> None:
         self.advance(self.start("rebuild", self.jobs.rebuild), steps, order)
 
     @rule(days=st.sampled_from([0, 2]), steps=steps, order=orders)
-    def sweep(self, days: int, steps: int, order: str) -> None:
+    def clean_up(self, days: int, steps: int, order: str) -> None:
         now = states.now() + timedelta(days=days)
-        self.advance(self.start("sweep", lambda: self.jobs._sweeper.sweep(now)), steps, order)
+        self.advance(self.start("sweep", lambda: self.jobs._cleanup.clean_up(now)), steps, order)
 
     # Rules: others go on, fail, die
 
@@ -484,10 +479,10 @@ class JobMachine(RuleBasedStateMachine):
             self.time_passes()
             self.deliver_again()
             self.server.delete(PREFIX + "reaper")
-            reaper = Reaper(self.parts, self.jobs._sweeper)
+            reconciler = Reconciler(self.parts, self.jobs._cleanup)
             if round_:
-                reaper._reconciled_at = 1e12
-            reaper.reap()
+                reconciler._reconciled_at = 1e12
+            reconciler.reconcile()
             while message := self.take_message():
                 worker = self.work(json.loads(message)["headers"]["id"], "succeed", message)
                 worker.actor.finish()
@@ -536,8 +531,8 @@ class JobMachine(RuleBasedStateMachine):
         def die() -> None:
             running.actor.was_killed = True
 
-        desk = tasks.Desk(self.jobs, Analysis(plan, name), name, die)  # type: ignore[arg-type]
-        running = self.start("work", lambda: tasks.work_on(desk, job_id), job=job)
+        context = task.WorkerContext(self.jobs, Analysis(plan, name), name, die)  # type: ignore[arg-type]
+        running = self.start("work", lambda: task.work_on(context, job_id), job=job)
         running.message = running.actor.name if message else None
         if message:
             self.server.hset("unacked", running.actor.name, json.dumps([json.loads(message), "", QUEUES[1]]))
@@ -573,14 +568,14 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         """A thread would go on into the next example, and show it a job of this one."""
         actor: Any = this_actor()
         process = actor.running.owner or actor.running
-        actor.machine.start("show", lambda: outcomes._keep_trying(*about), owner=process, job=process.job)
+        actor.machine.start("show", lambda: finalize._keep_trying(*about), owner=process, job=process.job)
 
     monkeypatch.setattr(Lease, "__enter__", enter)
-    monkeypatch.setattr(outcomes, "_show_later", show_later)
-    monkeypatch.setattr(outcomes, "SHOW_EVERY_SECONDS", 0)
+    monkeypatch.setattr(finalize, "_show_later", show_later)
+    monkeypatch.setattr(finalize, "SHOW_EVERY_SECONDS", 0)
     logging.disable()
-    monkeypatch.setattr(tasks, "write_masks", write_masks)
-    monkeypatch.setattr(tasks, "report_of", report_of)
+    monkeypatch.setattr(task, "write_masks", write_masks)
+    monkeypatch.setattr(task, "report_of", report_of)
     with tempfile.TemporaryDirectory() as folder:
         WORLD[:] = [World(Path(folder))]
         yield
@@ -626,7 +621,7 @@ def cancelled_meanwhile(machine: JobMachine) -> None:
     worker = _late_worker(machine)
     machine.cancel(0, 99, "go")
     machine.expire_lease(0)
-    machine.reap(False, 99, "go")
+    machine.reconcile(False, 99, "go")
     assert machine.jobs.get(machine.seen[0].id).status == JobStatus.CANCELLED
     machine.promises()
     machine.advance(worker, 99)

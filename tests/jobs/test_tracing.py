@@ -8,16 +8,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from collector import Collector, collecting
 
-from lobewise.jobs.blobs import traced
-from lobewise.jobs.models import JobRecord
-from lobewise.jobs.records import Claim
+from jobs.models import JobRecord
+from jobs.store.job_store import Claim
+from jobs.store.object_store import traced
+from tests.support.collector import Collector, collecting
 
 PROGRAM = """
 import logging, sys
-from lobewise.jobs import tracing
-from lobewise.jobs.logs import configure_logging
+from jobs import tracing
+from jobs.logs import configure_logging
 
 configure_logging("json")
 if "without" in sys.argv:

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import redis
 
-from lobewise.jobs import states
-from lobewise.jobs.bootstrap import connect
-from lobewise.jobs.errors import JobPurgedError, NewerSchemaError, WrongStateError
-from lobewise.jobs.models import JobStatus, MaskName, Priority, Stage
-from lobewise.jobs.queue import QUEUES, TASK_NAME
-from lobewise.jobs.service import Jobs
-from lobewise.jobs.settings import JobsSettings
+from jobs import states
+from jobs.bootstrap import connect
+from jobs.errors import JobPurgedError, NewerSchemaError, WrongStateError
+from jobs.models import JobStatus, MaskName, Priority, Stage
+from jobs.queue import QUEUES, TASK_NAME
+from jobs.service import Jobs
+from jobs.settings import JobsSettings
 
 Post = Callable[..., str]
 Succeed = Callable[..., None]
@@ -147,12 +147,12 @@ class TestRecordsOfANewerSchema:
         server = server_of(newer)
         server.delete(*QUEUES)
         server.hset(f"lobewise:job:{IDS['queued']}", "published_ms", 1)
-        newer.reap()
+        newer.reconcile()
         assert IDS["queued"] in newer._parts.queue.present(0)
 
     def test_are_not_ended_for_others(self, newer: Jobs, server_of: Callable[[Jobs], redis.Redis]) -> None:
         server_of(newer).delete(f"lobewise:lease:{IDS['running']}")
-        newer.reap()
+        newer.reconcile()
         assert not newer._records.files(IDS["running"]).has_ended(1)
         assert newer.get(IDS["running"]).status == JobStatus.RUNNING
 
@@ -164,9 +164,9 @@ class TestRecordsOfANewerSchema:
         assert {state.id for state in newer.list(limit=99).items} == known
         newer.rebuild()
         assert {state.id for state in newer.list(limit=99).items} == known
-        forgetful = newer._sweeper.parts.settings.model_copy(update={"retention_seconds": 1})
-        object.__setattr__(newer._sweeper.parts, "settings", forgetful)
-        newer._sweeper.sweep(states.now() + timedelta(days=900))
+        forgetful = newer._cleanup.parts.settings.model_copy(update={"retention_seconds": 1})
+        object.__setattr__(newer._cleanup.parts, "settings", forgetful)
+        newer._cleanup.clean_up(states.now() + timedelta(days=900))
         assert newer._records.files(IDS["succeeded"]).is_final
         assert newer._records.files(IDS["failed"]).is_purged
         with pytest.raises(NewerSchemaError):

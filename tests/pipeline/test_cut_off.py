@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from lobewise.pipeline.cut_off import area_on_faces_cm2, is_cut_off
-from lobewise.pipeline.volume import Grid
+from pipeline.cut_off import area_on_faces_cm2, is_cut_off
+from pipeline.geometry import Grid
 
 SCAN = Grid((40, 60, 50), (3.0, 1.0, 1.0), (0.0, 0.0, 0.0))
 ROI = Grid((80, 40, 35), (2.0, 2.0, 2.0), (-5.0, -5.0, -10.0))

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lobewise.pipeline.anatomy import Landmark
-from lobewise.pipeline.landmarks import LandmarkNetwork, agree, build_levels, find_landmarks, halve, walk
-from lobewise.pipeline.networks.q_network import STEPS_ZYX, LandmarkConfig
-from lobewise.pipeline.networks.weights import ModelInfo
-from lobewise.pipeline.volume import Grid, Volume
+from pipeline.anatomy import Landmark
+from pipeline.geometry import Grid, Volume
+from pipeline.landmarks import LandmarkNetwork, agree, build_levels, find_landmarks, halve, walk
+from pipeline.networks.q_network import STEPS_ZYX, LandmarkConfig
+from pipeline.networks.weights import ModelInfo
 
 CONFIG = LandmarkConfig(scales_mm=(12.0, 6.0, 3.0), box=9)
 

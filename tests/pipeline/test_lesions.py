@@ -8,12 +8,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lobewise.pipeline.lesions import (
+from pipeline.geometry import Grid, LungMask, Matrix, Volume
+from pipeline.lesions import (
     CERTAIN,
     FAINT,
-    FRUGAL_TILE,
     HALO,
     LIKELY,
+    LOW_MEMORY_TILE,
     TILE,
     WIDE_MM,
     LesionNetwork,
@@ -26,9 +27,8 @@ from lobewise.pipeline.lesions import (
     segment_lesions,
     window,
 )
-from lobewise.pipeline.networks.dense_unet import TOTAL_STRIDE, DenseUNet, DenseUNetConfig
-from lobewise.pipeline.networks.weights import ModelInfo
-from lobewise.pipeline.volume import Grid, LungMask, Matrix, Volume
+from pipeline.networks.dense_unet import TOTAL_STRIDE, DenseUNet, DenseUNetConfig
+from pipeline.networks.weights import ModelInfo
 
 GRID = Grid((60, 70, 80), (4.0, 3.0, 3.0), (-120.0, -100.0, 300.0))
 FLIPPED: Matrix = ((-1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.0, -1.0, 0.0))
@@ -108,13 +108,13 @@ def test_pieces_cover_an_axis_once_and_stay_inside(size: int, edge: int) -> None
         assert keep.stop <= min(begin + edge, size)
 
 
-@pytest.mark.parametrize("tile", [TILE, FRUGAL_TILE])
+@pytest.mark.parametrize("tile", [TILE, LOW_MEMORY_TILE])
 def test_tiles_are_what_the_network_takes_and_more_than_their_halo(tile: Tile) -> None:
     assert all(edge % stride == 0 for edge, stride in zip(tile, TOTAL_STRIDE, strict=True))
     assert all(edge > 2 * halo for edge, halo in zip(tile, HALO, strict=True))
 
 
-@pytest.mark.parametrize("tile", [TILE, FRUGAL_TILE])
+@pytest.mark.parametrize("tile", [TILE, LOW_MEMORY_TILE])
 def test_tiles_give_what_one_piece_would(network: LesionNetwork, tile: Tile) -> None:
     image = np.random.default_rng(0).random((72, 32, 320)).astype(np.float32)
     inputs = np.stack([image, np.ones_like(image), np.zeros_like(image)])

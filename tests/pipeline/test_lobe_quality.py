@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lobewise.pipeline.anatomy import Lobe
-from lobewise.pipeline.lobe_quality import SEEN_SD, USUAL_PERCENT, findings_of_lobes
-from lobewise.pipeline.severity import opacity_range, score_severity
-from lobewise.pipeline.volume import Finding, Grid, LesionMask, LobeLabels, Volume
+from pipeline.anatomy import Lobe
+from pipeline.geometry import Finding, Grid, LesionMask, LobeLabels, Volume
+from pipeline.lobe_quality import SEEN_SD, USUAL_PERCENT, findings_of_lobes
+from pipeline.severity import opacity_range, score_severity
 
 LENGTH = 1000
 GRID = Grid((7, 3, LENGTH), (10.0, 10.0, 1.0), (0.0, 0.0, 0.0))

@@ -3,9 +3,9 @@
 import re
 from pathlib import Path
 
-import lobewise.pipeline
+import pipeline
 
-SOURCE = Path(lobewise.pipeline.__file__).parent
+SOURCE = Path(pipeline.__file__).parent
 PAGE = Path(__file__).parents[2] / "docs" / "quality.md"
 
 

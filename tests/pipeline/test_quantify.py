@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lobewise.pipeline.errors import NotChestCTError
-from lobewise.pipeline.networks.weights import MODEL_NAMES, WeightsError
-from lobewise.pipeline.phantom import PhantomRecipe, make_phantom
-from lobewise.pipeline.quantify import STAGE_SHARES, Models, load_models, quantify
-from lobewise.pipeline.volume import Scan, Volume
+from pipeline.errors import NotChestCTError
+from pipeline.geometry import Scan, Volume
+from pipeline.networks.weights import MODEL_NAMES, WeightsError
+from pipeline.phantom import PhantomRecipe, make_phantom
+from pipeline.quantify import STAGE_SHARES, Models, load_models, quantify
 
 
 @pytest.fixture(scope="module")

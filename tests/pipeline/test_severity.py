@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from lobewise.pipeline.anatomy import Lobe
-from lobewise.pipeline.severity import (
+from pipeline.anatomy import Lobe
+from pipeline.geometry import Grid, LesionMask, LobeLabels, LungMask, Volume
+from pipeline.severity import (
     LobeSeverity,
     Severity,
     high_opacity_of,
@@ -18,7 +19,6 @@ from lobewise.pipeline.severity import (
     percent,
     score_severity,
 )
-from lobewise.pipeline.volume import Grid, LesionMask, LobeLabels, LungMask, Volume
 
 VOXELS_PER_LOBE = 1000
 

@@ -17,14 +17,14 @@ from typing import Any
 import pytest
 import redis
 
-from lobewise.jobs import states
-from lobewise.jobs.bootstrap import connect
-from lobewise.jobs.errors import JobPurgedError
-from lobewise.jobs.models import InputInfo, JobRecord, JobStatus, MaskName
-from lobewise.jobs.service import Jobs
-from lobewise.jobs.settings import JobsSettings
+from jobs import states
+from jobs.bootstrap import connect
+from jobs.errors import JobPurgedError
+from jobs.models import InputInfo, JobRecord, JobStatus, MaskName
+from jobs.service import Jobs
+from jobs.settings import JobsSettings
 
-TINY_WORKER = Path(__file__).with_name("tiny_worker.py")
+TINY_WORKER = Path(__file__).parents[1] / "support" / "tiny_worker.py"
 FIRST = Path(__file__).parents[1] / "jobs" / "records-0"
 FAST: dict[str, Any] = {"lease_seconds": 1.5, "heartbeat_seconds": 0.2, "reap_seconds": 0.3, "retry_seconds": 0.2}
 FIRST_PASSES = (["manifest.json", "batch.json"], ["pending-*.json"], ["job.json"])
@@ -42,7 +42,7 @@ class Site:
             shutil.copytree(blobs, self.blobs)
         self.jobs: Jobs = connect(JobsSettings(data_dir=folder / "data", redis_url=None, **FAST))
         self.jobs.rebuild()
-        self.jobs.start_reaper()
+        self.jobs.start_reconciler()
         self.workers: list[subprocess.Popen[bytes]] = []
 
     def start_worker(self) -> None:
@@ -109,7 +109,7 @@ def _matches(name: str, patterns: list[str]) -> bool:
     return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
 
 
-def demand_whole(jobs: Jobs, job_id: str) -> None:
+def require_whole(jobs: Jobs, job_id: str) -> None:
     assert jobs.report(job_id).job_id == job_id
     for name in MaskName:
         mask = jobs.mask(job_id, name)
@@ -141,11 +141,11 @@ def test_a_copy_made_while_workers_work_is_restored_and_every_job_in_it_ends(
             after.jobs.get(job_id)
         kept.pop(job_id, None)
     for job_id in kept:
-        demand_whole(after.jobs, job_id)
+        require_whole(after.jobs, job_id)
     after.start_worker()
     for job_id in job_ids:
         assert after.jobs.wait(job_id, 90).status == JobStatus.SUCCEEDED
-        demand_whole(after.jobs, job_id)
+        require_whole(after.jobs, job_id)
     for job_id, manifest in kept.items():
         assert (after.blobs / "jobs" / job_id / "manifest.json").read_bytes() == manifest
 
@@ -159,7 +159,7 @@ def test_a_worker_of_today_scores_what_was_accepted_by_the_first_version(site: C
     for name, attempt in (("queued", 1), ("keyed", 1), ("retried", 2), ("running", 2)):
         state = today.jobs.wait(ids[name], 60)
         assert (state.status, state.attempt) == (JobStatus.SUCCEEDED, attempt)
-        demand_whole(today.jobs, ids[name])
+        require_whole(today.jobs, ids[name])
 
 
 def test_an_old_worker_leaves_a_newer_schema_to_others_and_goes_on(site: Callable[..., Site]) -> None:

@@ -16,14 +16,14 @@ from typing import Any
 import httpx
 import pytest
 import redis
-from collector import Collector, Told, collecting
 
-from lobewise.cli.processes import free_port
-from lobewise.jobs.bootstrap import connect
-from lobewise.jobs.settings import JobsSettings
+from cli.processes import free_port
+from jobs.bootstrap import connect
+from jobs.settings import JobsSettings
+from tests.support.collector import Collector, Told, collecting
 
-TINY_WORKER = Path(__file__).with_name("tiny_worker.py")
-GATEWAY, SENDER = ("-m", "lobewise.api"), ("-m", "lobewise.sender")
+TINY_WORKER = Path(__file__).parents[1] / "support" / "tiny_worker.py"
+GATEWAY, SENDER = ("-m", "api"), ("-m", "api.callback_sender")
 FAST = {"LEASE_SECONDS": "1.5", "HEARTBEAT_SECONDS": "0.2", "REAP_SECONDS": "0.3", "RETRY_SECONDS": "0.2"}
 TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SERVER, CLIENT, PRODUCER, CONSUMER, ERROR = 2, 3, 4, 5, 2
@@ -115,7 +115,7 @@ def collector() -> Iterator[Collector]:
         yield collector
 
 
-def demand_whole(spans: list[Told], roots: set[str]) -> dict[str, str]:
+def require_whole(spans: list[Told], roots: set[str]) -> dict[str, str]:
     """Every parent is there, or one of `roots`; the answer is each span's parent's name by its id."""
     names = {span.span_id: span.name for span in spans}
     assert len(names) == len(spans), "a span came twice"
@@ -142,7 +142,7 @@ def test_one_trace_leads_from_the_callers_span_to_the_last_blob_and_the_callback
         spans = collector.wait_for(TRACE, "POST /v1/jobs", "attempt", "callback")
         log = service.log
 
-    parents = demand_whole(spans, {CALLER})
+    parents = require_whole(spans, {CALLER})
     tree = Counter((parents[span.span_id], span.name) for span in spans)
     queue = "send lobewise.routine"
     assert tree == {
@@ -207,7 +207,7 @@ def test_the_trace_outlives_a_wiped_broker_and_a_killed_worker(collector: Collec
         assert (job["status"], job["attempt"]) == ("succeeded", 2)
         spans = collector.wait_for(trace_id, "POST /v1/jobs", "attempt", "attempt")
 
-    parents = demand_whole(spans, {""})
+    parents = require_whole(spans, {""})
     assert [span.name for span in spans if not span.parent_id] == ["POST /v1/jobs"]
     lost, second = (span for span in spans if span.name == "attempt")
     assert parents[lost.span_id] == parents[second.span_id] == "POST /v1/jobs"
@@ -270,7 +270,7 @@ def test_each_job_of_a_batch_has_a_trace_of_its_own_that_leads_back_to_the_call(
     assert [cancel.links for cancel in cancels] == [(first.span_id,)]
     for root in roots:
         spans = collector.wait_for(root.trace_id, "accept", "send lobewise.batch")
-        assert demand_whole(spans, {""})
+        assert require_whole(spans, {""})
     assert [text for text in collector.texts if PATIENT.search(text)] == []
 
 
@@ -301,7 +301,7 @@ def test_a_process_that_ends_sends_what_it_still_has(collector: Collector, tmp_p
         assert {span.service for span in collector.spans} == {"lobewise-worker"}
     spans = collector.trace(answer.headers["traceresponse"].split("-")[1])
     assert {"POST /v1/jobs", "attempt", "publish"} <= {span.name for span in spans}
-    demand_whole(spans, {""})
+    require_whole(spans, {""})
 
 
 def test_a_call_that_is_not_sampled_leaves_no_trace(collector: Collector, tmp_path: Path) -> None:
@@ -329,5 +329,5 @@ def test_a_worker_process_that_kills_itself_tells_of_its_attempt_first(collector
         stop(worker)
     for answer, outcomes in ((short, ["out-of-memory", "succeeded"]), (stuck, ["cancelled"])):
         spans = collector.trace(answer.headers["traceresponse"].split("-")[1])
-        demand_whole(spans, {""})
+        require_whole(spans, {""})
         assert [span.attributes["lobewise.outcome"] for span in spans if span.name == "attempt"] == outcomes

@@ -6,10 +6,10 @@ from typing import cast
 import pytest
 from celery.worker import state
 
-from lobewise.jobs.errors import BrokerUnavailableError
-from lobewise.jobs.service import Jobs
-from lobewise.worker.main import _sight
-from lobewise.worker.watchdog import Sight, Watchdog
+from jobs.errors import BrokerUnavailableError
+from jobs.service import Jobs
+from worker.main import _worker_status
+from worker.watchdog import Watchdog, WorkerStatus
 
 
 class Service:
@@ -30,9 +30,9 @@ class Worker:
     """A worker, as far as the watchdog looks at it."""
 
     def __init__(self) -> None:
-        self.sight = Sight(is_idle=True, received=7)
+        self.worker_status = WorkerStatus(is_idle=True, received=7)
         self.service = Service()
-        self.watchdog = Watchdog(cast("Jobs", self.service), lambda: self.sight, lambda: None)
+        self.watchdog = Watchdog(cast("Jobs", self.service), lambda: self.worker_status, lambda: None)
         self.watchdog.look(-1.0)  # learns how many messages it got before
 
     def deaf_at(self, *moments: float) -> list[bool]:
@@ -45,14 +45,14 @@ def test_an_idle_worker_that_messages_pass_by_is_deaf_after_a_while() -> None:
 
 def test_a_worker_with_a_job_is_not_deaf() -> None:
     worker = Worker()
-    worker.sight = Sight(is_idle=False, received=7)
+    worker.worker_status = WorkerStatus(is_idle=False, received=7)
     assert not any(worker.deaf_at(0, 20, 40))
 
 
 def test_a_worker_that_got_a_message_meanwhile_is_not_deaf() -> None:
     worker = Worker()
     worker.deaf_at(0, 9)
-    worker.sight = Sight(is_idle=True, received=8)
+    worker.worker_status = WorkerStatus(is_idle=True, received=8)
     assert worker.deaf_at(11, 12, 21, 23) == [False, False, False, True]
 
 
@@ -74,6 +74,6 @@ def test_nobody_is_deaf_while_the_broker_is_away() -> None:
 def test_a_worker_that_was_told_to_stop_is_not_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     """Or it would be started anew, and never stop."""
     jobs = cast("Jobs", SimpleNamespace(any_ready=lambda _workers: True))
-    assert _sight(jobs, list).is_idle
+    assert _worker_status(jobs, list).is_idle
     monkeypatch.setattr(state, "should_stop", 0)
-    assert not _sight(jobs, list).is_idle
+    assert not _worker_status(jobs, list).is_idle

@@ -19,13 +19,13 @@ import pytest
 import redis
 import SimpleITK as sitk
 
-from lobewise.jobs import states
-from lobewise.jobs.bootstrap import connect
-from lobewise.jobs.models import InputInfo, JobRecord, JobStatus, MaskName, Priority
-from lobewise.jobs.service import Jobs
-from lobewise.jobs.settings import JobsSettings
+from jobs import states
+from jobs.bootstrap import connect
+from jobs.models import InputInfo, JobRecord, JobStatus, MaskName, Priority
+from jobs.service import Jobs
+from jobs.settings import JobsSettings
 
-TINY_WORKER = Path(__file__).with_name("tiny_worker.py")
+TINY_WORKER = Path(__file__).parents[1] / "support" / "tiny_worker.py"
 FAST = {
     "LEASE_SECONDS": "1.5",
     "HEARTBEAT_SECONDS": "0.2",
@@ -51,7 +51,7 @@ class Service:
         self.environment["LOBEWISE_LIVENESS_FILE"] = str(folder / "alive")
         settings = {name.lower(): value for name, value in wanted.items() if not name.startswith("TEST_")}
         self.jobs: Jobs = connect(JobsSettings(data_dir=folder / "data", redis_url=None, **settings))  # type: ignore[arg-type]
-        self.jobs.start_reaper()
+        self.jobs.start_reconciler()
         self.workers: list[subprocess.Popen[bytes]] = []
 
     def start_worker(self) -> "subprocess.Popen[bytes]":

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lobewise.pipeline.networks.convolution import Convolution
+from pipeline.networks.convolution import Convolution
 
 
 def gradient(convolution: Convolution, image: torch.Tensor, *, bfloat16: bool) -> torch.Tensor:

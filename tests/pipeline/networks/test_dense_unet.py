@@ -3,13 +3,7 @@
 import pytest
 import torch
 
-from lobewise.pipeline.networks.dense_unet import (
-    TOTAL_STRIDE,
-    DenseUNet,
-    DenseUNetConfig,
-    aerated_level,
-    network_inputs,
-)
+from pipeline.networks.dense_unet import TOTAL_STRIDE, DenseUNet, DenseUNetConfig, aerated_level, network_inputs
 
 SMALL = DenseUNetConfig(stem=4, growth=4, layers=2, widths=(4, 4, 6, 6, 8))
 

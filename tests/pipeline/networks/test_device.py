@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lobewise.pipeline.networks.device import choose_device, mixed_precision
+from pipeline.networks.device import choose_device, mixed_precision
 
 
 def test_a_device_that_is_not_there_is_refused_with_its_name() -> None:

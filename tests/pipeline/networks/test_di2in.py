@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from lobewise.pipeline.anatomy import Landmark
-from lobewise.pipeline.networks.di2in import CLASSES, Di2in, LungConfig, LungNetwork
-from lobewise.pipeline.networks.weights import WeightsError, load_weights, save_weights
+from pipeline.anatomy import Landmark
+from pipeline.networks.di2in import CLASSES, Di2in, LungConfig, LungNetwork
+from pipeline.networks.weights import WeightsError, load_weights, save_weights
 
 TINY = LungConfig(widths=(4, 6, 8), detail_width=4)
 CPU = torch.device("cpu")

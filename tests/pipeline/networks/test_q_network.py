@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from lobewise.pipeline.anatomy import Landmark
-from lobewise.pipeline.networks.q_network import STEPS_ZYX, LandmarkConfig, LandmarkNetwork, QNetwork, agents_module
-from lobewise.pipeline.networks.weights import WeightsError, load_weights, save_weights
+from pipeline.anatomy import Landmark
+from pipeline.networks.q_network import STEPS_ZYX, LandmarkConfig, LandmarkNetwork, QNetwork, agents_module
+from pipeline.networks.weights import WeightsError, load_weights, save_weights
 
 CONFIG = LandmarkConfig(scales_mm=(12.0, 6.0), box=9, widths=(2, 3, 4), hidden=8)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lobewise.pipeline.networks.weights import WeightsError, load_into, read_start, save_weights
+from pipeline.networks.weights import WeightsError, load_into, read_start, save_weights
 
 CPU = torch.device("cpu")
 TENSORS = {"weight": torch.arange(4.0)}

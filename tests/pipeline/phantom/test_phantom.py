@@ -7,10 +7,10 @@ import pytest
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from lobewise.pipeline.anatomy import LEFT_LOBES, Landmark, Lobe
-from lobewise.pipeline.phantom import Phantom, PhantomRecipe, Tissue, make_phantom
-from lobewise.pipeline.severity import score_severity
-from lobewise.pipeline.volume import Matrix
+from pipeline.anatomy import LEFT_LOBES, Landmark, Lobe
+from pipeline.geometry import Matrix
+from pipeline.phantom import Phantom, PhantomRecipe, Tissue, make_phantom
+from pipeline.severity import score_severity
 
 COARSE = (8.0, 7.0, 7.0)
 

@@ -1,0 +1,12 @@
+"""`python -m api`: a gateway as the environment describes it, for images that hold no command line."""
+
+import sys
+
+from api.app import run
+from jobs.errors import SettingsError
+
+if __name__ == "__main__":
+    try:
+        run()
+    except SettingsError as error:
+        sys.exit(str(error))

@@ -1,0 +1,147 @@
+"""Puts the gateway together."""
+
+import gc
+import logging
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import FrameType
+from typing import Final
+
+import anyio
+import uvicorn
+from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
+
+from api import errors, openapi
+from api.metrics import Metrics
+from api.middleware import RequestEnvelope
+from api.routes import batches, callbacks, events, results, service, submission, uploads
+from api.routes import jobs as job_routes
+from api.sse import Streams
+from api.upload_limits import Places
+from jobs.bootstrap import connect
+from jobs.configuration import misspelt, read_settings
+from jobs.gateway_settings import ApiSettings
+from jobs.logs import configure_logging
+from jobs.service import Jobs
+from jobs.settings import JobsSettings
+from jobs.tracing import configure_tracing, stop_tracing
+from jobs.version import __version__
+
+logger = logging.getLogger("lobewise.api")
+
+STARTUP_FAILURE: Final = 3
+"""The exit code that uvicorn has for it."""
+
+
+def create_app(settings: ApiSettings | None = None, jobs: Jobs | None = None) -> FastAPI:
+    """The gateway as an ASGI application; settings come from the environment where none are given.
+
+    Without `jobs` it connects when it starts, and closes when it stops; given ones are the caller's to close.
+    """
+    settings = settings or read_settings(ApiSettings)
+    app = FastAPIOffline(  # /docs without a content delivery network, which hospitals do not reach
+        title="Lobewise",
+        version=__version__,
+        summary="Severity of lung opacities on chest CT, per lobe.",
+        description=openapi.DESCRIPTION,
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        openapi_tags=openapi.TAGS,
+        redirect_slashes=False,
+        redoc_url=None,
+        static_url="/docs-files",
+        lifespan=_lifespan,
+    )
+    app.state.settings = settings
+    app.state.metrics = Metrics()
+    app.state.streams = Streams(settings.max_streams)
+    app.state.metrics.watch_streams(app.state.streams.count)
+    app.state.waiting = anyio.CapacityLimiter(settings.max_waiting)
+    app.state.places = Places(settings.max_uploads)
+    app.state.metrics.watch_uploads(app.state.places.taken, app.state.places.bytes_per_second)
+    app.state.jobs = None
+    if jobs is not None:
+        _use(app, jobs)
+    routers = [  # the first are found soonest: polls
+        module.router for module in (job_routes, submission, batches, uploads, events, callbacks, results, service)
+    ]
+    app.state.routes = [route for router in routers for route in router.routes]
+    for router in routers:
+        app.include_router(router)
+    app.webhooks.include_router(callbacks.webhooks)
+    errors.install(app)
+    openapi.install(app)
+    app.add_middleware(RequestEnvelope, metrics=app.state.metrics, places=app.state.places)
+    return app
+
+
+def run(host: str | None = None, port: int | None = None, jobs_settings: JobsSettings | None = None) -> None:
+    """Serve until a signal says stop; what is not given comes from the environment."""
+    given = {"host": host, "port": port}
+    settings = read_settings(ApiSettings, **{name: value for name, value in given.items() if value is not None})
+    jobs_settings = jobs_settings or read_settings(JobsSettings)
+    configure_logging(jobs_settings.log_format, jobs_settings.log_level)
+    for sentence in misspelt((JobsSettings, ApiSettings)):
+        logger.warning("%s", sentence)
+    jobs = connect(jobs_settings)
+    try:
+        app = create_app(settings, jobs)
+        config = uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            root_path=settings.root_path,
+            http="api.connections:PiecewiseProtocol",
+            log_config=None,
+            access_log=False,  # the gateway logs its requests itself
+            server_header=False,
+            proxy_headers=True,
+            forwarded_allow_ips=settings.forwarded_allow_ips,
+            timeout_graceful_shutdown=settings.shutdown_seconds,
+        )
+        server = _Server(config, app.state.streams)
+        gc.collect()
+        gc.freeze()  # what stays for good is not looked through again: that kept all clients waiting for some 50 ms
+        server.run()
+        if not server.started:
+            sys.exit(STARTUP_FAILURE)
+    finally:
+        jobs.close()
+
+
+class _Server(uvicorn.Server):
+    """Ends the streams of events when it is told to stop: it would wait for them else."""
+
+    def __init__(self, config: uvicorn.Config, streams: Streams) -> None:
+        super().__init__(config)
+        self._streams = streams
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._streams.close()
+        super().handle_exit(sig, frame)
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    configure_tracing("lobewise-gateway")
+    owned: Jobs | None = None
+    if app.state.jobs is None:
+        owned = await anyio.to_thread.run_sync(connect)
+        _use(app, owned)
+    app.state.jobs.start_reconciler()
+    app.state.streams.start(app.state.jobs)
+    app.state.status_batcher = app.state.jobs.open_status_batcher()
+    try:
+        yield
+    finally:
+        await app.state.status_batcher.close()
+        await anyio.to_thread.run_sync(app.state.streams.stop)
+        if owned is not None:
+            await anyio.to_thread.run_sync(owned.close)
+        await anyio.to_thread.run_sync(stop_tracing)
+
+
+def _use(app: FastAPI, jobs: Jobs) -> None:
+    app.state.jobs = jobs
+    app.state.metrics.watch(jobs)

@@ -1,0 +1,83 @@
+"""What a receiver gets: a CloudEvent (1.0, structured JSON) signed as Standard Webhooks (1.0) say.
+
+A message has one id however often it is sent. All secrets sign it, newest first, so that they can be changed without a
+message that somebody cannot check.
+"""
+
+import json
+import secrets
+from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from standardwebhooks import Webhook
+
+from jobs.callbacks import Delivery
+from jobs.settings import JobsSettings
+from jobs.store.kept_secrets import kept_secret
+
+CONTENT_TYPE: Final = "application/cloudevents+json"
+SECRET_FILE: Final = "callback-secret"  # noqa: S105 (the name of the file)
+SECRET_BYTES: Final = 32
+
+
+@dataclass(frozen=True)
+class Message:
+    """A request's body and headers."""
+
+    body: str
+    headers: dict[str, str]
+
+
+def signers(settings: JobsSettings) -> list[Webhook]:
+    """One for each secret. Without a setting, for the one kept in the data folder.
+
+    Raises:
+        BlobStoreUnavailableError: that cannot be read or written.
+    """
+    if settings.callback_secrets is not None:
+        return [Webhook(secret) for secret in settings.callback_secrets.get_secret_value().split()]
+    return [Webhook(kept_secret(settings.data_dir / SECRET_FILE, _new_secret))]
+
+
+def compose(delivery: Delivery, signed_by: Sequence[Webhook], now: datetime, traceparent: str | None = None) -> Message:
+    """The message about a job, signed at `now`; the receiver may go on with the trace."""
+    id_, body = f"msg_{delivery.record.id}", json.dumps(event_of(delivery), separators=(",", ":"))
+    signatures = " ".join(signer.sign(id_, now, body) for signer in signed_by)
+    headers = {
+        "content-type": CONTENT_TYPE,
+        "webhook-id": id_,
+        "webhook-timestamp": str(int(now.timestamp())),
+        "webhook-signature": signatures,
+    }
+    return Message(body, headers | ({"traceparent": traceparent} if traceparent else {}))
+
+
+def event_of(delivery: Delivery) -> dict[str, Any]:
+    """The event: how the job ended, its scores or its problem, and where the rest is. Nothing about the patient."""
+    record, manifest = delivery.record, delivery.manifest
+    address = record.address or f"/v1/jobs/{record.id}"
+    outcome = manifest.model_dump(mode="json", include={"severity", "error", "finished_at"})
+    links = {"self": address, "report": f"{address}/report" if manifest.outcome == "succeeded" else None}
+    return {
+        "specversion": "1.0",
+        "id": f"msg_{record.id}",
+        "source": address.removesuffix(f"/{record.id}"),
+        "type": f"lobewise.job.{manifest.outcome}",
+        "subject": record.id,
+        "time": manifest.finished_at.isoformat(),
+        "datacontenttype": "application/json",
+        "data": {
+            "id": record.id,
+            "status": manifest.outcome,
+            "client_reference": record.client_reference,
+            **outcome,
+            "links": links,
+        },
+    }
+
+
+def _new_secret() -> str:
+    return f"whsec_{b64encode(secrets.token_bytes(SECRET_BYTES)).decode()}"

@@ -1,0 +1,157 @@
+"""Tells receivers how jobs ended: a process of its own, so that one that hangs holds up nobody else.
+
+`python -m api.callback_sender` runs it as the environment describes it, until it is told to stop.
+"""
+
+import asyncio
+import logging
+import signal
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+from urllib.parse import urlsplit
+
+import httpx
+from standardwebhooks import Webhook
+
+from api.callback_message import compose, signers
+from api.sending import new_client, send
+from jobs import states, tracing
+from jobs.bootstrap import connect
+from jobs.callbacks import Answer, Delivery
+from jobs.configuration import misspelt, read_settings
+from jobs.errors import JobNotFoundError, JobPurgedError, SettingsError, UnavailableError
+from jobs.liveness import alive
+from jobs.logs import configure_logging
+from jobs.service import Jobs
+from jobs.settings import JobsSettings
+from jobs.tracing import configure_tracing, stop_tracing
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS: Final = 0.5
+"""How often callbacks that are due are looked for."""
+CROWDED_SECONDS: Final = 2.0
+"""How long a message waits whose host has its share of connections."""
+
+
+def run(settings: JobsSettings | None = None) -> None:
+    """Send until SIGTERM or Ctrl-C; what is under way then is finished."""
+    settings = settings or read_settings(JobsSettings)
+    configure_logging(settings.log_format, settings.log_level)
+    configure_tracing("lobewise-sender")
+    for sentence in misspelt((JobsSettings,)):
+        log.warning("%s", sentence)
+    jobs = connect(settings)
+    try:
+        with alive(settings.liveness_file):
+            asyncio.run(_until_told(Sender(jobs)))
+    finally:
+        jobs.close()
+        stop_tracing()
+
+
+async def _until_told(sender: "Sender") -> None:
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await sender.run(stop)
+
+
+class Sender:
+    """Sends what is due, many at once, and to no host more than its share."""
+
+    def __init__(self, jobs: Jobs) -> None:
+        self._jobs, self._callbacks, self._settings = jobs, jobs.callbacks, jobs.settings
+        self._under_way: set[asyncio.Task[None]] = set()
+        self._at_host: Counter[str] = Counter()
+        self._share = max(self._settings.callback_concurrency // 4, 1)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Until `stop` is set and all that is under way has ended."""
+        signed_by = await asyncio.to_thread(signers, self._jobs.settings)
+        settings = self._settings
+        async with new_client(settings.callback_concurrency, settings.callback_timeout_seconds) as client:
+            while not stop.is_set():
+                for job_id in await self._claimed():
+                    task = asyncio.create_task(self._deliver(job_id, client, signed_by))
+                    self._under_way.add(task)
+                    task.add_done_callback(self._under_way.discard)
+                await _wait(stop, LOOK_SECONDS)
+            await asyncio.gather(*self._under_way)
+
+    async def _claimed(self) -> list[str]:
+        free = self._settings.callback_concurrency - len(self._under_way)
+        try:
+            return await asyncio.to_thread(self._callbacks.claim, free) if free > 0 else []
+        except UnavailableError as error:
+            log.warning("cannot look for callbacks: %s", error)
+            return []
+
+    async def _deliver(self, job_id: str, client: httpx.AsyncClient, signed_by: list[Webhook]) -> None:
+        try:
+            delivery = await asyncio.to_thread(self._callbacks.open, job_id)
+            if delivery is not None:
+                with _traced(delivery):
+                    await self._send(delivery, client, signed_by)
+        except (JobNotFoundError, JobPurgedError):
+            log.info("job %s is gone, and with it whom to tell", job_id)
+        except UnavailableError as error:
+            log.warning("job %s: its callback comes later: %s", job_id, error)
+        except Exception:  # one message must not stop the others
+            log.exception("job %s: its callback stumbled", job_id)
+
+    async def _send(self, delivery: Delivery, client: httpx.AsyncClient, signed_by: list[Webhook]) -> None:
+        fault = await asyncio.to_thread(self._callbacks.barred, delivery)
+        if fault is not None:
+            await self._settle(delivery, Answer(states.now(), 0.0, fault=fault))
+            return
+        host = urlsplit(delivery.url).netloc
+        if self._at_host[host] >= self._share:
+            await asyncio.to_thread(self._callbacks.postpone, delivery.record.id, CROWDED_SECONDS)
+            return
+        self._at_host[host] += 1
+        try:
+            message = compose(delivery, signed_by, states.now(), tracing.current().traceparent)
+            answer = await send(client, delivery.url, message, self._settings.callback_timeout_seconds)
+        finally:
+            self._at_host[host] -= 1
+            self._at_host += Counter()  # forgets hosts with nothing under way
+        await self._settle(delivery, answer)
+
+    async def _settle(self, delivery: Delivery, answer: Answer) -> None:
+        """The address is not logged: it may hold a receiver's secret."""
+        attempt = await asyncio.to_thread(self._callbacks.settle, delivery, answer)
+        tracing.current().note({tracing.OUTCOME: attempt.outcome.value})
+        if attempt.http_status is not None:
+            tracing.current().note({"http.response.status_code": attempt.http_status})
+        said = attempt.http_status or attempt.fault
+        log.info(
+            "job %s: callback %d.%d %s (%s)", delivery.record.id, delivery.round, delivery.number, attempt.outcome, said
+        )
+
+
+@contextmanager
+def _traced(delivery: Delivery) -> Iterator[None]:
+    """The address is not told, as it is not logged."""
+    span = tracing.entry("callback", delivery.record.traceparent, "client", {tracing.JOB_ID: delivery.record.id})
+    span.note({"lobewise.callback.round": delivery.round, tracing.ATTEMPT: delivery.number})
+    with tracing.ended(span), span.active():
+        yield
+
+
+async def _wait(stop: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await stop.wait()
+    except TimeoutError:
+        return
+
+
+if __name__ == "__main__":
+    try:
+        run()
+    except SettingsError as error:
+        sys.exit(str(error))

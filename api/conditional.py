@@ -1,0 +1,65 @@
+"""Conditional requests and ranges (RFC 9110, sections 13 and 14)."""
+
+import re
+from datetime import datetime
+from email.utils import format_datetime, parsedate_to_datetime
+from typing import Final
+
+from api.errors import RangeNotSatisfiableError
+
+_RANGE: Final = re.compile(r"bytes=(\d*)-(\d*)", re.IGNORECASE | re.ASCII)
+_TAG: Final = re.compile(r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
+
+
+def quoted(tag: str) -> str:
+    """`tag` as a strong ETag."""
+    return f'"{tag}"'
+
+
+def is_known(etag: str, if_none_match: str | None) -> bool:
+    """Whether the client has this version already: then 304."""
+    if if_none_match is None:
+        return False
+    return if_none_match.strip() == "*" or etag in _TAG.findall(if_none_match)
+
+
+def http_date(moment: datetime) -> str:
+    return format_datetime(moment, usegmt=True)
+
+
+def range_applies(if_range: str | None, etag: str, last_modified: str) -> bool:
+    """Whether the client's part is of this version. Weak tags never match; dates only exactly."""
+    if if_range is None:
+        return True
+    value = if_range.strip()
+    return value == etag if value.startswith(('"', "W/")) else _same_date(value, last_modified)
+
+
+def _same_date(value: str, last_modified: str) -> bool:
+    try:
+        return parsedate_to_datetime(value) == parsedate_to_datetime(last_modified)
+    except (ValueError, TypeError):
+        return False
+
+
+def parse_range(header: str | None, size_bytes: int) -> tuple[int, int] | None:
+    """The one range of bytes asked for, as begin and end (exclusive).
+
+    None, which means all of it, for several ranges and for what is no range of bytes, as the RFC allows.
+
+    Raises:
+        RangeNotSatisfiableError: it begins after the end.
+    """
+    match = _RANGE.fullmatch(header.strip()) if header else None
+    if match is None or match.group(0) == "bytes=-":
+        return None
+    first, last = match.groups()
+    if not first:
+        begin, end = max(size_bytes - int(last), 0), size_bytes
+    else:
+        begin, end = int(first), min(int(last) + 1, size_bytes) if last else size_bytes
+        if last and int(last) < int(first):
+            return None
+    if begin >= end:
+        raise RangeNotSatisfiableError(size_bytes)
+    return begin, end

@@ -1,0 +1,289 @@
+"""One made-up scan, told through every example of the OpenAPI document."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from api.dependencies import Addresses
+from api.schemas import MaskAddress
+from api.views import batch_view, job_view, report_view, upload_view
+from jobs.answers import LargeUploadState, PartState
+from jobs.batches import BatchCounts, BatchItem, BatchRecord
+from jobs.models import (
+    Callback,
+    CallbackAttempt,
+    CallbackFault,
+    CallbackOutcome,
+    CallbackStatus,
+    InputInfo,
+    JobError,
+    JobState,
+    JobStatus,
+    LandmarkPoint,
+    LobeName,
+    LobeScores,
+    LungVolumes,
+    ModelProvenance,
+    PercentRange,
+    Provenance,
+    QualityFinding,
+    Report,
+    SeverityScores,
+    Stage,
+    UploadCompletion,
+    UploadRecord,
+)
+from jobs.store.signed_urls import Ticket
+
+ADDRESSES: Final = Addresses("https://lobewise.example")
+JOB_ID: Final = "01935f3a-7c1e-7b6a-9d53-2f1c7e0a4b11"
+UPLOAD_ID: Final = "01935f3a-7c1e-7b6a-9d53-2f1c7e0a4b99"
+BATCH_ID: Final = "01935f3a-7c1e-7b6a-9d53-2f1c7e0a4b77"
+SHA256: Final = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+REVISION: Final = "5d41402abc4b2a76"
+CURSOR: Final = "MDE5MzVmM2E"
+MODELS: Final = [
+    ModelProvenance(
+        name="landmarks", version="1", sha256="2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae"
+    ),
+    ModelProvenance(
+        name="lungs", version="1", sha256="fcde2b2edba56bf408601fb721fe9b5c338d10ee429ea04fae5511b68fbf8fb9"
+    ),
+    ModelProvenance(
+        name="lesions", version="1", sha256="baa5a0964d3320fbc0c6a922140453c8513ea24ab8fd0577034804a967248096"
+    ),
+]
+SEVERITY: Final = SeverityScores(
+    percent_opacity=12.3,
+    percent_opacity_range=PercentRange(low=10.8, high=14.1),
+    percent_high_opacity=2.1,
+    lung_severity_score=5,
+    lung_high_opacity_score=2,
+)
+FAILURE: Final = JobError(
+    type="/problems/lungs-not-found",
+    title="No lungs were found in the scan",
+    detail="The segmentation found 0.1 ml of lung.",
+    retryable=False,
+    evidence={"lung_volume_ml": 0.1},
+)
+
+
+def _moment(second: int) -> datetime:
+    return datetime(2026, 3, 2, 9, 30, second, tzinfo=UTC)
+
+
+def _state(status: JobStatus, **live: Any) -> JobState:
+    return JobState(
+        id=JOB_ID,
+        status=status,
+        created_at=_moment(0),
+        input=InputInfo(size_bytes=68_157_440, sha256=SHA256),
+        client_reference="worklist-4711",
+        revision=REVISION,
+        **{"updated_at": _moment(0), **live},
+    )
+
+
+def _lobe(
+    lobe: LobeName, label: int, volume_ml: float, percent: tuple[float, float], score: tuple[int, int]
+) -> LobeScores:
+    return LobeScores(
+        lobe=lobe,
+        label=label,
+        volume_ml=volume_ml,
+        percent_opacity=percent[0],
+        percent_opacity_range=PercentRange(low=round(0.91 * percent[0], 1), high=round(1.066 * percent[0], 1)),
+        percent_high_opacity=percent[1],
+        severity_score=score[0],
+        high_opacity_score=score[1],
+    )
+
+
+QUEUED: Final = _state(JobStatus.QUEUED, queue_position=1)
+RUNNING: Final = _state(
+    JobStatus.RUNNING, updated_at=_moment(9), started_at=_moment(2), stage=Stage.LUNGS, progress=0.4, attempt=1
+)
+CANCELLING: Final = RUNNING.model_copy(update={"cancel_requested": True})
+SUCCEEDED: Final = _state(
+    JobStatus.SUCCEEDED,
+    updated_at=_moment(41),
+    started_at=_moment(2),
+    finished_at=_moment(41),
+    progress=1.0,
+    attempt=1,
+    severity=SEVERITY,
+)
+FAILED: Final = _state(
+    JobStatus.FAILED, updated_at=_moment(12), started_at=_moment(2), finished_at=_moment(12), attempt=1, error=FAILURE
+)
+
+_LOBES: Final = [
+    _lobe("left_upper", 1, 1101.0, (3.0, 0.2), (1, 0)),
+    _lobe("left_lower", 2, 1090.5, (21.4, 4.3), (1, 1)),
+    _lobe("right_upper", 3, 1004.1, (2.6, 0.1), (1, 0)),
+    _lobe("right_middle", 4, 412.3, (1.4, 0.0), (1, 0)),
+    _lobe("right_lower", 5, 1202.3, (24.3, 4.3), (1, 1)),
+]
+REPORT: Final = Report(
+    job_id=JOB_ID,
+    severity=SEVERITY,
+    lungs=LungVolumes(volume_ml=4810.2, opacity_ml=590.4, high_opacity_ml=101.8),
+    lobes=_LOBES,
+    landmarks=[
+        LandmarkPoint(name="carina", found=True, position_mm=(1.2, -30.5, -210.0)),
+        LandmarkPoint(name="sternum_tip", found=False, position_mm=None),
+    ],
+    quality=[
+        QualityFinding(
+            code="thick-slices",
+            severity="warning",
+            message="Slices are 5 mm apart; small lesions may be missed.",
+            evidence={"spacing_mm": 5.0},
+        ),
+        QualityFinding(
+            code="lobe-score-unsure",
+            severity="info",
+            message="22.1 to 25.9 % of the right lower lobe may be affected, so that its score may be 1 to 2.",
+            evidence={"percent_opacity_low": 22.1, "percent_opacity_high": 25.9, "score_low": 1, "score_high": 2},
+            lobe="right_lower",
+        ),
+    ],
+    provenance=Provenance(
+        input_sha256=SHA256,
+        software="0.1.0",
+        models=MODELS,
+        device="cpu",
+        seconds={"read": 0.7, "landmarks": 2.4, "lungs": 9.8, "lesions": 21.0, "severity": 0.6, "store": 1.9},
+    ),
+)
+
+
+_UPLOAD: Final = UploadRecord(
+    id=UPLOAD_ID,
+    created_at=_moment(0),
+    expires_at=_moment(0) + timedelta(days=1),
+    size_bytes=20_000_000,
+    sha256=SHA256,
+    part_bytes=16_777_216,
+)
+_UPLOADS: Final = {
+    "open": LargeUploadState(
+        _UPLOAD,
+        None,
+        (
+            PartState(1, 16_777_216, place=None),
+            PartState(2, 3_222_784, place=Ticket(expires=1_772_444_700, signature=SHA256)),
+        ),
+        _moment(0) + timedelta(minutes=15),
+    ),
+    "complete": LargeUploadState(
+        _UPLOAD,
+        UploadCompletion(key="scan", size_bytes=20_000_000, sha256=SHA256),
+        (PartState(1, 16_777_216, place=None), PartState(2, 3_222_784, place=None)),
+        None,
+    ),
+}
+
+
+_ATTEMPTS: Final = [
+    CallbackAttempt(
+        round=1,
+        number=1,
+        started_at=_moment(42),
+        seconds=15.0,
+        outcome=CallbackOutcome.RETRY,
+        fault=CallbackFault.TIMEOUT,
+        next_attempt_at=_moment(52),
+    ),
+    CallbackAttempt(
+        round=1,
+        number=2,
+        started_at=_moment(52),
+        seconds=0.081,
+        outcome=CallbackOutcome.DELIVERED,
+        http_status=204,
+    ),
+]
+_RECEIVER: Final = "https://pacs.example/lobewise/finished"
+_CALLBACKS: Final = {
+    "pending": Callback(
+        job_id=JOB_ID,
+        url=_RECEIVER,
+        status=CallbackStatus.PENDING,
+        next_attempt_at=_moment(52),
+        attempts=_ATTEMPTS[:1],
+    ),
+    "delivered": Callback(job_id=JOB_ID, url=_RECEIVER, status=CallbackStatus.DELIVERED, attempts=_ATTEMPTS),
+}
+
+
+def job_examples(*states: JobState) -> dict[str, Any]:
+    return {
+        state.status.value: {"summary": f"a {state.status.value} job", "value": _json(job_view(state, ADDRESSES))}
+        for state in states
+    }
+
+
+def event_example() -> str:
+    """Two events as they travel."""
+    jobs = (json.dumps(_json(job_view(state, ADDRESSES))) for state in (RUNNING, SUCCEEDED))
+    events = (f"id: {1_772_444_709_000 + 3000 * n}-0\nevent: job\ndata: {job}\n\n" for n, job in enumerate(jobs))
+    return "".join(("retry: 3000\n\n", *events))
+
+
+def report_example() -> Any:
+    return _json(report_view(REPORT, ADDRESSES))
+
+
+def upload_examples(*names: str) -> dict[str, Any]:
+    return {
+        name: {"summary": f"an {name} upload", "value": _json(upload_view(_UPLOADS[name], ADDRESSES))} for name in names
+    }
+
+
+BATCH_REQUEST: Final = {
+    "items": [
+        {"source": {"url": "https://pacs.example/ct/1.nii.gz"}, "client_reference": "worklist-4711"},
+        {"source": {"upload_id": UPLOAD_ID}, "priority": "routine"},
+    ]
+}
+
+
+def batch_examples() -> dict[str, Any]:
+    record = BatchRecord(
+        id=BATCH_ID,
+        created_at=_moment(0),
+        items=[
+            BatchItem(job_id=JOB_ID),
+            BatchItem(
+                error=JobError(
+                    type="/problems/upload-not-found",
+                    title="There is no such upload",
+                    detail="there is no such upload, or no longer",
+                    retryable=False,
+                )
+            ),
+        ],
+    )
+    counts = BatchCounts({status: int(status is JobStatus.SUCCEEDED) for status in JobStatus}, purged=0, refused=1)
+    view = batch_view(record, counts, [SUCCEEDED, None], 0, ADDRESSES)
+    return {"batch": {"summary": "one has succeeded, one was refused", "value": _json(view)}}
+
+
+def callback_examples(*names: str) -> dict[str, Any]:
+    return {name: {"summary": f"a {name} callback", "value": _json(_CALLBACKS[name])} for name in names}
+
+
+def mask_address_example() -> Any:
+    return _json(
+        MaskAddress(url=ADDRESSES.job(JOB_ID, "masks", "lungs"), expires_at=None, size_bytes=52_113, sha256=SHA256)
+    )
+
+
+def list_example() -> Any:
+    return {"items": [_json(job_view(SUCCEEDED, ADDRESSES))], "next_cursor": CURSOR}
+
+
+def _json(model: Any) -> Any:
+    return model.model_dump(mode="json", by_alias=True)

@@ -1,0 +1,175 @@
+"""What an operator watches, in the text format of Prometheus."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from math import isinf
+from typing import Any, Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from jobs.errors import BrokerUnavailableError
+from jobs.live.job_metrics import Figures, WorkerStats
+from jobs.live.job_metrics import Histogram as Seconds
+from jobs.service import Jobs
+
+MEDIA_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+_SECONDS: Final = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+
+
+class Metrics:
+    """The figures of one gateway process. Routes are templates, so that no job id becomes a label."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "lobewise_http_requests",
+            "Answers by route and status",
+            ["method", "route", "status"],
+            registry=self.registry,
+        )
+        self._seconds = Histogram(
+            "lobewise_http_request_seconds",
+            "Time from the first byte of a request to the last of its answer",
+            ["method", "route"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.accepted = Counter(
+            "lobewise_jobs_accepted", "Jobs accepted by this process", ["priority"], registry=self.registry
+        )
+        self.upload_bytes = Counter(
+            "lobewise_upload_bytes", "Bytes of the scans accepted by this process", registry=self.registry
+        )
+
+    def watch_streams(self, count: Callable[[], int]) -> None:
+        """Add how many streams of events are open."""
+        gauge = Gauge("lobewise_event_streams", "Streams of events that are open", registry=self.registry)
+        gauge.set_function(count)
+
+    def watch_uploads(self, count: Callable[[], int], bytes_per_second: Callable[[], float]) -> None:
+        """Add how many scans are on their way in, and how fast they may come."""
+        gauge = Gauge("lobewise_uploads", "Scans on their way in", registry=self.registry)
+        gauge.set_function(count)
+        rate = Gauge(
+            "lobewise_upload_limit_bytes_per_second",
+            "How fast scans may come in together while others ask for something; +Inf while nobody does",
+            registry=self.registry,
+        )
+        rate.set_function(bytes_per_second)
+
+    def watch(self, jobs: Jobs) -> None:
+        """Add what the jobs themselves know, asked for at each scrape."""
+        self.registry.register(_JobsCollector(jobs))
+
+    def answered(self, method: str, route: str, status: int, seconds: float) -> None:
+        self._requests.labels(method, route, str(status)).inc()
+        self._seconds.labels(method, route).observe(seconds)
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)
+
+
+class _JobsCollector(Collector):
+    def __init__(self, jobs: Jobs) -> None:
+        self._jobs = jobs
+
+    def describe(self) -> Iterator[Metric]:
+        """Nothing is asked of the jobs before the first scrape."""
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
+        ready = self._jobs.readiness()
+        yield GaugeMetricFamily("lobewise_broker_up", "1 if the broker answers", value=ready.broker)
+        yield GaugeMetricFamily("lobewise_blobs_up", "1 if the store of scans and results answers", value=ready.blobs)
+        yield GaugeMetricFamily("lobewise_workers_ready", "Workers with their models loaded", value=ready.workers)
+        if ready.broker:
+            with suppress(BrokerUnavailableError):  # it went down just now
+                yield self._by_status()
+                yield from self._queues()
+                yield from self._callbacks()
+                yield from _worked(self._jobs.figures())
+
+    def _queues(self) -> Iterator[Metric]:
+        waiting = GaugeMetricFamily("lobewise_queue_jobs", "Jobs that wait for a worker", labels=["priority"])
+        oldest = GaugeMetricFamily(
+            "lobewise_queue_oldest_seconds", "How long the first of the waiting jobs has waited", labels=["priority"]
+        )
+        for priority, length in self._jobs.queues().items():
+            waiting.add_metric([priority], length.waiting)
+            oldest.add_metric([priority], length.oldest_seconds)
+        yield from (waiting, oldest)
+
+    def _callbacks(self) -> Iterator[Metric]:
+        backlog = self._jobs.callbacks.backlog()
+        yield GaugeMetricFamily("lobewise_callbacks_pending", "Callbacks to make, now or later", value=backlog.pending)
+        yield GaugeMetricFamily(
+            "lobewise_callbacks_overdue_seconds",
+            "For how long the first callback that is due has been",
+            value=backlog.overdue_seconds,
+        )
+        attempts = CounterMetricFamily(
+            "lobewise_callback_attempts", "Attempts at callbacks, by how they ended", labels=["outcome"]
+        )
+        for outcome, count in self._jobs.callbacks.outcomes().items():
+            attempts.add_metric([outcome], count)
+        yield attempts
+
+    def _by_status(self) -> Metric:
+        gauge = GaugeMetricFamily("lobewise_jobs", "Jobs by status", labels=["status"])
+        for status, count in self._jobs.counts().items():
+            gauge.add_metric([status], count)
+        return gauge
+
+
+def _worked(figures: Figures) -> Iterator[Metric]:
+    """What the workers did, at every gateway the same."""
+    finished = CounterMetricFamily(
+        "lobewise_jobs_finished", "Jobs by how they ended and, if they failed, why", labels=["outcome", "problem"]
+    )
+    for (outcome, problem), count in figures.finished.items():
+        finished.add_metric([outcome, problem], count)
+    running = GaugeMetricFamily("lobewise_running_jobs", "Jobs that a worker has, by stage", labels=["stage"])
+    for stage, count in figures.running.items():
+        running.add_metric([stage or "none"], count)
+    yield from (finished, running)
+    yield _histogram(
+        "lobewise_stage_seconds",
+        "What each stage took, in the attempt that ended its job",
+        "stage",
+        figures.stage_seconds,
+    )
+    yield _histogram("lobewise_job_seconds", "Time from a job's acceptance to its end", "priority", figures.job_seconds)
+    yield from _vitals(figures.workers)
+
+
+def _histogram(name: str, meaning: str, label: str, found: Mapping[Any, Seconds]) -> Metric:
+    family = HistogramMetricFamily(name, meaning, labels=[label])
+    for value, seconds in found.items():
+        buckets = [(_bound(bound), count) for bound, count in seconds.buckets.items()]
+        family.add_metric([str(value)], buckets, seconds.sum_seconds)
+    return family
+
+
+def _bound(seconds: float) -> str:
+    """As Prometheus writes it."""
+    return "+Inf" if isinf(seconds) else repr(seconds)
+
+
+_VITALS: Final = {
+    "peak_memory_bytes": ("lobewise_worker_memory_peak_bytes", "The most memory that the worker process ever had"),
+    "gpu_memory_used_bytes": ("lobewise_worker_gpu_memory_used_bytes", "Memory in use on the worker's GPU"),
+    "gpu_memory_total_bytes": ("lobewise_worker_gpu_memory_total_bytes", "Memory of the worker's GPU"),
+    "gpu_utilization_ratio": ("lobewise_worker_gpu_utilization_ratio", "How busy the worker's GPU is, 0 to 1"),
+}
+
+
+def _vitals(workers: Mapping[str, WorkerStats]) -> Iterator[Metric]:
+    """What nobody can tell, such as the GPU of a worker without one, is left out."""
+    for field, (name, meaning) in _VITALS.items():
+        gauge = GaugeMetricFamily(name, meaning, labels=["worker"])
+        for worker, vitals in workers.items():
+            if (value := getattr(vitals, field)) is not None:
+                gauge.add_metric([worker], value)
+        yield gauge

@@ -1,0 +1,112 @@
+"""What surrounds every request: its id, its log line, its figures, safe headers, and the answer to a fault."""
+
+import logging
+import re
+import time
+from typing import Final
+from uuid import uuid4
+
+from fastapi import Request
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.errors import internal_error
+from api.metrics import Metrics
+from api.upload_limits import Places
+from jobs import tracing
+from jobs.ids import is_id
+from jobs.logs import log_context
+
+logger = logging.getLogger("lobewise.api")
+
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_SAFE_HEADERS: Final = {
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",  # results belong to patients
+    "Referrer-Policy": "no-referrer",
+    "X-Frame-Options": "DENY",
+}
+
+
+class RequestEnvelope:
+    """Logs hold the route's template, the status and the request id: no file names, no client references."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, places: Places) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._places = places
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if scope["method"] == "GET" and not _is_routine(scope):
+            self._places.asked()
+        span = _span(scope)
+        envelope = _Envelope(scope, send, span.traceparent)
+        with tracing.ended(span), span.active(), log_context(request_id=envelope.request_id):
+            try:
+                await self._app(scope, receive, envelope.send)
+            except Exception:
+                logger.exception("a request failed")
+                if envelope.status:  # too late for another answer; the server closes the connection
+                    raise
+                await internal_error(Request(scope))(scope, receive, envelope.send)
+            finally:
+                self._record(scope, envelope)
+
+    def _record(self, scope: Scope, envelope: "_Envelope") -> None:
+        seconds = time.perf_counter() - envelope.began
+        route = getattr(scope.get("route"), "path", "(none)")
+        method = scope["method"] if scope["method"] in _METHODS else "(other)"
+        self._metrics.answered(method, route, envelope.status, seconds)
+        _tell(tracing.current(), scope, method, route, envelope.status)
+        figures = {"method": method, "route": route, "status": envelope.status, "seconds": round(seconds, 4)}
+        logger.info("request", extra=figures)
+
+
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_ROUTINE: Final = ("/healthz", "/readyz", "/metrics")
+"""Asked every few seconds, by machines: not traced, and nothing that scans must give way to."""
+
+
+def _is_routine(scope: Scope) -> bool:
+    return bool(scope["path"].endswith(_ROUTINE))
+
+
+def _span(scope: Scope) -> tracing.Span:
+    """Goes on with the client's trace. Its path and query are not told: they may be anything, signatures too."""
+    if _is_routine(scope):
+        return tracing.NO_SPAN
+    return tracing.entry("request", Headers(scope=scope).get("traceparent"), "server")
+
+
+def _tell(span: tracing.Span, scope: Scope, method: str, route: str, status: int) -> None:
+    span.rename(f"{method} {route}")
+    span.note({"http.request.method": method, "http.route": route, "http.response.status_code": status})
+    job_id = scope.get("path_params", {}).get("job_id")
+    if job_id is not None and is_id(job_id):
+        span.note({tracing.JOB_ID: job_id})
+    if status >= 500:
+        span.fail(str(status))
+
+
+class _Envelope:
+    def __init__(self, scope: Scope, send: Send, traceparent: str | None) -> None:
+        given = Headers(scope=scope).get("x-request-id", "")
+        self.request_id = given if _REQUEST_ID.fullmatch(given) else uuid4().hex
+        self.began = time.perf_counter()
+        self.status = 0
+        self._traceparent = traceparent
+        self._send = send
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            headers["X-Request-ID"] = self.request_id
+            if self._traceparent is not None:
+                headers["traceresponse"] = self._traceparent
+            for name, value in _SAFE_HEADERS.items():
+                headers.setdefault(name, value)
+        await self._send(message)

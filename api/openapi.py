@@ -1,0 +1,224 @@
+"""Completes the OpenAPI document: what FastAPI cannot see, such as problems, headers and streamed bodies."""
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+
+from api import examples
+from api.errors import MEDIA_TYPE, STATUS
+from api.schemas import BatchSubmission, Problem, SourceSubmission, UploadedSubmission, UploadRequest
+from jobs import problems
+from jobs.problems import ProblemType
+
+Responses = dict[int | str, dict[str, Any]]
+
+DESCRIPTION: Final = """
+A chest CT goes in; the severity of its opacities comes out, overall and per lobe, with the masks that show them.
+
+1. `POST /v1/jobs` with the scan. The answer is a job, not yet a result.
+2. `GET /v1/jobs/{job_id}`, as often as `Retry-After` says, until `status` is final.
+3. `GET /v1/jobs/{job_id}/report` and `GET /v1/jobs/{job_id}/masks/{name}`.
+
+Every error is a problem (RFC 9457) whose `type` leads to a page that explains it. A scan that cannot be scored is no
+error of a call: its job ends `failed`, with the problem inside.
+
+Research use only; not a medical device.
+"""
+TAGS: Final = [
+    {"name": "jobs", "description": "Submit scans and follow them."},
+    {"name": "batches", "description": "Submit many scans in one call."},
+    {"name": "uploads", "description": "Send large scans in parts, straight to the storage."},
+    {"name": "callbacks", "description": "Be told how a job ended, instead of asking."},
+    {"name": "results", "description": "Scores and masks of succeeded jobs."},
+    {"name": "service", "description": "What the service is made of and how it does."},
+]
+_HEADERS: Final[dict[str, dict[str, Any]]] = {
+    "Accept-Ranges": {"description": "parts can be asked for", "schema": {"const": "bytes"}, "example": "bytes"},
+    "Allow": {"description": "the methods the address takes", "example": "GET, POST"},
+    "Content-Disposition": {
+        "description": "a file name to save under",
+        "example": 'attachment; filename="lungs.nii.gz"',
+    },
+    "Content-Range": {"description": "which bytes these are, or how many there are", "example": "bytes 0-99/52113"},
+    "ETag": {"description": "changes when the answer does", "example": f'"{examples.REVISION}"'},
+    "Idempotent-Replayed": {
+        "description": "present when an earlier request with this key made the job",
+        "schema": {"const": "true"},
+        "example": "true",
+    },
+    "Last-Modified": {"description": "when it was stored", "example": "Mon, 02 Mar 2026 09:30:41 GMT"},
+    "Link": {
+        "description": 'the next page as `rel="next"`; absent on the last',
+        "example": f'<{examples.ADDRESSES.jobs("cursor=" + examples.CURSOR)}>; rel="next"',
+    },
+    "Location": {"description": "address of the job or the upload", "example": examples.ADDRESSES.job(examples.JOB_ID)},
+    "Preference-Applied": {"description": "how long the answer was held back", "example": "wait=20"},
+    "Repr-Digest": {
+        "description": "sha256 of the whole file (RFC 9530), for a part of it too",
+        "example": "sha-256=:RBNvPEbU9ZgfH3oUK0eIFhE1kJOfyKfqpbTo0Fk8WEQ=:",
+    },
+    "Retry-After": {
+        "description": "seconds to wait before the next try; absent when there is nothing to wait for",
+        "schema": {"type": "integer", "minimum": 1},
+        "example": 2,
+    },
+    "X-Request-ID": {
+        "description": "yours, if you sent one of 1 to 64 letters, digits, `.`, `_` and `-`; the log has it",
+        "example": "4f1c0a6b2d",
+    },
+}
+_UPLOAD: Final = {
+    "title": "UploadSubmission",
+    "type": "object",
+    "description": "A scan and what can be said about it. The parts may come in any order.",
+    "additionalProperties": False,
+    "required": ["file"],
+    "properties": {
+        "file": {
+            "type": "string",
+            "format": "binary",
+            "contentMediaType": "application/octet-stream",
+            "minLength": 1,
+            "description": "NIfTI (`.nii`, `.nii.gz`), NRRD, MetaImage (`.mha`), or a zip file of one DICOM series. "
+            "Its name is not looked at.",
+        },
+        "priority": {"$ref": "#/components/schemas/Priority", "default": "routine"},
+        "client_reference": SourceSubmission.model_json_schema()["properties"]["client_reference"]["anyOf"][0],
+        "callback_url": SourceSubmission.model_json_schema()["properties"]["callback_url"]["anyOf"][0],
+    },
+}
+
+
+def headers(*names: str) -> dict[str, Any]:
+    return {name: {"schema": {"type": "string"}, **_HEADERS[name]} for name in names}
+
+
+def json_answer(description: str, examples: dict[str, Any], *header_names: str) -> dict[str, Any]:
+    """The success whose schema is the route's `response_model`."""
+    content = {"application/json": {"examples": examples}}
+    return {"description": description, "headers": headers(*header_names), "content": content}
+
+
+def file_answer(description: str, *header_names: str) -> dict[str, Any]:
+    content = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+    return {"description": description, "headers": headers(*header_names), "content": content}
+
+
+def links(*operation_ids: str) -> dict[str, Any]:
+    """What can be done next with the job that an answer holds."""
+    return _links("job_id", operation_ids)
+
+
+def upload_links(*operation_ids: str) -> dict[str, Any]:
+    """What can be done next with the upload that an answer holds."""
+    return _links("upload_id", operation_ids)
+
+
+def not_modified(*header_names: str) -> dict[str, Any]:
+    return {"description": "You have this version already.", "headers": headers("ETag", *header_names)}
+
+
+def problem_answers(*types: ProblemType) -> Responses:
+    """All problems that an operation may answer with; `internal-error` always may be."""
+    answers: Responses = {}
+    for problem in (*types, problems.INTERNAL_ERROR):
+        answers.setdefault(STATUS[problem], _problem_answer())
+        answer = answers[STATUS[problem]]
+        answer["content"][MEDIA_TYPE]["examples"][problem.slug] = _problem_example(problem)
+        answer["headers"].update(headers(*_problem_headers(problem)))
+        answer["description"] = " or ".join(e["summary"] for e in answer["content"][MEDIA_TYPE]["examples"].values())
+    return answers
+
+
+def install(app: FastAPI) -> None:
+    """Make `app.openapi()` return the completed document."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _completed(generate(), app.state.routes)
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way
+
+
+def _links(parameter: str, operation_ids: Iterable[str]) -> dict[str, Any]:
+    parameters = {parameter: "$response.body#/id"}
+    return {name: {"operationId": name, "parameters": parameters} for name in operation_ids}
+
+
+def _problem_answer() -> dict[str, Any]:
+    schema = {"$ref": "#/components/schemas/Problem"}
+    return {"description": "", "headers": {}, "content": {MEDIA_TYPE: {"schema": schema, "examples": {}}}}
+
+
+def _problem_headers(problem: ProblemType) -> Iterable[str]:
+    if problem.retryable:
+        yield "Retry-After"
+    if problem is problems.RANGE_NOT_SATISFIABLE:
+        yield "Content-Range"
+
+
+def _problem_example(problem: ProblemType) -> dict[str, Any]:
+    errors = []
+    if problem is problems.INVALID_PARAMETERS:
+        errors = [{"pointer": "/query/limit", "detail": "Input should be less than or equal to 200"}]
+    value = {
+        "type": problem.uri,
+        "title": problem.title,
+        "status": STATUS[problem],
+        "detail": problem.meaning,
+        "instance": "/v1/jobs",
+        "retryable": problem.retryable,
+        "evidence": {},
+        "errors": errors,
+    }
+    return {"summary": problem.title, "value": value}
+
+
+def _completed(document: dict[str, Any], routes: Iterable[APIRoute]) -> dict[str, Any]:
+    schemas = document["components"]["schemas"]
+    for model in (Problem, SourceSubmission, UploadedSubmission, BatchSubmission, UploadRequest):
+        schemas.update(_schemas_of(model))
+    schemas["UploadSubmission"] = _UPLOAD
+    for unused in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(unused, None)
+    for path in document["paths"].values():
+        for operation in path.values():
+            _complete(operation)
+    message = document["webhooks"]["job-ended"]["post"]
+    message["requestBody"]["content"] = {"application/cloudevents+json": _only(message["requestBody"]["content"])}
+    message["responses"] = {"204": {"description": "taken; any 2xx will do"}}
+    for route in routes:
+        for method in route.methods or ():
+            _restore_examples(document["paths"][route.path][method.lower()], route)
+    return document
+
+
+def _only(content: dict[str, Any]) -> Any:
+    (value,) = content.values()
+    return value
+
+
+def _restore_examples(operation: dict[str, Any], route: APIRoute) -> None:
+    """FastAPI drops every null from the document, also where an example means it."""
+    for status, answer in route.responses.items():
+        for media_type, content in answer.get("content", {}).items():
+            if "examples" in content:
+                operation["responses"][str(status)]["content"][media_type]["examples"] = content["examples"]
+
+
+def _complete(operation: dict[str, Any]) -> None:
+    """Drop FastAPI's own 422, which is never answered; every answer has a request id."""
+    if "application/json" in operation["responses"].get("422", {}).get("content", {}):
+        del operation["responses"]["422"]
+    for answer in operation["responses"].values():
+        answer.setdefault("headers", {}).update(headers("X-Request-ID"))
+
+
+def _schemas_of(model: type[BaseModel]) -> dict[str, Any]:
+    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    return {**schema.pop("$defs", {}), model.__name__: schema}

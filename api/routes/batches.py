@@ -1,0 +1,204 @@
+"""Many scans in one call: POST /v1/batches and what follows."""
+
+import hashlib
+from collections.abc import Iterator
+from typing import Annotated, Any, Final
+
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Path, Query, Request
+from fastapi.responses import JSONResponse
+from pydantic import Field
+
+from api import examples, openapi
+from api.dependencies import Addresses, AddressesDep, JobsDep, MetricsDep, SettingsDep
+from api.errors import ApiError, CallbackNotAllowedError, SourceNotAllowedError, UnsupportedContentTypeError, problem_of
+from api.formats import HEAD_BYTES, require_scan
+from api.request_body import MAX_BATCH_BYTES, body_chunks, read_json, require_length
+from api.routes.submission import IdempotencyKey
+from api.schemas import Batch, BatchSubmission, BatchUploadedItem, Schema
+from api.views import batch_view
+from jobs import problems, states, tracing
+from jobs.batches import BatchItem, BatchRecord
+from jobs.errors import JobsError, UnavailableError
+from jobs.models import InputInfo, JobError, JobRecord
+from jobs.remote_sources import is_allowed
+from jobs.service import Jobs
+
+router = APIRouter(tags=["batches"])
+
+FIRST_PAGE: Final = 100
+BatchId = Annotated[str, Path(description="`id` of the batch", examples=[examples.BATCH_ID])]
+_BODY: Final[dict[str, Any]] = {
+    "required": True,
+    "content": {
+        "application/json": {
+            "schema": {"$ref": "#/components/schemas/BatchSubmission"},
+            "examples": {"two": {"summary": "one to fetch, one that came in parts", "value": examples.BATCH_REQUEST}},
+        }
+    },
+}
+
+
+class BatchQuery(Schema):
+    limit: int = Field(default=FIRST_PAGE, ge=1, le=200, description="how many items a page has at most")
+    cursor: str | None = Field(
+        default=None, pattern=r"^[0-9]{1,4}$", description="`next_cursor` of the page before", examples=["100"]
+    )
+
+
+@router.post(
+    "/v1/batches",
+    operation_id="create_batch",
+    summary="Submit many scans",
+    status_code=202,
+    response_model=Batch,
+    responses={
+        202: openapi.json_answer(
+            "Accepted: each scan that was not refused is a durable job.",
+            examples.batch_examples(),
+            "Location",
+            "Idempotent-Replayed",
+        ),
+        **openapi.problem_answers(
+            problems.MALFORMED_REQUEST,
+            problems.REQUEST_TIMEOUT,
+            problems.UPLOAD_TOO_LARGE,
+            problems.UNSUPPORTED_CONTENT_TYPE,
+            problems.INVALID_PARAMETERS,
+            problems.IDEMPOTENCY_KEY_REUSED,
+            problems.BROKER_UNAVAILABLE,
+            problems.STORAGE_UNAVAILABLE,
+        ),
+    },
+    openapi_extra={"requestBody": _BODY},
+)
+async def create_batch(
+    request: Request,
+    jobs: JobsDep,
+    settings: SettingsDep,
+    metrics: MetricsDep,
+    addresses: AddressesDep,
+    idempotency_key: IdempotencyKey = None,
+) -> JSONResponse:
+    """Up to 1000 scans that workers fetch, or that came in parts; each becomes a job, by default of priority `batch`.
+
+    A scan whose address is not allowed, or whose upload is not there, is refused in its item; the others go on. Once
+    you have the 202, all of them survive restarts.
+    """
+    await run_sync(jobs.check_broker)
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise UnsupportedContentTypeError("send application/json")
+    require_length(request, MAX_BATCH_BYTES)
+    submission = await read_json(body_chunks(request, MAX_BATCH_BYTES, settings.idle_seconds), BatchSubmission)
+    record, is_replay = await run_sync(_accepted, jobs, submission, idempotency_key, addresses)
+    if not is_replay:
+        for item, wanted in zip(record.items, submission.items, strict=True):
+            if item.job_id is not None:
+                metrics.accepted.labels(wanted.priority.value).inc()
+    headers = {"Location": addresses.batch(record.id)} | ({"Idempotent-Replayed": "true"} if is_replay else {})
+    return JSONResponse(await run_sync(_page, jobs, record, 0, FIRST_PAGE, addresses), 202, headers)
+
+
+@router.get(
+    "/v1/batches/{batch_id}",
+    operation_id="get_batch",
+    summary="Look at a batch",
+    response_model=Batch,
+    responses={
+        200: openapi.json_answer("How many stand where, and a page of its jobs.", examples.batch_examples()),
+        **openapi.problem_answers(problems.BATCH_NOT_FOUND, problems.INVALID_PARAMETERS, problems.STORAGE_UNAVAILABLE),
+    },
+)
+def get_batch(
+    batch_id: BatchId, query: Annotated[BatchQuery, Query()], jobs: JobsDep, addresses: AddressesDep
+) -> JSONResponse:
+    """All counts, and the items in the order in which they were sent, in pages."""
+    record = jobs.batches.get(batch_id)
+    return JSONResponse(_page(jobs, record, int(query.cursor or 0), query.limit, addresses))
+
+
+@router.post(
+    "/v1/batches/{batch_id}/cancel",
+    operation_id="cancel_batch",
+    summary="Stop a batch",
+    status_code=202,
+    response_model=Batch,
+    responses={
+        202: openapi.json_answer("All that was not finished is cancelled, or will be soon.", examples.batch_examples()),
+        **openapi.problem_answers(problems.BATCH_NOT_FOUND, problems.STORAGE_UNAVAILABLE),
+    },
+)
+def cancel_batch(batch_id: BatchId, jobs: JobsDep, addresses: AddressesDep) -> JSONResponse:
+    """Stops each of its jobs that is not finished, as `cancel_job` does."""
+    record = jobs.batches.cancel(batch_id, jobs.cancel)
+    return JSONResponse(_page(jobs, record, 0, FIRST_PAGE, addresses), 202)
+
+
+def _accepted(
+    jobs: Jobs, submission: BatchSubmission, key: str | None, addresses: Addresses
+) -> tuple[BatchRecord, bool]:
+    """The batch, and whether an earlier request with this key made it."""
+    fingerprint = hashlib.sha256(submission.model_dump_json().encode()).hexdigest()
+    batch_id, earlier = jobs.batches.begin(key, fingerprint)
+    if earlier is not None:
+        return earlier, True
+    items = list(_taken(jobs, submission, addresses))
+    record = BatchRecord(
+        id=batch_id,
+        created_at=states.now(),
+        items=[BatchItem(error=item) if isinstance(item, JobError) else BatchItem(job_id=item.id) for item in items],
+    )
+    return jobs.batches.accept(record, [item for item in items if isinstance(item, JobRecord)]), False
+
+
+def _taken(jobs: Jobs, submission: BatchSubmission, addresses: Addresses) -> Iterator[JobRecord | JobError]:
+    """What each item will be. A storage that is down refuses the whole batch."""
+    for item in submission.items:
+        job_id = jobs.new_id()
+        try:
+            if item.callback_url is not None and not jobs.callbacks.is_allowed(item.callback_url):
+                raise CallbackNotAllowedError("the operator has not allowed this address")
+            upload_id = item.source.upload_id if isinstance(item, BatchUploadedItem) else None
+            yield JobRecord(
+                id=job_id,
+                created_at=states.now(),
+                priority=item.priority,
+                input=_input(jobs, job_id, item),
+                client_reference=item.client_reference,
+                upload_id=upload_id,
+                callback_url=item.callback_url,
+                address=addresses.job(job_id),
+                traceparent=tracing.branch("job of a batch", {tracing.JOB_ID: job_id}),
+            )
+        except UnavailableError:
+            raise
+        except (ApiError, JobsError) as error:
+            yield _refusal(error)
+
+
+def _input(jobs: Jobs, job_id: str, item: Any) -> InputInfo:
+    if isinstance(item, BatchUploadedItem):
+        require_scan(jobs.uploads.head(item.source.upload_id, HEAD_BYTES))
+        return jobs.take_upload(item.source.upload_id, job_id)
+    if not is_allowed(item.source.url, jobs.settings.source_allowlist):
+        raise SourceNotAllowedError("the operator has not allowed this address")
+    return InputInfo(source=item.source)
+
+
+def _refusal(error: ApiError | JobsError) -> JobError:
+    problem = problem_of(error)
+    return JobError(
+        type=problem.uri,
+        title=problem.title,
+        detail=str(error),
+        retryable=problem.retryable,
+        evidence=dict(getattr(error, "evidence", {})),
+    )
+
+
+def _page(jobs: Jobs, record: BatchRecord, first: int, limit: int, addresses: Addresses) -> Any:
+    items = record.items[first : first + limit]
+    known = iter(jobs.batches.states([item.job_id for item in items if item.job_id is not None]))
+    found = [next(known) if item.job_id is not None else None for item in items]
+    view = batch_view(record, jobs.batches.counts(record), found, first, addresses)
+    return view.model_dump(mode="json", by_alias=True)

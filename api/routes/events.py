@@ -1,0 +1,104 @@
+"""Watching a job without asking again and again."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
+from functools import partial
+from typing import Annotated, Final
+
+import anyio
+from fastapi import APIRouter, Header, Request, Response
+from fastapi.responses import StreamingResponse
+
+from api import examples, openapi
+from api.dependencies import Addresses, AddressesDep, JobsDep, SettingsDep
+from api.routes.jobs import READ_PROBLEMS, JobId
+from api.sse import RETRY_MS, Patience, Streams, follow
+from api.views import job_view
+from jobs import problems
+from jobs.live.events import JobEvent
+from jobs.service import Jobs
+
+router = APIRouter(tags=["jobs"])
+
+MEDIA_TYPE: Final = "text/event-stream"
+_EVENT: Final = {
+    "type": "object",
+    "description": "One event of the stream.",
+    "properties": {
+        "id": {"type": "string", "description": "what to send as `Last-Event-ID`; absent while the broker is down"},
+        "event": {"type": "string", "const": "job"},
+        "data": {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "description": "the job, as `get_job` has it",
+        },
+        "retry": {"type": "integer", "description": "milliseconds after which to come back"},
+    },
+}
+LastEventId = Annotated[
+    str | None,
+    Header(
+        alias="Last-Event-ID",
+        description="id of the last event that you have: those after it are sent, and no other",
+        examples=["1772444709000-0"],
+    ),
+]
+
+
+@router.get(
+    "/v1/jobs/{job_id}/events",
+    operation_id="watch_job",
+    summary="Watch a job",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "A stream of server-sent events, each named `job` with the job as JSON.",
+            "content": {MEDIA_TYPE: {"schema": _EVENT, "example": examples.event_example()}},
+        },
+        204: {"description": "The job is final and you have its last event: do not come back."},
+        **openapi.problem_answers(*READ_PROBLEMS, problems.TOO_MANY_STREAMS),
+    },
+)
+async def watch_job(
+    request: Request,
+    job_id: JobId,
+    jobs: JobsDep,
+    settings: SettingsDep,
+    addresses: AddressesDep,
+    last_event_id: LastEventId = None,
+) -> Response:
+    """The job as it stands, and again whenever it changes, until it is final; then the stream ends.
+
+    A client that comes back with `Last-Event-ID`, as `EventSource` does by itself, misses nothing and gets nothing
+    twice; where the events in between are no longer known, it gets the job as it stands. `queue_position` is null here.
+    """
+    streams: Streams = request.app.state.streams
+    if await anyio.to_thread.run_sync(_is_over, jobs, job_id, last_event_id):
+        return Response(status_code=204)
+    with ExitStack() as opened:
+        opened.enter_context(streams.place())
+        patience = Patience(settings.keep_alive_seconds, settings.stream_seconds)
+        events = follow(streams, job_id, last_event_id, partial(jobs.events, job_id), patience)
+        place = opened.pop_all()
+    headers = {"X-Accel-Buffering": "no"}  # nginx would hold events back
+    return StreamingResponse(_lines(events, addresses, place), headers=headers, media_type=MEDIA_TYPE)
+
+
+def _is_over(jobs: Jobs, job_id: str, last_event_id: str | None) -> bool:
+    """Whether the client has the last event of a final job. Raises JobNotFoundError, JobPurgedError."""
+    return jobs.get(job_id).status.is_final and not jobs.events(job_id, last_event_id)
+
+
+async def _lines(events: AsyncIterator[JobEvent | None], addresses: Addresses, place: ExitStack) -> AsyncIterator[str]:
+    with place:
+        yield f"retry: {RETRY_MS}\n\n"
+        async for event in events:
+            yield ": still there\n\n" if event is None else written(event, addresses)
+
+
+def written(event: JobEvent, addresses: Addresses) -> str:
+    """An event as it travels; JSON has no line breaks."""
+    data = json.dumps(job_view(event.state, addresses).model_dump(mode="json", by_alias=True))
+    number = f"id: {event.id}\n" if event.id is not None else ""
+    return f"{number}event: job\ndata: {data}\n\n"

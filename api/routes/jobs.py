@@ -1,0 +1,151 @@
+"""Looking at jobs, stopping and deleting them."""
+
+from typing import Annotated, Final
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Header, Path, Query, Response
+from fastapi.responses import JSONResponse
+from pydantic import Field
+
+from api import examples, openapi
+from api.conditional import is_known, quoted
+from api.dependencies import Addresses, AddressesDep, JobsDep, SettingsDep, StatusBatcherDep
+from api.schemas import Job, JobList, Schema
+from api.views import job_view
+from jobs import problems
+from jobs.answers import Sort
+from jobs.gateway_settings import ApiSettings
+from jobs.models import JobState, JobStatus, Priority
+
+router = APIRouter(tags=["jobs"])
+
+JobId = Annotated[str, Path(description="`id` of the job", examples=[examples.JOB_ID])]
+IfNoneMatch = Annotated[
+    str | None,
+    Header(
+        alias="If-None-Match",
+        description="the ETag that you have: 304 if nothing changed",
+        examples=[quoted(examples.REVISION)],
+    ),
+]
+READ_PROBLEMS: Final = (problems.JOB_NOT_FOUND, problems.JOB_PURGED, problems.STORAGE_UNAVAILABLE)
+
+
+class ListQuery(Schema):
+    limit: int = Field(default=50, ge=1, le=200, description="how many jobs a page has at most")
+    cursor: str | None = Field(
+        default=None,
+        max_length=512,
+        description="`next_cursor` of the page before; keep all other parameters as they were",
+    )
+    status: JobStatus | None = Field(default=None, description="only jobs with this status")
+    priority: Priority | None = Field(default=None, description="only jobs with this priority")
+    sort: Sort = Field(
+        default="-created_at",
+        description="`-created_at`: newest first; `created_at`: oldest first; `severity`: succeeded jobs, "
+        "those with the highest percentage of opacity first",
+    )
+
+
+@router.get(
+    "/v1/jobs",
+    operation_id="list_jobs",
+    summary="List jobs",
+    response_model=JobList,
+    responses={
+        200: openapi.json_answer(
+            "One page of jobs.", {"page": {"summary": "the first of more", "value": examples.list_example()}}, "Link"
+        ),
+        **openapi.problem_answers(problems.INVALID_PARAMETERS, problems.STORAGE_UNAVAILABLE),
+    },
+)
+def list_jobs(query: Annotated[ListQuery, Query()], jobs: JobsDep, addresses: AddressesDep) -> Response:
+    """Jobs in pages. Follow `Link: rel="next"`, or give `next_cursor` back as `cursor`.
+
+    `sort=severity` makes a worklist for triage: the scans with most opacity come first.
+    """
+    page = jobs.list(**dict(query))
+    body = JobList(items=[job_view(state, addresses) for state in page.items], next_cursor=page.next_cursor)
+    headers = {}
+    if page.next_cursor is not None:
+        given = query.model_dump(mode="json", exclude_none=True, exclude_unset=True)
+        headers["Link"] = f'<{addresses.jobs(urlencode({**given, "cursor": page.next_cursor}))}>; rel="next"'
+    return JSONResponse(body.model_dump(mode="json", by_alias=True), headers=headers)
+
+
+@router.get(
+    "/v1/jobs/{job_id}",
+    operation_id="get_job",
+    summary="Look at a job",
+    response_model=Job,
+    responses={
+        200: openapi.json_answer(
+            "The job as it stands.",
+            examples.job_examples(examples.RUNNING, examples.SUCCEEDED, examples.FAILED),
+            "ETag",
+            "Retry-After",
+        ),
+        304: openapi.not_modified("Retry-After"),
+        **openapi.problem_answers(*READ_PROBLEMS),
+    },
+)
+async def get_job(
+    job_id: JobId,
+    status_batcher: StatusBatcherDep,
+    settings: SettingsDep,
+    addresses: AddressesDep,
+    if_none_match: IfNoneMatch = None,
+) -> Response:
+    """Status, progress and, at the end, the scores of the whole lungs or the problem that stopped it.
+
+    Poll as often as `Retry-After` says, with `If-None-Match`, until the status is final.
+    """
+    state = await status_batcher.get(job_id)
+    headers = _headers(state, settings)
+    if is_known(headers["ETag"], if_none_match):
+        return Response(status_code=304, headers=headers)
+    return _answer(state, addresses, 200, headers)
+
+
+@router.post(
+    "/v1/jobs/{job_id}/cancel",
+    operation_id="cancel_job",
+    summary="Stop a job",
+    status_code=202,
+    response_model=Job,
+    responses={
+        202: openapi.json_answer(
+            "It is cancelled, or will be soon.", examples.job_examples(examples.CANCELLING), "ETag", "Retry-After"
+        ),
+        **openapi.problem_answers(*READ_PROBLEMS, problems.WRONG_STATE),
+    },
+)
+def cancel_job(job_id: JobId, jobs: JobsDep, settings: SettingsDep, addresses: AddressesDep) -> Response:
+    """A queued job is cancelled at once, a running one within seconds. Asking again changes nothing."""
+    state = jobs.cancel(job_id)
+    return _answer(state, addresses, 202, _headers(state, settings))
+
+
+@router.delete(
+    "/v1/jobs/{job_id}",
+    operation_id="delete_job",
+    summary="Delete a job and its scan",
+    status_code=204,
+    responses={
+        204: {"description": "Scan, report and masks are gone."},
+        **openapi.problem_answers(*READ_PROBLEMS),
+    },
+)
+def delete_job(job_id: JobId, jobs: JobsDep) -> Response:
+    """Purges the scan, the report and the masks, whatever the status is. Later calls answer 410."""
+    jobs.purge(job_id)
+    return Response(status_code=204)
+
+
+def _headers(state: JobState, settings: ApiSettings) -> dict[str, str]:
+    headers = {"ETag": quoted(state.revision)}
+    return headers if state.status.is_final else headers | {"Retry-After": str(settings.poll_seconds)}
+
+
+def _answer(state: JobState, addresses: Addresses, status_code: int, headers: dict[str, str]) -> Response:
+    return JSONResponse(job_view(state, addresses).model_dump(mode="json", by_alias=True), status_code, headers)

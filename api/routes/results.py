@@ -1,0 +1,173 @@
+"""What a succeeded job found: its report and its masks."""
+
+import base64
+import hashlib
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Header, Path, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from api import examples, openapi
+from api.conditional import http_date, is_known, parse_range, quoted, range_applies
+from api.dependencies import AddressesDep, JobsDep
+from api.routes.jobs import READ_PROBLEMS, IfNoneMatch, JobId
+from api.schemas import MaskAddress
+from api.views import report_view
+from jobs import problems
+from jobs.answers import StoredMask
+from jobs.models import MaskName, Report
+
+router = APIRouter(tags=["results"])
+
+MEDIA_TYPE: Final = "application/octet-stream"
+"""Not application/gzip, which some clients would unpack or not know; the file name says what it is."""
+
+Name = Annotated[MaskName, Path(description="which mask")]
+Range = Annotated[
+    str | None,
+    Header(alias="Range", description="one range of bytes; several are answered with all", examples=["bytes=0-1023"]),
+]
+IfRange = Annotated[
+    str | None,
+    Header(
+        alias="If-Range", description="the ETag or Last-Modified of the part you have: all of the file if it changed"
+    ),
+]
+_FILE_HEADERS: Final = (
+    "ETag",
+    "Last-Modified",
+    "Accept-Ranges",
+    "Repr-Digest",
+    "Content-Disposition",
+)
+_PROBLEMS: Final = (*READ_PROBLEMS, problems.NOT_FOUND, problems.WRONG_STATE)
+
+
+@router.get(
+    "/v1/jobs/{job_id}/report",
+    operation_id="get_report",
+    summary="Get the scores",
+    response_model=Report,
+    responses={
+        200: openapi.json_answer(
+            "The scores.", {"report": {"summary": "a mild case", "value": examples.report_example()}}, "ETag"
+        ),
+        304: openapi.not_modified(),
+        **openapi.problem_answers(*READ_PROBLEMS, problems.WRONG_STATE),
+    },
+)
+def get_report(job_id: JobId, jobs: JobsDep, addresses: AddressesDep, if_none_match: IfNoneMatch = None) -> Response:
+    """Severity overall and per lobe, volumes, landmarks, findings about the scan's quality, provenance, mask addresses.
+
+    409 until the job has succeeded.
+    """
+    response = JSONResponse(report_view(jobs.report(job_id), addresses).model_dump(mode="json"))
+    etag = quoted(hashlib.sha256(response.body).hexdigest()[:32])
+    if is_known(etag, if_none_match):
+        return Response(status_code=304, headers={"ETag": etag})
+    response.headers["ETag"] = etag
+    return response
+
+
+@router.get(
+    "/v1/jobs/{job_id}/masks/{name}",
+    operation_id="get_mask",
+    summary="Get a mask",
+    response_class=Response,
+    responses={
+        200: openapi.file_answer("All of the file.", *_FILE_HEADERS),
+        206: openapi.file_answer("The part that `Range` asks for.", *_FILE_HEADERS, "Content-Range"),
+        304: openapi.not_modified(),
+        **openapi.problem_answers(*_PROBLEMS, problems.RANGE_NOT_SATISFIABLE),
+    },
+)
+def get_mask(
+    job_id: JobId,
+    name: Name,
+    jobs: JobsDep,
+    if_none_match: IfNoneMatch = None,
+    range: Range = None,  # noqa: A002  # the header's name
+    if_range: IfRange = None,
+) -> Response:
+    """A gzipped NIfTI on the scan's own grid. `lobes` has 1 left upper, 2 left lower, 3 right upper, 4 right middle
+    and 5 right lower; the others have 1 inside.
+    """
+    mask = jobs.mask(job_id, name)
+    headers = _headers(mask, name)
+    if is_known(headers["ETag"], if_none_match):
+        return Response(status_code=304, headers={"ETag": headers["ETag"]})
+    applies = range_applies(if_range, headers["ETag"], headers["Last-Modified"])
+    part = parse_range(range, mask.size_bytes) if applies else None
+    return _stream(mask, headers, part)
+
+
+@router.get(
+    "/v1/jobs/{job_id}/masks/{name}/url",
+    operation_id="get_mask_url",
+    summary="Get an address of a mask",
+    response_model=MaskAddress,
+    responses={
+        200: openapi.json_answer(
+            "Where this mask can be had.",
+            {"lungs": {"summary": "the gateway's own address", "value": examples.mask_address_example()}},
+        ),
+        **openapi.problem_answers(*_PROBLEMS),
+    },
+)
+def get_mask_url(job_id: JobId, name: Name, jobs: JobsDep, addresses: AddressesDep) -> Response:
+    """An address for a viewer or a download manager.
+
+    On S3 it is presigned, for this file alone and a short time, and its bytes do not pass through this service. Whoever
+    has it can read the mask: do not store it. On a local folder it is the address of `get_mask`.
+    """
+    mask, expires_at = jobs.mask(job_id, name), datetime.now(UTC) + timedelta(seconds=jobs.settings.url_seconds)
+    signed = mask.signed_url(jobs.settings.url_seconds)
+    address = MaskAddress(
+        url=signed or addresses.job(job_id, "masks", name),
+        expires_at=expires_at if signed else None,
+        size_bytes=mask.size_bytes,
+        sha256=mask.sha256,
+    )
+    return JSONResponse(address.model_dump(mode="json"))
+
+
+@router.head(
+    "/v1/jobs/{job_id}/masks/{name}",
+    operation_id="head_mask",
+    summary="Ask about a mask",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "The headers that GET would answer with.",
+            "headers": openapi.headers(*_FILE_HEADERS),
+        },
+        304: openapi.not_modified(),
+        **openapi.problem_answers(*_PROBLEMS),
+    },
+)
+def head_mask(job_id: JobId, name: Name, jobs: JobsDep, if_none_match: IfNoneMatch = None) -> Response:
+    """Size, digest and version, without the file."""
+    headers = _headers(mask := jobs.mask(job_id, name), name)
+    if is_known(headers["ETag"], if_none_match):
+        return Response(status_code=304, headers={"ETag": headers["ETag"]})
+    return Response(headers=headers | {"Content-Length": str(mask.size_bytes), "Content-Type": MEDIA_TYPE})
+
+
+def _headers(mask: StoredMask, name: MaskName) -> dict[str, str]:
+    digest = base64.b64encode(bytes.fromhex(mask.sha256)).decode()
+    return {
+        "ETag": quoted(mask.sha256),
+        "Last-Modified": http_date(mask.last_modified),
+        "Accept-Ranges": "bytes",
+        "Repr-Digest": f"sha-256=:{digest}:",
+        "Content-Disposition": f'attachment; filename="{name}.nii.gz"',
+    }
+
+
+def _stream(mask: StoredMask, headers: dict[str, str], part: tuple[int, int] | None) -> Response:
+    begin, end = part or (0, mask.size_bytes)
+    headers = headers | {"Content-Length": str(end - begin)}
+    if part is not None:
+        headers["Content-Range"] = f"bytes {begin}-{end - 1}/{mask.size_bytes}"
+    return StreamingResponse(mask.read(begin, end), 206 if part else 200, headers, MEDIA_TYPE)

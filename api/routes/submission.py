@@ -1,0 +1,303 @@
+"""Creating jobs: POST /v1/jobs."""
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Final
+
+import anyio
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Header, Request, Response
+from fastapi.responses import JSONResponse
+
+from api import examples, openapi
+from api.conditional import quoted
+from api.dependencies import Addresses, AddressesDep, JobsDep, MetricsDep, PlacesDep, SettingsDep
+from api.errors import CallbackNotAllowedError, SourceNotAllowedError, UnsupportedContentTypeError
+from api.formats import HEAD_BYTES, require_scan
+from api.metrics import Metrics
+from api.multipart import boundary_of
+from api.request_body import (
+    FORM_OVERHEAD_BYTES,
+    MAX_JSON_BYTES,
+    HashSink,
+    Sink,
+    body_chunks,
+    read_form,
+    read_submission,
+    require_length,
+)
+from api.schemas import Job, JobOptions, UploadedSubmission
+from api.upload_limits import Place
+from api.views import job_view
+from jobs import problems
+from jobs.gateway_settings import ApiSettings
+from jobs.models import InputInfo, JobRecord, JobState
+from jobs.remote_sources import is_allowed
+from jobs.service import Jobs
+from jobs.store.idempotency import FirstAnswer
+from jobs.tracing import step
+
+router = APIRouter(tags=["jobs"])
+
+_WAIT: Final = re.compile(r'(?:^|,)\s*wait\s*=\s*"?(\d{1,6})"?\s*(?=[,;]|$)', re.IGNORECASE)
+_WAIT_SLICE_SECONDS: Final = 1.0
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=128,
+        pattern=r"^[\x21-\x7e]+$",
+        description="Any string of yours, new for each new request; a UUID is best. Repeat the request with its key "
+        "after a lost answer, and no second job is made. The requests are the same when the scan's sha256 (or the "
+        "source, or the upload) and all options are. Keys are remembered as long as their jobs.",
+        examples=["8e03978e-40d5-43dd-bc93-6894a57f9324"],
+    ),
+]
+Prefer = Annotated[
+    str | None,
+    Header(
+        alias="Prefer",
+        description="`wait=N` (RFC 7240) holds the answer back for up to N seconds, until the job is finished",
+        examples=["wait=20"],
+    ),
+]
+_BODY: Final = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {"$ref": "#/components/schemas/UploadSubmission"},
+            "encoding": {"file": {"contentType": "application/octet-stream"}},
+        },
+        "application/json": {
+            "schema": {
+                "oneOf": [
+                    {"$ref": "#/components/schemas/SourceSubmission"},
+                    {"$ref": "#/components/schemas/UploadedSubmission"},
+                ]
+            },
+            "examples": {
+                "upload": {
+                    "summary": "a scan that came in parts",
+                    "value": {"source": {"upload_id": examples.UPLOAD_ID}, "priority": "routine"},
+                },
+                "source": {
+                    "summary": "a scan that the worker fetches",
+                    "value": {
+                        "source": {"url": "https://pacs.example/ct/1.nii.gz", "sha256": examples.SHA256},
+                        "priority": "stat",
+                    },
+                },
+            },
+        },
+    },
+}
+
+
+@router.post(
+    "/v1/jobs",
+    operation_id="create_job",
+    summary="Submit a scan",
+    status_code=202,
+    response_model=Job,
+    responses={
+        200: openapi.json_answer(
+            "Accepted, and finished within the time that `Prefer: wait` gave.",
+            examples.job_examples(examples.SUCCEEDED, examples.FAILED),
+            "Location",
+            "ETag",
+            "Preference-Applied",
+            "Idempotent-Replayed",
+        )
+        | {"model": Job, "links": openapi.links("get_job", "delete_job", "get_report")},
+        202: openapi.json_answer(
+            "Accepted: the job is durable and will be worked on.",
+            examples.job_examples(examples.QUEUED),
+            "Location",
+            "Retry-After",
+            "ETag",
+            "Preference-Applied",
+            "Idempotent-Replayed",
+        )
+        | {"links": openapi.links("get_job", "cancel_job", "delete_job", "get_report")},
+        **openapi.problem_answers(
+            problems.MALFORMED_REQUEST,
+            problems.UPLOAD_NOT_FOUND,
+            problems.REQUEST_TIMEOUT,
+            problems.IDEMPOTENCY_IN_FLIGHT,
+            problems.UPLOAD_INCOMPLETE,
+            problems.JOB_PURGED,
+            problems.UPLOAD_TOO_LARGE,
+            problems.UNSUPPORTED_CONTENT_TYPE,
+            problems.UNSUPPORTED_FORMAT,
+            problems.INVALID_PARAMETERS,
+            problems.IDEMPOTENCY_KEY_REUSED,
+            problems.SOURCE_NOT_ALLOWED,
+            problems.CALLBACK_NOT_ALLOWED,
+            problems.BROKER_UNAVAILABLE,
+            problems.STORAGE_UNAVAILABLE,
+            problems.TOO_MANY_UPLOADS,
+        ),
+    },
+    openapi_extra={"requestBody": _BODY},
+)
+async def create_job(
+    request: Request,
+    jobs: JobsDep,
+    settings: SettingsDep,
+    metrics: MetricsDep,
+    addresses: AddressesDep,
+    places: PlacesDep,
+    idempotency_key: IdempotencyKey = None,
+    prefer: Prefer = None,
+) -> Response:
+    """Upload a scan, name an address where the worker fetches it, or take one that came in parts (`POST /v1/uploads`).
+
+    The upload streams; nothing is kept of one that fails. Once you have the 202, the job survives restarts.
+    `file` is checked here by its first bytes only; what is found to be damaged later ends the job as `failed`.
+    """
+    submission = _Submission(request, jobs, settings, metrics, addresses)
+    with places.take() if submission.is_form else nullcontext() as place:
+        accepted = await submission.submit(idempotency_key, place)
+    wanted_seconds = _wanted_seconds(prefer, settings)
+    state, waited = await _wait(jobs, accepted.state, wanted_seconds, request.app.state.waiting)
+    headers = {"Location": addresses.job(state.id), "ETag": quoted(state.revision)}
+    if not state.status.is_final:
+        headers["Retry-After"] = str(settings.poll_seconds)
+    if waited:
+        headers["Preference-Applied"] = f"wait={wanted_seconds}"
+    if accepted.is_replay:
+        headers["Idempotent-Replayed"] = "true"
+    body = job_view(state, addresses).model_dump(mode="json", by_alias=True)
+    return JSONResponse(body, 200 if waited and state.status.is_final else 202, headers)
+
+
+@dataclass(frozen=True)
+class _Accepted:
+    state: JobState
+    is_replay: bool
+
+
+class _Submission:
+    """One request on its way to a job."""
+
+    def __init__(
+        self, request: Request, jobs: Jobs, settings: ApiSettings, metrics: Metrics, addresses: Addresses
+    ) -> None:
+        self._request = request
+        self._addresses = addresses
+        self._jobs = jobs
+        self._settings = settings
+        self._metrics = metrics
+        self._content_type = request.headers.get("content-type", "")
+
+    async def submit(self, key: str | None, place: Place | None) -> _Accepted:
+        """The new job, or the one that the first request with `key` made. A form comes in the turns of its `place`."""
+        await run_sync(self._jobs.check_broker)
+        self._require_readable()
+        chunks = body_chunks(self._request, self._limit_bytes, self._settings.idle_seconds)
+        if place is not None:
+            chunks = place.in_turn(chunks)
+        job_id = self._jobs.new_id()
+        first = await run_sync(self._jobs.idempotency.begin, key, job_id) if key else None
+        if first is not None:
+            return await self._replay(first, chunks)
+        with step("upload"):
+            record = await self._receive(job_id, key, chunks)
+        record = record.model_copy(update={"address": self._addresses.job(job_id)})
+        state = await run_sync(self._jobs.accept, record)
+        self._metrics.accepted.labels(record.priority.value).inc()
+        self._metrics.upload_bytes.inc(record.input.size_bytes or 0)
+        return _Accepted(state, is_replay=False)
+
+    @property
+    def is_form(self) -> bool:
+        return self._media_type == "multipart/form-data"
+
+    @property
+    def _media_type(self) -> str:
+        return self._content_type.partition(";")[0].strip().lower()
+
+    @property
+    def _limit_bytes(self) -> int:
+        return self._jobs.settings.max_upload_bytes + FORM_OVERHEAD_BYTES if self.is_form else MAX_JSON_BYTES
+
+    def _require_readable(self) -> None:
+        """All that can be refused before a byte of the body is read."""
+        if self._media_type not in ("multipart/form-data", "application/json"):
+            raise UnsupportedContentTypeError("send multipart/form-data or application/json")
+        if self.is_form:
+            boundary_of(self._content_type)
+        require_length(self._request, self._limit_bytes)
+
+    async def _replay(self, first: FirstAnswer, chunks: AsyncIterator[bytes]) -> _Accepted:
+        record = await self._read("", HashSink(), chunks)
+        await run_sync(first.require_same, record)
+        return _Accepted(await run_sync(self._jobs.get, first.job_id), is_replay=True)
+
+    async def _receive(self, job_id: str, key: str | None, chunks: AsyncIterator[bytes]) -> JobRecord:
+        """The key is free again if this fails."""
+        try:
+            sink = await self._jobs.open_upload(job_id) if self.is_form else HashSink()
+            return await self._read(job_id, sink, chunks)
+        except BaseException:
+            if key:
+                with anyio.CancelScope(shield=True):
+                    await run_sync(self._jobs.idempotency.abandon, key, job_id)
+            raise
+
+    async def _read(self, job_id: str, sink: Sink, chunks: AsyncIterator[bytes]) -> JobRecord:
+        if self.is_form:
+            form = await read_form(chunks, boundary_of(self._content_type), sink, self._require_callback)
+            return _record(job_id, *form)
+        submission = await read_submission(chunks)
+        self._require_callback(submission)
+        if isinstance(submission, UploadedSubmission):
+            return await self._take(job_id, submission)
+        if not is_allowed(submission.source.url, self._jobs.settings.source_allowlist):
+            raise SourceNotAllowedError("the operator has not allowed this address")
+        return _record(job_id, InputInfo(source=submission.source), submission)
+
+    def _require_callback(self, options: JobOptions) -> None:
+        if options.callback_url is not None and not self._jobs.callbacks.is_allowed(options.callback_url):
+            raise CallbackNotAllowedError("the operator has not allowed this address")
+
+    async def _take(self, job_id: str, submission: UploadedSubmission) -> JobRecord:
+        """A repeated request has no `job_id`, and its upload is gone: its id is all that is compared."""
+        upload_id = submission.source.upload_id
+        if not job_id:
+            return _record(job_id, InputInfo(), submission, upload_id)
+        require_scan(await run_sync(self._jobs.uploads.head, upload_id, HEAD_BYTES))
+        return _record(job_id, await run_sync(self._jobs.take_upload, upload_id, job_id), submission, upload_id)
+
+
+def _record(job_id: str, scan: InputInfo, options: JobOptions, upload_id: str | None = None) -> JobRecord:
+    return JobRecord(
+        id=job_id,
+        created_at=datetime.now(UTC),
+        priority=options.priority,
+        input=scan,
+        client_reference=options.client_reference,
+        callback_url=options.callback_url,
+        upload_id=upload_id,
+    )
+
+
+def _wanted_seconds(prefer: str | None, settings: ApiSettings) -> int:
+    """0 if no wait is asked for. What is not understood is ignored, as RFC 7240 says."""
+    match = _WAIT.search(prefer or "")
+    return min(int(match.group(1)), settings.max_wait_seconds) if match else 0
+
+
+async def _wait(jobs: Jobs, state: JobState, seconds: float, limiter: anyio.CapacityLimiter) -> tuple[JobState, bool]:
+    """Hold the answer back, if not too many do so already. Says whether it did."""
+    if seconds <= 0 or limiter.available_tokens < 1:
+        return state, False
+    deadline = anyio.current_time() + seconds
+    while not state.status.is_final and (left := deadline - anyio.current_time()) > 0:
+        state = await run_sync(jobs.wait, state.id, min(left, _WAIT_SLICE_SECONDS), limiter=limiter)
+    return state, True

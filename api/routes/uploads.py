@@ -1,0 +1,172 @@
+"""Scans that come in parts: POST /v1/uploads and what follows."""
+
+from typing import Annotated, Any, Final
+
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi.responses import JSONResponse
+
+from api import examples, openapi
+from api.dependencies import Addresses, AddressesDep, JobsDep, PlacesDep, SettingsDep
+from api.errors import UnsupportedContentTypeError
+from api.request_body import MAX_JSON_BYTES, body_chunks, read_json, receive_part, require_length
+from api.schemas import Upload, UploadRequest
+from api.views import upload_view
+from jobs import problems
+from jobs.answers import LargeUploadState
+from jobs.store.signed_urls import Ticket
+
+router = APIRouter(tags=["uploads"])
+
+UploadId = Annotated[str, Path(description="`id` of the upload", examples=[examples.UPLOAD_ID])]
+Number = Annotated[int, Path(ge=1, le=10_000, description="`number` of the part", examples=[2])]
+Expires = Annotated[int, Query(ge=0, le=1 << 40, description="as it stands in the part's `url`", examples=[1772444700])]
+Signature = Annotated[
+    str,
+    Query(min_length=1, max_length=128, description="as it stands in the part's `url`", examples=[examples.SHA256]),
+]
+_PROBLEMS: Final = (problems.UPLOAD_NOT_FOUND, problems.STORAGE_UNAVAILABLE)
+_ANNOUNCEMENT: Final[dict[str, Any]] = {
+    "required": True,
+    "content": {
+        "application/json": {
+            "schema": {"$ref": "#/components/schemas/UploadRequest"},
+            "examples": {
+                "scan": {
+                    "summary": "a scan of 20 MB",
+                    "value": {"size_bytes": 20_000_000, "sha256": examples.SHA256},
+                }
+            },
+        }
+    },
+}
+_PART: Final[dict[str, Any]] = {
+    "required": True,
+    "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+}
+
+
+@router.post(
+    "/v1/uploads",
+    operation_id="create_upload",
+    summary="Begin an upload in parts",
+    status_code=201,
+    response_model=Upload,
+    responses={
+        201: openapi.json_answer("Send the parts to their addresses.", examples.upload_examples("open"), "Location")
+        | {"links": openapi.upload_links("get_upload", "complete_upload", "abort_upload")},
+        **openapi.problem_answers(
+            problems.MALFORMED_REQUEST,
+            problems.REQUEST_TIMEOUT,
+            problems.UPLOAD_TOO_LARGE,
+            problems.UNSUPPORTED_CONTENT_TYPE,
+            problems.INVALID_PARAMETERS,
+            problems.STORAGE_UNAVAILABLE,
+        ),
+    },
+    openapi_extra={"requestBody": _ANNOUNCEMENT},
+)
+async def create_upload(request: Request, jobs: JobsDep, settings: SettingsDep, addresses: AddressesDep) -> Response:
+    """For scans too large for one request, or over lines that break.
+
+    PUT each part to its `url`, in any order and as many at once as you like, then complete the upload and create a job
+    from it. With S3 as storage the parts go straight there.
+    """
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise UnsupportedContentTypeError("send application/json")
+    require_length(request, MAX_JSON_BYTES)
+    wanted = await read_json(body_chunks(request, MAX_JSON_BYTES, settings.idle_seconds), UploadRequest)
+    state = await run_sync(jobs.uploads.create, wanted.size_bytes, wanted.sha256)
+    return _answer(state, addresses, 201, {"Location": addresses.upload(state.record.id)})
+
+
+@router.get(
+    "/v1/uploads/{upload_id}",
+    operation_id="get_upload",
+    summary="Look at an upload",
+    response_model=Upload,
+    responses={
+        200: openapi.json_answer("The upload as it stands.", examples.upload_examples("open", "complete")),
+        **openapi.problem_answers(*_PROBLEMS),
+    },
+)
+def get_upload(upload_id: UploadId, jobs: JobsDep, addresses: AddressesDep) -> Response:
+    """Which parts have arrived, and new addresses for the others: so an interrupted upload goes on."""
+    return _answer(jobs.uploads.get(upload_id), addresses, 200)
+
+
+@router.put(
+    "/v1/uploads/{upload_id}/parts/{number}",
+    operation_id="put_upload_part",
+    summary="Send a part",
+    status_code=204,
+    responses={
+        204: {"description": "The part is stored."},
+        **openapi.problem_answers(
+            *_PROBLEMS,
+            problems.NOT_FOUND,
+            problems.MALFORMED_REQUEST,
+            problems.URL_NOT_VALID,
+            problems.REQUEST_TIMEOUT,
+            problems.UPLOAD_CLOSED,
+            problems.INVALID_PARAMETERS,
+            problems.WRONG_PART_SIZE,
+            problems.TOO_MANY_UPLOADS,
+        ),
+    },
+    openapi_extra={"requestBody": _PART},
+)
+async def put_upload_part(
+    upload_id: UploadId,
+    number: Number,
+    expires: Expires,
+    signature: Signature,
+    request: Request,
+    jobs: JobsDep,
+    settings: SettingsDep,
+    places: PlacesDep,
+) -> Response:
+    """Where the addresses of parts lead if the storage is a local folder. A part sent again replaces the first."""
+    with places.take() as place:
+        sink, expected_bytes = await run_sync(jobs.uploads.open_part, upload_id, number, Ticket(expires, signature))
+        await receive_part(request, place, sink, expected_bytes, settings.idle_seconds)
+        await run_sync(jobs.uploads.settle_part, upload_id, number)
+    return Response(status_code=204)
+
+
+@router.post(
+    "/v1/uploads/{upload_id}/complete",
+    operation_id="complete_upload",
+    summary="Check an upload and close it",
+    response_model=Upload,
+    responses={
+        200: openapi.json_answer("Size and digest are right.", examples.upload_examples("complete")),
+        **openapi.problem_answers(*_PROBLEMS, problems.UPLOAD_INCOMPLETE, problems.UPLOAD_MISMATCH),
+    },
+)
+def complete_upload(upload_id: UploadId, jobs: JobsDep, addresses: AddressesDep) -> Response:
+    """All bytes are read once for their sha256, which takes seconds for a large scan. May be repeated."""
+    return _answer(jobs.uploads.complete(upload_id), addresses, 200)
+
+
+@router.delete(
+    "/v1/uploads/{upload_id}",
+    operation_id="abort_upload",
+    summary="Abort an upload",
+    status_code=204,
+    responses={
+        204: {"description": "All its parts are gone, and their addresses lead nowhere."},
+        **openapi.problem_answers(*_PROBLEMS),
+    },
+)
+def abort_upload(upload_id: UploadId, jobs: JobsDep) -> Response:
+    """Also deletes a complete one that no job has taken."""
+    jobs.uploads.abort(upload_id)
+    return Response(status_code=204)
+
+
+def _answer(
+    state: LargeUploadState, addresses: Addresses, status_code: int, headers: dict[str, str] | None = None
+) -> Response:
+    body = upload_view(state, addresses).model_dump(mode="json", by_alias=True)
+    return JSONResponse(body, status_code, headers)

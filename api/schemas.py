@@ -1,0 +1,293 @@
+"""What travels over HTTP, version 1. Reports are `jobs.models.Report`; everything else is here."""
+
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+
+from jobs.models import (
+    InputInfo,
+    JobError,
+    JobStatus,
+    MaskName,
+    ModelProvenance,
+    Priority,
+    ScanSource,
+    SeverityScores,
+    Sha256,
+    Stage,
+)
+
+ClientReference = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=128,
+        pattern=r"^[^\x00-\x1f\x7f]*$",
+        description="your own name for the scan, given back with the job. Opaque to the service; "
+        "never put patient data in it",
+        examples=["worklist-4711"],
+    ),
+]
+CallbackUrl = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=2048,
+        description="an address that the operator allows; told how the job ended by a signed POST. "
+        "Never put patient data in it",
+        examples=["https://pacs.example/lobewise/finished"],
+    ),
+]
+Url = Annotated[str, Field(json_schema_extra={"format": "uri"})]
+
+
+class Schema(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class JobOptions(Schema):
+    """What can be said about a scan, however it comes."""
+
+    priority: Priority = Field(
+        default=Priority.ROUTINE, description="workers take all `stat` jobs first, then `routine`, then `batch`"
+    )
+    client_reference: ClientReference | None = None
+    callback_url: CallbackUrl | None = None
+
+
+class SourceSubmission(JobOptions):
+    """A scan that the worker fetches."""
+
+    source: ScanSource
+
+
+class UploadSource(Schema):
+    """A scan that came in parts."""
+
+    upload_id: str = Field(description="`id` of a completed upload", examples=["01935f3a-7c1e-7b6a-9d53-2f1c7e0a4b99"])
+
+
+class UploadedSubmission(JobOptions):
+    """A scan that came in parts. The job takes it over: the upload is gone then."""
+
+    source: UploadSource
+
+
+class BatchSourceItem(SourceSubmission):
+    """A scan of a batch that the worker fetches."""
+
+    priority: Priority = Priority.BATCH
+
+
+class BatchUploadedItem(UploadedSubmission):
+    """A scan of a batch that came in parts."""
+
+    priority: Priority = Priority.BATCH
+
+
+def _kind_of_item(item: Any) -> str:
+    source = item.get("source") if isinstance(item, dict) else getattr(item, "source", None)
+    names = source if isinstance(source, dict) else vars(source) if isinstance(source, BaseModel) else {}
+    return TAGS[1] if "upload_id" in names else TAGS[0]
+
+
+TAGS: Final = ("?url", "?upload")
+"""pydantic names the chosen kind in the place of an error; pointers leave it out."""
+BatchItemSubmission = Annotated[
+    Annotated[BatchSourceItem, Tag(TAGS[0])] | Annotated[BatchUploadedItem, Tag(TAGS[1])],
+    Discriminator(_kind_of_item),
+]
+
+
+class BatchSubmission(Schema):
+    """Many scans in one call."""
+
+    items: list[BatchItemSubmission] = Field(min_length=1, max_length=1000)
+
+
+class UploadRequest(Schema):
+    """A scan to come in parts."""
+
+    size_bytes: int = Field(ge=1, description="of the whole file")
+    sha256: Sha256 | None = Field(default=None, description="of the whole file; checked when all parts are there")
+
+
+class UploadPart(Schema):
+    number: int = Field(ge=1)
+    size_bytes: int = Field(ge=1, description="exactly so many bytes must be sent")
+    received: bool
+    url: Url | None = Field(description="PUT the bytes here; for this part alone and a short time. Null once received")
+
+
+class UploadLinks(Schema):
+    self_: Url = Field(alias="self")
+    complete: Url | None = Field(description="POST here once all parts are sent; null once the upload is complete")
+
+
+class Upload(Schema):
+    """A scan that comes in parts."""
+
+    id: str
+    status: Literal["open", "complete"] = Field(description="once `complete`, a job can be created from it")
+    created_at: datetime
+    expires_at: datetime = Field(description="it is deleted then, if no job has taken it")
+    size_bytes: int
+    sha256: str | None = Field(description="as announced, or as found when it was completed")
+    part_bytes: int = Field(description="size of every part but the last")
+    parts: list[UploadPart]
+    urls_expire_at: datetime | None = Field(
+        description="ask for the upload again to get new ones; null if there are none"
+    )
+    links: UploadLinks
+
+
+class MaskAddress(Schema):
+    """Where one mask can be had without asking this service for each byte."""
+
+    url: Url = Field(description="GET it here; `Range` works")
+    expires_at: datetime | None = Field(description="null where the address is this service's own and does not expire")
+    size_bytes: int
+    sha256: str
+
+
+class JobLinks(Schema):
+    """Addresses of what belongs to the job; null while there is nothing at them."""
+
+    self_: Url = Field(alias="self")
+    cancel: Url | None = Field(default=None, description="POST here to stop the job; null once it is finished")
+    callback: Url | None = Field(default=None, description="whom it tells how it ended; null without `callback_url`")
+    events: Url = Field(description="a stream of server-sent events: the job, whenever it changes")
+    report: Url | None = Field(default=None, description="null until the job has succeeded")
+    masks: dict[MaskName, Url] | None = Field(default=None, description="null until the job has succeeded")
+
+
+class Job(Schema):
+    """A scan on its way to its scores."""
+
+    id: str = Field(description="sorts by time of creation")
+    status: JobStatus = Field(description="`queued`, `running`, then finally `succeeded`, `failed` or `cancelled`")
+    created_at: datetime
+    updated_at: datetime
+    started_at: datetime | None = Field(description="when a worker first began it")
+    finished_at: datetime | None
+    priority: Priority
+    input: InputInfo
+    client_reference: str | None
+    callback_url: str | None = Field(description="who is told how it ended")
+    stage: Stage | None = Field(description="what the worker is doing; null unless running")
+    progress: float = Field(ge=0, le=1, description="share of the whole work that is done")
+    queue_position: int | None = Field(ge=1, description="1 is next; null when not queued or not known")
+    attempt: int = Field(ge=0, description="how many times a worker has begun it")
+    cancel_requested: bool
+    error: JobError | None = Field(description="why it failed; null unless failed")
+    severity: SeverityScores | None = Field(description="the scores of the whole lungs; null unless succeeded")
+    links: JobLinks
+
+
+class JobList(Schema):
+    """One page of jobs."""
+
+    items: list[Job]
+    next_cursor: str | None = Field(description="give it as `cursor` to get the next page; null on the last")
+
+
+class BatchItemView(Schema):
+    """One scan of a batch, in the order in which they were sent."""
+
+    index: int = Field(ge=0)
+    job: Job | None = Field(description="null if it was refused, or deleted since")
+    error: JobError | None = Field(description="why it was refused; null if it was not")
+
+
+class BatchCountsView(Schema):
+    """How many scans of the batch stand where."""
+
+    queued: int = Field(ge=0)
+    running: int = Field(ge=0)
+    succeeded: int = Field(ge=0)
+    failed: int = Field(ge=0)
+    cancelled: int = Field(ge=0)
+    purged: int = Field(ge=0, description="deleted since")
+    refused: int = Field(ge=0, description="never became a job")
+
+
+class BatchLinks(Schema):
+    self_: Url = Field(alias="self")
+    cancel: Url = Field(description="POST here to stop all that is not finished")
+
+
+class Batch(Schema):
+    """Many scans that came in one call, each with a job of its own."""
+
+    id: str
+    created_at: datetime
+    counts: BatchCountsView
+    items: list[BatchItemView] = Field(description="one page of them")
+    next_cursor: str | None = Field(description="give it as `cursor` to get the next page; null on the last")
+    links: BatchLinks
+
+
+class JobEndedData(Schema):
+    """How a job ended. There is nothing about the patient in it."""
+
+    id: str
+    status: Literal["succeeded", "failed", "cancelled"]
+    client_reference: str | None
+    finished_at: datetime
+    severity: SeverityScores | None = Field(description="the scores of the whole lungs; null unless succeeded")
+    error: JobError | None = Field(description="why it failed; null unless failed")
+    links: dict[Literal["self", "report"], str | None]
+
+
+class JobEnded(Schema):
+    """What is sent to a `callback_url`: a CloudEvent (1.0, structured JSON)."""
+
+    specversion: Literal["1.0"]
+    id: str = Field(
+        description="the same however often it is sent", examples=["msg_01935f3a-7c1e-7b6a-9d53-2f1c7e0a4b11"]
+    )
+    source: str
+    type: Literal["lobewise.job.succeeded", "lobewise.job.failed", "lobewise.job.cancelled"]
+    subject: str = Field(description="`id` of the job")
+    time: datetime
+    datacontenttype: Literal["application/json"]
+    data: JobEndedData
+
+
+class ModelList(Schema):
+    """The networks that the workers have loaded."""
+
+    items: list[ModelProvenance]
+
+
+class Health(Schema):
+    status: Literal["ok"] = "ok"
+
+
+class Ready(Schema):
+    """All parts that jobs need are there."""
+
+    broker: bool
+    blobs: bool
+    workers: int = Field(ge=1, description="workers that have their models loaded")
+
+
+class FieldError(Schema):
+    pointer: str = Field(
+        description="JSON pointer into the request: `/body/…`, `/query/…` or `/header/…`", examples=["/body/priority"]
+    )
+    detail: str
+
+
+class Problem(Schema):
+    """What went wrong with a call (RFC 9457)."""
+
+    type: str = Field(description="stable name of the kind of problem, and the address of the page that explains it")
+    title: str
+    status: int = Field(ge=400, le=599)
+    detail: str
+    instance: str = Field(description="the path that was called")
+    retryable: bool = Field(description="whether the same call may succeed later")
+    evidence: dict[str, Any] = Field(default_factory=dict, description="what was seen, as data")
+    errors: list[FieldError] = Field(default_factory=list, description="what is wrong with each parameter")

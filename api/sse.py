@@ -1,0 +1,160 @@
+"""Server-sent events: one listener per gateway wakes the streams whose job has changed."""
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import anyio
+
+from api.errors import TooManyStreamsError
+from jobs.errors import BrokerUnavailableError, JobNotFoundError, JobPurgedError
+from jobs.live.events import JobEvent
+from jobs.service import Jobs
+
+log = logging.getLogger(__name__)
+
+Fetch = Callable[[str | None], Sequence[JobEvent]]
+"""The events after one, or the present state; called in a thread."""
+
+RETRY_MS: Final = 3000
+"""When a client comes back after a stream has ended or broken."""
+RECONNECT_SECONDS: Final = 1.0
+STOP_SECONDS: Final = 2.0
+
+
+class Streams:
+    """The open streams of a gateway. Its event loop calls everything but `close`, which any thread may."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._jobs: Jobs | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._waiting: dict[str, set[asyncio.Event]] = {}
+        self._listener: threading.Thread | None = None
+        self._open = 0
+        self._closing = threading.Event()
+
+    def start(self, jobs: Jobs) -> None:
+        """Listen for changes, in a thread of its own."""
+        self._jobs, self._loop = jobs, asyncio.get_running_loop()
+        self._listener = threading.Thread(target=self._listen, name="job-changes", daemon=True)
+        self._listener.start()
+
+    def stop(self) -> None:
+        """Close, and wait until nobody listens any more."""
+        self.close()
+        if self._listener is not None:
+            self._listener.join(STOP_SECONDS)
+
+    def close(self) -> None:
+        """End every stream: its client comes back, to another gateway or to none."""
+        self._closing.set()
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._wake, None)
+
+    @property
+    def is_closing(self) -> bool:
+        return self._closing.is_set()
+
+    def count(self) -> int:
+        """How many are open."""
+        return self._open
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Raises TooManyStreamsError when all are taken."""
+        if self._open >= self.limit:
+            raise TooManyStreamsError(self.limit)
+        self._open += 1
+        try:
+            yield
+        finally:
+            self._open -= 1
+
+    @contextmanager
+    def watching(self, job_id: str) -> Iterator[asyncio.Event]:
+        """What is set whenever the job may have changed."""
+        waker = asyncio.Event()
+        self._waiting.setdefault(job_id, set()).add(waker)
+        try:
+            yield waker
+        finally:
+            wakers = self._waiting[job_id]
+            wakers.discard(waker)
+            if not wakers:
+                del self._waiting[job_id]
+
+    def _wake(self, job_id: str | None) -> None:
+        """None wakes all."""
+        wanted = self._waiting.values() if job_id is None else [self._waiting.get(job_id, set())]
+        for wakers in wanted:
+            for waker in wakers:
+                waker.set()
+
+    def _listen(self) -> None:
+        if self._jobs is None or self._loop is None:
+            raise RuntimeError("not started")
+        while not self.is_closing:
+            try:
+                for job_id in self._jobs.changes(lambda: not self.is_closing):
+                    self._loop.call_soon_threadsafe(self._wake, job_id)
+            except BrokerUnavailableError as error:
+                log.warning("changes of jobs are not heard: %s", error)
+            except Exception:  # a thread that dies unseen would leave the streams to their keep-alive
+                if self._loop.is_closed():
+                    return
+                log.exception("the listener for changes of jobs stumbled; it goes on")
+            self._closing.wait(RECONNECT_SECONDS)
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a stream waits.
+
+    Attributes:
+        keep_alive_seconds: for an event, before it says that it is still there.
+        longest_seconds: before it ends.
+    """
+
+    keep_alive_seconds: float
+    longest_seconds: float
+
+
+async def follow(
+    streams: Streams, job_id: str, after: str | None, fetch: Fetch, patience: Patience
+) -> AsyncIterator[JobEvent | None]:
+    """Each state of a job that follows the event `after`, or its present one and those that follow.
+
+    None where nothing came for a while. Ends after a final state, when the job is deleted or the gateway stops.
+    """
+    deadline, told = anyio.current_time() + patience.longest_seconds, ""
+    with streams.watching(job_id) as waker:
+        while True:
+            waker.clear()
+            try:
+                events = await anyio.to_thread.run_sync(fetch, after)
+            except (JobNotFoundError, JobPurgedError):
+                return
+            for event in events:
+                is_known = event.state.revision == told and (event.id is None or after is None)
+                after, told = event.id, event.state.revision
+                if not is_known:
+                    yield event
+                if event.state.status.is_final:
+                    return
+            left_seconds = deadline - anyio.current_time()
+            if streams.is_closing or left_seconds <= 0:
+                return
+            if not await _is_set(waker, min(patience.keep_alive_seconds, left_seconds)):
+                yield None
+
+
+async def _is_set(waker: asyncio.Event, patience_seconds: float) -> bool:
+    with anyio.move_on_after(patience_seconds):
+        await waker.wait()
+        return True
+    return False

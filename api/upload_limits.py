@@ -1,0 +1,159 @@
+"""Places for scans on their way in, which take turns and give way to whoever only asks (`docs/decisions/0020`)."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from time import monotonic
+from typing import Final
+
+from api.errors import TooManyUploadsError
+from jobs.settings import MIB
+
+TURNS: Final = 4
+"""Scans of which a piece may be under way at once; the connections of the others stand still and hold one piece."""
+STALL_SECONDS: Final = 0.02
+"""A client that sends nothing for so long loses its turn, so that a slow line holds nobody up."""
+
+BEAT_SECONDS: Final = 0.01
+LATE_SECONDS: Final = 0.004
+"""A heartbeat that comes later than this has kept others waiting, too."""
+ASKED_SECONDS: Final = 1.0
+"""As long after somebody asked for something, uploads give way."""
+LEAST_RATE: Final = 8.0 * MIB
+MOST_RATE: Final = 4096.0 * MIB
+FIRST_RATE: Final = 64.0 * MIB
+"""Bytes a second, of all scans together, at the least, at the most, and when others begin to ask."""
+FALL: Final = 0.75
+RISE_PER_SECOND: Final = 24.0 * MIB
+CALM_SECONDS: Final = 0.1
+"""After a fall, so long until the next: what is under way shows only then."""
+
+
+class Rate:
+    """How fast scans may come in together: less when the event loop is late, more as long as it is not.
+
+    As senders on a shared line do (additive increase, multiplicative decrease): nobody needs to know how fast the
+    machine is, or who else uses it.
+    """
+
+    def __init__(self) -> None:
+        self.bytes_per_second = FIRST_RATE
+        self._calm_until = 0.0
+
+    def felt(self, late_seconds: float, now: float) -> None:
+        """Takes note of a heartbeat."""
+        if late_seconds <= LATE_SECONDS:
+            self.bytes_per_second = min(self.bytes_per_second + RISE_PER_SECOND * BEAT_SECONDS, MOST_RATE)
+        elif now >= self._calm_until:
+            self.bytes_per_second = max(self.bytes_per_second * FALL, LEAST_RATE)
+            self._calm_until = now + CALM_SECONDS
+
+
+class Places:
+    """How many scans may be on their way in, and how fast. For one event loop alone."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.rate = Rate()
+        self._taken = 0
+        self._turns = asyncio.Semaphore(TURNS)
+        self._asked = float("-inf")
+        self._free_at = 0.0
+        self._heart: asyncio.Task[None] | None = None
+
+    @contextmanager
+    def take(self) -> Iterator["Place"]:
+        """A place for one scan. Raises TooManyUploadsError when all are taken."""
+        if self._taken >= self.limit:
+            raise TooManyUploadsError(self.limit)
+        self._taken += 1
+        if self._heart is None:
+            self._heart = asyncio.get_running_loop().create_task(self._beat())
+        place = Place(self)
+        try:
+            yield place
+        finally:
+            place.leave()
+            self._taken -= 1
+
+    def taken(self) -> int:
+        """How many scans are on their way in."""
+        return self._taken
+
+    def bytes_per_second(self) -> float:
+        """How fast they may come together; without limit while nobody asks for anything."""
+        return self.rate.bytes_per_second if self.gives_way else float("inf")
+
+    def asked(self) -> None:
+        """Somebody wants to know something: scans give way for a while."""
+        if self._taken:
+            self._asked = monotonic()
+
+    @property
+    def gives_way(self) -> bool:
+        return monotonic() - self._asked < ASKED_SECONDS
+
+    async def turn(self) -> None:
+        """Wait until a piece may come."""
+        await self._turns.acquire()
+        try:
+            while self.gives_way and (left := self._free_at - monotonic()) > 0:
+                await asyncio.sleep(left)
+        except BaseException:
+            self._turns.release()
+            raise
+
+    def end_turn(self) -> None:
+        self._turns.release()
+
+    def came(self, size_bytes: int) -> None:
+        """The next piece may come when this one has had its time."""
+        self._free_at = max(self._free_at, monotonic()) + size_bytes / self.rate.bytes_per_second
+
+    async def _beat(self) -> None:
+        """Feels how late the loop is, while there are scans."""
+        while self._taken:
+            began = monotonic()
+            await asyncio.sleep(BEAT_SECONDS)
+            if self.gives_way:
+                now = monotonic()
+                self.rate.felt(now - began - BEAT_SECONDS, now)
+        self._heart = None
+
+
+class Place:
+    """One scan on its way in."""
+
+    def __init__(self, places: Places) -> None:
+        self._places = places
+        self._has_turn = False
+        self._stall: asyncio.TimerHandle | None = None
+
+    async def in_turn(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """The same pieces, each asked for, and worked off, in a turn of this scan."""
+        while True:
+            self.leave()
+            await self._enter()
+            self._stall = asyncio.get_running_loop().call_later(STALL_SECONDS, self.leave)
+            try:
+                chunk = await anext(chunks)
+            except StopAsyncIteration:
+                self.leave()  # what comes now is for the disk
+                return
+            self._stall.cancel()
+            self._places.came(len(chunk))
+            if not self._has_turn:
+                await self._enter()
+            yield chunk
+
+    def leave(self) -> None:
+        """End the turn, if there is one."""
+        if self._stall is not None:
+            self._stall.cancel()
+        if self._has_turn:
+            self._has_turn = False
+            self._places.end_turn()
+
+    async def _enter(self) -> None:
+        await self._places.turn()
+        self._has_turn = True

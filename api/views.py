@@ -1,0 +1,91 @@
+"""Turns what the jobs say into what travels over HTTP: the same fields, with addresses."""
+
+from collections.abc import Sequence
+
+from api.dependencies import Addresses
+from api.schemas import (
+    Batch,
+    BatchCountsView,
+    BatchItemView,
+    BatchLinks,
+    Job,
+    JobLinks,
+    Upload,
+    UploadLinks,
+    UploadPart,
+)
+from jobs.answers import LargeUploadState, PartState
+from jobs.batches import BatchCounts, BatchRecord
+from jobs.models import JobState, JobStatus, MaskName, Report
+from jobs.store.signed_urls import Ticket
+
+
+def job_view(state: JobState, addresses: Addresses) -> Job:
+    fields = {name: getattr(state, name) for name in Job.model_fields if name != "links"}
+    return Job(**fields, links=_links(state, addresses))
+
+
+def batch_view(
+    record: BatchRecord, counts: BatchCounts, states: Sequence[JobState | None], first: int, addresses: Addresses
+) -> Batch:
+    """A page of a batch: `states` are those of its items from `first` on; None where there is no job (any more)."""
+    items = [
+        BatchItemView(index=first + n, job=job_view(state, addresses) if state else None, error=item.error)
+        for n, (item, state) in enumerate(zip(record.items[first : first + len(states)], states, strict=True))
+    ]
+    end = first + len(items)
+    return Batch(
+        id=record.id,
+        created_at=record.created_at,
+        counts=BatchCountsView(
+            **{status.value: n for status, n in counts.by_status.items()}, purged=counts.purged, refused=counts.refused
+        ),
+        items=items,
+        next_cursor=str(end) if end < len(record.items) else None,
+        links=BatchLinks(self=addresses.batch(record.id), cancel=addresses.batch(record.id, "cancel")),
+    )
+
+
+def report_view(report: Report, addresses: Addresses) -> Report:
+    return report.model_copy(update={"masks": _masks(report.job_id, addresses)})
+
+
+def upload_view(state: LargeUploadState, addresses: Addresses) -> Upload:
+    record, completion = state.record, state.completion
+    return Upload(
+        id=record.id,
+        status="complete" if completion else "open",
+        created_at=record.created_at,
+        expires_at=record.expires_at,
+        size_bytes=record.size_bytes,
+        sha256=completion.sha256 if completion else record.sha256,
+        part_bytes=record.part_bytes,
+        parts=[_part(record.id, part, addresses) for part in state.parts],
+        urls_expire_at=state.places_expire_at,
+        links=UploadLinks(
+            self=addresses.upload(record.id),
+            complete=None if completion else addresses.upload(record.id, "complete"),
+        ),
+    )
+
+
+def _part(upload_id: str, part: PartState, addresses: Addresses) -> UploadPart:
+    place = part.place
+    url = addresses.part(upload_id, part.number, place) if isinstance(place, Ticket) else place
+    return UploadPart(number=part.number, size_bytes=part.size_bytes, received=part.is_received, url=url)
+
+
+def _links(state: JobState, addresses: Addresses) -> JobLinks:
+    succeeded = state.status is JobStatus.SUCCEEDED
+    return JobLinks(
+        self=addresses.job(state.id),
+        cancel=None if state.status.is_final else addresses.job(state.id, "cancel"),
+        callback=addresses.job(state.id, "callback") if state.callback_url else None,
+        events=addresses.job(state.id, "events"),
+        report=addresses.job(state.id, "report") if succeeded else None,
+        masks=_masks(state.id, addresses) if succeeded else None,
+    )
+
+
+def _masks(job_id: str, addresses: Addresses) -> dict[MaskName, str]:
+    return {name: addresses.job(job_id, "masks", name) for name in MaskName}

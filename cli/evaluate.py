@@ -1,0 +1,96 @@
+"""`lobewise evaluate`: truth and prediction in, one report folder out."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table as RichTable
+
+from cli.exits import Exit, fail, needs, out
+from cli.progress import Bar, bar
+from jobs.version import __version__
+
+with needs("evaluation"):
+    from evaluation.analysis import Analysis, analyse
+    from evaluation.errors import EvaluationError, ImageError
+    from evaluation.masks import Compared, compare_all, read_manifest
+    from evaluation.report import About, write_report
+    from evaluation.scores import PairedScores, read_pairs
+    from evaluation.tables import all_tables
+
+MASKS_SHARE = 0.8
+"""Of the whole time, where there are masks."""
+
+SHOWN_TABLES = 2
+"""On the terminal: Tables 3 and 4 of the paper."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be evaluated: `truth` and `predicted`, or `manifest`."""
+
+    truth: Path | None
+    predicted: Path | None
+    manifest: Path | None
+    label: str
+    note: str
+    control_group: str
+    seed: int
+
+    @property
+    def inputs(self) -> list[Path]:
+        return [path for path in (self.truth, self.predicted, self.manifest) if path is not None]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it is one of the two ways, and not both."""
+        scores = (self.truth is not None, self.predicted is not None)
+        return scores == (False, False) if self.manifest is not None else scores == (True, True)
+
+
+def evaluate(request: Request, folder: Path) -> tuple[Analysis, list[Path]]:
+    """Write the report to `folder`.
+
+    Raises:
+        typer.Exit: the input cannot be evaluated; what to do has been said.
+    """
+    if not request.is_complete:
+        raise fail(Exit.USAGE, "Give --truth and --predicted, or --manifest alone.", "See: lobewise evaluate --help")
+    try:
+        with bar("reading") as shown:
+            scores, compared = _read(request, shown)
+            shown.show("working out the statistics", MASKS_SHARE)
+            overlaps = compared.overlaps if compared else ()
+            analysis = analyse(scores, overlaps, control_group=request.control_group, seed=request.seed)
+            shown.show("drawing", 0.9)
+            paths = write_report(folder, analysis, _about(request), compared)
+            shown.show("evaluated", 1.0)
+    except EvaluationError as error:
+        raise fail(Exit.SCAN_REFUSED if isinstance(error, ImageError) else Exit.USAGE, str(error)) from error
+    return analysis, paths
+
+
+def print_summary(request: Request, analysis: Analysis) -> None:
+    """The paper's two tables, under the label."""
+    counts = f"{len(analysis.diseased)} diseased, {len(analysis.controls)} controls"
+    out.print(f"Data: {request.label} ({counts})", style="bold", markup=False, highlight=False)
+    for table in all_tables(analysis)[:SHOWN_TABLES]:
+        shown = RichTable(title=table.title, title_justify="left", title_style="bold")
+        for column in table.columns[:-1]:
+            shown.add_column(column.replace("[", r"\["))
+        for row in table.rows:
+            shown.add_row(*(cell.replace("[", r"\[") for cell in row[:-1]))
+        out.print(shown)
+
+
+def _read(request: Request, shown: Bar) -> tuple[PairedScores, Compared | None]:
+    if request.manifest is None:
+        truth, predicted = request.inputs
+        return read_pairs(truth, predicted), None
+    compared = compare_all(read_manifest(request.manifest), lambda case, done: shown.show(case, done * MASKS_SHARE))
+    return compared.scores, compared
+
+
+def _about(request: Request) -> About:
+    sums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in request.inputs}
+    return About(request.label, request.note, __version__, sums)

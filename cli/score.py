@@ -1,0 +1,111 @@
+"""`lobewise score`: the pipeline in this process, without a service."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cli.exits import Exit, fail, needs
+from cli.progress import Bar, bar
+from cli.results import write_report
+from jobs.models import Report
+
+with needs("worker"):
+    from pipeline.errors import PipelineError
+    from pipeline.geometry import LobeLabels, Scan
+    from pipeline.io.overview import draw_overview
+    from pipeline.io.read import read_ct
+    from pipeline.io.write import write_mask
+    from worker.report import masks_of, report_of
+
+if TYPE_CHECKING:  # it imports torch, which takes seconds: a scan that cannot be read is refused before
+    import typer
+
+    from pipeline.lungs.backend import LungStageName
+    from pipeline.quantify import Models, Quantification
+
+READ_SHARE = 0.05
+"""Of the whole time, roughly."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """A scan, what was found in it, and the report about it."""
+
+    scan: Scan
+    result: Quantification
+    report: Report
+
+
+def score_here(path: Path, device: str, weights: Path | None, lung_stage: LungStageName) -> Scored:
+    """Read and quantify one scan.
+
+    Raises:
+        typer.Exit: the scan was refused, the weights are missing or the device is unknown.
+    """
+    try:
+        with bar("reading the scan") as shown:
+            begin = time.perf_counter()
+            scan = read_ct(path)
+            seconds = {"read": round(time.perf_counter() - begin, 3)}
+            result = _quantified(scan, partial(_load, device, weights, lung_stage), shown)
+    except PipelineError as error:
+        raise _refused(error) from error
+    report = report_of(result, job_id=path.name, input_sha256=_sha256_of(path), seconds=seconds)
+    return Scored(scan, result, report)
+
+
+def save(scored: Scored, folder: Path) -> list[Path]:
+    """Masks, overview and report, written to `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, mask in masks_of(scored.result).items():
+        paths.append(folder / f"{name.value}.nii.gz")
+        write_mask(paths[-1], mask.labels if isinstance(mask, LobeLabels) else mask.mask, mask.grid)
+    overview = folder / "overview.png"
+    draw_overview(overview, scored.scan.volume, scored.result.lobes, scored.result.lesions)
+    return [*paths, overview, write_report(scored.report, folder)]
+
+
+def _load(device: str, weights: Path | None, lung_stage: LungStageName) -> Models:
+    with needs("worker"):
+        from pipeline.networks.weights import WeightsError
+        from pipeline.quantify import load_models
+    try:
+        return load_models(device, weights, lung_stage)
+    except (WeightsError, ValueError) as error:
+        raise fail(Exit.USAGE, str(error)) from error
+
+
+def _quantified(scan: Scan, load: Callable[[], Models], shown: Bar) -> Quantification:
+    shown.show("loading the networks", READ_SHARE)
+    models = load()
+    from pipeline.quantify import quantify
+
+    result = quantify(scan, models, lambda stage, done: shown.show(stage, READ_SHARE + done * (1 - READ_SHARE)))
+    shown.show("scored", 1.0)
+    return result
+
+
+def _refused(error: PipelineError) -> typer.Exit:
+    seen = ", ".join(f"{name} {value}" for name, value in error.evidence.items())
+    return fail(Exit.SCAN_REFUSED, f"{error.title}: {error.detail}", *([f"What was seen: {seen}"] if seen else []))
+
+
+def _sha256_of(path: Path) -> str:
+    """Of a file; of a folder, of its files in the order of their paths."""
+    digest = hashlib.sha256()
+    for file in _files_of(path):
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _files_of(path: Path) -> Iterator[Path]:
+    yield from [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())

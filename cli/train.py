@@ -1,0 +1,104 @@
+"""`lobewise prepare` and `lobewise train`: the networks on a cohort of one's own."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.markup import escape
+
+from cli.exits import Exit, fail, needs
+from cli.progress import bar
+
+with needs("worker"):
+    from pipeline.errors import PipelineError
+    from pipeline.networks.weights import WeightsError
+    from training import landmarks, lesions, lungs
+    from training.config import RecipeError, read_recipe
+    from training.data.datasets import CohortError, read_dataset
+    from training.data.lesion_batches import LesionRecipe
+    from training.data.lung_batches import LungRecipe
+    from training.data.prepare import prepare_cohort
+    from training.data.splits import Stage
+    from training.loop import Team, join_team
+
+CALIBRATED_ON = 12
+"""Volumes that the background's offset of the lung network is fitted on."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What `lobewise train` is asked for; `recipe` is JSON or the name of a file of it."""
+
+    stage: str
+    bank: Path
+    run: Path
+    recipe: str
+    steps: int | None
+    start: Path | None
+    version: str
+
+    @property
+    def weights(self) -> Path:
+        return self.run / f"{self.stage}.safetensors"
+
+
+def prepare(
+    dataset: Path, stage: str, bank: Path, processes: int, copies: int | None, *, draw_lobes: bool = False
+) -> int:
+    """Bring the scans of a dataset to the grid of a stage; returns how many volumes lie in the bank."""
+    try:
+        rows = read_dataset(dataset)
+        with bar(f"preparing {len(rows)} scans for {stage}") as shown:
+            written = prepare_cohort(
+                rows,
+                Stage(stage),
+                bank,
+                processes,
+                lambda done: shown.show(f"preparing {len(rows)} scans", done),
+                copies,
+                draw_lobes=draw_lobes,
+            )
+    except (CohortError, PipelineError) as error:
+        raise fail(
+            Exit.SCAN_REFUSED, escape(str(error)), "Mend or remove it and call again: what is prepared stays."
+        ) from error
+    return len(written)
+
+
+def train(order: Order, device: str) -> Path | None:
+    """Train, or go on with a training that was ended; returns the weights file, in the first process of several."""
+    follow = {Stage.LANDMARKS: _train_landmarks, Stage.LUNGS: _train_lungs, Stage.LESIONS: _train_lesions}
+    try:
+        with join_team(device) as team:
+            follow[Stage(order.stage)](order, team)
+            return order.weights if team.is_first else None
+    except FileNotFoundError as error:
+        hint = f"Prepare one first:  lobewise prepare {order.stage} DATASET {order.bank}"
+        raise fail(Exit.USAGE, escape(f"{order.bank} holds no prepared volumes."), escape(hint)) from error
+    except (RecipeError, WeightsError, ValueError) as error:
+        raise fail(Exit.USAGE, escape(str(error))) from error
+
+
+def _train_landmarks(order: Order, team: Team) -> None:
+    if order.steps is not None or order.start is not None:
+        raise RecipeError("landmarks: give warm_steps and dqn_steps in --recipe; each agent starts anew")
+    recipe = read_recipe(landmarks.LandmarkRecipe, order.recipe)
+    landmarks.train(recipe, landmarks.Bank.read(order.bank, recipe.config), order.run, team)
+    if team.is_first:
+        landmarks.export(recipe, order.run, order.weights, order.version)
+
+
+def _train_lungs(order: Order, team: Team) -> None:
+    recipe = read_recipe(LungRecipe, order.recipe)
+    recipe = replace(recipe, trunk_steps=order.steps or recipe.trunk_steps)
+    run, found = lungs.open_run(order.bank, order.run, recipe, team, start=order.start)
+    lungs.follow(run, found)
+    if team.is_first:
+        run.export(order.weights, order.version, found, CALIBRATED_ON)
+
+
+def _train_lesions(order: Order, team: Team) -> None:
+    recipe = read_recipe(LesionRecipe, order.recipe)
+    recipe = replace(recipe, steps=order.steps or recipe.steps)
+    lesions.train(recipe, order.bank, order.run, team, order.start)
+    if team.is_first:
+        lesions.export(order.run, recipe, order.weights, order.version)

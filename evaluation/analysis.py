@@ -1,0 +1,298 @@
+"""From paired scores to every statistic of the report: its table of contents, in numbers.
+
+As in the paper, the chi-squared test is of all cases, and correlation, regression and mean error are of the diseased.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from evaluation.masks import STRUCTURES, Overlap
+from evaluation.scores import CaseScores, Metric, PairedScores
+from evaluation.statistics.calibration import Calibration, calibrate
+from evaluation.statistics.confusion import Confusion, confuse
+from evaluation.statistics.contingency import (
+    PERCENT_BINS,
+    SCORE_BINS,
+    Contingency,
+    compare_frequencies,
+    percent_bins,
+    score_bins,
+)
+from evaluation.statistics.correlation import Correlation, kendall, pearson
+from evaluation.statistics.errors import mean_absolute_error, mean_error
+from evaluation.statistics.estimates import Estimate, Interval, NotDefined, Values, too_few
+from evaluation.statistics.limits import LimitsOfAgreement, limits_of_agreement
+from evaluation.statistics.regression import LinearFit, fit_line
+from evaluation.statistics.resampling import bootstrap
+from pipeline.anatomy import Lobe
+
+HIGHEST_GRADE: Final = 4
+FALSE_ALARM_PERCENT: Final = (1.0, 2.0)
+"""The paper counts controls with a predicted PO below 1 %, and from 1 to 2 %."""
+
+
+@dataclass(frozen=True)
+class Association:
+    """A correlation with its bootstrap interval."""
+
+    coefficient: float
+    p_value: float
+    interval: Interval | NotDefined
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """One of the four scores; all but `frequencies` are of the diseased cases.
+
+    Attributes:
+        fit: None for LSS and LHOS, to which the paper fits no line.
+    """
+
+    metric: Metric
+    frequencies: Contingency | NotDefined
+    pearson: Association | NotDefined
+    kendall: Association | NotDefined
+    fit: LinearFit | NotDefined | None
+    mean_error: Estimate | NotDefined
+    mean_absolute_error: Estimate | NotDefined
+    limits: LimitsOfAgreement | NotDefined
+
+
+@dataclass(frozen=True)
+class FalseAlarms:
+    """Predicted PO of the controls, in the words of the paper's results."""
+
+    controls: int
+    below_1_percent: int
+    from_1_to_2_percent: int
+    above: int
+    highest_percent: float
+
+
+@dataclass(frozen=True, eq=False)
+class Recalibration:
+    """What recalibrating PO or PHO would do to all cases, controls included."""
+
+    metric: Metric
+    result: Calibration | NotDefined
+    controls_below_1_before: int
+    controls_below_1_after: int
+
+
+@dataclass(frozen=True)
+class LobeAgreement:
+    """One lobe, or all of them together (`lobe` is None); of all cases."""
+
+    lobe: Lobe | None
+    pearson: Correlation | NotDefined
+    mean_absolute_error: float
+    severity: Confusion | NotDefined
+    high_opacity: Confusion | NotDefined
+
+
+@dataclass(frozen=True)
+class StructureSummary:
+    """Overlap of one structure over the cases that have it on either side.
+
+    Attributes:
+        neither: cases where both sides lack it; they do not count.
+        missed: cases where the prediction lacks it: Dice 0, no distance.
+        invented: cases where the truth lacks it: Dice 0, no distance.
+    """
+
+    structure: str
+    cases: int
+    neither: int
+    missed: int
+    invented: int
+    mean_dice: Estimate | NotDefined
+    median_dice: float | None
+    worst_dice: float | None
+    worst_case: str | None
+    median_hausdorff_95_mm: float | None
+    worst_hausdorff_95_mm: float | None
+    mean_surface_mm: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class Analysis:
+    """Everything that was worked out."""
+
+    scores: PairedScores
+    is_control: tuple[bool, ...]
+    agreements: tuple[Agreement, ...]
+    false_alarms: FalseAlarms | NotDefined
+    recalibrations: tuple[Recalibration, ...]
+    confusions: tuple[tuple[Metric, Confusion | NotDefined], ...]
+    lobes: tuple[LobeAgreement, ...]
+    structures: tuple[StructureSummary, ...]
+    overlaps: tuple[Overlap, ...]
+    seed: int
+
+    @property
+    def diseased(self) -> PairedScores:
+        return self.scores.where([not is_control for is_control in self.is_control])
+
+    @property
+    def controls(self) -> PairedScores:
+        return self.scores.where(self.is_control)
+
+
+def analyse(
+    scores: PairedScores, overlaps: Sequence[Overlap] = (), *, control_group: str = "control", seed: int = 0
+) -> Analysis:
+    """All statistics of the report.
+
+    Args:
+        control_group: cases of this group (whatever its capitals) are the controls; without groups, there are none.
+        seed: of the bootstrap.
+    """
+    is_control = tuple((group or "").casefold() == control_group.casefold() for group in scores.groups)
+    diseased = scores.where([not one for one in is_control])
+    return Analysis(
+        scores=scores,
+        is_control=is_control,
+        agreements=tuple(_agreement(metric, scores, diseased, seed) for metric in Metric),
+        false_alarms=_false_alarms(scores.where(is_control)),
+        recalibrations=tuple(_recalibration(m, scores, is_control, seed) for m in Metric if m.is_percent),
+        confusions=tuple((metric, _confusion(metric, scores)) for metric in Metric if not metric.is_percent),
+        lobes=tuple(_lobe_agreements(scores)) if scores.have_lobes else (),
+        structures=tuple(_summaries(overlaps, seed)),
+        overlaps=tuple(overlaps),
+        seed=seed,
+    )
+
+
+def _agreement(metric: Metric, scores: PairedScores, diseased: PairedScores, seed: int) -> Agreement:
+    truth, predicted = diseased.values(metric)
+    return Agreement(
+        metric=metric,
+        frequencies=_frequencies(metric, *scores.values(metric)),
+        pearson=_associate(pearson, truth, predicted, seed),
+        kendall=_associate(kendall, truth, predicted, seed),
+        fit=fit_line(truth, predicted) if metric.is_percent else None,
+        mean_error=_estimate(mean_error, truth, predicted, seed),
+        mean_absolute_error=_estimate(mean_absolute_error, truth, predicted, seed),
+        limits=limits_of_agreement(truth, predicted),
+    )
+
+
+def _frequencies(metric: Metric, truth: Values, predicted: Values) -> Contingency | NotDefined:
+    bins_of, bins = (percent_bins, PERCENT_BINS) if metric.is_percent else (score_bins, SCORE_BINS)
+    return compare_frequencies(bins_of(truth), bins_of(predicted), bins)
+
+
+def _associate(
+    correlate: Callable[[Values, Values], Correlation | NotDefined], truth: Values, predicted: Values, seed: int
+) -> Association | NotDefined:
+    whole = correlate(truth, predicted)
+    if isinstance(whole, NotDefined):
+        return whole
+
+    def coefficient(drawn_truth: Values, drawn_predicted: Values) -> float:
+        drawn = correlate(drawn_truth, drawn_predicted)
+        return float("nan") if isinstance(drawn, NotDefined) else drawn.coefficient
+
+    return Association(whole.coefficient, whole.p_value, bootstrap(coefficient, truth, predicted, seed=seed))
+
+
+def _estimate(
+    statistic: Callable[[Values, Values], float], truth: Values, predicted: Values, seed: int
+) -> Estimate | NotDefined:
+    if (why := too_few(len(truth), 1)) is not None:
+        return why
+    return Estimate(statistic(truth, predicted), bootstrap(statistic, truth, predicted, seed=seed))
+
+
+def _false_alarms(controls: PairedScores) -> FalseAlarms | NotDefined:
+    if not len(controls):
+        return NotDefined("there are no controls")
+    _, predicted = controls.values(Metric.PO)
+    one, two = FALSE_ALARM_PERCENT
+    return FalseAlarms(
+        controls=len(controls),
+        below_1_percent=int(np.sum(predicted < one)),
+        from_1_to_2_percent=int(np.sum((predicted >= one) & (predicted < two))),
+        above=int(np.sum(predicted >= two)),
+        highest_percent=float(predicted.max()),
+    )
+
+
+def _recalibration(metric: Metric, scores: PairedScores, is_control: Sequence[bool], seed: int) -> Recalibration:
+    truth, predicted = scores.values(metric)
+    result, controls = calibrate(truth, predicted, seed=seed), np.array(is_control, dtype=np.bool_)
+    after = predicted if isinstance(result, NotDefined) else result.recalibrated
+    below = [int(np.sum(values[controls] < FALSE_ALARM_PERCENT[0])) for values in (predicted, after)]
+    return Recalibration(metric, result, *below)
+
+
+def _confusion(metric: Metric, scores: PairedScores) -> Confusion | NotDefined:
+    truth, predicted = ([int(value) for value in side] for side in scores.values(metric))
+    return confuse(truth, predicted, metric.highest)
+
+
+def _lobe_agreements(scores: PairedScores) -> Iterable[LobeAgreement]:
+    for lobe in (*Lobe, None):
+        wanted = tuple(Lobe) if lobe is None else (lobe,)
+        truth, predicted = (
+            [found for case in side for found in case.lobes if found.lobe in wanted]
+            for side in (scores.truth, scores.predicted)
+        )
+        percents = [np.array([found.percent_opacity for found in side], np.float64) for side in (truth, predicted)]
+        yield LobeAgreement(
+            lobe,
+            pearson(*percents),
+            mean_absolute_error(*percents),
+            confuse([f.severity_score for f in truth], [f.severity_score for f in predicted], HIGHEST_GRADE),
+            confuse([f.high_opacity_score for f in truth], [f.high_opacity_score for f in predicted], HIGHEST_GRADE),
+        )
+
+
+def _summaries(overlaps: Sequence[Overlap], seed: int) -> Iterable[StructureSummary]:
+    for structure in STRUCTURES if overlaps else ():
+        mine = [overlap for overlap in overlaps if overlap.structure == structure]
+        yield _summary(structure, mine, seed)
+
+
+def _summary(structure: str, overlaps: Sequence[Overlap], seed: int) -> StructureSummary:
+    scored = [(overlap.dice, overlap.case) for overlap in overlaps if overlap.dice is not None]
+    dices = np.array([value for value, _ in scored], dtype=np.float64)
+    worst = min(scored, default=(None, None))
+    far = [o.hausdorff_95_mm for o in overlaps if o.hausdorff_95_mm is not None]
+    near = [o.mean_surface_mm for o in overlaps if o.mean_surface_mm is not None]
+    return StructureSummary(
+        structure=structure,
+        cases=len(scored),
+        neither=len(overlaps) - len(scored),
+        missed=sum(o.is_true and not o.is_predicted for o in overlaps),
+        invented=sum(o.is_predicted and not o.is_true for o in overlaps),
+        mean_dice=_mean(dices, seed),
+        median_dice=float(np.median(dices)) if scored else None,
+        worst_dice=worst[0],
+        worst_case=worst[1],
+        median_hausdorff_95_mm=float(np.median(far)) if far else None,
+        worst_hausdorff_95_mm=max(far, default=None),
+        mean_surface_mm=float(np.mean(near)) if near else None,
+    )
+
+
+def _mean(values: Values, seed: int) -> Estimate | NotDefined:
+    if not len(values):
+        return NotDefined("no case has it")
+    return Estimate(float(np.mean(values)), bootstrap(lambda drawn: float(np.mean(drawn)), values, seed=seed))
+
+
+def ranked_by_lesions(overlaps: Sequence[Overlap]) -> tuple[str, ...]:
+    """Cases with true lesions, from the best Dice to the worst."""
+    lesions = [o for o in overlaps if o.structure == "lesions" and o.is_true and o.dice is not None]
+    return tuple(o.case for o in sorted(lesions, key=lambda overlap: (-(overlap.dice or 0.0), overlap.case)))
+
+
+def worst_cases(scores: PairedScores, count: int) -> tuple[tuple[CaseScores, CaseScores], ...]:
+    """The largest errors of PO, truth and prediction side by side (the paper calls those over 20 % outliers)."""
+    pairs = zip(scores.truth, scores.predicted, strict=True)
+    ordered = sorted(pairs, key=lambda both: -abs(both[0].percent_opacity - both[1].percent_opacity))
+    return tuple(ordered[:count])

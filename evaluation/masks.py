@@ -1,0 +1,224 @@
+"""True and predicted masks of a case with its CT, as files that a manifest lists, and how they compare."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from jaxtyping import Int16
+from pydantic import BaseModel
+
+from evaluation.errors import BadValueError, ImageError, MismatchedGridError
+from evaluation.overlap import Mask, dice, surface_distances
+from evaluation.rows import Row, read_table
+from evaluation.scores import CaseScores, PairedScores, match, scores_of
+from pipeline.anatomy import Lobe
+from pipeline.errors import PipelineError
+from pipeline.geometry import Grid, LesionMask, LobeLabels, LungMask, Volume
+from pipeline.io.read import read_ct
+from pipeline.severity import high_opacity_of, score_severity
+
+NEEDED_COLUMNS: Final = ("case", "ct", "true_lobes", "true_lesions", "predicted_lobes", "predicted_lesions")
+OPTIONAL_COLUMNS: Final = ("group", "true_lungs", "predicted_lungs")
+
+SAME_PLACE_MM: Final = 0.05
+"""How far the corners of two grids may lie apart: headers round."""
+
+STRUCTURES: Final = ("lungs", *(lobe.slug for lobe in Lobe), "lesions", "high_opacity")
+"""What is compared, in the order of the report."""
+
+
+class ManifestRow(BaseModel):
+    """Files of one case; relative paths are from the manifest's folder. Without lungs, they are the lobes together."""
+
+    case: str
+    group: str | None = None
+    ct: Path
+    true_lungs: Path | None = None
+    true_lobes: Path
+    true_lesions: Path
+    predicted_lungs: Path | None = None
+    predicted_lobes: Path
+    predicted_lesions: Path
+
+
+@dataclass(frozen=True, eq=False)
+class Masks:
+    """One side of a case, on the grid of its CT."""
+
+    lungs: LungMask
+    lobes: LobeLabels
+    lesions: LesionMask
+
+    def structures(self, volume: Volume) -> Mapping[str, Mask]:
+        """The mask of each of `STRUCTURES`; lesions count within the lungs, as they do in the scores."""
+        lesions = self.lesions.mask & self.lungs.mask
+        lobes = {lobe.slug: self.lobes.of(lobe) & self.lungs.mask for lobe in Lobe}
+        return {"lungs": self.lungs.mask, **lobes, "lesions": lesions, "high_opacity": high_opacity_of(volume, lesions)}
+
+    def scores(self, case: str, volume: Volume, group: str | None) -> CaseScores:
+        return scores_of(case, score_severity(volume, self.lungs, self.lobes, self.lesions), group)
+
+
+@dataclass(frozen=True, eq=False)
+class MaskedCase:
+    """A case with everything in memory."""
+
+    case: str
+    group: str | None
+    volume: Volume
+    truth: Masks
+    predicted: Masks
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """How well a structure of a case was found.
+
+    Attributes:
+        dice: None where neither side has the structure, 0 where one side lacks it.
+        hausdorff_95_mm: None where a side lacks it.
+        mean_surface_mm: None where a side lacks it.
+    """
+
+    case: str
+    structure: str
+    is_true: bool
+    is_predicted: bool
+    dice: float | None
+    hausdorff_95_mm: float | None
+    mean_surface_mm: float | None
+
+
+@dataclass(frozen=True)
+class Compared:
+    """All cases of a manifest: their scores, their overlaps, and where to find their masks again."""
+
+    scores: PairedScores
+    overlaps: tuple[Overlap, ...]
+    load: Callable[[str], MaskedCase]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The cases of a manifest by name, in its order."""
+
+    folder: Path
+    rows: Mapping[str, ManifestRow]
+    unused_columns: tuple[str, ...]
+
+    def load(self, case: str) -> MaskedCase:
+        """Read the files of a case.
+
+        Raises:
+            ImageError: one of them is missing, unreadable, not a mask, or not on the grid of the CT.
+        """
+        row = self.rows[case]
+        volume = _read(case, self.folder / row.ct)
+        truth = self._masks(volume.grid, case, row.true_lungs, row.true_lobes, row.true_lesions)
+        if not truth.lungs.mask.any():
+            raise ImageError(f"Case {case!r}: the true lungs are empty. Nothing can be a percentage of them.")
+        predicted = self._masks(volume.grid, case, row.predicted_lungs, row.predicted_lobes, row.predicted_lesions)
+        return MaskedCase(case, row.group, volume, truth, predicted)
+
+    def _masks(self, grid: Grid, case: str, lungs: Path | None, lobes: Path, lesions: Path) -> Masks:
+        labels = LobeLabels(_read_labels(case, self.folder / lobes, grid, highest=len(Lobe)).astype(np.uint8), grid)
+        whole = LungMask(_read_labels(case, self.folder / lungs, grid) > 0, grid) if lungs else labels.lungs()
+        return Masks(whole, labels, LesionMask(_read_labels(case, self.folder / lesions, grid) > 0, grid))
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read the list; the images are read case by case.
+
+    Raises:
+        TableError: it is no such list; the text says where.
+    """
+    table = read_table(path)
+    table.require(NEEDED_COLUMNS)
+    table.require_unique("case")
+    rows = [(row, row.parse(ManifestRow)) for row in table.rows]
+    if "group" in table.columns:
+        _require_groups(rows)
+    unused = tuple(c for c in table.columns if c not in (*NEEDED_COLUMNS, *OPTIONAL_COLUMNS))
+    return Manifest(path.parent, {row.case: row for _, row in rows}, unused)
+
+
+def compare_all(manifest: Manifest, begin: Callable[[str, float], None]) -> Compared:
+    """Score and compare every case, one at a time in memory; `begin` is told the case and the share that is done.
+
+    Raises:
+        ImageError: as `Manifest.load`.
+    """
+    truth: list[CaseScores] = []
+    predicted: list[CaseScores] = []
+    overlaps: list[Overlap] = []
+    for number, name in enumerate(manifest.rows):
+        begin(name, number / len(manifest.rows))
+        case = manifest.load(name)
+        truth.append(case.truth.scores(name, case.volume, case.group))
+        predicted.append(case.predicted.scores(name, case.volume, case.group))
+        overlaps += compare(case)
+    return Compared(match(truth, predicted, manifest.unused_columns), tuple(overlaps), manifest.load)
+
+
+def compare(case: MaskedCase) -> Iterator[Overlap]:
+    """Each of `STRUCTURES`."""
+    truth, predicted = case.truth.structures(case.volume), case.predicted.structures(case.volume)
+    for structure in STRUCTURES:
+        yield _overlap(case, structure, truth[structure], predicted[structure])
+
+
+def _overlap(case: MaskedCase, structure: str, truth: Mask, predicted: Mask) -> Overlap:
+    is_true, is_predicted = bool(truth.any()), bool(predicted.any())
+    if not (is_true and is_predicted):
+        agreement = 0.0 if is_true or is_predicted else None
+        return Overlap(case.case, structure, is_true, is_predicted, agreement, None, None)
+    far = surface_distances(truth, predicted, case.volume.grid)
+    return Overlap(case.case, structure, True, True, dice(truth, predicted), far.hausdorff_95_mm, far.mean_mm)
+
+
+def _require_groups(rows: list[tuple[Row, ManifestRow]]) -> None:
+    for row, parsed in rows:
+        if parsed.group is None:
+            raise BadValueError(f"{row.place}: group is empty. Name the group of each case, or leave the column out.")
+
+
+def _read(case: str, path: Path) -> Volume:
+    try:
+        scan = read_ct(path)
+    except FileNotFoundError as error:
+        raise ImageError(f"Case {case!r}: there is no file {path}. Paths are from the manifest's folder.") from error
+    except PipelineError as error:
+        raise ImageError(f"Case {case!r}: {path.name}: {error.detail}") from error
+    if any(finding.code == "not-finite-voxels" for finding in scan.findings):
+        raise ImageError(f"Case {case!r}: {path.name} holds voxels that are no numbers (NaN). Replace them.")
+    return scan.volume
+
+
+def _read_labels(case: str, path: Path, grid: Grid, highest: int | None = None) -> Int16[np.ndarray, "z y x"]:
+    found = _read(case, path)
+    if not _same_place(found.grid, grid):
+        raise MismatchedGridError(
+            f"Case {case!r}: {path.name} does not lie on the grid of its CT: {_said(found.grid)}, the CT has "
+            f"{_said(grid)}. Resample the mask to the CT (nearest neighbour)."
+        )
+    low, high = int(found.hu.min()), int(found.hu.max())
+    if low < 0 or (highest is not None and high > highest):
+        wanted = f"0 to {highest} (docs/evaluation.md lists them)" if highest else "0 outside and above 0 inside"
+        raise ImageError(f"Case {case!r}: {path.name} holds values {low} to {high}; a mask holds {wanted}.")
+    return found.hu
+
+
+def _same_place(first: Grid, second: Grid) -> bool:
+    if first.shape != second.shape:
+        return False
+    corners = np.array([[0, 0, 0], *np.diag(first.shape)], dtype=np.float64)
+    return bool(np.abs(first.to_lps(corners) - second.to_lps(corners)).max() <= SAME_PLACE_MM)
+
+
+def _said(grid: Grid) -> str:
+    size = " x ".join(str(n) for n in grid.shape[::-1])
+    spacing = " x ".join(f"{mm:.4g}" for mm in grid.spacing_mm[::-1])
+    origin = ", ".join(f"{mm:.1f}" for mm in grid.origin_mm)
+    return f"{size} voxels of {spacing} mm from ({origin})"

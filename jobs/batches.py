@@ -1,0 +1,227 @@
+"""Many scans in one call: one batch, of which each scan becomes a job of its own.
+
+```
+batches/{id}/pending.json   the records of its jobs, until all are accepted
+batches/{id}/batch.json     created once: from now on the batch exists, and all its jobs will
+idempotency-batches/{sha256 of the key}.json   the batch that a key made
+```
+
+Between the last two steps a gateway may die: `resume`, which the sweep calls, accepts what is left. `batch.json` holds
+ids and refusals alone, so that a deleted job leaves nothing behind in it.
+"""
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+from pydantic import Field
+
+from jobs import ids, states
+from jobs.errors import (
+    BatchNotFoundError,
+    BrokerUnavailableError,
+    IdempotencyMismatchError,
+    JobNotFoundError,
+    JobPurgedError,
+    NewerSchemaError,
+    WrongStateError,
+)
+from jobs.live.redis_view import LiveView
+from jobs.models import SCHEMA_VERSION, JobError, JobRecord, JobState, JobStatus, Model, SchemaVersion
+from jobs.store.job_store import Records
+
+log = logging.getLogger(__name__)
+
+PREFIX: Final = "batches/"
+ACCEPTED_AT_ONCE: Final = 8
+RESUMED_AFTER: Final = timedelta(seconds=60)
+"""A batch that is not whole by then was left by its gateway."""
+
+
+class BatchItem(Model):
+    """One scan of a batch: the job that it became, or why it became none."""
+
+    job_id: str | None = None
+    error: JobError | None = None
+
+
+class BatchRecord(Model):
+    """`batch.json`."""
+
+    schema_version: SchemaVersion = SCHEMA_VERSION
+    id: str
+    created_at: datetime
+    items: list[BatchItem]
+
+    @property
+    def job_ids(self) -> list[str]:
+        return [item.job_id for item in self.items if item.job_id is not None]
+
+
+class Pending(Model):
+    """`pending.json`."""
+
+    schema_version: SchemaVersion = SCHEMA_VERSION
+    jobs: list[JobRecord]
+
+
+class _Mark(Model):
+    schema_version: SchemaVersion = SCHEMA_VERSION
+    batch_id: str
+    fingerprint: str = Field(description="sha256 of the request")
+
+
+@dataclass(frozen=True)
+class BatchCounts:
+    """How many of a batch's scans stand where."""
+
+    by_status: Mapping[JobStatus, int]
+    purged: int
+    refused: int
+
+
+class Batches:
+    """Raises BlobStoreUnavailableError; the broker is needed for nothing."""
+
+    def __init__(self, records: Records, live: LiveView, ensure: Callable[[JobRecord], None]) -> None:
+        """`ensure` accepts a job unless it was accepted before."""
+        self._records, self._blobs, self._live, self._ensure = records, records.blobs, live, ensure
+
+    def begin(self, key: str | None, fingerprint: str) -> tuple[str, BatchRecord | None]:
+        """The id of a batch to come; and the batch, if an earlier request with `key` has made it.
+
+        Raises:
+            IdempotencyMismatchError: the key came with another request.
+        """
+        batch_id = ids.new_id()
+        if key is None:
+            return batch_id, None
+        name = f"idempotency-batches/{hashlib.sha256(key.encode()).hexdigest()}.json"
+        mark = _Mark(batch_id=batch_id, fingerprint=fingerprint)
+        if self._blobs.create(name, mark.model_dump_json().encode()):
+            return batch_id, None
+        mark = _Mark.read(self._blobs.read(name) or b"")
+        if mark.fingerprint != fingerprint:
+            raise IdempotencyMismatchError("this idempotency key was used with another request")
+        return mark.batch_id, self._read(mark.batch_id)
+
+    def accept(self, record: BatchRecord, jobs: Sequence[JobRecord]) -> BatchRecord:
+        """Make the batch durable, then accept its jobs. Of two that make the same batch, one wins; both get it."""
+        folder = self._folder(record.id)
+        if not jobs:
+            self._blobs.create(f"{folder}batch.json", record.model_dump_json(exclude_none=True).encode())
+            return record
+        pending = f"{folder}pending-{ids.new_id()}.json"
+        self._blobs.create(pending, Pending(jobs=list(jobs)).model_dump_json(exclude_none=True).encode())
+        if not self._blobs.create(f"{folder}batch.json", record.model_dump_json(exclude_none=True).encode()):
+            self._blobs.delete(pending)
+            return self.get(record.id)
+        self._settle(pending, record, jobs)
+        return record
+
+    def get(self, batch_id: str) -> BatchRecord:
+        """Raises BatchNotFoundError."""
+        record = self._read(batch_id) if ids.is_id(batch_id) else None
+        if record is None:
+            raise BatchNotFoundError(batch_id)
+        return record
+
+    def states(self, job_ids: Sequence[str]) -> list[JobState | None]:
+        """Each job as it stands; None for one that was deleted."""
+        try:
+            shown = self._live.get_many(job_ids)
+        except BrokerUnavailableError:
+            shown = [None] * len(job_ids)
+        return [state or self._from_blobs(job_id) for job_id, state in zip(job_ids, shown, strict=True)]
+
+    def counts(self, record: BatchRecord) -> BatchCounts:
+        """Of all its scans."""
+        try:
+            shown = self._live.statuses(record.job_ids)
+        except BrokerUnavailableError:
+            shown = [None] * len(record.job_ids)
+        found: Counter[JobStatus | None] = Counter()
+        for job_id, status in zip(record.job_ids, shown, strict=True):
+            state = None if status else self._from_blobs(job_id)
+            found[status or (state.status if state else None)] += 1
+        by_status = {status: found[status] for status in JobStatus}
+        return BatchCounts(by_status, found[None], len(record.items) - len(record.job_ids))
+
+    def cancel(self, batch_id: str, cancel: Callable[[str], object]) -> BatchRecord:
+        """Stop all its jobs that are not finished, each by `cancel`. Raises BatchNotFoundError."""
+        record = self.get(batch_id)
+
+        def stop(job_id: str) -> None:
+            with suppress(WrongStateError, JobNotFoundError, JobPurgedError):
+                cancel(job_id)
+
+        _for_all(stop, record.job_ids)
+        return record
+
+    def clean_up(self, now: datetime, forget_before: datetime | None) -> int:
+        """Accept what a gateway left, and delete what nobody needs; how many things were deleted.
+
+        Args:
+            forget_before: older batches are deleted once all their jobs are; None keeps them.
+        """
+        found = {key.removeprefix(PREFIX).partition("/")[0] for key in self._blobs.keys(PREFIX)}
+        return sum(self._swept(batch_id, now, forget_before) for batch_id in found if ids.is_id(batch_id))
+
+    def _swept(self, batch_id: str, now: datetime, forget_before: datetime | None) -> int:
+        try:
+            return self._clean_up(batch_id, now, forget_before)
+        except NewerSchemaError:
+            return 0
+
+    def _clean_up(self, batch_id: str, now: datetime, forget_before: datetime | None) -> int:
+        if ids.made_at(batch_id) + RESUMED_AFTER > now:
+            return 0
+        record, pending = self._read(batch_id), list(self._pending(batch_id))
+        for key in pending:
+            if record is None:  # its request failed, and nobody was told of the batch
+                self._blobs.delete(key)
+            elif data := self._blobs.read(key):
+                jobs = [job for job in Pending.read(data).jobs if job.id in record.job_ids]
+                log.warning("batch %s was left by its gateway; its %d jobs are accepted now", batch_id, len(jobs))
+                self._settle(key, record, jobs)
+        if record is None or forget_before is None or ids.made_at(batch_id) > forget_before:
+            return len(pending) if record is None else 0
+        if any(state is not None for state in self.states(record.job_ids)):
+            return 0
+        self._blobs.delete_all(self._folder(batch_id))
+        return 1
+
+    def _settle(self, pending: str, record: BatchRecord, jobs: Sequence[JobRecord]) -> None:
+        _for_all(self._ensure, [job for job in jobs if job.id in set(record.job_ids)])
+        self._blobs.delete(pending)
+
+    def _pending(self, batch_id: str) -> Iterator[str]:
+        return (key for key in self._blobs.keys(self._folder(batch_id)) if "/pending-" in key)
+
+    def _from_blobs(self, job_id: str) -> JobState | None:
+        try:
+            return self._records.state(job_id)
+        except JobPurgedError:
+            return None
+        except JobNotFoundError:  # accepted by the batch, and on its way
+            return states.coming(job_id)
+
+    def _read(self, batch_id: str) -> BatchRecord | None:
+        data = self._blobs.read(f"{self._folder(batch_id)}batch.json")
+        return None if data is None else BatchRecord.read(data)
+
+    def _folder(self, batch_id: str) -> str:
+        return f"{PREFIX}{batch_id}/"
+
+
+def _for_all(act: Callable[..., object], things: Sequence[object]) -> None:
+    """Several at once; the first fault is raised once all have ended."""
+    with ThreadPoolExecutor(ACCEPTED_AT_ONCE) as pool:
+        for done in [pool.submit(act, thing) for thing in things]:
+            done.result()

@@ -1,0 +1,257 @@
+"""Telling a receiver how a job ended: what was tried is kept with the job, what is due in the live view.
+
+```
+jobs/{id}/callbacks/{round}/{number}.json   an attempt, created once
+jobs/{id}/callbacks/{round}/asked.json      a redelivery was asked for; round 1 needs no asking
+callbacks/disabled/{sha256 of the url}.json the receiver answered 410
+```
+
+At least once: a sender that dies between the answer and its record sends again, under the same id, so that a receiver
+can tell.
+"""
+
+import hashlib
+import random
+import re
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+from jobs import states
+from jobs.errors import JobNotFoundError, JobPurgedError, NoCallbackError, WrongStateError
+from jobs.live.callback_schedule import CallbackBacklog
+from jobs.live.redis_view import LiveView, broker_errors
+from jobs.models import Callback, CallbackAttempt, CallbackFault, CallbackOutcome, CallbackStatus, JobRecord, Manifest
+from jobs.remote_sources import is_allowed
+from jobs.settings import JobsSettings
+from jobs.store.job_store import JobFiles, Records
+
+SCHEMES: Final = {"https": 443, "http": 80}
+"""Plain HTTP is for receivers in the operator's own network: an allowed prefix must say so."""
+LONGEST_PAUSE_SECONDS: Final = 24 * 3600.0
+"""However long a receiver asks us to wait."""
+JITTER: Final = 0.2
+_ATTEMPT: Final = re.compile(r"callbacks/(\d+)/(\d+)\.json")
+_ASKED: Final = re.compile(r"callbacks/(\d+)/asked\.json")
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What is to be told, to whom, and which attempt it is."""
+
+    record: JobRecord
+    manifest: Manifest
+    url: str
+    round: int
+    number: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of an attempt."""
+
+    started_at: datetime
+    seconds: float
+    http_status: int | None = None
+    fault: CallbackFault | None = None
+    retry_after_seconds: float = 0.0
+
+
+class Callbacks:
+    """For the gateway: look and ask again. For the sender: claim, open, settle."""
+
+    def __init__(self, records: Records, live: LiveView, settings: JobsSettings) -> None:
+        self._records, self._live, self._settings = records, live, settings
+
+    def is_allowed(self, url: str) -> bool:
+        """Whether the operator lets us call this address."""
+        return is_allowed(url, self._settings.callback_allowlist, SCHEMES)
+
+    def look(self, job_id: str) -> Callback:
+        """Raises JobNotFoundError, JobPurgedError, NoCallbackError."""
+        record, files = self._known(job_id)
+        attempts = self._attempts(files)
+        status, next_at = self._standing(files, attempts)
+        return Callback(
+            job_id=job_id, url=record.callback_url or "", status=status, next_attempt_at=next_at, attempts=attempts
+        )
+
+    def redeliver(self, job_id: str) -> Callback:
+        """Tell it again, at once, and as often as at first if need be; what was still to be tried is replaced.
+
+        Raises:
+            JobNotFoundError, JobPurgedError, NoCallbackError
+            WrongStateError: the job is not finished.
+            BrokerUnavailableError
+        """
+        _, files = self._known(job_id)
+        if not files.is_final:
+            raise WrongStateError(job_id, "running", "the job is not finished: there is nothing to tell yet")
+        attempts = self._attempts(files)
+        if attempts:
+            asked = f"callbacks/{attempts[-1].round + 1}/asked.json"
+            self._records.blobs.create(self._records.key(job_id, asked), b"{}")
+        self.postpone(job_id, 0)
+        return self.look(job_id)
+
+    def backlog(self) -> CallbackBacklog:
+        """Raises BrokerUnavailableError."""
+        with broker_errors():
+            return self._live.callbacks.backlog()
+
+    def outcomes(self) -> dict[CallbackOutcome, int]:
+        """How many attempts ended in each way. Raises BrokerUnavailableError."""
+        with broker_errors():
+            return dict(self._live.callbacks.outcomes())
+
+    # The sender's side
+
+    def claim(self, count: int) -> list[str]:
+        """Jobs whose attempt is due; nobody else gets them for a while. Raises BrokerUnavailableError."""
+        with broker_errors():
+            return self._live.callbacks.claim(count, 4 * self._settings.callback_timeout_seconds)
+
+    def postpone(self, job_id: str, seconds: float) -> None:
+        """Due again, so much later; of a job that was deleted meanwhile nothing is due."""
+        with broker_errors():
+            self._live.callbacks.after(job_id, seconds)
+        if self._records.is_purged(job_id):
+            self._forget(job_id)
+
+    def open(self, job_id: str) -> Delivery | None:
+        """What to send now; None when there is nothing, which puts the job off or forgets it.
+
+        Raises:
+            JobNotFoundError, JobPurgedError
+        """
+        files = self._records.files(job_id)
+        try:
+            record = self._records.record(job_id)
+        except (JobNotFoundError, JobPurgedError):
+            self._forget(job_id)
+            raise
+        manifest = self._records.manifest(job_id) if files.is_final else None
+        if manifest is None or record.callback_url is None:
+            self._forget(job_id)
+            return None
+        attempts = self._attempts(files)
+        status, next_at = self._standing(files, attempts)
+        if status is not CallbackStatus.PENDING:
+            self._finish(job_id)
+            return None
+        pause_seconds = (next_at - states.now()).total_seconds() if next_at else 0.0
+        if pause_seconds > 0 and not _is_asked_again(files):
+            self.postpone(job_id, pause_seconds)
+            return None
+        round_, number = self._next(files, attempts)
+        return Delivery(record, manifest, record.callback_url, round_, number)
+
+    def barred(self, delivery: Delivery) -> CallbackFault | None:
+        """Why nothing may be sent to the address, if so. A redelivery tries a disabled one again."""
+        if not self.is_allowed(delivery.url):
+            return CallbackFault.NOT_ALLOWED
+        is_disabled = delivery.round == 1 and self._records.blobs.exists(_disabled_key(delivery.url))
+        return CallbackFault.DISABLED if is_disabled else None
+
+    def settle(self, delivery: Delivery, answer: Answer) -> CallbackAttempt:
+        """Keep what came of it, and decide what follows.
+
+        Raises:
+            BrokerUnavailableError: what was tried is kept; what follows is decided when the claim has run out.
+        """
+        outcome, pause_seconds = self._judge(delivery, answer)
+        attempt = CallbackAttempt(
+            round=delivery.round,
+            number=delivery.number,
+            started_at=answer.started_at,
+            seconds=round(answer.seconds, 3),
+            outcome=outcome,
+            http_status=answer.http_status,
+            fault=answer.fault,
+            next_attempt_at=states.now() + timedelta(seconds=pause_seconds)
+            if outcome is CallbackOutcome.RETRY
+            else None,
+        )
+        key = self._records.key(delivery.record.id, f"callbacks/{delivery.round}/{delivery.number}.json")
+        self._records.blobs.create(key, attempt.model_dump_json(exclude_none=True).encode())
+        self._mark(delivery.url, outcome)
+        with broker_errors():
+            self._live.callbacks.count(outcome)
+        if outcome is CallbackOutcome.RETRY:
+            self.postpone(delivery.record.id, pause_seconds)
+        else:
+            self._finish(delivery.record.id)
+        return attempt
+
+    # Inside
+
+    def _judge(self, delivery: Delivery, answer: Answer) -> tuple[CallbackOutcome, float]:
+        """The outcome, and after how many seconds it is tried again."""
+        if answer.http_status is not None and 200 <= answer.http_status < 300:
+            return CallbackOutcome.DELIVERED, 0.0
+        if answer.http_status == 410 or answer.fault is CallbackFault.DISABLED:
+            return CallbackOutcome.DISABLED, 0.0
+        pauses = self._settings.callback_retry_seconds
+        if answer.fault is CallbackFault.NOT_ALLOWED or delivery.number > len(pauses):
+            return CallbackOutcome.FAILED, 0.0
+        jittered = pauses[delivery.number - 1] * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 (no secret)
+        return CallbackOutcome.RETRY, max(jittered, min(answer.retry_after_seconds, LONGEST_PAUSE_SECONDS))
+
+    def _mark(self, url: str, outcome: CallbackOutcome) -> None:
+        """An address that answers 410 is left alone until it answers 2xx to a redelivery."""
+        if outcome is CallbackOutcome.DISABLED:
+            self._records.blobs.create(_disabled_key(url), b"{}")
+        elif outcome is CallbackOutcome.DELIVERED:
+            self._records.blobs.delete(_disabled_key(url))
+
+    def _standing(self, files: JobFiles, attempts: list[CallbackAttempt]) -> tuple[CallbackStatus, datetime | None]:
+        if not files.is_final:
+            return CallbackStatus.WAITING, None
+        if not attempts or _is_asked_again(files):
+            return CallbackStatus.PENDING, states.now()
+        last = attempts[-1]
+        if last.outcome is CallbackOutcome.RETRY:
+            return CallbackStatus.PENDING, last.next_attempt_at
+        return CallbackStatus(last.outcome.value), None
+
+    def _next(self, files: JobFiles, attempts: list[CallbackAttempt]) -> tuple[int, int]:
+        if not attempts:
+            return 1, 1
+        if _is_asked_again(files):
+            return attempts[-1].round + 1, 1
+        return attempts[-1].round, attempts[-1].number + 1
+
+    def _attempts(self, files: JobFiles) -> list[CallbackAttempt]:
+        numbers = sorted((int(m[1]), int(m[2])) for m in map(_ATTEMPT.fullmatch, files.names) if m)
+        keys = [self._records.key(files.job_id, f"callbacks/{round_}/{number}.json") for round_, number in numbers]
+        found = (self._records.blobs.read(key) for key in keys)
+        return [CallbackAttempt.read(data) for data in found if data is not None]
+
+    def _known(self, job_id: str) -> tuple[JobRecord, JobFiles]:
+        record = self._records.record(job_id)
+        if record.callback_url is None:
+            raise NoCallbackError(job_id)
+        return record, self._records.files(job_id)
+
+    def _finish(self, job_id: str) -> None:
+        """Nothing more is due, but for a redelivery that was asked for just now."""
+        self._forget(job_id)
+        if _is_asked_again(self._records.files(job_id)):
+            self.postpone(job_id, 0)
+
+    def _forget(self, job_id: str) -> None:
+        with broker_errors():
+            self._live.callbacks.forget(job_id)
+
+
+def _is_asked_again(files: JobFiles) -> bool:
+    """Whether a redelivery was asked for and not tried yet: the rounds stand in the names."""
+    asked, tried = (
+        max((int(match[1]) for match in map(name.fullmatch, files.names) if match), default=0)
+        for name in (_ASKED, _ATTEMPT)
+    )
+    return asked > tried
+
+
+def _disabled_key(url: str) -> str:
+    return f"callbacks/disabled/{hashlib.sha256(url.encode()).hexdigest()}.json"

@@ -1,0 +1,102 @@
+"""States of jobs for an event loop, without a thread each: what clients that poll ask for all day.
+
+One question to Redis is under way at a time; who asks meanwhile shares the next one. So the more they are, the less
+each costs, and one connection is enough.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from jobs.errors import BrokerUnavailableError
+from jobs.ids import is_id
+from jobs.live.redis_view import LOOK, MAX_TOGETHER, broker_errors, look_at, seen
+from jobs.live.view_freshness import ViewFreshness
+from jobs.models import JobState
+from jobs.settings import JobsSettings
+
+Look = Callable[[str], JobState]
+
+
+class StatusBatcher:
+    """Belongs to the event loop that uses it first."""
+
+    def __init__(self, settings: JobsSettings, view_freshness: ViewFreshness, checked: Look, recorded: Look) -> None:
+        """Both look in a thread.
+
+        Args:
+            checked: at a job that Redis does not know, or of which it may not be believed.
+            recorded: at a job while Redis does not answer; it is not asked again.
+        """
+        self._redis = redis.asyncio.Redis.from_url(
+            settings.redis_url or "",
+            decode_responses=True,
+            socket_timeout=settings.broker_timeout_seconds,
+            socket_connect_timeout=settings.broker_timeout_seconds,
+            retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
+            redis_connect_func=self._connected,
+        )
+        self._view_freshness = view_freshness
+        self._look = self._redis.register_script(LOOK)
+        self._checked, self._recorded = checked, recorded
+        self._asked: dict[str, list[asyncio.Future[JobState | None]]] = {}
+        self._asking: asyncio.Task[None] | None = None
+
+    async def get(self, job_id: str) -> JobState:
+        """Raises JobNotFoundError, JobPurgedError."""
+        try:
+            shown = await self._shown(job_id) if is_id(job_id) else None
+        except BrokerUnavailableError:
+            return await asyncio.to_thread(self._recorded, job_id)
+        return shown if shown is not None else await asyncio.to_thread(self._checked, job_id)
+
+    async def close(self) -> None:
+        if self._asking is not None:
+            await self._asking
+        await self._redis.aclose()
+
+    async def _shown(self, job_id: str) -> JobState | None:
+        answer: asyncio.Future[JobState | None] = asyncio.get_running_loop().create_future()
+        self._asked.setdefault(job_id, []).append(answer)
+        if self._asking is None:
+            self._asking = asyncio.create_task(self._ask_on())
+        return await answer
+
+    async def _ask_on(self) -> None:
+        while self._asked:
+            together = {job_id: self._asked.pop(job_id) for job_id in list(self._asked)[:MAX_TOGETHER]}
+            try:
+                states = await self._ask(list(together))
+            except Exception as error:  # for those who asked to answer for
+                for answer in _waiting(together.values()):
+                    answer.set_exception(error)
+            else:
+                for answers, state in zip(together.values(), states, strict=True):
+                    for answer in _waiting([answers]):
+                        answer.set_result(state)
+        self._asking = None
+
+    async def _ask(self, job_ids: list[str]) -> list[JobState | None]:
+        """None for those of which Redis may not be believed, too."""
+        try:
+            with broker_errors():
+                keys, arguments = look_at(job_ids)
+                states, is_whole = seen(await self._look(keys=keys, args=arguments))
+        except BrokerUnavailableError:
+            self._view_freshness.lose()
+            raise
+        return [state if state and self._view_freshness.holds(state, is_whole=is_whole) else None for state in states]
+
+    async def _connected(self, connection: Any) -> None:
+        self._view_freshness.connected(connection)
+        await connection.on_connect()
+
+
+def _waiting(asked: Iterable[list["asyncio.Future[JobState | None]"]]) -> Iterator["asyncio.Future[JobState | None]"]:
+    """Those who have not gone away meanwhile."""
+    return (answer for answers in asked for answer in answers if not answer.done())

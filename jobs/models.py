@@ -1,0 +1,366 @@
+"""The words both sides share: what a job is and what its report says.
+
+Versioned; the science may change freely behind it.
+"""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import from_json
+
+from jobs.errors import NewerSchemaError
+
+SCHEMA_VERSION: Final = "1.0"
+"""Of all that is stored. A field that may be left out does not change it; what an old reader must not miss raises the
+first number (docs/decisions/0019)."""
+
+
+class JobStatus(StrEnum):
+    """The life of a job: queued -> running -> succeeded | failed | cancelled. The last three never change again."""
+
+    QUEUED = "queued"
+    """Accepted and durable; no worker has it. A job goes back here when its worker is lost."""
+    RUNNING = "running"
+    """One worker holds its lease."""
+    SUCCEEDED = "succeeded"
+    """Report and masks are stored."""
+    FAILED = "failed"
+    """It cannot be scored; `error` says why."""
+    CANCELLED = "cancelled"
+    """Stopped on request."""
+
+    @property
+    def is_final(self) -> bool:
+        return self in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED)
+
+
+class Stage(StrEnum):
+    """What a running job is doing, in order."""
+
+    FETCH = "fetch"
+    READ = "read"
+    LANDMARKS = "landmarks"
+    LUNGS = "lungs"
+    LESIONS = "lesions"
+    SEVERITY = "severity"
+    STORE = "store"
+
+
+class Priority(StrEnum):
+    """Which queue a job waits in; a worker empties them in this order."""
+
+    STAT = "stat"
+    ROUTINE = "routine"
+    BATCH = "batch"
+
+
+class MaskName(StrEnum):
+    """The masks of a succeeded job, each a gzipped NIfTI on the input's own grid."""
+
+    LUNGS = "lungs"
+    LOBES = "lobes"
+    LESIONS = "lesions"
+    HIGH_OPACITY = "high-opacity"
+
+
+class CallbackOutcome(StrEnum):
+    """How one attempt at a callback ended."""
+
+    DELIVERED = "delivered"
+    """The receiver answered 2xx."""
+    RETRY = "retry"
+    """It did not; it is tried again later."""
+    FAILED = "failed"
+    """It did not, and that was the last attempt."""
+    DISABLED = "disabled"
+    """It answered 410, now or to another job: nothing more is sent to this address."""
+
+
+class CallbackFault(StrEnum):
+    """Why an attempt has no answer."""
+
+    TIMEOUT = "timeout"
+    CONNECTION = "connection"
+    """No such host, nobody there, a certificate that is not trusted, or a connection that broke."""
+    NOT_ALLOWED = "not-allowed"
+    """The operator no longer allows the address."""
+    DISABLED = "disabled"
+    """The address had answered 410 to another job."""
+
+
+class CallbackStatus(StrEnum):
+    """Where a callback stands."""
+
+    WAITING = "waiting"
+    """The job is not finished."""
+    PENDING = "pending"
+    """An attempt is due, now or later."""
+    DELIVERED = "delivered"
+    FAILED = "failed"
+    DISABLED = "disabled"
+
+
+class Model(BaseModel):
+    """Unknown fields are refused in what clients send, and passed over in what other versions of us have stored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def read(cls, data: bytes | str) -> Self:
+        """A document as this or another version of this software stored it, as far as this one knows it.
+
+        Raises:
+            NewerSchemaError: its schema has a higher first number than ours.
+        """
+        content = from_json(data)
+        version = content.get("schema_version", SCHEMA_VERSION)
+        if _major(version) > _major(SCHEMA_VERSION):
+            raise NewerSchemaError(cls.__name__, version)
+        return cls.model_validate(content, extra="ignore")
+
+
+def _major(version: str) -> int:
+    return int(version.partition(".")[0])
+
+
+def _as_ours(version: str) -> str:
+    """What is left once unknown fields were passed over is a document of our own version."""
+    return SCHEMA_VERSION if _major(version) == _major(SCHEMA_VERSION) else version
+
+
+SchemaVersion = Annotated[Literal["1.0"], BeforeValidator(_as_ours)]
+
+
+class JobError(Model):
+    """Why a job failed: the `problem+json` members that hold without an HTTP response."""
+
+    type: str = Field(
+        description="URI of the problem type, documented at that address", examples=["/problems/lungs-not-found"]
+    )
+    title: str
+    detail: str
+    retryable: bool = Field(description="whether the same scan may succeed when it is submitted again")
+    evidence: dict[str, Any] = Field(default_factory=dict, description="what was seen, as data")
+
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class ScanSource(Model):
+    """Where the worker fetches a scan that was not uploaded."""
+
+    url: str = Field(
+        description="an https or s3 address that this service's operator allows",
+        examples=["https://pacs.example/ct/1.nii.gz"],
+    )
+    sha256: Sha256 | None = Field(default=None, description="checked after fetching")
+
+
+class UploadRecord(Model):
+    """`upload.json`: a large scan that is sent in parts before there is a job. Written once, before the first part."""
+
+    schema_version: SchemaVersion = SCHEMA_VERSION
+    id: str
+    created_at: datetime
+    expires_at: datetime
+    size_bytes: int
+    sha256: Sha256 | None = None
+    part_bytes: int
+    multipart_id: str | None = None
+    """What S3 calls it; a local folder has no name for it."""
+
+    @property
+    def part_sizes_bytes(self) -> dict[int, int]:
+        """By number, from 1. All parts are of one size but the last, which has what is left."""
+        starts = range(0, self.size_bytes, self.part_bytes)
+        return {n: min(self.part_bytes, self.size_bytes - start) for n, start in enumerate(starts, 1)}
+
+
+class UploadCompletion(Model):
+    """`completed.json`: created once; from then on the upload is a scan that a job may take."""
+
+    schema_version: SchemaVersion = SCHEMA_VERSION
+    key: str
+    size_bytes: int
+    sha256: Sha256
+
+
+class InputInfo(Model):
+    """The scan as it was accepted. File names are not kept: they carry patient names."""
+
+    size_bytes: int | None = Field(default=None, description="null until a `source` was fetched")
+    sha256: str | None = Field(default=None, description="null until a `source` was fetched")
+    source: ScanSource | None = None
+
+
+class JobRecord(Model):
+    """`job.json`: what is written once, before the 202. All else about a job follows from other blobs."""
+
+    schema_version: SchemaVersion = SCHEMA_VERSION
+    id: str
+    created_at: datetime
+    priority: Priority = Priority.ROUTINE
+    input: InputInfo
+    client_reference: str | None = None
+    upload_id: str | None = Field(default=None, description="the upload that became its scan")
+    callback_url: str | None = Field(default=None, description="who is told how it ended")
+    address: str | None = Field(default=None, description="of the job, as its client reaches the gateway")
+    traceparent: str | None = Field(default=None, description="the trace that the job belongs to, where there are any")
+
+
+class JobState(Model):
+    """A job as it stands now, the record and the live view merged."""
+
+    id: str
+    status: JobStatus
+    created_at: datetime
+    updated_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    priority: Priority = Priority.ROUTINE
+    input: InputInfo
+    client_reference: str | None = None
+    callback_url: str | None = None
+    stage: Stage | None = None
+    progress: float = Field(default=0.0, ge=0.0, le=1.0, description="share of the whole work that is done")
+    queue_position: int | None = Field(
+        default=None,
+        ge=1,
+        description="1 is next, give or take a turn that less urgent jobs are given; null when not queued or not known",
+    )
+    attempt: int = Field(default=0, ge=0, description="how many times a worker has begun it")
+    cancel_requested: bool = False
+    error: JobError | None = None
+    severity: "SeverityScores | None" = Field(default=None, description="present once succeeded")
+    revision: str = Field(description="changes whenever any other field does")
+
+
+LobeName = Literal["left_upper", "left_lower", "right_upper", "right_middle", "right_lower"]
+
+
+class PercentRange(Model):
+    """What a percentage is if only what is very likely a lesion counts, and if all that may be one does."""
+
+    low: float = Field(ge=0, le=100)
+    high: float = Field(ge=0, le=100)
+
+
+class SeverityScores(Model):
+    percent_opacity: float = Field(ge=0, le=100)
+    percent_opacity_range: PercentRange | None = None
+    percent_high_opacity: float = Field(ge=0, le=100)
+    lung_severity_score: int = Field(ge=0, le=20)
+    lung_high_opacity_score: int = Field(ge=0, le=20)
+
+
+class LungVolumes(Model):
+    volume_ml: float = Field(ge=0)
+    opacity_ml: float = Field(ge=0)
+    high_opacity_ml: float = Field(ge=0)
+
+
+class LobeScores(Model):
+    lobe: LobeName
+    label: int = Field(ge=1, le=5, description="value in the lobes mask")
+    volume_ml: float = Field(ge=0)
+    percent_opacity: float = Field(ge=0, le=100)
+    percent_opacity_range: PercentRange | None = None
+    percent_high_opacity: float = Field(ge=0, le=100)
+    severity_score: int = Field(ge=0, le=4)
+    high_opacity_score: int = Field(ge=0, le=4)
+
+
+class LandmarkPoint(Model):
+    name: Literal["carina", "sternum_tip"]
+    found: bool
+    position_mm: tuple[float, float, float] | None = Field(description="LPS x, y, z; null when not in this scan")
+
+
+class QualityFinding(Model):
+    code: str = Field(examples=["thick-slices"])
+    severity: Literal["info", "warning", "error"]
+    message: str
+    evidence: dict[str, Any] = Field(default_factory=dict)
+    lobe: LobeName | None = Field(default=None, description="null where it is about the scan or the whole result")
+
+
+class ModelProvenance(Model):
+    name: str
+    version: str
+    sha256: str
+
+
+class Provenance(Model):
+    input_sha256: str
+    software: str
+    models: list[ModelProvenance]
+    device: str
+    seconds: dict[str, float] = Field(description="by stage")
+
+
+class Report(Model):
+    """What the scan's scores are, schema 1. `masks` are filled with addresses by the API."""
+
+    schema_version: SchemaVersion = SCHEMA_VERSION
+    job_id: str
+    severity: SeverityScores
+    lungs: LungVolumes
+    lobes: list[LobeScores] = Field(min_length=5, max_length=5)
+    landmarks: list[LandmarkPoint]
+    quality: list[QualityFinding]
+    masks: dict[MaskName, str] = Field(default_factory=dict, description="address of each mask")
+    provenance: Provenance
+
+
+class MaskBlob(Model):
+    """A stored mask."""
+
+    name: MaskName
+    key: str
+    size_bytes: int
+    sha256: str
+
+
+class Manifest(Model):
+    """`manifest.json`: created once, never replaced; its existence ends the job. The winner of all attempts."""
+
+    schema_version: SchemaVersion = SCHEMA_VERSION
+    job_id: str
+    outcome: Literal["succeeded", "failed", "cancelled"]
+    attempt: int
+    started_at: datetime | None = None
+    finished_at: datetime
+    severity: SeverityScores | None = None
+    report_key: str | None = None
+    masks: list[MaskBlob] = Field(default_factory=list)
+    error: JobError | None = None
+    input_sha256: str | None = None
+    input_size_bytes: int | None = None
+
+
+class CallbackAttempt(Model):
+    """`callbacks/{round}/{number}.json`: one try to tell a receiver how a job ended."""
+
+    round: int = Field(ge=1, description="1 at first; one more each time that a redelivery is asked for")
+    number: int = Field(ge=1, description="of the attempt within its round")
+    started_at: datetime
+    seconds: float = Field(ge=0, description="until the answer, or until it was given up")
+    outcome: CallbackOutcome
+    http_status: int | None = Field(default=None, description="what the receiver answered; null if it did not")
+    fault: CallbackFault | None = Field(default=None, description="why there is no answer")
+    next_attempt_at: datetime | None = Field(default=None, description="null unless it will be tried again")
+
+
+class Callback(Model):
+    """Whom a job tells how it ended, and how that went."""
+
+    job_id: str
+    url: str
+    status: CallbackStatus
+    next_attempt_at: datetime | None = Field(default=None, description="null unless an attempt is due")
+    attempts: list[CallbackAttempt] = Field(default_factory=list, description="oldest first")
+
+
+JobState.model_rebuild()

@@ -1,0 +1,144 @@
+"""Deletes what nobody will ask for again: jobs past their retention, what never became a job, what a purge left.
+
+A scan leaves traces before it is a job: an upload in parts, an `input` without its `job.json`, the unseen parts of a
+writer that was killed. All are left alone for `upload_seconds`, in which an honest upload has ended.
+"""
+
+import logging
+import re
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from jobs import ids, states
+from jobs.batches import Batches
+from jobs.errors import JobNotFoundError, JobPurgedError, NewerSchemaError
+from jobs.recovery import finalize
+from jobs.recovery.finalize import Backends
+from jobs.store.job_store import JobFiles
+from jobs.store.multipart_uploads import LargeUploads
+from jobs.store.part_stores import PREFIX
+
+log = logging.getLogger(__name__)
+
+VOID_KEPT: Final = timedelta(days=30)
+"""What bars a job from coming late is kept for much longer than any request lasts."""
+
+_STAGED: Final = re.compile(r".*#\d+")
+"""What obstore calls a local file that it has not finished."""
+
+
+@dataclass(frozen=True)
+class Cleanup:
+    parts: Backends
+    uploads: LargeUploads
+    batches: Batches
+
+    def clean_up(self, now: datetime | None = None) -> int:
+        """Look once through all blobs; how many things were deleted. Raises BlobStoreUnavailableError."""
+        now = now or states.now()
+        listed = list(self.parts.records.listed())
+        retired = self._retire(listed, now)
+        orphans = self.uploads.clean_up(now) + self._clean_up_inputs(listed, now) + self._clean_up_purged(listed)
+        orphans += self._forget(listed, now)
+        orphans += self.batches.clean_up(now, self._retention_began(now))
+        unfinished = self._clean_up_multiparts(now) + self._clean_up_staged(now)
+        if retired or orphans or unfinished:
+            log.info("swept %d jobs past retention, %d orphans, %d unfinished writes", retired, orphans, unfinished)
+        return retired + orphans + unfinished
+
+    def purge(self, job_id: str) -> None:
+        """Delete the job and all that belongs to it, running or not. Raises JobNotFoundError, JobPurgedError."""
+        records = self.parts.records
+        if finalize.remove_traces_if_deleted(self.parts, job_id):  # who deleted it may have been killed half way
+            raise JobPurgedError(job_id)
+        upload_id = records.record(job_id).upload_id
+        records.mark_purged(job_id)
+        if upload_id is not None:
+            self.uploads.forget(upload_id)  # a crash may have left the scan there too
+        finalize.remove_traces(self.parts, job_id)
+
+    def _retire(self, listed: Iterable[JobFiles], now: datetime) -> int:
+        oldest = self._retention_began(now)
+        if oldest is None:
+            return 0
+        # A job cannot have ended before it was made: so only the old ones are read.
+        ended = (files for files in listed if files.is_final and not files.is_purged)
+        return sum(self._retire_if_ended(f.job_id, oldest) for f in ended if ids.made_at(f.job_id) < oldest)
+
+    def _retention_began(self, now: datetime) -> datetime | None:
+        seconds = self.parts.settings.retention_seconds
+        return None if seconds is None else now - timedelta(seconds=seconds)
+
+    def _retire_if_ended(self, job_id: str, oldest: datetime) -> bool:
+        with suppress(JobNotFoundError, JobPurgedError, NewerSchemaError):  # just deleted by another, or not for us
+            manifest = self.parts.records.manifest(job_id)
+            if manifest is not None and manifest.finished_at <= oldest:
+                self.purge(job_id)
+                return True
+        return False
+
+    def _clean_up_inputs(self, listed: Iterable[JobFiles], now: datetime) -> int:
+        oldest = self._oldest(now)
+        old = [files for files in listed if not files.is_purged and ids.made_at(files.job_id) < oldest]
+        forgotten = sum(self._forget_void(files.job_id, now) for files in old if files.names == {"job.json"})
+        return forgotten + sum(self._void(files.job_id) for files in old if not files.is_job)
+
+    def _clean_up_purged(self, listed: Iterable[JobFiles]) -> int:
+        """A purge that was cut off, or a worker that was killed while it still wrote."""
+        leftovers = [files.job_id for files in listed if files.is_purged and len(files.names) > 1]
+        for job_id in leftovers:
+            finalize.remove_traces(self.parts, job_id)
+        return len(leftovers)
+
+    def _forget(self, listed: Iterable[JobFiles], now: datetime) -> int:
+        """Tombstones that nobody asks for any more: in a busy service they would be most of what there is to list."""
+        oldest = now - timedelta(seconds=self.parts.settings.tombstone_seconds)
+        # A job cannot have been deleted before it was made: so only the old ones are looked at.
+        graves = (f for f in listed if f.names == {"purged.json"} and ids.made_at(f.job_id) < oldest)
+        return sum(self.parts.records.forget(files.job_id, oldest) for files in graves)
+
+    def _void(self, job_id: str) -> bool:
+        """Only once it is certain that it becomes no job, however late its request comes to an end."""
+        if not self.parts.records.void(job_id):
+            return False
+        self.parts.records.empty(job_id)
+        return True
+
+    def _forget_void(self, job_id: str, now: datetime) -> bool:
+        if ids.made_at(job_id) > now - VOID_KEPT or not self.parts.records.is_void(job_id):
+            return False
+        self.parts.records.clean_up(job_id)
+        return True
+
+    def _oldest(self, now: datetime) -> datetime:
+        return now - timedelta(seconds=self.parts.settings.upload_seconds)
+
+    def _clean_up_multiparts(self, now: datetime) -> int:
+        bucket = self.parts.records.blobs.bucket
+        if bucket is None:
+            return 0
+        found = [upload for folder in (self.parts.records.prefix, PREFIX) for upload in bucket.unfinished(folder)]
+        stale = [upload for upload in found if upload.begun_at < self._oldest(now)]
+        for upload in stale:
+            bucket.abort(upload.key, upload.multipart_id)
+        return len(stale)
+
+    def _clean_up_staged(self, now: datetime) -> int:
+        folder = self.parts.records.blobs.folder
+        if folder is None:
+            return 0
+        stale = list(_staged(folder.rglob("*#*"), self._oldest(now)))
+        for path in stale:
+            path.unlink(missing_ok=True)
+        return len(stale)
+
+
+def _staged(paths: Iterable[Path], oldest: datetime) -> Iterable[Path]:
+    for path in paths:
+        with suppress(FileNotFoundError):
+            if _STAGED.fullmatch(path.name) and datetime.fromtimestamp(path.stat().st_mtime, UTC) < oldest:
+                yield path

@@ -1,0 +1,212 @@
+"""Finds what was lost: jobs that run without a worker or wait without a message, and a live view that was wiped.
+
+Has what nobody needs any more swept, too.
+"""
+
+import logging
+import secrets
+import threading
+import time
+from contextlib import suppress
+from typing import Final
+
+from jobs import states, tracing
+from jobs.errors import JobNotFoundError, JobPurgedError, NewerSchemaError, UnavailableError
+from jobs.live.redis_view import REBUILT, Waiting
+from jobs.models import JobState, JobStatus
+from jobs.recovery import finalize
+from jobs.recovery.cleanup import Cleanup
+from jobs.recovery.finalize import Backends
+from jobs.store.job_store import Ending, JobFiles
+
+log = logging.getLogger(__name__)
+
+RECONCILE_SECONDS: Final = 600.0
+"""How often all blobs are compared with the live view; at the start too."""
+
+
+class Reconciler:
+    """One look (`reap`), or a thread that keeps looking. Of many reapers one leads; the others wait for its silence."""
+
+    def __init__(self, parts: Backends, cleanup: Cleanup) -> None:
+        self._parts = parts
+        self._cleanup = cleanup
+        self._who = secrets.token_hex(8)
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._reconciled_at: float | None = None
+        self._swept_at: float | None = None
+
+    def start(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="reaper", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def reconcile(self) -> int:
+        """Look once, if nobody else does; how many jobs were put on their way again."""
+        if not self._parts.live.lead(self._who, 3 * self._parts.settings.reap_seconds):
+            return 0
+        self._clean_up_if_due()
+        found = self._reconcile_if_due()
+        found += sum(self._recover(job_id) for job_id in self._parts.live.running_without_lease())
+        return found + self._publish_unheard()
+
+    def rebuild(self) -> int:
+        """Bring back into the live view, and the queue, every job that only the blobs know; forget those they do not.
+
+        A job that was deleted while the broker was down, or by a gateway that was killed, is still shown until then.
+        """
+        parts = self._parts
+        mark = parts.live.begin_rebuild()
+        known = {files.job_id: files for files in parts.records.all_files()}
+        shown = dict(zip(known, parts.live.statuses(list(known)), strict=True))
+        restored = sum(self._restore(known[job_id], mark) for job_id, status in shown.items() if status is None)
+        behind = [job_id for job_id, status in shown.items() if status and not status.is_final]
+        restored += sum(self._show_end(job_id) for job_id in behind if known[job_id].is_final)
+        for job_id in parts.live.all_ids():
+            if job_id not in known:
+                self._forget_if_gone(job_id)
+        parts.live.declare_whole(mark)
+        return restored
+
+    def _run(self) -> None:
+        while True:
+            try:
+                self.reconcile()
+            except UnavailableError as error:
+                log.warning("cannot look for lost jobs: %s", error)
+                self._reconciled_at = None  # what happened meanwhile was not shown
+            except Exception:  # a thread that dies unseen would lose jobs silently
+                log.exception("the reaper stumbled; it goes on")
+            if self._stop.wait(self._parts.settings.reap_seconds):
+                return
+
+    def _clean_up_if_due(self) -> None:
+        now = time.monotonic()
+        if self._swept_at is None or now - self._swept_at > self._parts.settings.sweep_seconds:
+            self._swept_at = now
+            self._cleanup.clean_up()
+
+    def _reconcile_if_due(self) -> int:
+        now = time.monotonic()
+        is_due = self._reconciled_at is None or now - self._reconciled_at > RECONCILE_SECONDS
+        is_due = is_due or self._parts.live.view_freshness.was_lost_after(self._reconciled_at or 0.0)
+        if not is_due and self._parts.live.is_whole():
+            return 0
+        restored = self.rebuild()
+        self._reconciled_at = now  # when it began: what happened meanwhile may be missing
+        if restored:
+            log.warning("%d jobs were missing in the live view and are back", restored)
+        return restored
+
+    def _show_end(self, job_id: str) -> bool:
+        """A job that ended while the broker was away."""
+        with suppress(JobNotFoundError, JobPurgedError, NewerSchemaError):
+            is_shown = self._parts.live.put(self._parts.records.state(job_id))
+            return not finalize.remove_traces_if_deleted(self._parts, job_id) and is_shown
+        return False
+
+    def _restore(self, files: JobFiles, mark: str) -> bool:
+        """A job that was running gets a lease that its worker, if it lives, makes its own.
+
+        Not after another wipe: what we know is older than what others may have shown since.
+        """
+        parts = self._parts
+        try:
+            state = parts.records.state(files.job_id, files)
+        except (JobNotFoundError, JobPurgedError):
+            return False
+        except NewerSchemaError as error:
+            log.warning("job %s is left to newer processes: %s", files.job_id, error)
+            return False
+        if state.status == JobStatus.RUNNING:
+            parts.live.lease(state.id, f"{state.attempt}:{REBUILT}", parts.settings.lease_seconds)
+        if not parts.live.put(state, guard=f"rebuild:{mark}"):
+            return False
+        if not state.status.is_final and parts.records.is_final(state.id):
+            return self._show_end(state.id)  # it ended between the listing and now
+        if state.cancel_requested:
+            parts.live.request_cancel(state.id)
+        if state.status == JobStatus.QUEUED:
+            self._send(state, parts.records.record(state.id).traceparent)
+        return True
+
+    def _recover(self, job_id: str) -> bool:
+        """A job that the live view shows running though nobody holds it."""
+        try:
+            return self._end_lost_attempt(job_id)
+        except (JobNotFoundError, JobPurgedError):
+            self._forget_if_gone(job_id)
+        except NewerSchemaError as error:
+            log.warning("job %s is left to newer processes: %s", job_id, error)
+        except UnavailableError:
+            raise
+        except Exception:  # one job that cannot be read must not keep all others from being found
+            log.exception("job %s cannot be brought back", job_id)
+        return False
+
+    def _end_lost_attempt(self, job_id: str) -> bool:
+        parts = self._parts
+        files, record = parts.records.files(job_id), parts.records.record(job_id)
+        claim = parts.records.claim(job_id, files.attempt) if files.attempt else None
+        if claim is None:  # the blobs are older than the view, from a copy: they decide
+            parts.live.forget(job_id)
+            self._reconciled_at = None
+            return False
+        if finalize.is_over(parts, record, claim):
+            return True
+        log.warning("job %s: the worker of attempt %d was lost", job_id, claim.attempt)
+        ending = Ending(reason="worker-lost", ended_at=states.now())
+        finalize.end_attempt(parts, record, claim, ending, guard="free")
+        return True
+
+    def _publish_unheard(self) -> int:
+        waiting = self._parts.live.waiting()
+        patience_ms = 1000 * self._parts.settings.reap_seconds
+        due = [job for job in waiting if job.retry_in_ms == 0]
+        doubtful = [job for job in waiting if _is_doubtful(job, patience_ms)]
+        if doubtful:
+            present = self._parts.queue.present(self._parts.settings.lease_seconds)
+            due += [job for job in doubtful if job.job_id not in present]
+        return sum(self._publish(job.job_id) for job in due)
+
+    def _publish(self, job_id: str) -> bool:
+        state = self._parts.live.get(job_id)
+        if state is None or state.status != JobStatus.QUEUED:
+            return False
+        traceparent = None
+        try:
+            with suppress(NewerSchemaError):  # a message holds the id alone: whoever can read the job takes it
+                traceparent = self._parts.records.record(job_id).traceparent
+        except (JobNotFoundError, JobPurgedError):
+            self._forget_if_gone(job_id)
+            return False
+        log.info("job %s is sent again", job_id)
+        self._send(state, traceparent)
+        return True
+
+    def _forget_if_gone(self, job_id: str) -> None:
+        try:
+            with suppress(NewerSchemaError):
+                self._parts.records.record(job_id)  # it may have come after we looked
+        except JobPurgedError:
+            finalize.remove_traces(self._parts, job_id)
+        except JobNotFoundError:
+            self._parts.live.forget(job_id)
+
+    def _send(self, state: JobState, traceparent: str | None) -> None:
+        with tracing.continued(traceparent):
+            self._parts.queue.publish(state.id, state.priority)
+
+
+def _is_doubtful(job: Waiting, patience_ms: float) -> bool:
+    """Whether its message, if there is one, should have been seen by now."""
+    if job.retry_in_ms is not None:
+        return False
+    since_ms = job.queued_for_ms if job.published_ms_ago is None else job.published_ms_ago
+    return since_ms > patience_ms

@@ -1,0 +1,119 @@
+"""Idempotency keys: the same request twice makes one job.
+
+A key is a numbered row of create-only marks, each naming the job that its request means to make. The last mark
+counts. If its job was accepted, that is the first answer. If not, the request is in flight until the mark is old;
+then the next request first makes sure that the old one can no longer be accepted (its id is voided), and adds its
+own mark. So a crash at any point leaves a key that works, and never two jobs.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from jobs import states
+from jobs.errors import IdempotencyInFlightError, IdempotencyMismatchError
+from jobs.models import SCHEMA_VERSION, JobRecord, Model, SchemaVersion
+from jobs.store.job_store import Records
+
+
+def fingerprint(record: JobRecord) -> str:
+    """What must be the same in a repeated request: the scan and every option, not the id or the time.
+
+    An upload is named by its id, since its bytes are gone once the first request has made a job of it.
+    """
+    beside = {"id", "created_at", "schema_version", "address", "traceparent"} | (
+        {"input"} if record.upload_id else set()
+    )
+    document = record.model_dump_json(exclude=beside)
+    return hashlib.sha256(document.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class FirstAnswer:
+    """The job that the first request with a key made."""
+
+    job_id: str
+    fingerprint: str | None
+    """None when the job was purged meanwhile: then nothing is left to compare."""
+
+    def require_same(self, record: JobRecord) -> None:
+        """Compare the record that the repeated request would have made.
+
+        Raises:
+            IdempotencyMismatchError: the key came with another scan or other options.
+        """
+        if self.fingerprint not in (None, fingerprint(record)):
+            raise IdempotencyMismatchError("this idempotency key was used with another request")
+
+
+class _Mark(Model):
+    schema_version: SchemaVersion = SCHEMA_VERSION
+    job_id: str
+    begun_at: datetime
+
+
+@dataclass(frozen=True)
+class Idempotency:
+    """`begin` before the upload, then `Jobs.accept`; `abandon` where the request fails. There is nothing to finish."""
+
+    records: Records
+    in_flight_seconds: float
+
+    def begin(self, key: str, job_id: str) -> FirstAnswer | None:
+        """None: go on and accept `job_id`. Otherwise the first answer: hash the body and `demand_same`.
+
+        The mark expires (`in_flight_seconds`), so that a request that crashed does not block its key.
+
+        Raises:
+            IdempotencyInFlightError: the first request with this key is still being accepted.
+        """
+        number = self._last(key)
+        mark = self._read(key, number)
+        if mark is not None:
+            answer = self._answer(mark)
+            if answer is not None:
+                return answer
+        if not self._add(key, number + 1, job_id):
+            raise IdempotencyInFlightError("another request with this idempotency key is being accepted")
+        return None
+
+    def abandon(self, key: str, job_id: str) -> None:
+        """Free the key: the request failed and may be sent again, changed or not. A job that was accepted keeps it."""
+        number = self._last(key)
+        mark = self._read(key, number)
+        if mark is not None and mark.job_id == job_id and self.records.void(job_id):
+            self._delete(key, number)
+            self.records.clean_up(job_id)
+
+    def _answer(self, mark: _Mark) -> FirstAnswer | None:
+        """None when the mark's request may be overtaken."""
+        files = self.records.files(mark.job_id)
+        if files.is_purged:
+            return FirstAnswer(mark.job_id, None)
+        age = states.now() - mark.begun_at
+        if not files.is_job and age < timedelta(seconds=self.in_flight_seconds):
+            raise IdempotencyInFlightError("the first request with this idempotency key is still being accepted")
+        if self.records.void(mark.job_id):
+            return None
+        return FirstAnswer(mark.job_id, fingerprint(self.records.record(mark.job_id)))
+
+    def _folder(self, key: str) -> str:
+        return f"idempotency/{hashlib.sha256(key.encode()).hexdigest()}/"
+
+    def _name(self, key: str, number: int) -> str:
+        return f"{self._folder(key)}{number}.json"
+
+    def _last(self, key: str) -> int:
+        names = (name.rsplit("/", 1)[1] for name in self.records.blobs.keys(self._folder(key)))
+        return max((int(name.removesuffix(".json")) for name in names), default=0)
+
+    def _read(self, key: str, number: int) -> _Mark | None:
+        data = self.records.blobs.read(self._name(key, number)) if number else None
+        return None if data is None else _Mark.read(data)
+
+    def _add(self, key: str, number: int, job_id: str) -> bool:
+        mark = _Mark(job_id=job_id, begun_at=states.now())
+        return self.records.blobs.create(self._name(key, number), mark.model_dump_json().encode())
+
+    def _delete(self, key: str, number: int) -> None:
+        self.records.blobs.delete(self._name(key, number))

@@ -1,0 +1,213 @@
+"""The durable truth about each job, read from and written to its blobs."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final, Literal
+
+from pydantic import Field
+
+from jobs import states
+from jobs.errors import JobNotFoundError, JobPurgedError
+from jobs.ids import is_id
+from jobs.models import SCHEMA_VERSION, JobRecord, JobState, Manifest, Model, SchemaVersion
+from jobs.store.object_store import Blobs
+
+_CLAIM: Final = re.compile(r"attempts/(\d+)/claim\.json")
+_VOID: Final = b'{"void":true}'
+
+
+class Claim(Model):
+    """`claim.json`: attempt `attempt` has begun."""
+
+    schema_version: SchemaVersion = SCHEMA_VERSION
+    attempt: int
+    started_at: datetime
+    worker: str
+    traceparent: str | None = Field(default=None, description="of its span, which another ends if the worker is lost")
+
+
+class Ending(Model):
+    """`ended.json`: why an attempt ended without an outcome. Only the class of an exception is kept.
+
+    Attributes:
+        reason: its worker fell silent; a fault of ours; it needed more memory than there was; or its worker was told to
+            stop and handed it back, which is nobody's fault and counts for nothing.
+    """
+
+    schema_version: SchemaVersion = SCHEMA_VERSION
+    reason: Literal["worker-lost", "fault", "out-of-memory", "handed-back"]
+    fault: str | None = Field(default=None, description="class of the exception")
+    ended_at: datetime
+
+
+@dataclass(frozen=True)
+class JobFiles:
+    """Which blobs a job has; names are relative to `jobs/{id}/`."""
+
+    job_id: str
+    names: frozenset[str]
+
+    @property
+    def is_job(self) -> bool:
+        return "job.json" in self.names
+
+    @property
+    def is_purged(self) -> bool:
+        return "purged.json" in self.names
+
+    @property
+    def is_final(self) -> bool:
+        return "manifest.json" in self.names
+
+    @property
+    def cancel_requested(self) -> bool:
+        return "cancel.json" in self.names
+
+    @property
+    def attempt(self) -> int:
+        """The last attempt that began; 0 for none."""
+        return max((int(m[1]) for m in map(_CLAIM.fullmatch, self.names) if m), default=0)
+
+    def has_ended(self, attempt: int) -> bool:
+        return f"attempts/{attempt}/ended.json" in self.names
+
+
+@dataclass(frozen=True)
+class Records:
+    """Reads and writes the documents of jobs.
+
+    Raises BlobStoreUnavailableError when the store does not answer, NewerSchemaError for what it cannot read.
+    """
+
+    blobs: Blobs
+    prefix: str = field(default="jobs/")
+
+    def key(self, job_id: str, name: str) -> str:
+        if not is_id(job_id):
+            raise JobNotFoundError(job_id)
+        return f"{self.prefix}{job_id}/{name}"
+
+    def attempt_key(self, job_id: str, attempt: int, name: str) -> str:
+        return self.key(job_id, f"attempts/{attempt}/{name}")
+
+    # What is there
+
+    def files(self, job_id: str) -> JobFiles:
+        folder = self.key(job_id, "")
+        return JobFiles(job_id, frozenset(key.removeprefix(folder) for key in self.blobs.keys(folder)))
+
+    def all_files(self) -> Iterator[JobFiles]:
+        """Every job that was accepted and not purged; one listing of the whole store."""
+        return (files for files in self.listed() if files.is_job and not files.is_purged)
+
+    def listed(self) -> Iterator[JobFiles]:
+        """The same, with what was purged and what is no job, at least not yet."""
+        names: dict[str, set[str]] = {}
+        for key in self.blobs.keys(self.prefix):
+            job_id, _, name = key.removeprefix(self.prefix).partition("/")
+            names.setdefault(job_id, set()).add(name)
+        return (JobFiles(job_id, frozenset(found)) for job_id, found in names.items() if is_id(job_id))
+
+    def record(self, job_id: str) -> JobRecord:
+        """Raises JobNotFoundError, JobPurgedError."""
+        data = self.blobs.read(self.key(job_id, "job.json"))
+        if data is not None and data != _VOID:
+            return JobRecord.read(data)
+        if self.is_purged(job_id):
+            raise JobPurgedError(job_id)
+        raise JobNotFoundError(job_id)
+
+    def manifest(self, job_id: str) -> Manifest | None:
+        data = self.blobs.read(self.key(job_id, "manifest.json"))
+        return None if data is None else Manifest.read(data)
+
+    def is_final(self, job_id: str) -> bool:
+        return self.blobs.exists(self.key(job_id, "manifest.json"))
+
+    def is_purged(self, job_id: str) -> bool:
+        return self.blobs.exists(self.key(job_id, "purged.json"))
+
+    def state(self, job_id: str, files: JobFiles | None = None) -> JobState:
+        """The state as the blobs alone tell it. Raises JobNotFoundError, JobPurgedError."""
+        files = files or self.files(job_id)
+        if files.is_purged:
+            raise JobPurgedError(job_id)
+        record = self.record(job_id)
+        manifest = self.manifest(job_id) if files.is_final else None
+        if manifest is not None:
+            return states.final(record, manifest)
+        claim = self.claim(job_id, files.attempt) if files.attempt else None
+        if claim is None or files.has_ended(claim.attempt):
+            updated_at = claim.started_at if claim else None
+            return states.queued(record, attempt=files.attempt, updated_at=updated_at)
+        return states.running(
+            record, attempt=claim.attempt, started_at=claim.started_at, cancel_requested=files.cancel_requested
+        )
+
+    def claim(self, job_id: str, attempt: int) -> Claim | None:
+        data = self.blobs.read(self.attempt_key(job_id, attempt, "claim.json"))
+        return None if data is None else Claim.read(data)
+
+    def endings(self, job_id: str, attempts: int) -> list[Ending]:
+        """Why earlier attempts ended, oldest first."""
+        keys = [self.attempt_key(job_id, n, "ended.json") for n in range(1, attempts + 1)]
+        return [Ending.read(data) for data in map(self.blobs.read, keys) if data is not None]
+
+    # What happens, each at most once
+
+    def create_job(self, record: JobRecord) -> bool:
+        return self.blobs.create(self.key(record.id, "job.json"), _json(record))
+
+    def void(self, job_id: str) -> bool:
+        """Make sure that no job with this id is ever accepted; False if one was."""
+        key = self.key(job_id, "job.json")
+        return self.blobs.create(key, _VOID) or self.blobs.read(key) == _VOID
+
+    def is_void(self, job_id: str) -> bool:
+        return self.blobs.read(self.key(job_id, "job.json")) == _VOID
+
+    def create_claim(self, job_id: str, claim: Claim) -> bool:
+        return self.blobs.create(self.attempt_key(job_id, claim.attempt, "claim.json"), _json(claim))
+
+    def create_ending(self, job_id: str, attempt: int, ending: Ending) -> bool:
+        return self.blobs.create(self.attempt_key(job_id, attempt, "ended.json"), _json(ending))
+
+    def create_manifest(self, manifest: Manifest) -> bool:
+        """True for the one that ends the job."""
+        return self.blobs.create(self.key(manifest.job_id, "manifest.json"), _json(manifest))
+
+    def request_cancel(self, job_id: str) -> None:
+        self.blobs.create(self.key(job_id, "cancel.json"), _moment())
+
+    def mark_purged(self, job_id: str) -> None:
+        """The tombstone, before anything is deleted: so nobody takes a half-deleted job for a whole one."""
+        self.blobs.create(self.key(job_id, "purged.json"), _moment())
+
+    def empty(self, job_id: str) -> None:
+        """Delete all but the tombstone and the record, or what stands in its place."""
+        self.blobs.delete_all(self.key(job_id, ""), keep=lambda key: key.endswith(("/purged.json", "/job.json")))
+
+    def forget(self, job_id: str, oldest: datetime) -> bool:
+        """Take the tombstone away too, if it is older than that."""
+        key = self.key(job_id, "purged.json")
+        info = self.blobs.info(key)
+        if info is None or info.last_modified >= oldest:
+            return False
+        self.blobs.delete(key)
+        return True
+
+    def clean_up(self, job_id: str) -> None:
+        """Delete all but the tombstone; the record last, since a worker may still look for it."""
+        self.empty(job_id)
+        self.blobs.delete(self.key(job_id, "job.json"))
+
+
+def _json(document: Model) -> bytes:
+    return document.model_dump_json(exclude_none=True).encode()
+
+
+def _moment() -> bytes:
+    return json.dumps({"at": states.now().isoformat()}).encode()

@@ -1,0 +1,263 @@
+"""The blob store: a local folder or an S3 bucket, with create-only writes. It is the record; all else is a view.
+
+```
+jobs/{id}/job.json                  created once: the job is accepted
+jobs/{id}/input                     the upload, written before job.json
+jobs/{id}/attempts/{n}/claim.json   created once, before the work: attempt n has begun
+jobs/{id}/attempts/{n}/ended.json   created once: attempt n ended without an outcome and may publish none
+jobs/{id}/attempts/{n}/report.json  and the masks, named as in `MaskName`
+jobs/{id}/manifest.json             created once: the outcome
+jobs/{id}/callbacks/{round}/{n}.json  created once: an attempt to tell of it
+jobs/{id}/cancel.json               someone asked to stop
+jobs/{id}/purged.json               a tombstone; all other blobs are gone
+idempotency/{sha256 of the key}/{n}.json
+callbacks/disabled/{sha256 of the url}.json  a receiver that wants no more
+batches/{id}/batch.json             created once: many scans in one call (`batches`)
+uploads/{id}/upload.json            a scan that comes in parts, before there is a job
+uploads/{id}/parts/{n}              in a folder; S3 keeps parts where no listing shows them
+uploads/{id}/scan                   all parts, joined
+uploads/{id}/completed.json         created once: a job may take the scan
+```
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote, urlsplit
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.store import LocalStore, ObjectStore, S3Store
+
+from jobs.errors import BlobStoreUnavailableError
+from jobs.tracing import step
+
+if TYPE_CHECKING:
+    from obstore import GetOptions
+    from obstore.store import ClientConfig, RetryConfig
+
+    from jobs.store.s3_multipart import S3Bucket
+
+PIECE_BYTES: Final = 1 << 20
+PART_BYTES: Final = 8 << 20
+"""Of a multipart upload: what a writer holds in memory; S3 wants at least 5 MiB."""
+FOLDER_PART_BYTES: Final = 128 << 10
+"""What a writer to a folder holds: many may write at once."""
+
+_ID: Final = re.compile(r"[0-9a-f-]{32}")
+_RETRY: Final["RetryConfig"] = {"max_retries": 3, "retry_timeout": timedelta(seconds=10)}
+_CLIENT: Final["ClientConfig"] = {"connect_timeout": timedelta(seconds=2), "timeout": timedelta(minutes=5)}
+
+
+@dataclass(frozen=True)
+class BlobInfo:
+    key: str
+    size_bytes: int
+    last_modified: datetime
+
+
+class Blobs:
+    """Small documents, large files and listings, by key.
+
+    Every method raises BlobStoreUnavailableError when the store does not answer.
+    """
+
+    def __init__(self, store: ObjectStore, folder: Path | None = None, bucket: "S3Bucket | None" = None) -> None:
+        """`folder` is where a local store keeps its files; they are synced to the disk there. S3 has a `bucket`."""
+        self.store = store
+        self.folder = folder
+        self.bucket = bucket
+
+    @property
+    def part_bytes(self) -> int:
+        """What a writer holds in memory, and once more while it sends it."""
+        return PART_BYTES if self.folder is None else FOLDER_PART_BYTES
+
+    def read(self, key: str) -> bytes | None:
+        """The whole blob; None if there is none."""
+        try:
+            with _unavailable():
+                return bytes(obstore.get(self.store, key).bytes())
+        except FileNotFoundError:
+            return None
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Write unless the key exists: of many callers exactly one gets True."""
+        with _unavailable(), step("blob create", traced(key, len(data))) as span:
+            try:
+                obstore.put(self.store, key, data, mode="create")
+            except AlreadyExistsError:
+                span.note({"lobewise.blob.existed": True})
+                return False
+            self.sync(key)
+            return True
+
+    def write(self, key: str, data: bytes) -> None:
+        with _unavailable(), step("blob write", traced(key, len(data))):
+            obstore.put(self.store, key, data)
+            self.sync(key)
+
+    def write_file(self, key: str, path: Path) -> str:
+        """Store a file; the answer is its sha256."""
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        with _unavailable(), step("blob write", traced(key, path.stat().st_size)):
+            obstore.put(self.store, key, path, chunk_size=PART_BYTES, max_concurrency=2)
+            self.sync(key)
+        return digest
+
+    def write_pieces(self, key: str, pieces: Iterator[bytes]) -> None:
+        """Store a stream; nothing is seen of it before its end. Raises what `pieces` does."""
+        with _unavailable(), step("blob write", traced(key)):
+            writer = obstore.open_writer(self.store, key, buffer_size=PART_BYTES, max_concurrency=2)
+            for piece in pieces:
+                writer.write(piece)
+            writer.close()  # a writer that is dropped without it gives its parts up
+            self.sync(key)
+
+    def copy(self, key: str, to: str) -> None:
+        """Within the store, which moves no bytes through us. Raises FileNotFoundError."""
+        with _unavailable(), step("blob copy", traced(to)):
+            obstore.copy(self.store, key, to)
+            self.sync(to)
+
+    def read_file(self, key: str, path: Path) -> None:
+        """Copy a blob to a file.
+
+        Raises:
+            FileNotFoundError: there is no such blob.
+        """
+        with path.open("wb") as file:
+            for piece in self.pieces(key, 0, None):
+                file.write(piece)
+
+    def pieces(self, key: str, start: int, end: int | None) -> Iterator[bytes]:
+        """The bytes from `start` up to, not including, `end`. Raises FileNotFoundError."""
+        span: GetOptions = {"range": {"offset": start} if end is None else (start, end)}
+        with _unavailable():
+            stream = obstore.get(self.store, key, options=span if start or end else None)
+            for piece in stream.stream(min_chunk_size=PIECE_BYTES):
+                yield bytes(piece)
+
+    def info(self, key: str) -> BlobInfo | None:
+        try:
+            with _unavailable():
+                meta = obstore.head(self.store, key)
+        except FileNotFoundError:
+            self.check()  # the answer to HEAD does not tell a missing blob from a missing bucket
+            return None
+        return BlobInfo(key, meta["size"], meta["last_modified"])
+
+    def exists(self, key: str) -> bool:
+        return self.info(key) is not None
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        """Every key below a prefix that ends with a slash, in no order."""
+        return (info.key for info in self.infos(prefix))
+
+    def infos(self, prefix: str) -> Iterator[BlobInfo]:
+        """What is known of every blob below a prefix that ends with a slash, in no order."""
+        with _unavailable():
+            for page in obstore.list(self.store, prefix, chunk_size=1000):
+                yield from (BlobInfo(meta["path"], meta["size"], meta["last_modified"]) for meta in page)
+
+    def delete(self, key: str) -> None:
+        """Harmless when there is no such blob."""
+        with suppress(FileNotFoundError), _unavailable():
+            obstore.delete(self.store, key)
+
+    def delete_all(self, prefix: str, keep: Callable[[str], bool] = lambda _key: False) -> None:
+        for key in list(self.keys(prefix)):
+            if not keep(key):
+                self.delete(key)
+
+    def sync(self, key: str) -> None:
+        """Make a local blob survive a power cut: the file, and the folders that name it."""
+        if self.folder is None:
+            return
+        path = self.folder / key
+        while path != self.folder.parent:
+            _fsync(path)
+            path = path.parent
+
+    def check(self) -> None:
+        """Raises BlobStoreUnavailableError when the store does not answer, or its bucket or folder is gone."""
+        if self.folder is not None and not self.folder.is_dir():
+            raise BlobStoreUnavailableError("the folder of the blobs is gone")
+        with _unavailable():
+            next(iter(obstore.list(self.store, "ready/", chunk_size=1)), None)
+
+
+def traced(key: str, size_bytes: int | None = None) -> dict[str, str | int]:
+    """What a span tells of a blob: which of the above it is, without ids and hashes."""
+    name = "/".join(part for part in key.split("/") if not _ID.match(part))
+    return {"lobewise.blob.name": name} | ({} if size_bytes is None else {"lobewise.blob.size_bytes": size_bytes})
+
+
+def open_blobs(url: str, public_endpoint: str | None = None) -> Blobs:
+    """The store at `file:///folder` or `s3://bucket/prefix`.
+
+    Credentials, region and endpoint of S3 come from the usual `AWS_*` variables; clients may know the endpoint by
+    another name.
+
+    Raises:
+        ValueError: another scheme.
+        BlobStoreUnavailableError: the folder cannot be made or written.
+    """
+    parts = urlsplit(url)
+    if parts.scheme == "s3":
+        return _s3(url, public_endpoint)
+    if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
+        raise ValueError(f"blobs live at file:///folder or s3://bucket/prefix, not at {url!r}")
+    return _local(Path(unquote(parts.path)))
+
+
+def _s3(url: str, public_endpoint: str | None) -> Blobs:
+    from jobs.store.s3_multipart import S3Bucket  # botocore takes a while, and a folder does not need it
+
+    parts = urlsplit(url)
+    store = S3Store.from_url(url, client_options=_client(), retry_config=_RETRY)
+    return Blobs(store, bucket=S3Bucket(parts.netloc, unquote(parts.path), public_endpoint))
+
+
+def _client() -> "ClientConfig":
+    """obstore reads `AWS_ALLOW_HTTP` itself only where no other option of the client is given."""
+    allow_http = os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true")
+    return {**_CLIENT, "allow_http": allow_http}
+
+
+def _local(folder: Path) -> Blobs:
+    with _unavailable():
+        folder.mkdir(parents=True, exist_ok=True)
+        store = LocalStore(folder, automatic_cleanup=True)
+    return Blobs(store, folder.resolve())
+
+
+def _fsync(path: Path) -> None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return  # deleted meanwhile: nothing to keep
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _unavailable() -> Iterator[None]:
+    """Turns every error of the store but a missing blob into ours."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if "NoSuchBucket" in str(error):
+            raise BlobStoreUnavailableError("the bucket of the blobs is gone") from error
+        raise
+    except (BaseError, OSError) as error:
+        raise BlobStoreUnavailableError(f"the blob store does not answer: {type(error).__name__}") from error

@@ -1,0 +1,136 @@
+"""What obstore does not do on S3: uploads in parts that others send, and addresses signed for one key each.
+
+Everything else goes through `blobs`. Credentials come from the `AWS_*` variables, as obstore reads them, or from where
+the AWS tools find them: a web identity, a container's role, the instance.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+import botocore.session
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from jobs.answers import ReceivedPart
+from jobs.errors import BlobStoreUnavailableError
+
+_GONE: Final = "NoSuchUpload"
+
+
+@dataclass(frozen=True)
+class PartUpload:
+    """A multipart upload of S3 that has neither been completed nor aborted."""
+
+    key: str
+    multipart_id: str
+    begun_at: datetime
+
+
+class S3Bucket:
+    """Keys are relative to the prefix of the store, as in `Blobs`. Raises BlobStoreUnavailableError."""
+
+    def __init__(self, bucket: str, prefix: str, public_endpoint: str | None = None) -> None:
+        """`public_endpoint` is where clients reach the bucket, if not where we do."""
+        self._bucket = bucket
+        self._prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
+        endpoint = os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT")
+        self._client = _client(endpoint)
+        self._signer = _client(public_endpoint) if public_endpoint else self._client
+
+    def begin(self, key: str) -> str:
+        """Start an upload in parts; the answer is its id."""
+        with _unavailable():
+            multipart_id: str = self._client.create_multipart_upload(**self._at(key))["UploadId"]
+        return multipart_id
+
+    def received(self, key: str, multipart_id: str) -> dict[int, ReceivedPart]:
+        """The parts that have arrived, by number; none if the upload was completed or aborted.
+
+        Of one that was sent again some servers list both: the later one counts.
+        """
+        found: dict[int, ReceivedPart] = {}
+        with _unavailable(ignore=_GONE):
+            pages = self._client.get_paginator("list_parts").paginate(**self._at(key), UploadId=multipart_id)
+            listed = [part for page in pages for part in page.get("Parts", ())]
+            for part in sorted(listed, key=lambda part: part["LastModified"]):
+                found[part["PartNumber"]] = ReceivedPart(part["Size"], part["ETag"])
+        return found
+
+    def complete(self, key: str, multipart_id: str, parts: Mapping[int, ReceivedPart]) -> None:
+        """Make one blob of the parts. Harmless when that was done before."""
+        listed = [{"PartNumber": number, "ETag": part.tag} for number, part in sorted(parts.items())]
+        with _unavailable(ignore=_GONE):
+            self._client.complete_multipart_upload(
+                **self._at(key), UploadId=multipart_id, MultipartUpload={"Parts": listed}
+            )
+
+    def abort(self, key: str, multipart_id: str) -> None:
+        """Delete the parts; their addresses are good for nothing then."""
+        with _unavailable(ignore=_GONE):
+            self._client.abort_multipart_upload(**self._at(key), UploadId=multipart_id)
+
+    def unfinished(self, folder: str) -> Iterator[PartUpload]:
+        """Every upload in parts below `folder` that was begun and not ended, also those of writers that crashed."""
+        with _unavailable():
+            pages = self._client.get_paginator("list_multipart_uploads")
+            for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix + folder):
+                for item in page.get("Uploads", ()):
+                    yield PartUpload(item["Key"].removeprefix(self._prefix), item["UploadId"], item["Initiated"])
+
+    def part_url(self, key: str, multipart_id: str, number: int, size_bytes: int, seconds: int) -> str:
+        """PUT here a part of exactly this size: its length is signed too."""
+        place = {"UploadId": multipart_id, "PartNumber": number, "ContentLength": size_bytes}
+        return self._signed("upload_part", key, seconds, place)
+
+    def file_url(self, key: str, file_name: str, seconds: int) -> str:
+        """GET the blob here, to be saved under `file_name`."""
+        shown = {
+            "ResponseContentDisposition": f'attachment; filename="{file_name}"',
+            "ResponseContentType": "application/octet-stream",
+            "ResponseCacheControl": "no-store",
+        }
+        return self._signed("get_object", key, seconds, shown)
+
+    def _signed(self, operation: str, key: str, seconds: int, beside: Mapping[str, object]) -> str:
+        parameters = {**self._at(key), **beside}
+        with _unavailable():
+            url: str = self._signer.generate_presigned_url(operation, Params=parameters, ExpiresIn=seconds)
+        return url
+
+    def _at(self, key: str) -> dict[str, str]:
+        return {"Bucket": self._bucket, "Key": self._prefix + key}
+
+
+def _client(endpoint: str | None) -> Any:
+    """One client; botocore's may be used by many threads."""
+    virtual = os.environ.get("AWS_VIRTUAL_HOSTED_STYLE_REQUEST", "").lower() in ("1", "true")
+    config = Config(
+        signature_version="s3v4",
+        s3={"addressing_style": "virtual" if virtual else "path"},
+        retries={"total_max_attempts": 4, "mode": "standard"},
+        connect_timeout=2,
+        read_timeout=300,  # a store may take minutes to join the parts
+        request_checksum_calculation="when_required",  # a signed address must not ask its user for a checksum
+        response_checksum_validation="when_required",
+    )
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+    return botocore.session.get_session().create_client(
+        "s3", endpoint_url=endpoint or None, region_name=region, config=config
+    )
+
+
+@contextmanager
+def _unavailable(ignore: str | None = None) -> Iterator[None]:
+    """Turns what S3 answers into our error, but for one code that is no fault."""
+    try:
+        yield
+    except ClientError as error:
+        code = error.response.get("Error", {}).get("Code", "")
+        if code != ignore:
+            raise BlobStoreUnavailableError(f"the blob store answers {code}") from error
+    except BotoCoreError as error:
+        raise BlobStoreUnavailableError(f"the blob store does not answer: {type(error).__name__}") from error

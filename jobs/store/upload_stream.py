@@ -1,0 +1,89 @@
+"""Uploads: hashed while they stream to the blob store, in constant memory and in threads of their own."""
+
+import asyncio
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Final, TypeVar
+
+import obstore
+from obstore.exceptions import BaseError
+
+from jobs import tracing
+from jobs.answers import Chunk
+from jobs.errors import BlobStoreUnavailableError, UploadTooLargeError
+from jobs.models import InputInfo
+from jobs.store.object_store import Blobs, traced
+
+SENDERS: Final = 16
+"""Threads for a bucket, where they mostly wait. For a folder there are as many as cores: they hash, and copy."""
+
+Answer = TypeVar("Answer")
+
+
+_storers: Final = ThreadPoolExecutor(os.cpu_count(), "upload")
+_senders: Final = ThreadPoolExecutor(SENDERS, "upload")
+
+
+async def in_upload_thread(
+    function: Callable[..., Answer], *arguments: object, threads: ThreadPoolExecutor = _storers
+) -> Answer:
+    """For work on the bytes of scans, so that it takes no thread from other calls."""
+    return await asyncio.get_running_loop().run_in_executor(threads, function, *arguments)
+
+
+class BlobUpload:
+    """The upload sink of one job. Nothing is visible under the key before `finish`."""
+
+    def __init__(self, blobs: Blobs, key: str, limit_bytes: int) -> None:
+        self._blobs, self._key, self._limit_bytes = blobs, key, limit_bytes
+        self._threads = _senders if blobs.folder is None else _storers
+        self._hash = hashlib.sha256()
+        self._size_bytes = 0
+        self._span = tracing.child("blob write", traced(key))
+        self._writer: obstore.WritableFile | None = obstore.open_writer(
+            blobs.store, key, buffer_size=blobs.part_bytes, max_concurrency=1
+        )
+
+    async def write(self, chunk: Chunk) -> None:
+        if self._writer is None:
+            raise ValueError("this upload has ended")
+        self._size_bytes += len(chunk)
+        if self._size_bytes > self._limit_bytes:
+            await self.abort()
+            raise UploadTooLargeError(self._limit_bytes)
+        with _unavailable():
+            await in_upload_thread(self._take, self._writer, chunk, threads=self._threads)
+
+    async def finish(self) -> InputInfo:
+        if self._writer is None:
+            raise ValueError("this upload has ended")
+        writer, self._writer = self._writer, None
+        self._span.note(traced(self._key, self._size_bytes))
+        with tracing.ended(self._span), _unavailable():
+            await in_upload_thread(self._close, writer, threads=self._threads)
+        return InputInfo(size_bytes=self._size_bytes, sha256=self._hash.hexdigest())
+
+    async def abort(self) -> None:
+        # A writer that is dropped without `close` gives its parts up.
+        self._writer = None
+        self._span.fail("aborted")
+        self._span.end()
+
+    def _take(self, writer: "obstore.WritableFile", chunk: Chunk) -> None:
+        self._hash.update(chunk)
+        writer.write(chunk)
+
+    def _close(self, writer: "obstore.WritableFile") -> None:
+        writer.close()
+        self._blobs.sync(self._key)  # writing a large file out takes seconds
+
+
+@contextmanager
+def _unavailable() -> Iterator[None]:
+    try:
+        yield
+    except (BaseError, OSError) as error:
+        raise BlobStoreUnavailableError(f"the upload could not be stored: {type(error).__name__}") from error

@@ -1,0 +1,234 @@
+"""A CT and its masks, each tied to the grid that places it in the patient.
+
+Arrays are z-y-x. What belongs to an array (shape, spacing) is z-y-x too; what belongs to the patient
+(points, origin, direction) is LPS millimetres, x-y-z: x grows to the patient's left, y to the back, z to the head.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import SimpleITK as sitk
+from jaxtyping import Bool, Float32, Float64, Int16, Shaped, UInt8
+
+from pipeline.anatomy import AIR_HU, LEFT_LOBES, Lobe
+
+Triple = tuple[float, float, float]
+Matrix = tuple[Triple, Triple, Triple]
+Point = Sequence[float] | Float64[np.ndarray, "3"]
+"""An LPS position, x-y-z."""
+
+IDENTITY: Matrix = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the voxels of an array lie in the patient.
+
+    Attributes:
+        shape: voxels, z-y-x.
+        spacing_mm: distance of neighbouring voxels, z-y-x.
+        origin_mm: LPS position (x, y, z) of the centre of voxel [0, 0, 0].
+        direction: 3 x 3, rows are LPS x, y, z; columns are the unit vectors along the array's x, y and z axis
+            (ITK's convention).
+    """
+
+    shape: tuple[int, int, int]
+    spacing_mm: Triple
+    origin_mm: Triple
+    direction: Matrix = IDENTITY
+
+    @classmethod
+    def axis_aligned(cls, lower_mm: Point, upper_mm: Point, spacing_mm: Triple) -> "Grid":
+        """The grid with identity direction that covers the LPS box from `lower_mm` to `upper_mm` (x, y, z)."""
+        spacing_xyz = np.asarray(spacing_mm[::-1], dtype=np.float64)
+        extent = np.asarray(upper_mm, dtype=np.float64) - np.asarray(lower_mm, dtype=np.float64)
+        size = np.maximum(np.ceil(extent / spacing_xyz - 1e-6).astype(int), 1)
+        x, y, z = (float(v) for v in np.asarray(lower_mm, dtype=np.float64) + spacing_xyz / 2)
+        return cls((int(size[2]), int(size[1]), int(size[0])), spacing_mm, (x, y, z))
+
+    def covering(self, spacing_mm: Triple) -> "Grid":
+        """The grid with identity direction and another spacing that covers all voxels of this one."""
+        lower, upper = self.bounds_mm()
+        return Grid.axis_aligned(lower.tolist(), upper.tolist(), spacing_mm)
+
+    def not_finer_than(self, spacing_mm: float) -> "Grid":
+        """The same box along the same axes, those with finer voxels than `spacing_mm` (all axes) brought to it."""
+        own_mm = np.asarray(self.spacing_mm)
+        new_mm = np.maximum(own_mm, spacing_mm)
+        z, y, x = np.maximum(np.ceil(np.asarray(self.shape) * own_mm / new_mm - 1e-6).astype(int), 1)
+        a, b, c = self.to_lps((new_mm / own_mm - 1.0) / 2)
+        spacing = (float(new_mm[0]), float(new_mm[1]), float(new_mm[2]))
+        return Grid((int(z), int(y), int(x)), spacing, (float(a), float(b), float(c)), self.direction)
+
+    @cached_property
+    def index_to_lps_matrix(self) -> Float64[np.ndarray, "3 3"]:
+        """Maps an index step (z, y, x) to an LPS step (x, y, z) in mm."""
+        columns_xyz = np.asarray(self.direction) * np.asarray(self.spacing_mm[::-1])
+        return np.ascontiguousarray(columns_xyz[:, ::-1])
+
+    @property
+    def voxel_volume_ml(self) -> float:
+        return float(np.prod(self.spacing_mm)) / 1000.0
+
+    @property
+    def size_mm(self) -> Triple:
+        """Edge lengths of the grid, z-y-x, voxels counted whole."""
+        z, y, x = (n * s for n, s in zip(self.shape, self.spacing_mm, strict=True))
+        return z, y, x
+
+    def to_lps(self, index_zyx: Float64[np.ndarray, "*n 3"]) -> Float64[np.ndarray, "*n 3"]:
+        """LPS positions (x, y, z) of indices (z, y, x); fractions are allowed."""
+        return np.asarray(index_zyx @ self.index_to_lps_matrix.T + np.asarray(self.origin_mm))
+
+    def to_index(self, position_mm: Float64[np.ndarray, "*n 3"]) -> Float64[np.ndarray, "*n 3"]:
+        """Fractional indices (z, y, x) of LPS positions (x, y, z)."""
+        return np.asarray((position_mm - np.asarray(self.origin_mm)) @ np.linalg.inv(self.index_to_lps_matrix).T)
+
+    def bounds_mm(self) -> tuple[Float64[np.ndarray, "3"], Float64[np.ndarray, "3"]]:
+        """The smallest LPS box (lower, upper) that holds every voxel whole."""
+        edges = [(-0.5, n - 0.5) for n in self.shape]
+        corners = self.to_lps(np.array([(z, y, x) for z in edges[0] for y in edges[1] for x in edges[2]]))
+        return corners.min(axis=0), corners.max(axis=0)
+
+    def contains(self, position_mm: Point) -> bool:
+        """Whether an LPS point lies within the voxels."""
+        index = self.to_index(np.asarray(position_mm, dtype=np.float64))
+        return bool(np.all(index >= -0.5) and np.all(index <= np.asarray(self.shape) - 0.5))
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A CT in Hounsfield units on its grid."""
+
+    hu: Int16[np.ndarray, "z y x"]
+    grid: Grid
+
+
+@dataclass(frozen=True, eq=False)
+class LungMask:
+    """Both lungs, lesions included, effusion not."""
+
+    mask: Bool[np.ndarray, "z y x"]
+    grid: Grid
+
+    def volume_ml(self) -> float:
+        return int(np.count_nonzero(self.mask)) * self.grid.voxel_volume_ml
+
+
+@dataclass(frozen=True, eq=False)
+class LobeLabels:
+    """Each voxel's lobe: 0 outside the lungs, else the value of `Lobe`.
+
+    Attributes:
+        fissures_sd: how surely each fissure was seen, in standard deviations above chance; without those that were not
+            looked for. None where whoever drew the lobes does not tell.
+    """
+
+    labels: UInt8[np.ndarray, "z y x"]
+    grid: Grid
+    fissures_sd: Mapping[str, float] | None = None
+
+    def lungs(self) -> LungMask:
+        """The union of the lobes."""
+        return LungMask(self.labels > 0, self.grid)
+
+    def of(self, lobe: Lobe) -> Bool[np.ndarray, "z y x"]:
+        return np.asarray(self.labels == lobe)
+
+    def left(self) -> Bool[np.ndarray, "z y x"]:
+        return np.isin(self.labels, LEFT_LOBES)
+
+
+@dataclass(frozen=True, eq=False)
+class LesionMask:
+    """Ground glass, crazy paving and consolidation: one class, as in the paper."""
+
+    mask: Bool[np.ndarray, "z y x"]
+    grid: Grid
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something about the scan or the result that a reader should know; data, never a silent repair.
+
+    Attributes:
+        code: stable slug, such as `thick-slices`.
+        severity: `info`, `warning` or `error`.
+        message: one sentence for people.
+        evidence: the numbers behind it.
+        lobe: the one that it is about; None where it is about the scan or the result as a whole.
+    """
+
+    code: str
+    severity: str
+    message: str
+    evidence: Mapping[str, object] = field(default_factory=dict)
+    lobe: Lobe | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """A CT as it was read, with what was noticed on the way."""
+
+    volume: Volume
+    findings: tuple[Finding, ...] = ()
+
+
+def to_sitk(array: Shaped[np.ndarray, "z y x"], grid: Grid) -> sitk.Image:
+    """The array as an ITK image placed by `grid`."""
+    image = sitk.GetImageFromArray(array.astype(np.uint8) if array.dtype == np.bool_ else array)
+    image.SetSpacing([float(s) for s in grid.spacing_mm[::-1]])
+    image.SetOrigin([float(o) for o in grid.origin_mm])
+    image.SetDirection([float(v) for row in grid.direction for v in row])
+    return image
+
+
+def grid_of(image: sitk.Image) -> Grid:
+    """The grid of a three-dimensional ITK image."""
+    x, y, z = image.GetSize()
+    sx, sy, sz = image.GetSpacing()
+    ox, oy, oz = image.GetOrigin()
+    d = image.GetDirection()
+    return Grid((z, y, x), (sz, sy, sx), (ox, oy, oz), ((d[0], d[1], d[2]), (d[3], d[4], d[5]), (d[6], d[7], d[8])))
+
+
+def resample(
+    array: Shaped[np.ndarray, "z y x"], source: Grid, target: Grid, *, outside: int | float = AIR_HU
+) -> Float32[np.ndarray, "zt yt xt"]:
+    """Linear interpolation of `array` at the voxels of `target`; smoothed first where `target` is coarser.
+
+    The Gaussian has half the target's spacing as its width, which suppresses aliasing without a visible blur.
+    """
+    image = sitk.Cast(to_sitk(array, source), sitk.sitkFloat32)
+    sigma_xyz = _antialias_sigma_mm(source, target)
+    for axis, sigma_mm in enumerate(sigma_xyz):
+        if sigma_mm > 0 and image.GetSize()[axis] >= 4:
+            image = sitk.RecursiveGaussian(image, sigma=sigma_mm, direction=axis)
+    return _on_grid(image, target, sitk.sitkLinear, outside)
+
+
+def resample_labels(labels: Shaped[np.ndarray, "z y x"], source: Grid, target: Grid) -> UInt8[np.ndarray, "zt yt xt"]:
+    """Nearest neighbour at the voxels of `target`; 0 outside."""
+    image = to_sitk(labels.astype(np.uint8), source)
+    return _on_grid(image, target, sitk.sitkNearestNeighbor, 0)
+
+
+def _antialias_sigma_mm(source: Grid, target: Grid) -> tuple[float, ...]:
+    """Per array axis of the source (x, y, z): 0 where the target is no coarser along that axis."""
+    target_steps = np.abs(np.asarray(target.direction).T @ np.asarray(source.direction))
+    target_mm = np.asarray(target.spacing_mm[::-1]) @ target_steps
+    source_mm = np.asarray(source.spacing_mm[::-1])
+    return tuple(float(t * 0.5) if t > 1.2 * s else 0.0 for t, s in zip(target_mm, source_mm, strict=True))
+
+
+def _on_grid(image: sitk.Image, target: Grid, interpolator: int, outside: int | float) -> np.ndarray:
+    filter_ = sitk.ResampleImageFilter()
+    filter_.SetSize([int(n) for n in target.shape[::-1]])
+    filter_.SetOutputSpacing([float(s) for s in target.spacing_mm[::-1]])
+    filter_.SetOutputOrigin([float(o) for o in target.origin_mm])
+    filter_.SetOutputDirection([float(v) for row in target.direction for v in row])
+    filter_.SetInterpolator(interpolator)
+    filter_.SetDefaultPixelValue(float(outside))
+    return np.asarray(sitk.GetArrayFromImage(filter_.Execute(image)))

@@ -1,0 +1,95 @@
+"""Reads whatever a path holds and leaves Hounsfield units in the working folder: what the sandbox runs."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from pipeline.errors import DamagedFileError, UnsupportedFormatError
+from pipeline.geometry import Grid, Scan
+from pipeline.io.formats.archive import FileMember, Member, members_of_folder, members_of_zip, open_zip
+from pipeline.io.formats.content import HEAD_BYTES, Content, identify
+from pipeline.io.formats.dicom import read_series
+from pipeline.io.formats.images import read_image
+from pipeline.io.formats.limits import SizeLimits
+
+HU_FILE: Final = "hu.npy"
+
+SPACING_MM: Final = (0.02, 25.0)
+"""No CT has voxels smaller or larger than this."""
+
+LONGEST_MM: Final = 2500.0
+"""No CT is longer: grids made from a wrong spacing would not fit into memory."""
+
+READ_AS: Final = "NIfTI (.nii, .nii.gz), NRRD, MetaImage (.mha) and DICOM series (a zip or a folder)"
+
+
+def leave_hounsfield(path: str, max_voxels: int, max_bytes: int, max_files: int) -> dict[str, Any]:
+    """Read `path`, write `hu.npy` (int16, z-y-x) to the working folder and say where it lies.
+
+    Returns:
+        `grid` and `findings`, as JSON holds them.
+
+    Raises:
+        PipelineError: as its kinds say.
+    """
+    limits = SizeLimits(max_voxels, max_bytes, max_files)
+    scan = _read(Path(path), Path.cwd(), limits)
+    _check_geometry(scan.volume.grid)
+    np.save(HU_FILE, scan.volume.hu, allow_pickle=False)
+    return {"grid": asdict(scan.volume.grid), "findings": [asdict(finding) for finding in scan.findings]}
+
+
+def _read(path: Path, folder: Path, limits: SizeLimits) -> Scan:
+    if path.is_dir():
+        return _read_members(members_of_folder(path, limits), folder, limits)
+    limits.check_bytes(path.stat().st_size)
+    content = _content_of(path)
+    if content is Content.ZIP:
+        with open_zip(path) as archive:
+            return _read_members(members_of_zip(archive, limits), folder, limits)
+    if content is Content.DICOM:
+        return read_series([FileMember(path, content)], folder, limits)
+    if content.is_image:
+        return read_image(path, content, folder, limits)
+    raise UnsupportedFormatError(_what_it_is(content))
+
+
+def _read_members(members: Iterable[Member], folder: Path, limits: SizeLimits) -> Scan:
+    """The DICOM series among them, or else the only image."""
+    listed = list(members)
+    series = [member for member in listed if member.content is Content.DICOM]
+    if series:
+        return read_series(series, folder, limits)
+    images = [member for member in listed if member.content.is_image]
+    if len(images) == 1:
+        return read_image(images[0].as_file(folder / "member"), images[0].content, folder, limits)
+    if images:
+        raise UnsupportedFormatError(f"There are {len(images)} images; send one.", evidence={"images": len(images)})
+    raise UnsupportedFormatError(f"None of the {len(listed)} files holds a CT. Read are {READ_AS}.")
+
+
+def _content_of(path: Path) -> Content:
+    with path.open("rb") as file:
+        return identify(file.read(HEAD_BYTES))
+
+
+def _what_it_is(content: Content) -> str:
+    if content is Content.NIFTI_PAIR:
+        return "The NIfTI header has its pixels in another file; send one .nii or .nii.gz."
+    return f"The file is {content.value}. Read are {READ_AS}."
+
+
+def _check_geometry(grid: Grid) -> None:
+    smallest, largest = SPACING_MM
+    numbers = (*grid.spacing_mm, *grid.origin_mm, *(v for row in grid.direction for v in row))
+    if not all(math.isfinite(number) for number in numbers):
+        raise DamagedFileError("The header is damaged: the geometry holds what is no number.")
+    if min(grid.spacing_mm) < smallest or max(grid.spacing_mm) > largest or max(grid.size_mm) > LONGEST_MM:
+        raise DamagedFileError(
+            "The header is damaged: no CT has voxels of this size.",
+            evidence={"spacing_mm": list(grid.spacing_mm), "size_mm": list(grid.size_mm)},
+        )

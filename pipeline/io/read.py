@@ -1,0 +1,90 @@
+"""Reads a CT in a child process that may fail, and notes what is unusual about it.
+
+The child (`sandbox`) runs `formats.scan`; back come the pixels in a file of the child's private folder, and the grid
+and what was noticed as JSON. Nothing about the patient comes back: the child never reads it.
+"""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int16
+
+from pipeline.errors import DamagedFileError
+from pipeline.findings import findings_of_scan
+from pipeline.geometry import Finding, Grid, Matrix, Scan, Triple, Volume
+from pipeline.io.sandbox import Confinement, call_confined
+
+_READER = "pipeline.io.formats.scan:leave_hounsfield"
+_HU_FILE = "hu.npy"
+
+
+@dataclass(frozen=True)
+class ReadLimits:
+    """What a scan may cost to read.
+
+    Attributes:
+        max_voxels: of the volume; checked from headers before anything is allocated.
+        max_bytes: of the file, and again of what it unpacks to.
+        max_files: in a zip or a folder.
+        seconds: until the reader must have finished.
+        memory_bytes: address space of the reader.
+    """
+
+    max_voxels: int = 512 * 512 * 2000
+    max_bytes: int = 4 << 30
+    max_files: int = 10_000
+    seconds: float = 120.0
+    memory_bytes: int = 10 << 30
+
+
+def read_ct(path: Path, limits: ReadLimits = ReadLimits()) -> Scan:
+    """Read NIfTI, NRRD, MetaImage or a DICOM series (zip or folder) as Hounsfield units on its own grid.
+
+    The format is known by content; the file's name does not matter. Axes stay as they are stored, whatever their
+    order and direction; only the slices of a DICOM series are put in order. What is doubtful is in the scan's
+    findings; nothing is repaired silently.
+
+    Raises:
+        UnsupportedFormatError: none of these formats, or not one volume of plain numbers.
+        DamagedFileError: broken, cut short, or the reader crashed or took too long.
+        ScanTooLargeError: over the limits.
+        NotChestCTError: DICOM of another modality.
+        FileNotFoundError: there is no such path.
+    """
+    with tempfile.TemporaryDirectory(prefix="lobewise-read-") as name:
+        folder = Path(name)
+        arguments = {
+            "path": str(path.resolve(strict=True)),
+            "max_voxels": limits.max_voxels,
+            "max_bytes": limits.max_bytes,
+            "max_files": limits.max_files,
+        }
+        confinement = Confinement(limits.memory_bytes, limits.max_bytes, limits.seconds)
+        answer = call_confined(_READER, arguments, folder, confinement)
+        grid = _grid(answer["grid"])
+        volume = Volume(_load(folder / _HU_FILE, grid), grid)
+    findings = tuple(Finding(**finding) for finding in answer["findings"])
+    return Scan(volume, (*findings, *findings_of_scan(volume)))
+
+
+def _load(path: Path, grid: Grid) -> Int16[np.ndarray, "z y x"]:
+    """The child met bytes that nobody vouches for, so what it left is checked too."""
+    hu = np.load(path, allow_pickle=False)
+    if hu.dtype != np.int16 or hu.shape != grid.shape:
+        raise DamagedFileError("The reader did not leave what it announced.")
+    return np.asarray(hu)
+
+
+def _grid(answer: dict[str, Any]) -> Grid:
+    z, y, x = answer["shape"]
+    rows = [_triple(row) for row in answer["direction"]]
+    direction: Matrix = (rows[0], rows[1], rows[2])
+    return Grid((z, y, x), _triple(answer["spacing_mm"]), _triple(answer["origin_mm"]), direction)
+
+
+def _triple(values: list[float]) -> Triple:
+    first, second, third = values
+    return float(first), float(second), float(third)

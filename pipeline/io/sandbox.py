@@ -1,0 +1,183 @@
+"""Runs a function on bytes nobody vouches for: in a child process with little memory, little time and no way back.
+
+The child has a private folder, a stripped environment and hard limits on memory, CPU time, file size and open files.
+It answers through files in that folder. If it crashes, is killed or dawdles, that is a fault of the input.
+
+    python -I -m pipeline.io.sandbox REQUEST.json     the child's side
+"""
+
+import importlib
+import json
+import logging
+import os
+import resource
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from pipeline.errors import (
+    DamagedFileError,
+    NotChestCTError,
+    PipelineError,
+    ScanTooLargeError,
+    UnreadableScanError,
+    UnsupportedFormatError,
+)
+
+logger = logging.getLogger(__name__)
+
+_REQUEST: Final = "request.json"
+_ANSWER: Final = "answer.json"
+_FAULT: Final = "fault.txt"
+
+_ERRORS: Final[Mapping[str, type[PipelineError]]] = {
+    kind.code: kind
+    for kind in (UnreadableScanError, UnsupportedFormatError, DamagedFileError, ScanTooLargeError, NotChestCTError)
+}
+
+
+@dataclass(frozen=True)
+class Confinement:
+    """What a child may use.
+
+    Attributes:
+        memory_bytes: address space, libraries included (they take about 1 GiB).
+        file_bytes: size of any one file that it writes.
+        seconds: wall time; CPU time has the same limit.
+        open_files: file descriptors.
+    """
+
+    memory_bytes: int
+    file_bytes: int
+    seconds: float
+    open_files: int = 256
+
+
+def call_confined(function: str, arguments: Mapping[str, Any], folder: Path, limits: Confinement) -> Any:
+    """Run `function(**arguments)` in a child whose working folder is `folder`; its JSON answer is returned.
+
+    Args:
+        function: `package.module:name`; takes and returns what JSON can hold, and leaves arrays in `folder`.
+        folder: private to this call and empty.
+
+    Raises:
+        PipelineError: what the function raised.
+        DamagedFileError: the child crashed, was killed or did not finish in time.
+    """
+    request = {"function": function, "arguments": dict(arguments), "limits": asdict(limits)}
+    (folder / _REQUEST).write_text(json.dumps(request), encoding="utf-8")
+    exit_code = _run_child(folder, limits.seconds)
+    answer = folder / _ANSWER
+    if exit_code != 0 or not answer.is_file():
+        raise _failure(exit_code, folder)
+    return _unpack(json.loads(answer.read_text(encoding="utf-8")))
+
+
+def _run_child(folder: Path, seconds: float) -> int:
+    command = [sys.executable, "-I", "-m", __name__, _REQUEST]
+    with (folder / "stderr.txt").open("wb") as stderr:
+        child = subprocess.Popen(  # noqa: S603 (our own interpreter and module; no part of the input is in the command)
+            command,
+            cwd=folder,
+            env=_environment(folder),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            start_new_session=True,
+        )
+        try:
+            return child.wait(timeout=seconds)
+        except subprocess.TimeoutExpired as error:
+            raise DamagedFileError(f"The reader did not finish within {seconds:g} seconds.") from error
+        finally:
+            _end(child)
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """Also when the caller is interrupted: the child's whole session goes."""
+    if child.poll() is None:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """One thread each: a pool of them reserves more address space than the scan."""
+    one_thread = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
+    return {"PATH": os.defpath, "TMPDIR": str(folder), "LC_ALL": "C.UTF-8", **dict.fromkeys(one_thread, "1")}
+
+
+def _failure(exit_code: int, folder: Path) -> PipelineError:
+    fault = folder / _FAULT
+    if exit_code < 0:
+        name = signal.Signals(-exit_code).name
+        return DamagedFileError(f"The reader was ended by {name} while it read the file.", evidence={"signal": name})
+    where = fault.read_text(encoding="utf-8") if fault.is_file() else f"exit status {exit_code}"
+    logger.warning("the confined reader failed: %s", where)
+    return DamagedFileError("The reader failed on what the file holds.", evidence={"exit_status": exit_code})
+
+
+def _unpack(answer: Mapping[str, Any]) -> Any:
+    if "error" not in answer:
+        return answer["result"]
+    error = answer["error"]
+    raise _ERRORS.get(error["code"], DamagedFileError)(error["detail"], evidence=error["evidence"])
+
+
+# The child's side.
+
+
+def main(request_name: str) -> int:
+    """Confine this very process, then run what the request names."""
+    request = json.loads(Path(request_name).read_text(encoding="utf-8"))
+    _confine(Confinement(**request["limits"]))
+    try:
+        answer = _answer(_resolve(request["function"]), request["arguments"])
+    except Exception as error:  # its place is reported; its message may quote a patient's data
+        Path(_FAULT).write_text(_place_of(error), encoding="utf-8")
+        return 1
+    Path(_ANSWER).write_text(json.dumps(answer), encoding="utf-8")
+    return 0
+
+
+def _confine(limits: Confinement) -> None:
+    cpu_seconds = max(1, round(limits.seconds))
+    for what, amount in (
+        (resource.RLIMIT_AS, limits.memory_bytes),
+        (resource.RLIMIT_FSIZE, limits.file_bytes),
+        (resource.RLIMIT_CPU, cpu_seconds),
+        (resource.RLIMIT_NOFILE, limits.open_files),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        _, hard = resource.getrlimit(what)
+        allowed = amount if hard == resource.RLIM_INFINITY else min(amount, hard)
+        resource.setrlimit(what, (allowed, allowed))
+
+
+def _resolve(function: str) -> Callable[..., Any]:
+    module, _, name = function.partition(":")
+    resolved: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return resolved
+
+
+def _answer(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return {"result": function(**arguments)}
+    except PipelineError as error:
+        return {"error": {"code": error.code, "detail": error.detail, "evidence": error.evidence}}
+    except MemoryError:
+        detail = "Reading the file needs more memory than this service gives it."
+        return {"error": {"code": ScanTooLargeError.code, "detail": detail, "evidence": {}}}
+
+
+def _place_of(error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)[-4:]
+    return f"{type(error).__name__} at " + " < ".join(f"{f.filename}:{f.lineno}" for f in reversed(frames))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,45 @@
+"""Masks and CTs as gzipped NIfTI on their own grid."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from isal import igzip
+from jaxtyping import Shaped
+
+from pipeline.geometry import Grid, Volume, to_sitk
+
+
+def write_mask(path: Path, mask: Shaped[np.ndarray, "z y x"], grid: Grid) -> None:
+    """Write a mask or labels (0-255) to `path` (`.nii.gz`) as uint8, whole or not at all.
+
+    Size, spacing, origin and direction are the grid's, left-handed ones too (sform and qform). The same mask gives
+    the same bytes.
+    """
+    _write(path, mask.astype(np.uint8, copy=False), grid)
+
+
+def write_ct(path: Path, volume: Volume) -> None:
+    """Write a CT to `path` (`.nii.gz`) as int16 Hounsfield units, in the same way."""
+    _write(path, volume.hu, volume.grid)
+
+
+def _write(path: Path, array: Shaped[np.ndarray, "z y x"], grid: Grid) -> None:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as folder:
+        plain, packed = Path(folder, "array.nii"), Path(folder, "array.nii.gz")
+        sitk.WriteImage(to_sitk(array, grid), str(plain), imageIO="NiftiImageIO")
+        _gzip(plain, packed)
+        os.replace(packed, path)
+
+
+def _gzip(plain: Path, packed: Path) -> None:
+    """isal's level 1 is several times faster than zlib's, at about its size; no time or name in the header."""
+    with (
+        plain.open("rb") as source,
+        packed.open("wb") as target,
+        igzip.IGzipFile(filename="", mode="wb", compresslevel=1, fileobj=target, mtime=0) as stream,
+    ):
+        shutil.copyfileobj(source, stream, 1 << 20)

@@ -1,0 +1,230 @@
+"""Finds the carina and the sternum tip: agents that walk through the scan, coarse to fine (Ghesu et al. 2017).
+
+Each agent starts from several places of the coarsest grid and takes the step its Q-network values most until it comes
+back to where it has been. Where most walks end together, the next finer scale takes over. An agent that walks out of
+the scan says that its landmark is not in it; so do walks that come to no agreement.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from typing import Final
+
+import numpy as np
+import SimpleITK as sitk
+from jaxtyping import Float32, Float64, Int64, UInt8
+
+from pipeline.anatomy import Landmark
+from pipeline.geometry import Grid, Triple, Volume, grid_of, resample, to_sitk
+from pipeline.networks.q_network import STEPS_ZYX, LandmarkConfig, LandmarkNetwork
+
+__all__ = ["LandmarkNetwork", "LandmarkPosition", "find_landmarks"]
+
+Index = tuple[int, int, int]
+End = tuple[float, float, float] | None
+QFunction = Callable[[UInt8[np.ndarray, "n k k k"]], Float32[np.ndarray, "n 6"]]
+
+START_FRACTIONS_ZYX: Final = ((0.15, 0.4, 0.6, 0.85), (0.35, 0.6), (0.35, 0.65))
+"""Where the walks start at the coarsest scale, as fractions of the scan: every combination."""
+RESTARTS_ZYX: Final = ((0, 0, 0), (2, 0, 0), (-2, 0, 0), (0, 2, 0), (0, -2, 0), (0, 0, 2), (0, 0, -2))
+"""Where they start at finer scales, in voxels around the position of the scale before."""
+TOGETHER_VOXELS: Final = (5.5, 2.5)
+"""Walks that end no farther apart agree: at the coarsest scale and at finer ones. In short scans the coarse walks from
+above and from below stop on either side of the landmark, and their mean is where it is."""
+FARTHEST_CORRECTION_MM: Final = 36.0
+"""A finer scale that walks farther than this from where the scale before ended is lost, not better informed."""
+QUORUM: Final = 0.5
+"""Share of the walks that must agree on a position for the landmark to be in the scan."""
+
+
+@dataclass(frozen=True)
+class LandmarkPosition:
+    """Where a landmark is, or that it is not in this scan.
+
+    Attributes:
+        position_mm: LPS (x, y, z); None when the landmark is not in this scan.
+        confidence: share of the walks that support this answer, 0 to 1; of all scales the least.
+    """
+
+    landmark: Landmark
+    position_mm: Triple | None
+    confidence: float
+
+    @property
+    def found(self) -> bool:
+        return self.position_mm is not None
+
+
+@dataclass(frozen=True, eq=False)
+class Level:
+    """The scan at one scale: windowed to 0-255 on an LPS-aligned isotropic grid, 0 beyond it."""
+
+    grid: Grid
+    padded: UInt8[np.ndarray, "z y x"]
+
+    def boxes(self, positions: Int64[np.ndarray, "n 3"]) -> UInt8[np.ndarray, "n k k k"]:
+        """The states of agents at these voxels."""
+        edge = self.padded.shape[0] - self.grid.shape[0] + 1
+        return np.stack([self.padded[z : z + edge, y : y + edge, x : x + edge] for z, y, x in positions])
+
+    def holds(self, position: Index) -> bool:
+        return all(0 <= i < n for i, n in zip(position, self.grid.shape, strict=True))
+
+
+@dataclass(frozen=True)
+class Consensus:
+    """What the walks of one scale came to: a position (fractional voxels z, y, x) or None, and their share."""
+
+    index: tuple[float, float, float] | None
+    share: float
+
+
+def find_landmarks(volume: Volume, network: LandmarkNetwork) -> Mapping[Landmark, LandmarkPosition]:
+    """Every landmark that `network` knows, each found or declared absent."""
+    levels = build_levels(volume, network.config)
+    return {landmark: _find(landmark, levels, network) for landmark in network.landmarks}
+
+
+def build_levels(volume: Volume, config: LandmarkConfig) -> tuple[Level, ...]:
+    """The scan at every scale of `config`, coarse to fine; shared by training and inference.
+
+    The grids nest: all start at the same corner of the LPS box around the scan.
+    """
+    lower, upper = (bound.tolist() for bound in volume.grid.bounds_mm())
+    finest_mm = config.scales_mm[-1]
+    grid = Grid.axis_aligned(lower, upper, (finest_mm, finest_mm, finest_mm))
+    shrunk = _shrink(volume, finest_mm)
+    values = to_window(resample(shrunk.hu, shrunk.grid, grid), config)
+    arrays = [values]
+    for _ in config.scales_mm[1:]:
+        arrays.insert(0, halve(arrays[0]))
+    return tuple(
+        Level(_nested_grid(array.shape, lower, mm), pad(array, config))
+        for array, mm in zip(arrays, config.scales_mm, strict=True)
+    )
+
+
+def _nested_grid(shape: tuple[int, ...], lower_mm: Sequence[float], mm: float) -> Grid:
+    upper_mm = [low + n * mm for low, n in zip(lower_mm, shape[::-1], strict=True)]
+    return Grid.axis_aligned(lower_mm, upper_mm, (mm, mm, mm))
+
+
+def to_window(hu: Float32[np.ndarray, "z y x"], config: LandmarkConfig) -> UInt8[np.ndarray, "z y x"]:
+    """HU in the window of `config` as 0-255."""
+    low, high = config.window_hu
+    return np.asarray(np.rint((np.clip(hu, low, high) - low) * (255.0 / (high - low))), dtype=np.uint8)
+
+
+def halve(values: UInt8[np.ndarray, "z y x"]) -> UInt8[np.ndarray, "z2 y2 x2"]:
+    """Means of 2 x 2 x 2 voxels; what lies beyond an odd edge is 0, as everything outside the scan."""
+    even = np.pad(values, [(0, n % 2) for n in values.shape]).astype(np.uint16)
+    z, y, x = (n // 2 for n in even.shape)
+    return np.asarray((even.reshape(z, 2, y, 2, x, 2).sum(axis=(1, 3, 5)) + 4) // 8).astype(np.uint8)
+
+
+def pad(values: UInt8[np.ndarray, "z y x"], config: LandmarkConfig) -> UInt8[np.ndarray, "zp yp xp"]:
+    """A margin of half a box, so that every voxel has a whole one."""
+    return np.pad(values, config.box // 2)
+
+
+def walk(q_function: QFunction, level: Level, starts: Sequence[Index]) -> list[End]:
+    """Follow the greedy policy from each start until it oscillates or leaves.
+
+    Returns:
+        For each start the mean voxel of the cycle it ended in, or None if it left the scan. Walks end for certain:
+        the policy is fixed, so the first revisited voxel closes a cycle.
+    """
+    next_of: dict[Index, Index] = {}
+    paths = [[start] for start in starts]
+    running = [path for path in paths if level.holds(path[0])]
+    while running:
+        unknown = sorted({path[-1] for path in running} - next_of.keys())
+        if unknown:
+            next_of.update(zip(unknown, _greedy_steps(q_function, level, unknown), strict=True))
+        running = [path for path in running if _advance(path, next_of, level)]
+    return [_end(path, level) for path in paths]
+
+
+def agree(ends: Sequence[End], together_voxels: float) -> Consensus:
+    """The position on which most walks agree, if at least `QUORUM` of all do."""
+    stayed = np.array([end for end in ends if end is not None], dtype=np.float64).reshape(-1, 3)
+    if not len(stayed):
+        return Consensus(None, 1.0)
+    together = np.linalg.norm(stayed[:, None] - stayed[None], axis=-1) <= together_voxels
+    supporters = together[np.argmax(together.sum(axis=1))]
+    share = float(supporters.sum() / len(ends))
+    if share < QUORUM:
+        return Consensus(None, 1.0 - share)
+    z, y, x = (float(v) for v in stayed[supporters].mean(axis=0))
+    return Consensus((z, y, x), share)
+
+
+def _find(landmark: Landmark, levels: Sequence[Level], network: LandmarkNetwork) -> LandmarkPosition:
+    starts, position_mm, confidence = coarse_starts(levels[0]), np.zeros(3), 1.0
+    for number, level in enumerate(levels):
+        if number > 0:
+            starts = _restarts(level, position_mm)
+        ends = walk(partial(network.q_values, landmark, number), level, starts)
+        if number > 0:
+            ends = _without_strays(ends, level, position_mm)
+        consensus = agree(ends, TOGETHER_VOXELS[min(number, 1)])
+        if consensus.index is None:
+            return LandmarkPosition(landmark, None, consensus.share)
+        position_mm = level.grid.to_lps(np.array(consensus.index))
+        confidence = min(confidence, consensus.share)
+    x, y, z = (float(v) for v in position_mm)
+    return LandmarkPosition(landmark, (x, y, z), confidence)
+
+
+def coarse_starts(level: Level) -> list[Index]:
+    """Places spread over the scan."""
+    return [
+        (int(z * level.grid.shape[0]), int(y * level.grid.shape[1]), int(x * level.grid.shape[2]))
+        for z, y, x in product(*START_FRACTIONS_ZYX)
+    ]
+
+
+def _restarts(level: Level, position_mm: Float64[np.ndarray, "3"]) -> list[Index]:
+    z, y, x = (round(float(i)) for i in level.grid.to_index(position_mm))
+    around = [(z + dz, y + dy, x + dx) for dz, dy, dx in RESTARTS_ZYX]
+    return [position for position in around if level.holds(position)]
+
+
+def _without_strays(ends: Sequence[End], level: Level, position_mm: Float64[np.ndarray, "3"]) -> list[End]:
+    """Ends far from the position of the scale before become None, as if the walk had left."""
+    index = level.grid.to_index(position_mm)
+    farthest = FARTHEST_CORRECTION_MM / level.grid.spacing_mm[0]
+    return [end if end is not None and np.linalg.norm(np.array(end) - index) <= farthest else None for end in ends]
+
+
+def _greedy_steps(q_function: QFunction, level: Level, positions: Sequence[Index]) -> Iterator[Index]:
+    array = np.array(positions, dtype=np.int64)
+    best = q_function(level.boxes(array)).argmax(axis=1)
+    for z, y, x in array + STEPS_ZYX[best]:
+        yield int(z), int(y), int(x)
+
+
+def _advance(path: list[Index], next_of: Mapping[Index, Index], level: Level) -> bool:
+    """Take the next step; whether the walk goes on."""
+    position = next_of[path[-1]]
+    revisited = position in path
+    path.append(position)
+    return level.holds(position) and not revisited
+
+
+def _end(path: Sequence[Index], level: Level) -> End:
+    if not level.holds(path[-1]):
+        return None
+    cycle = np.array(path[path.index(path[-1]) : -1] or path)
+    z, y, x = (float(v) for v in cycle.mean(axis=0))
+    return z, y, x
+
+
+def _shrink(volume: Volume, spacing_mm: float) -> Volume:
+    """Whole voxels averaged down towards half of `spacing_mm`, which makes the resampling of thin slices cheap."""
+    factors = [max(int(spacing_mm / 2 / mm), 1) for mm in volume.grid.spacing_mm[::-1]]
+    if max(factors) == 1:
+        return volume
+    image = sitk.BinShrink(to_sitk(volume.hu, volume.grid), factors)
+    return Volume(np.asarray(sitk.GetArrayFromImage(image)), grid_of(image))

@@ -1,0 +1,108 @@
+"""Thin bright sheets in the lungs, which fissures are and vessels are not (decision 22)."""
+
+from dataclasses import dataclass
+from typing import Final
+
+import cc3d
+import edt
+import numpy as np
+from jaxtyping import Bool, Float32, Shaped
+from scipy import ndimage
+
+from pipeline.geometry import Grid, Triple, Volume, resample, resample_labels
+from pipeline.sampling import index_box, part_of, sampled
+
+FINE_MM: Final = 1.25
+"""Where sheets are looked for."""
+SHEET_SIGMA_MM: Final = 1.2
+FAINT_SIGMA_MM: Final = 1.7
+"""For sheets too faint to be seen voxel by voxel, where a whole surface asks how much of them it meets."""
+VESSEL_HU: Final = -550.0
+PLEURA_MM: Final = 2.5
+"""Near the chest wall everything looks like a sheet."""
+SURE: Final = 0.3
+"""Sheetness from which neighbours are one sheet ..."""
+LEAST_SHEET_ML: Final = 1.0
+"""... and how large it must be: some 3 square centimetres. What vessels leave of themselves is smaller."""
+HOLE_VOXELS: Final = 5
+"""Vessels and noise leave holes of this size in a sheet, through which a walk would slip."""
+FLATNESS_HU_PER_MM2: Final = 10.0
+"""The curvature across a sheet that counts in full."""
+VESSEL_WEIGHT: Final = 1.5
+"""Curvature along the sheet counts against it by so much."""
+SLOPE_WEIGHT: Final = 0.5
+"""On a crest the slope is 0; on the shoulder of a step, as opacities have, it is the curvature times `sigma_mm`."""
+
+Mask = Bool[np.ndarray, "z y x"]
+
+
+@dataclass(frozen=True, eq=False)
+class Sheets:
+    """How much each voxel of `grid` looks like part of a sheet, 0 to 1."""
+
+    sheetness: Float32[np.ndarray, "z y x"]
+    grid: Grid
+
+
+def find_sheets(volume: Volume, roi: Grid, lungs: Mask) -> Float32[np.ndarray, "z y x"]:
+    """How much each voxel of `roi` belongs to a large sheet in the lungs, 0 to 1."""
+    if not lungs.any():
+        return np.zeros(roi.shape, dtype=np.float32)
+    occupied = np.argwhere(lungs)
+    lower, upper = roi.to_lps(np.stack([occupied.min(axis=0) - 1.5, occupied.max(axis=0) + 1.5]))
+    fine = Grid.axis_aligned(lower.tolist(), upper.tolist(), (FINE_MM,) * 3)
+    sheets = _sheets_on(volume, fine, roi, lungs, SHEET_SIGMA_MM)
+    parts = np.asarray(cc3d.connected_components(sheets > SURE, connectivity=26))
+    sizes_ml = np.bincount(parts.ravel()) * fine.voxel_volume_ml
+    sizes_ml[0] = 0.0
+    large = np.where((sizes_ml >= LEAST_SHEET_ML)[parts], sheets, np.float32(0.0))
+    return resample(ndimage.maximum_filter(large, HOLE_VOXELS), fine, roi, outside=0)
+
+
+def find_faint_sheets(volume: Volume, roi: Grid, lungs: Mask) -> Sheets:
+    """All that looks a little like a sheet in the lungs (a mask on `roi`), near the slices that were scanned.
+
+    Between thick slices everything is blurred, and sheets that are hardly seen are not seen there any more.
+    """
+    occupied = np.argwhere(lungs)
+    box = index_box(roi, occupied.min(axis=0) - 1.0, occupied.max(axis=0) + 1.0, volume.grid, spare=0)
+    slices = part_of(volume.grid, box).not_finer_than(FINE_MM)
+    return Sheets(_sheets_on(volume, slices, roi, lungs, FAINT_SIGMA_MM), slices)
+
+
+def sheetness(
+    hu: Shaped[np.ndarray, "z y x"], spacing_mm: Triple, inside: Mask, sigma_mm: float
+) -> Float32[np.ndarray, "z y x"]:
+    """How much each voxel `inside` looks like part of a thin bright sheet, 0 to 1: curved across, flat along it."""
+    lung = np.clip(hu, -1000, -300).astype(np.float32)
+    sigma = [sigma_mm / mm for mm in spacing_mm]
+    blurred = ndimage.gaussian_filter(lung, sigma)[inside]
+    hessian = np.empty((len(blurred), 3, 3), dtype=np.float32)
+    slope = np.zeros(len(blurred), dtype=np.float32)
+    for i in range(3):
+        once = [int(axis == i) for axis in range(3)]
+        slope += (ndimage.gaussian_filter(lung, sigma, order=once)[inside] / spacing_mm[i]) ** 2
+        for j in range(i, 3):
+            order = [int(axis == i) + int(axis == j) for axis in range(3)]
+            curved = ndimage.gaussian_filter(lung, sigma, order=order)[inside]
+            if i == j:
+                curved -= _offset(sigma[i]) * blurred
+            hessian[:, i, j] = hessian[:, j, i] = curved / (spacing_mm[i] * spacing_mm[j])
+    curvatures = np.linalg.eigvalsh(hessian)
+    flatness = -curvatures[:, 0] - VESSEL_WEIGHT * np.abs(curvatures[:, 1:]).max(axis=1)
+    flatness -= SLOPE_WEIGHT * np.sqrt(slope) / sigma_mm
+    sheets = np.zeros(hu.shape, dtype=np.float32)
+    sheets[inside] = np.clip(flatness / FLATNESS_HU_PER_MM2, 0.0, 1.0)
+    return sheets
+
+
+def _offset(sigma: float) -> np.float32:
+    """What a sampled second-derivative kernel makes of a constant 1: not quite 0 where it is narrow."""
+    return np.float32(ndimage.gaussian_filter1d(np.ones(1), sigma, order=2)[0])
+
+
+def _sheets_on(volume: Volume, fine: Grid, roi: Grid, lungs: Mask, sigma_mm: float) -> Float32[np.ndarray, "zf yf xf"]:
+    hu = sampled(volume, fine)
+    deep_mm = edt.edt(resample_labels(lungs, roi, fine), anisotropy=fine.spacing_mm, black_border=True, parallel=1)
+    inside = (deep_mm > PLEURA_MM) & ~ndimage.binary_dilation(hu > VESSEL_HU)
+    return sheetness(hu, fine.spacing_mm, inside, sigma_mm)

@@ -1,0 +1,253 @@
+"""Draws the lungs and their five lobes (paper, "Lung and Lobe Segmentation").
+
+A landmark places a box of fixed size around the lungs, the box is resampled to 2 mm, a DI2IN labels it, and the labels
+are brought back to the voxels of the scan. The network looks twice: a glance at the whole box finds the lungs, and
+a closer look at them alone, as wide as in training, draws them; its normalisation depends on how much of what it sees
+is lung. Then the borders between lobes go to the fissures that the scan shows.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final
+
+import cc3d
+import numpy as np
+from jaxtyping import Bool, Float32, Shaped, UInt8
+from scipy import ndimage
+
+from pipeline.anatomy import LEFT_LOBES, RIGHT_LOBES, Landmark, Lobe
+from pipeline.distances import distance_to_mm
+from pipeline.errors import LungsNotFoundError
+from pipeline.geometry import Grid, LobeLabels, Volume, resample
+from pipeline.landmarks import LandmarkPosition
+from pipeline.lungs.fissure_model import SeenSd
+from pipeline.lungs.fissures import follow_fissures
+from pipeline.networks.di2in import CLASSES, LungConfig, LungNetwork
+from pipeline.sampling import index_box, part_of, sampled
+
+__all__ = ["LungNetwork", "prepare", "roi_grid", "segment_lungs"]
+
+Landmarks = Mapping[Landmark, LandmarkPosition]
+Progress = Callable[[float], None]
+"""Called with the share of this stage that is done, 0 to 1."""
+Labels = UInt8[np.ndarray, "z y x"]
+Borders = Callable[[Volume, Grid, Labels], tuple[Labels, SeenSd]]
+ScanLabels = UInt8[np.ndarray, "zs ys xs"]
+Probabilities = Float32[np.ndarray, "6 z y x"]
+
+MIN_LUNGS_ML: Final = 200.0
+"""Less than this is not taken for lungs; two lungs of an adult hold litres, even collapsed ones more than this."""
+KEPT_SHARE: Final = 0.02
+"""A separate part of a lung is kept if it holds at least this share of the side's largest part ..."""
+KEPT_GAP_MM: Final = 12.0
+"""... and comes this near to it. What lies beyond the chest wall is a blanket or an arm, not lung."""
+SLAB_SLICES: Final = 48
+"""Slices of the scan that are labelled at a time, which bounds the memory."""
+
+
+def _unwatched(_fraction: float) -> None:
+    pass
+
+
+def segment_lungs(
+    volume: Volume,
+    landmarks: Landmarks,
+    network: LungNetwork,
+    progress: Progress = _unwatched,
+    borders: Borders = follow_fissures,
+) -> LobeLabels:
+    """The lobes on the scan's own grid; opacities belong to the lungs, effusion does not.
+
+    Args:
+        borders: has the last word on the borders between lobes, on the network's grid, and tells what it saw of them.
+
+    Raises:
+        LungsNotFoundError: there is no landmark, or what the network found is too small to be lungs.
+    """
+    config = network.config
+    region = roi_grid(volume.grid, landmarks, config)
+    rough = network.status_batcher(prepare(volume, region, config))
+    progress(0.2)
+    roi = closer_grid(region, rough, config)
+    require_lungs(rough, 8 * region.voxel_volume_ml, region, landmarks)
+    probabilities = network.probabilities(prepare(volume, roi, config))
+    progress(0.6)
+    followed, fissures_sd = borders(volume, roi, clean_labels(probabilities, config.spacing_mm))
+    labels = _without_islands(followed)
+    require_lungs(labels, roi.voxel_volume_ml, roi, landmarks)
+    on_scan = _on_grid(_agreeing(probabilities, labels), roi, volume.grid, labels > 0, progress)
+    return LobeLabels(on_scan, volume.grid, fissures_sd)
+
+
+def roi_grid(scan: Grid, landmarks: Landmarks, config: LungConfig) -> Grid:
+    """The region of interest: the box that `config` ties to the landmark, as far as the scan reaches.
+
+    Aligned with the patient's axes whatever the scan's direction; every edge is a multiple of the network's stride,
+    and at least two of them, which normalisation needs.
+
+    Raises:
+        LungsNotFoundError: there is no landmark, or the box lies beside the scan.
+    """
+    landmark = next((mark for mark in (Landmark.CARINA, Landmark.STERNUM_TIP) if _found(landmarks, mark)), None)
+    if landmark is None:
+        raise LungsNotFoundError(
+            "Neither the carina nor the sternum tip is in the scan, so the lungs cannot be placed."
+        )
+    centre = np.asarray(landmarks[landmark].position_mm)
+    box = np.asarray(config.box_mm(landmark)) + centre
+    bounds = np.asarray(scan.bounds_mm())
+    lower, upper = np.maximum(box[0], bounds[0]), np.minimum(box[1], bounds[1])
+    if np.any(upper <= lower):
+        raise LungsNotFoundError(
+            f"The {landmark.value} lies so far outside of the scan that no lungs can be in it.",
+            evidence={"landmark": landmark.value, "position_mm": centre.tolist()},
+        )
+    return _fitting_grid(lower, upper, config)
+
+
+def closer_grid(region: Grid, rough: ScanLabels, config: LungConfig) -> Grid:
+    """The part of the region that holds the lungs, with a margin; the region itself if there are none.
+
+    Args:
+        rough: labels of the region at twice its spacing.
+    """
+    sides = [np.isin(rough, side) for side in (LEFT_LOBES, RIGHT_LOBES)]
+    where = np.argwhere(sum(_main_parts(side, 2 * config.spacing_mm) for side in sides))
+    if not len(where):
+        return region
+    bounds = np.asarray(region.bounds_mm())
+    corners = bounds[0] + 2 * config.spacing_mm * np.stack([where.min(axis=0), where.max(axis=0) + 1])[:, ::-1]
+    lower = np.maximum(corners[0] - config.margin_mm, bounds[0])
+    upper = np.minimum(corners[1] + config.margin_mm, bounds[1])
+    return _fitting_grid(lower, upper, config)
+
+
+def prepare(volume: Volume, roi: Grid, config: LungConfig) -> Float32[np.ndarray, "z y x"]:
+    """The scan in the region of interest, in [-1, 1]; what lies outside of the scan is air. Training shares this."""
+    return normalise(sampled(volume, roi), config)
+
+
+def normalise(hu: Float32[np.ndarray, "z y x"], config: LungConfig) -> Float32[np.ndarray, "z y x"]:
+    """HU in the window of `config` as [-1, 1]."""
+    low, high = config.window_hu
+    return np.asarray((np.clip(hu, low, high) - low) * np.float32(2.0 / (high - low)) - 1.0, dtype=np.float32)
+
+
+def clean_labels(probabilities: Probabilities, spacing_mm: float) -> Labels:
+    """The likeliest labels as anatomy has them: two lungs without holes, each lobe in one piece."""
+    labels = probabilities.argmax(axis=0).astype(np.uint8)
+    lungs = np.zeros(labels.shape, dtype=np.bool_)
+    for side in (LEFT_LOBES, RIGHT_LOBES):
+        lungs |= _main_parts(np.isin(labels, side), spacing_mm)
+    lungs = _without_holes(lungs)
+    labels = np.where(lungs, 1 + probabilities[1:].argmax(axis=0), 0).astype(np.uint8)
+    return _without_islands(labels)
+
+
+def _fitting_grid(lower_mm: np.ndarray, upper_mm: np.ndarray, config: LungConfig) -> Grid:
+    """The box, its edges rounded up to what the network takes."""
+    multiple_mm = config.stride * config.spacing_mm
+    edges_mm = np.maximum(np.ceil((upper_mm - lower_mm) / multiple_mm - 1e-6), 2) * multiple_mm
+    return Grid.axis_aligned(lower_mm.tolist(), (lower_mm + edges_mm).tolist(), (config.spacing_mm,) * 3)
+
+
+def _found(landmarks: Landmarks, landmark: Landmark) -> bool:
+    return landmark in landmarks and landmarks[landmark].position_mm is not None
+
+
+def require_lungs(labels: Shaped[np.ndarray, "zl yl xl"], voxel_ml: float, roi: Grid, landmarks: Landmarks) -> None:
+    """Refuse what is too small to be lungs.
+
+    Args:
+        labels: not 0 in the lungs.
+        roi: where was searched.
+
+    Raises:
+        LungsNotFoundError: with what was seen as its evidence.
+    """
+    volume_ml = np.count_nonzero(labels) * voxel_ml
+    if volume_ml < MIN_LUNGS_ML:
+        raise LungsNotFoundError(
+            f"Only {volume_ml:.0f} ml of the scan look like lung, less than {MIN_LUNGS_ML:.0f} ml.",
+            evidence={
+                "lungs_ml": round(volume_ml, 1),
+                "least_ml": MIN_LUNGS_ML,
+                "searched_mm": [bound.round(1).tolist() for bound in roi.bounds_mm()],
+                "landmarks_mm": {mark.value: found.position_mm for mark, found in landmarks.items()},
+            },
+        )
+
+
+def _main_parts(side: Bool[np.ndarray, "z y x"], spacing_mm: float) -> Bool[np.ndarray, "z y x"]:
+    """The largest connected part of a lung, and others that are large enough and near it."""
+    parts = np.asarray(cc3d.connected_components(side, connectivity=6))
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    main = int(np.argmax(sizes))
+    if sizes[main] == 0:
+        return side
+    gap_mm = distance_to_mm(parts == main, (spacing_mm,) * 3)
+    near = np.bincount(parts[gap_mm <= KEPT_GAP_MM], minlength=len(sizes)) > 0
+    return np.asarray((near & (sizes >= KEPT_SHARE * sizes[main]) & (sizes > 0))[parts])
+
+
+def _without_holes(lungs: Bool[np.ndarray, "z y x"]) -> Bool[np.ndarray, "z y x"]:
+    return np.asarray(ndimage.binary_fill_holes(lungs))
+
+
+def _without_islands(labels: Labels) -> Labels:
+    """Every lobe in one piece: its other pieces go to the lobe that is nearest."""
+    mainland = np.zeros_like(labels)
+    for lobe in Lobe:
+        mainland[_largest(labels == lobe)] = lobe
+    islands = (labels > 0) & (mainland == 0)
+    if not islands.any() or not mainland.any():
+        return mainland
+    nearest = ndimage.distance_transform_edt(mainland == 0, return_distances=False, return_indices=True)
+    mainland[islands] = mainland[tuple(axis[islands] for axis in nearest)]
+    return mainland
+
+
+def _largest(mask: Bool[np.ndarray, "z y x"]) -> Bool[np.ndarray, "z y x"]:
+    if not mask.any():
+        return mask
+    return np.asarray(cc3d.largest_k(mask, k=1, connectivity=6) > 0)
+
+
+def _agreeing(probabilities: Probabilities, labels: Labels) -> Probabilities:
+    """The probabilities, certain where the cleaned labels are not the likeliest ones."""
+    changed = probabilities.argmax(axis=0) != labels
+    certain = np.arange(CLASSES)[:, None] == labels[changed]
+    probabilities[:, changed] = certain
+    return probabilities
+
+
+def _on_grid(
+    probabilities: Probabilities, roi: Grid, scan: Grid, lungs: Bool[np.ndarray, "z y x"], progress: Progress
+) -> ScanLabels:
+    """The likeliest label at each voxel of the scan, the probabilities interpolated linearly."""
+    labels = np.zeros(scan.shape, dtype=np.uint8)
+    occupied = np.argwhere(lungs)
+    low, high = occupied.min(axis=0) - 1.0, occupied.max(axis=0) + 1.0
+    slabs = list(_slabs(index_box(roi, low, high, scan, spare=1)))
+    for number, slices in enumerate(slabs):
+        labels[slices] = _likeliest(probabilities, roi, part_of(scan, slices))
+        progress(0.6 + 0.4 * (number + 1) / len(slabs))
+    return labels
+
+
+def _likeliest(probabilities: Probabilities, roi: Grid, target: Grid) -> ScanLabels:
+    """One class at a time, so that only two are in memory."""
+    best = resample(probabilities[0], roi, target, outside=1)
+    labels = np.zeros(target.shape, dtype=np.uint8)
+    for label in Lobe:
+        probability = resample(probabilities[label], roi, target, outside=0)
+        better = probability > best
+        labels[better] = label
+        np.maximum(best, probability, out=best)
+    return labels
+
+
+def _slabs(slices: tuple[slice, slice, slice]) -> Iterator[tuple[slice, slice, slice]]:
+    z, y, x = slices
+    for start in range(z.start, z.stop, SLAB_SLICES):
+        yield slice(start, min(start + SLAB_SLICES, z.stop)), y, x

@@ -1,0 +1,245 @@
+"""Scans on their way in take turns, and give way to whoever only asks."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.types import Message, Receive, Scope, Send
+
+from api import upload_limits as rules
+from api.errors import TooManyUploadsError
+from api.metrics import Metrics
+from api.middleware import RequestEnvelope
+from api.upload_limits import FIRST_RATE, LATE_SECONDS, LEAST_RATE, MOST_RATE, TURNS, Place, Places, Rate
+
+
+class FixedRate(Rate):
+    def felt(self, late_seconds: float, now: float) -> None:
+        """Stays as it is."""
+
+
+async def pieces(count: int, size_bytes: int = 1, pause_seconds: float = 0.0) -> AsyncIterator[bytes]:
+    for _ in range(count):
+        await asyncio.sleep(pause_seconds)
+        yield bytes(size_bytes)
+
+
+async def swallow(place: Place, chunks: AsyncIterator[bytes]) -> int:
+    return sum([len(chunk) async for chunk in place.in_turn(chunks)])
+
+
+def test_all_of_a_scan_comes_in_its_order() -> None:
+    async def run() -> list[bytes]:
+        async def deliveries() -> AsyncIterator[bytes]:
+            for delivery in (b"a", b"b", b"c"):
+                yield delivery
+
+        with Places(1).take() as place:
+            return [chunk async for chunk in place.in_turn(deliveries())]
+
+    assert asyncio.run(run()) == [b"a", b"b", b"c"]
+
+
+def test_few_pieces_are_under_way_at_once_and_every_scan_comes_through() -> None:
+    under_way, most = 0, 0
+
+    async def one(places: Places) -> int:
+        nonlocal under_way, most
+        come = 0
+        with places.take() as place:
+            async for chunk in place.in_turn(pieces(3)):
+                under_way += 1
+                most = max(most, under_way)
+                await asyncio.sleep(0.001)  # a piece that is stored
+                under_way -= 1
+                come += len(chunk)
+        return come
+
+    async def run() -> list[int]:
+        places = Places(20)
+        return await asyncio.gather(*(one(places) for _ in range(20)))
+
+    assert asyncio.run(run()) == [3] * 20
+    assert most == TURNS
+
+
+def test_clients_that_send_nothing_hold_nobody_up() -> None:
+    async def run() -> int:
+        places = Places(TURNS + 1)
+        silent = asyncio.Event()
+
+        async def nothing() -> AsyncIterator[bytes]:
+            await silent.wait()
+            yield b""
+
+        async def hang() -> None:
+            with places.take() as place:
+                await swallow(place, nothing())
+
+        hanging = [asyncio.create_task(hang()) for _ in range(TURNS)]
+        await asyncio.sleep(0)
+        with places.take() as place:
+            come = await asyncio.wait_for(swallow(place, pieces(5)), 5)
+        silent.set()
+        await asyncio.gather(*hanging)
+        return come
+
+    assert asyncio.run(run()) == 5
+
+
+@pytest.mark.parametrize("how", ["fails", "is cancelled", "is cancelled while it waits"])
+def test_a_scan_that_ends_early_gives_its_turn_back(how: str) -> None:
+    async def broken() -> AsyncIterator[bytes]:
+        yield b"x"
+        if how == "fails":
+            raise ConnectionError
+        await asyncio.sleep(60)
+
+    async def run() -> int:
+        places = Places(3 * TURNS)
+
+        async def one() -> None:
+            with places.take() as place:
+                await swallow(place, broken())
+
+        tasks = [asyncio.create_task(one()) for _ in range(3 * TURNS)]
+        await asyncio.sleep(0 if how == "is cancelled while it waits" else 0.1)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        async with asyncio.timeout(5):
+            for _ in range(TURNS):
+                await places.turn()  # all are there
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.02):
+                await places.turn()  # and no more than that
+        return TURNS
+
+    assert asyncio.run(run()) == TURNS
+
+
+def test_past_the_limit_a_scan_is_refused_until_another_has_ended() -> None:
+    async def run() -> None:
+        places = Places(1)
+        with places.take(), pytest.raises(TooManyUploadsError), places.take():
+            pass
+        with places.take():
+            pass
+
+    asyncio.run(run())
+
+
+async def seconds_for(places: Places, count: int, size_bytes: int) -> float:
+    now = asyncio.get_running_loop().time
+    with places.take() as place:
+        places.asked()
+        began = now()
+        await swallow(place, pieces(count, size_bytes))
+        return now() - began
+
+
+def test_while_somebody_asks_scans_keep_to_the_rate() -> None:
+    async def run() -> float:
+        places = Places(1)
+        places.rate = FixedRate()
+        places.rate.bytes_per_second = 1000
+        return await seconds_for(places, count=6, size_bytes=20)
+
+    assert asyncio.run(run()) >= 5 * 20 / 1000  # the first piece waits for nothing
+
+
+def test_while_nobody_asks_scans_come_as_fast_as_they_can() -> None:
+    async def run() -> int:
+        places = Places(1)
+        places.rate = FixedRate()
+        places.rate.bytes_per_second = 0.001
+        with places.take() as place:
+            return await asyncio.wait_for(swallow(place, pieces(6)), 60)
+
+    assert asyncio.run(run()) == 6
+
+
+def test_who_asks_while_no_scan_comes_is_not_remembered() -> None:
+    async def run() -> bool:
+        places = Places(1)
+        places.asked()
+        with places.take():
+            return places.gives_way
+
+    assert not asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("path", "gives_way"), [("/v1/jobs/x", True), ("/healthz", False), ("/readyz", False), ("/lobewise/metrics", False)]
+)
+def test_scans_give_way_to_who_asks_and_not_to_probes(path: str, gives_way: bool) -> None:
+    async def nothing(scope: Scope, receive: Receive, send: Send) -> None:
+        pass
+
+    async def no_message(*_: object) -> Message:
+        return {}
+
+    async def run() -> bool:
+        places = Places(1)
+        envelope = RequestEnvelope(nothing, Metrics(), places)
+        with places.take():
+            await envelope({"type": "http", "method": "GET", "path": path, "headers": []}, no_message, no_message)
+            return places.gives_way
+
+    assert asyncio.run(run()) is gives_way
+
+
+def test_a_late_event_loop_slows_scans_down_once_for_what_is_under_way() -> None:
+    rate = Rate()
+    before = rate.bytes_per_second
+    rate.felt(2 * LATE_SECONDS, now=1.0)
+    rate.felt(2 * LATE_SECONDS, now=1.0 + rules.CALM_SECONDS / 2)
+    assert rate.bytes_per_second == pytest.approx(before * rules.FALL)
+    rate.felt(2 * LATE_SECONDS, now=1.0 + 2 * rules.CALM_SECONDS)
+    assert rate.bytes_per_second == pytest.approx(before * rules.FALL**2)
+
+
+def test_a_calm_event_loop_lets_scans_come_faster() -> None:
+    rate = Rate()
+    before = rate.bytes_per_second
+    for beat in range(100):
+        rate.felt(0.0, now=beat * rules.BEAT_SECONDS)
+    assert rate.bytes_per_second == pytest.approx(before + 100 * rules.BEAT_SECONDS * rules.RISE_PER_SECOND)
+
+
+@given(st.lists(st.floats(min_value=0, max_value=1), max_size=300))
+def test_the_rate_stays_within_its_bounds(late: list[float]) -> None:
+    rate = Rate()
+    for beat, seconds in enumerate(late):
+        rate.felt(seconds, now=float(beat))
+        assert LEAST_RATE <= rate.bytes_per_second <= MOST_RATE
+
+
+def test_the_heart_beats_only_while_scans_come() -> None:
+    async def run() -> tuple[int, int]:
+        def hearts() -> int:
+            return len(asyncio.all_tasks()) - 1
+
+        places = Places(1)
+        with places.take():
+            await asyncio.sleep(0)
+            beating = hearts()
+        await asyncio.sleep(10 * rules.BEAT_SECONDS)
+        return beating, hearts()
+
+    assert asyncio.run(run()) == (1, 0)
+
+
+def test_the_limit_is_told_while_somebody_asks() -> None:
+    async def run() -> list[tuple[int, float]]:
+        places = Places(2)
+        told = [(places.taken(), places.bytes_per_second())]
+        with places.take():
+            told.append((places.taken(), places.bytes_per_second()))
+            places.asked()
+            told.append((places.taken(), places.bytes_per_second()))
+        return told
+
+    assert asyncio.run(run()) == [(0, float("inf")), (1, float("inf")), (1, FIRST_RATE)]

@@ -1,0 +1,240 @@
+"""The training of the lung network: what it learns from, that it learns, and that it goes on where it was ended."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.networks.di2in import CLASSES, LungConfig, LungNetwork
+from pipeline.networks.weights import load_weights
+from training import lungs as training
+from training.data.lung_batches import OPAQUE, UNKNOWN_LOBE, Bank, LungRecipe
+from training.journal import read_log
+from training.loop import Team
+from training.lungs import Run
+
+CPU = torch.device("cpu")
+ALONE = Team(CPU)
+CONFIG = LungConfig(widths=(4, 6, 8), detail_width=4)
+RECIPE = LungRecipe(
+    trunk_steps=6,
+    detail_steps=2,
+    learning_rate=0.01,
+    warmup_steps=1,
+    crop=(24, 24, 32),
+    whole_share=0.3,
+    detail_crop=(16, 16, 16),
+    level_weights=(1.0, 0.5),
+    bfloat16=False,
+)
+
+
+def five_lobes() -> np.ndarray:
+    labels = np.zeros((24, 24, 32), dtype=np.uint8)
+    labels[2:12, 2:22, 18:30], labels[12:22, 2:22, 18:30] = 2, 1
+    labels[2:12, 2:22, 2:14], labels[12:22, 2:22, 2:14], labels[8:14, 2:10, 2:14] = 5, 3, 4
+    return labels
+
+
+@pytest.fixture
+def bank_folder(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "bank"
+    folder.mkdir()
+    for name in ("case01-000", "case02-000", "phantom-0007", "phantom-0000", "case05-000"):
+        labels = five_lobes()
+        image = np.where(labels > 0, 20 * labels, 180) + rng.integers(0, 8, labels.shape)
+        np.savez(folder / f"{name}.npz", image=image.astype(np.uint8), labels=labels)
+    return folder
+
+
+def begin(folder: Path, recipe: LungRecipe = RECIPE) -> Run:
+    folder.mkdir(exist_ok=True)
+    return Run.begin(folder, CONFIG, recipe, ALONE)
+
+
+def train_all(run: Run, bank_folder: Path, save_every: int = 3) -> list[dict[str, float | str]]:
+    return list(training.train(run, Bank(bank_folder, run.recipe), save_every=save_every))
+
+
+def test_the_loss_falls_and_the_log_tells_both_stages(tmp_path: Path, bank_folder: Path) -> None:
+    recipe = LungRecipe(**{**RECIPE.__dict__, "trunk_steps": 40, "detail_steps": 10})
+    rows = train_all(begin(tmp_path / "run", recipe), bank_folder, save_every=10)
+    assert [row["stage"] for row in rows] == ["trunk"] * 4 + ["detail"]
+    assert float(rows[3]["loss"]) < 0.8 * float(rows[0]["loss"])
+    assert float(rows[3]["lungs_dice"]) > 0.8
+
+
+def test_a_run_that_was_ended_goes_on_as_if_it_had_not_been(tmp_path: Path, bank_folder: Path) -> None:
+    whole = begin(tmp_path / "whole")
+    train_all(whole, bank_folder)
+    ended = begin(tmp_path / "ended")
+    next(training.train(ended, Bank(bank_folder, RECIPE), save_every=3))
+    resumed = begin(tmp_path / "ended")
+    assert resumed.step == 3
+    train_all(resumed, bank_folder)
+    for name, value in whole.smooth.items():
+        assert torch.equal(resumed.smooth[name], value), name
+
+
+def test_a_step_of_several_volumes_has_the_mean_of_their_losses(tmp_path: Path, bank_folder: Path) -> None:
+    run = begin(tmp_path / "run", replace(RECIPE, trunk_steps=1, detail_steps=0, volumes_per_step=3))
+    before = {name: value.clone() for name, value in run.network.state_dict().items()}
+    rng = np.random.default_rng([run.recipe.seed, 0, 0])
+    bank = Bank(bank_folder, run.recipe)
+    alone = [training.draw_sample(bank, run.recipe, CONFIG.stride, rng) for _ in range(3)]
+    (row,) = train_all(run, bank_folder)
+    other = training.Di2in(CONFIG)
+    other.load_state_dict(before)
+    losses = [training.trunk_loss(other, sample, run.recipe)[0].detach() for sample in alone]
+    assert float(row["loss"]) == pytest.approx(float(torch.stack(losses).mean()), abs=1e-4)
+
+
+def test_a_run_can_begin_with_the_mean_weights_of_another(tmp_path: Path, bank_folder: Path) -> None:
+    earlier = begin(tmp_path / "earlier")
+    train_all(earlier, bank_folder)
+    run, _ = training.open_run(bank_folder, tmp_path / "run", RECIPE, ALONE, CONFIG, earlier.checkpoint)
+    assert run.step == 0
+    for name, value in run.network.state_dict().items():
+        torch.testing.assert_close(value, earlier.smooth[name], msg=name)
+    train_all(run, bank_folder)
+    again, _ = training.open_run(bank_folder, tmp_path / "run", RECIPE, ALONE, CONFIG, earlier.checkpoint)
+    assert again.step == run.step > 0
+
+
+def test_the_detail_stage_leaves_the_trunk_alone(tmp_path: Path, bank_folder: Path) -> None:
+    run = begin(tmp_path / "run")
+    rows = training.train(run, Bank(bank_folder, RECIPE), save_every=6)
+    next(rows)
+    before = {name: value.clone() for name, value in run.network.named_parameters()}
+    list(rows)
+    changed = {name for name, value in run.network.named_parameters() if not torch.equal(value, before[name])}
+    assert changed
+    assert all(name.startswith("detail.") for name in changed)
+
+
+def test_the_command_trains_logs_and_exports_what_the_stage_loads(tmp_path: Path, bank_folder: Path) -> None:
+    recipe = {**RECIPE.__dict__, "trunk_steps": 1, "detail_steps": 1}
+    config = json.dumps({"widths": [4, 6, 8], "detail_width": 4})
+    run = tmp_path / "run"
+    training.main([str(bank_folder), str(run), "--recipe", json.dumps(recipe), "--config", config, "--device", "cpu"])
+    network = LungNetwork.load(load_weights("lungs", run), CPU)
+    assert network.config == CONFIG
+    assert network.probabilities(np.zeros((16, 8, 8), dtype=np.float32)).shape == (CLASSES, 16, 8, 8)
+    (row,) = read_log(run / "log.csv")
+    assert row["step"] == "2"
+    assert 0 <= float(row["judged_lungs_dice"]) <= 1
+    stored = load_weights("lungs", run).recipe
+    assert stored["steps_done"] == 2
+    assert 0 <= stored["background_offset"] <= 4
+
+
+def test_patients_kept_aside_judge_or_test_and_never_teach(bank_folder: Path) -> None:
+    bank = Bank(bank_folder, RECIPE)
+    assert [path.stem for path in bank.judges()] == ["phantom-0000"]
+    for name in ("phantom-0000", "case05-000"):
+        (bank_folder / f"{name}.npz").write_bytes(b"whoever reads this fails")
+    for seed in range(30):
+        bank.draw(np.random.default_rng(seed))
+
+
+def test_the_weights_that_judge_best_are_exported_and_each_stage_is_judged_anew(
+    tmp_path: Path, bank_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = begin(tmp_path / "run", replace(RECIPE, trunk_steps=4, detail_steps=4, validate_every=1))
+    verdicts = iter([0.9, 0.8, 0.7, 0.3, 0.5, 0.6, 0.4, 0.1])
+    monkeypatch.setattr(training, "measure", lambda *_: {"score": next(verdicts)})
+    seen = {}
+    for row in training.train(run, Bank(bank_folder, run.recipe), save_every=1):
+        seen[row["step"]] = {name: value.clone() for name, value in run.smooth.items()}
+    chosen, step = run.chosen()
+    assert step == 6, "0.9 was the trunk's alone"
+    assert all(torch.equal(value, seen[6][name]) for name, value in chosen.items())
+
+
+def test_validation_measures_lobes_only_where_they_are_known(tmp_path: Path) -> None:
+    labels = five_lobes()
+    unknown = np.where(labels > 0, UNKNOWN_LOBE, 0).astype(np.uint8)
+    opaque = labels.copy()
+    opaque[14:18, 4:10, 20:26] |= OPAQUE
+    for name, values in (("known", opaque), ("unknown", unknown)):
+        np.savez(tmp_path / f"{name}.npz", image=labels, labels=values)
+
+    class Swapped(training.Di2in):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            lobes = ((image[0, 0] + 1) * 127.5).round().long()
+            return torch.nn.functional.one_hot(torch.tensor([0, 2, 1, 3, 4, 5])[lobes], CLASSES).movedim(-1, 0)[None]
+
+    known, unknown_ = (training.measure(Swapped(CONFIG), [tmp_path / f"{n}.npz"]) for n in ("known", "unknown"))
+    assert known["judged_lungs_dice"] == unknown_["judged_lungs_dice"] == known["judged_opaque_recall"] == 1.0
+    assert known["judged_lobes_dice"] == pytest.approx(0.6)
+    assert np.isnan(unknown_["judged_lobes_dice"])
+    assert np.isnan(unknown_["judged_opaque_recall"])
+    assert unknown_["score"] == 1.0
+
+
+def logits_of(labels: np.ndarray) -> torch.Tensor:
+    return 20.0 * torch.nn.functional.one_hot(torch.from_numpy(labels).long(), CLASSES).movedim(-1, 0)[None].float()
+
+
+def targets_of(labels: np.ndarray) -> torch.Tensor:
+    return torch.nn.functional.one_hot(torch.from_numpy(labels).long(), CLASSES + 1).movedim(-1, 0)[None].float()
+
+
+def test_a_perfect_answer_costs_nothing_and_swapped_lobes_much() -> None:
+    labels = five_lobes()
+    weights = torch.ones(1, 1, *labels.shape)
+    assert training.segmentation_loss(logits_of(labels), targets_of(labels), weights) < 0.01
+    swapped = np.array([0, 2, 1, 3, 4, 5], dtype=np.uint8)[labels]
+    assert training.segmentation_loss(logits_of(swapped), targets_of(labels), weights) > 1.0
+
+
+def test_where_the_lobe_is_unknown_any_lobe_will_do() -> None:
+    labels = five_lobes()
+    weights = torch.ones(1, 1, *labels.shape)
+    unknown = targets_of(np.where(labels > 0, UNKNOWN_LOBE, 0))
+    swapped = np.array([0, 2, 1, 3, 4, 5], dtype=np.uint8)[labels]
+    assert training.segmentation_loss(logits_of(swapped), unknown, weights) < 0.01
+    assert training.segmentation_loss(logits_of(np.zeros_like(labels)), unknown, weights) > 1.0
+
+
+def test_missing_opaque_lung_costs_more_than_missing_clear_lung() -> None:
+    labels = five_lobes()
+    missed = labels.copy()
+    missed[14:18, 4:10, 20:26] = 0
+    even = torch.ones(1, 1, *labels.shape)
+    opaque = even.clone()
+    opaque[0, 0, 14:18, 4:10, 20:26] = 4.0
+    loss = training.segmentation_loss
+    assert loss(logits_of(missed), targets_of(labels), opaque) > 2 * loss(logits_of(missed), targets_of(labels), even)
+
+
+def test_dice_of_hard_labels_against_averaged_targets() -> None:
+    labels = five_lobes()
+    assert training.dice_scores(logits_of(labels), targets_of(labels)) == (1.0, 1.0)
+    swapped = np.array([0, 2, 1, 3, 4, 5], dtype=np.uint8)[labels]
+    assert training.dice_scores(logits_of(swapped), targets_of(labels)) == (1.0, pytest.approx(0.6))
+
+
+def test_lungs_drawn_too_large_are_taken_back_by_the_background(tmp_path: Path, bank_folder: Path) -> None:
+    """The network sees the true lungs, but draws a rim around them at a margin of one logit."""
+    labels = five_lobes()
+    ring = torch.nn.functional.max_pool3d(torch.from_numpy((labels > 0).astype(np.float32))[None, None], 3, 1, 1)[0, 0]
+    margin = torch.where(torch.from_numpy(labels) > 0, 3.0, torch.where(ring > 0, 1.1, -3.0))
+
+    class TooLarge(training.Di2in):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:  # noqa: ARG002 (it knows the answer)
+            logits = torch.zeros(1, CLASSES, *margin.shape)
+            logits[0, 1:] = margin
+            return logits
+
+    offset = training.best_background_offset(TooLarge(CONFIG), [(torch.from_numpy(labels),) * 2])
+    assert 1.1 <= offset < 3.0
+
+
+def test_an_empty_bank_is_told(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no prepared volumes"):
+        Bank(tmp_path, RECIPE)

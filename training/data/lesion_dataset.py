@@ -1,0 +1,124 @@
+"""Prepares what the lesion network learns from: `python -m training.data.lesion_dataset DATA BANK`.
+
+Each volume becomes one file `KIND-PATIENT-NUMBER.npz` with `image` (8 bits), `lungs` and `lesions`, cropped around the
+lungs at 1 x 1 x 3 mm. Kinds: `covid` (real lesions, equalised 8-bit slices), `grown` (synthetic lesions in real lungs),
+`clean` (the same lungs as they are), `phantom`. Files that exist are left alone, so an ended run goes on.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import SimpleITK as sitk
+from jaxtyping import Bool, UInt8
+
+from pipeline.geometry import LungMask, Volume, grid_of, resample, resample_labels
+from pipeline.lesions import MARGIN_MM, SPACING_MM, window
+from pipeline.phantom import PhantomRecipe, make_phantom
+from training.augment.pasted_lesions import with_opacities
+from training.data.covid_slices import read_stacks
+
+LCTSC_CASES: Final = ("case01", "case02", "case03", "case04", "case05")
+GROWN_PER_CASE: Final = 10
+GROWN_SEED: Final = 2_000
+PHANTOM_SPACING_MM: Final = (3.0, 1.5, 1.5)
+"""Drawn coarser than the network's grid and resampled, as the slices are: a third of the time."""
+
+Image = UInt8[np.ndarray, "z y x"]
+Mask = Bool[np.ndarray, "z y x"]
+
+
+def prepare_lesions(data: Path, bank: Path, phantoms: int = 64, processes: int = 1) -> None:
+    """Write the whole bank; `data` is laid out as `docs/data.md` says."""
+    bank.mkdir(parents=True, exist_ok=True)
+    write_covid(data, bank)
+    jobs: list[Callable[[], None]] = [partial(write_lctsc, data, bank, case) for case in LCTSC_CASES]
+    jobs += [partial(write_phantom, bank, seed) for seed in range(phantoms)]
+    with ProcessPoolExecutor(processes) as pool:
+        for done, future in enumerate([pool.submit(job) for job in jobs], start=1):
+            future.result()
+            sys.stderr.write(f"\r{done}/{len(jobs)} patients prepared")
+    sys.stderr.write("\n")
+
+
+def write_covid(data: Path, bank: Path) -> None:
+    """The real slices of all seven cases."""
+    for number, stack in enumerate(read_stacks(data)):
+        save_volume(bank / f"covid-{stack.case}-{number % 3}.npz", stack.image, stack.lungs, stack.lesions)
+
+
+def write_lctsc(data: Path, bank: Path, case: str) -> None:
+    """A real chest: once as it is, ten times with lesions of 0.5 to 50 % of its lungs."""
+    volume, lungs = read_lctsc(data, case)
+    save_volume(bank / f"clean-{case}-0.npz", to_8_bit(volume.hu), lungs.mask, np.zeros_like(lungs.mask))
+    rng = np.random.default_rng([GROWN_SEED, int(case[-2:])])
+    for number in range(GROWN_PER_CASE):
+        percent = float(np.exp(rng.uniform(np.log(0.5), np.log(50.0))))
+        path = bank / f"grown-{case}-{number}.npz"
+        if not path.exists():
+            hu, lesions = with_opacities(volume, lungs, GROWN_SEED + 100 * int(case[-2:]) + number, percent)
+            save_volume(path, to_8_bit(hu), lungs.mask, lesions)
+
+
+def write_phantom(bank: Path, seed: int) -> None:
+    """A phantom at the network's spacing."""
+    path = bank / f"phantom-{seed}-0.npz"
+    if path.exists():
+        return
+    phantom = make_phantom(PhantomRecipe(seed=seed, spacing_mm=PHANTOM_SPACING_MM))
+    source, box = phantom.volume.grid, phantom.volume.grid.covering(SPACING_MM)
+    hu = resample(phantom.volume.hu, source, box)
+    lungs, lesions = (resample_labels(m, source, box) > 0 for m in (phantom.lobes.labels, phantom.lesions.mask))
+    save_volume(path, to_8_bit(hu), lungs, lesions)
+
+
+def read_lctsc(data: Path, case: str) -> tuple[Volume, LungMask]:
+    """A planning CT and its manual lungs, at the network's spacing."""
+    image = sitk.ReadImage(str(data / "lctsc" / f"{case}_ct.nii.gz"))
+    mask = sitk.ReadImage(str(data / "lctsc" / f"{case}_lungs.nii.gz"))
+    source = grid_of(image)
+    box = source.covering(SPACING_MM)
+    hu = np.round(resample(sitk.GetArrayFromImage(image), source, box)).astype(np.int16)
+    lungs = resample_labels(sitk.GetArrayFromImage(mask), source, box) > 0
+    return Volume(hu, box), LungMask(lungs, box)
+
+
+def to_8_bit(hu: np.ndarray) -> Image:
+    """HU in the lesion stage's window as 0-255."""
+    return np.round(window(hu) * 255).astype(np.uint8)
+
+
+def save_volume(path: Path, image: Image, lungs: Mask, lesions: Mask) -> None:
+    """Write one file of the bank, cropped around the lungs, whole or not at all."""
+    box = tuple(_around(lungs))
+    partial_path = path.with_suffix(".partial")
+    with partial_path.open("wb") as file:
+        np.savez_compressed(file, image=image[box], lungs=lungs[box], lesions=lesions[box])
+    partial_path.replace(path)
+
+
+def _around(mask: Mask) -> Iterator[slice]:
+    for axis, spacing_mm in enumerate(SPACING_MM):
+        where = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
+        margin = round(MARGIN_MM / spacing_mm)
+        yield slice(max(int(where[0]) - margin, 0), int(where[-1]) + margin + 1)
+
+
+def main() -> None:
+    """Prepare the bank from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("bank", type=Path)
+    parser.add_argument("--phantoms", type=int, default=64)
+    parser.add_argument("--processes", type=int, default=1)
+    options = parser.parse_args()
+    prepare_lesions(options.data, options.bank, options.phantoms, options.processes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,302 @@
+"""The volumes the lung network learns on, prepared once: real chests deformed many times, the slices of COVID-19
+patients as stacks, and phantoms.
+
+Each is a file with the region of interest at 2 mm: `image` (0-255, the window of `LungConfig`) and `labels` (the lobes'
+values; `UNKNOWN_LOBE` where only the lung is known; `OPAQUE` is added where the lung is filled with opacity).
+Nothing here runs during training.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import SimpleITK as sitk
+from jaxtyping import Bool, Float32, UInt8
+from scipy import ndimage
+
+from pipeline.anatomy import AIR_HU, Landmark
+from pipeline.geometry import Grid, Triple, Volume, grid_of, resample, resample_labels, to_sitk
+from pipeline.io.read import read_ct
+from pipeline.landmarks import LandmarkPosition
+from pipeline.lungs.fissure_model import read_shapes
+from pipeline.lungs.segment import roi_grid
+from pipeline.networks.di2in import LungConfig
+from pipeline.phantom import PhantomRecipe, make_phantom
+from training.data.covid_slices import PIXEL_MM, SLICE_MM, CovidSlices, as_hu, read_covid
+from training.data.fissure_atlas import draw_lobes
+from training.data.landmark_dataset import read_marks
+from training.data.lung_batches import OPAQUE, OPAQUE_HU, UNKNOWN_LOBE
+
+Labels = UInt8[np.ndarray, "z y x"]
+Hu = Float32[np.ndarray, "z y x"]
+
+BASE_MM: Final[Triple] = (1.5, 1.5, 1.5)
+NOISE_HU: Final = 60.0
+
+
+@dataclass(frozen=True, eq=False)
+class Chest:
+    """A CT with its lobes, at `BASE_MM`, from which deformed copies are made.
+
+    Attributes:
+        labels: the lobes, or lung of unknown lobe.
+        carina_mm: where the region of interest is placed from.
+    """
+
+    volume: Volume
+    labels: Labels
+    carina_mm: Triple
+
+    @classmethod
+    def of(cls, volume: Volume, labels: Labels, config: LungConfig) -> "Chest":
+        """A chest whose carina nobody marked: the region of interest is placed around the middle of its lungs."""
+        grid = volume.grid.covering(BASE_MM)
+        hu = np.rint(resample(volume.hu, volume.grid, grid)).astype(np.int16)
+        lobes = resample_labels(labels, volume.grid, grid)
+        where = np.argwhere(lobes > 0)
+        corners = np.stack([where.min(axis=0), where.max(axis=0)]).astype(np.float64)
+        middle = grid.to_lps(corners).mean(axis=0) - np.mean(config.carina_box_mm, axis=0)
+        x, y, z = (float(value) for value in middle)
+        return cls(Volume(hu, grid), lobes, (x, y, z))
+
+
+def read_lctsc(folder: Path, case: str) -> Chest:
+    """A case of the Lung CT Segmentation Challenge; its lobes are drawn by the shape model of the fissures."""
+    mask = sitk.ReadImage(str(folder / f"{case}_lungs.nii.gz"))
+    scan = read_ct(folder / f"{case}_ct.nii.gz").volume
+    lungs = resample_labels(sitk.GetArrayFromImage(mask), grid_of(mask), scan.grid) > 0
+    drawn, _ = draw_lobes(scan, lungs, read_shapes())
+    grid = scan.grid.covering(BASE_MM)
+    hu = np.rint(resample(scan.hu, scan.grid, grid)).astype(np.int16)
+    return Chest(Volume(hu, grid), resample_labels(drawn, scan.grid, grid), read_marks()[case][Landmark.CARINA])
+
+
+def deformed_copy(chest: Chest, config: LungConfig, rng: np.random.Generator) -> tuple[Hu, Labels]:
+    """The region of interest of the chest, turned, stretched and bent, at the config's spacing."""
+    to_source = _random_affine(chest, rng)
+    lower, upper = (np.asarray(corner) for corner in config.carina_box_mm)
+    centre = np.asarray(to_source.GetInverse().TransformPoint(chest.carina_mm)) + rng.normal(0, 8, 3)
+    grid = Grid.axis_aligned((centre + lower).tolist(), (centre + upper).tolist(), (config.spacing_mm,) * 3)
+    bent = sitk.CompositeTransform([to_source, _random_bending(grid, rng)])
+    reference = to_sitk(np.zeros(grid.shape, np.uint8), grid)
+    image = sitk.Cast(to_sitk(chest.volume.hu, chest.volume.grid), sitk.sitkFloat32)
+    if rng.random() < 0.4:
+        image = sitk.RecursiveGaussian(image, sigma=float(rng.uniform(1.0, 2.5)), direction=2)
+    hu = sitk.GetArrayFromImage(sitk.Resample(image, reference, bent, sitk.sitkLinear, float(AIR_HU)))
+    lobes = to_sitk(chest.labels, chest.volume.grid)
+    labels = sitk.GetArrayFromImage(sitk.Resample(lobes, reference, bent, sitk.sitkNearestNeighbor, 0))
+    return hu, labels
+
+
+def phantom_region(seed: int, config: LungConfig) -> tuple[Hu, Labels]:
+    """The region of interest of a phantom, resampled from one of several slice distances."""
+    rng = np.random.default_rng([9, seed])
+    spacing: Triple = (float(rng.choice([1.5, 2.0, 3.0, 5.0], p=[0.2, 0.4, 0.25, 0.15])), 2.0, 2.0)
+    phantom = make_phantom(PhantomRecipe(seed=seed, spacing_mm=spacing))
+    jitter = rng.normal(0, 8, 3)
+    landmarks = {
+        mark: LandmarkPosition(mark, (x + jitter[0], y + jitter[1], z + jitter[2]), 1.0)
+        for mark, (x, y, z) in phantom.landmarks.items()
+    }
+    source = phantom.volume.grid
+    grid = roi_grid(source, landmarks, config)
+    hu = resample(phantom.volume.hu, source, grid)
+    labels = resample_labels(phantom.lobes.labels, source, grid)
+    opaque = resample_labels(phantom.lesions.mask, source, grid) > 0
+    labels[opaque & (labels > 0) & (hu > OPAQUE_HU)] |= OPAQUE
+    return hu, labels
+
+
+def covid_region(scan: CovidSlices, config: LungConfig, rng: np.random.Generator) -> tuple[Hu, Labels]:
+    """The slices of a COVID-19 case at the spacing of the config: its lobes are not known, its opacities are real.
+
+    Their spacing was not stored, so that every copy takes another one near what fits the size of the lungs.
+    """
+    in_plane = PIXEL_MM * rng.uniform(0.88, 1.12)
+    spacing: Triple = (SLICE_MM * rng.uniform(0.8, 1.4), in_plane, in_plane * rng.uniform(0.95, 1.05))
+    source = Grid(scan.image.shape, spacing, (0.0, 0.0, 0.0))
+    grid = source.covering((config.spacing_mm,) * 3)
+    hu = resample(as_hu(scan.image), source, grid)
+    lungs, lesions = (resample_labels(mask, source, grid) > 0 for mask in (scan.lungs, scan.lesions))
+    labels = np.where(lungs, UNKNOWN_LOBE, 0).astype(np.uint8)
+    labels[lungs & lesions & (hu > OPAQUE_HU)] |= OPAQUE
+    return hu, labels
+
+
+def with_opacities(
+    hu: Hu, labels: Labels, rng: np.random.Generator, spacing_mm: Triple = (2.0, 2.0, 2.0)
+) -> tuple[Hu, Labels]:
+    """Some ground glass and consolidation in the lungs, often touching the pleura; the anatomy stays."""
+    hu, lungs = hu.copy(), labels > 0
+    depth = ndimage.distance_transform_edt(lungs)
+    where = np.argwhere(lungs)
+    marked = labels.copy()
+    for _ in range(int(rng.integers(1, 7))):
+        centre = _pick_centre(where, depth, rng)
+        radius_mm = float(rng.uniform(12, 45) if rng.random() < 0.7 else rng.uniform(45, 90))
+        share = _blob(lungs, centre, radius_mm / np.array(spacing_mm), rng)
+        _fill(hu, share, rng)
+        marked[(share > 0.5) & lungs & (hu > OPAQUE_HU)] |= OPAQUE
+    return hu, marked
+
+
+def crop_to_lungs(
+    hu: Hu, labels: Labels, rng: np.random.Generator
+) -> tuple[Float32[np.ndarray, "zp yp xp"], UInt8[np.ndarray, "zp yp xp"]]:
+    """The lungs with a random margin; now and then the scan ends within them."""
+    where = np.argwhere(labels > 0)
+    low, high = where.min(axis=0), where.max(axis=0) + 1
+    margin = rng.integers([4, 4, 4], [50, 30, 30], size=(2, 3))
+    for end in (0, 1):
+        if rng.random() < 0.08:
+            margin[end, 0] = -rng.integers(1, 25)
+    begin = np.maximum(low - margin[0], 0)
+    end_ = np.minimum(high + margin[1], labels.shape)
+    slices = tuple(slice(int(a), int(b)) for a, b in zip(begin, end_, strict=True))
+    return hu[slices], labels[slices]
+
+
+def to_bytes(hu: Hu, config: LungConfig) -> UInt8[np.ndarray, "z y x"]:
+    """The window of `config` as 0-255."""
+    low, high = config.window_hu
+    return np.asarray(np.rint((np.clip(hu, low, high) - low) * (255.0 / (high - low))), dtype=np.uint8)
+
+
+def write_volume(path: Path, hu: Hu, labels: Labels, config: LungConfig) -> None:
+    """Write one file of the bank, whole or not at all."""
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        np.savez(file, image=to_bytes(hu, config), labels=labels)
+    partial.replace(path)
+
+
+def reach_mm(labels: Labels, grid: Grid, carina_mm: Sequence[float]) -> list[list[float]]:
+    """Lower and upper corner (LPS x, y, z) of the lungs relative to the carina."""
+    where = np.argwhere(labels > 0)
+    corners = grid.to_lps(np.stack([where.min(axis=0), where.max(axis=0)]).astype(np.float64))
+    return [corner.round(1).tolist() for corner in corners - np.asarray(carina_mm)]
+
+
+def _random_affine(chest: Chest, rng: np.random.Generator) -> sitk.AffineTransform:
+    """Maps a point of the copy to a point of the source, about the carina; left stays left."""
+    turn = sitk.Euler3DTransform()
+    turn.SetRotation(*(float(angle) for angle in np.radians(rng.uniform([-7, -6, -8], [7, 6, 8]))))
+    scale = rng.uniform(0.85, 1.2) * rng.uniform([0.93, 0.9, 0.85], [1.07, 1.12, 1.35])
+    transform = sitk.AffineTransform(3)
+    transform.SetCenter(chest.carina_mm)
+    transform.SetMatrix([float(v) for v in (np.reshape(turn.GetMatrix(), (3, 3)) @ np.diag(1 / scale)).ravel()])
+    return transform
+
+
+def _random_bending(grid: Grid, rng: np.random.Generator) -> sitk.DisplacementFieldTransform:
+    """Smooth displacements of some millimetres."""
+    coarse = grid.covering((16.0, 16.0, 16.0))
+    field = rng.normal(size=(*coarse.shape, 3))
+    for axis in range(3):
+        field[..., axis] = ndimage.gaussian_filter(field[..., axis], 2.0)
+    field *= rng.uniform(0, 5) / field.std()
+    image = sitk.GetImageFromArray(field, isVector=True)
+    image.CopyInformation(to_sitk(np.zeros(coarse.shape, np.uint8), coarse))
+    return sitk.DisplacementFieldTransform(sitk.Cast(image, sitk.sitkVectorFloat64))
+
+
+def _pick_centre(where: np.ndarray, depth: np.ndarray, rng: np.random.Generator) -> tuple[int, int, int]:
+    """A voxel of the lungs; of several, often the one nearest to the pleura or farthest back."""
+    tries = where[rng.integers(len(where), size=8)]
+    rank = depth[tuple(tries.T)] if rng.random() < 0.5 else -tries[:, 1]
+    z, y, x = tries[int(np.argmin(rank)) if rng.random() < 0.75 else 0]
+    return int(z), int(y), int(x)
+
+
+def _blob(
+    lungs: Bool[np.ndarray, "z y x"], centre: tuple[int, int, int], voxels: np.ndarray, rng: np.random.Generator
+) -> Float32[np.ndarray, "z y x"]:
+    """An irregular ball of soft edge, 0 to 1, cut by the lungs; its radius is about `voxels` (z, y, x)."""
+    radius = voxels * rng.uniform(0.7, 1.3, 3)
+    axes = [(np.arange(n) - c) / r for n, c, r in zip(lungs.shape, centre, radius, strict=True)]
+    distance = np.sqrt(axes[0][:, None, None] ** 2 + axes[1][None, :, None] ** 2 + axes[2][None, None, :] ** 2)
+    coarse = rng.normal(size=tuple(n // 6 + 2 for n in lungs.shape))
+    zoom = [n / m for n, m in zip(lungs.shape, coarse.shape, strict=True)]
+    rough = ndimage.zoom(coarse, zoom, order=1)[: lungs.shape[0], : lungs.shape[1], : lungs.shape[2]]
+    edge = (1.0 + 0.35 * rough - distance) * float(rng.uniform(2.5, 8.0))
+    return np.asarray(np.clip(edge + 0.5, 0, 1) * lungs, dtype=np.float32)
+
+
+def _fill(hu: Hu, share: Float32[np.ndarray, "z y x"], rng: np.random.Generator) -> None:
+    """Ground glass lets the vessels show through; consolidation is as dense as soft tissue, some with open bronchi."""
+    inside = share > 0
+    if rng.random() < 0.35:
+        dense = np.maximum(hu[inside], hu[inside] + rng.uniform(120, 420))
+    else:
+        dense = rng.uniform(-80, 90) + rng.normal(0, 25, np.count_nonzero(inside))
+        dense = np.where(hu[inside] > dense, hu[inside], dense)
+    hu[inside] = hu[inside] + share[inside] * (np.minimum(dense, 250) - hu[inside])
+
+
+def _make_real(options: argparse.Namespace, config: LungConfig) -> None:
+    for case in options.cases:
+        chest = read_lctsc(options.data / "lctsc", case)
+        for number in range(options.first_copy, options.copies):
+            rng = np.random.default_rng([int(case[-2:]), number])
+            hu, labels = deformed_copy(chest, config, rng)
+            _finish(options.out / f"{case}-{number:03d}.npz", hu, labels, config, rng, options.opaque_share)
+
+
+def _make_covid(options: argparse.Namespace, config: LungConfig) -> None:
+    for scan in read_covid(options.data):
+        for number in range(options.first_copy, options.copies if scan.case in options.covid else 0):
+            rng = np.random.default_rng([11, scan.case, number])
+            hu, labels = crop_to_lungs(*covid_region(scan, config, rng), rng)
+            path = options.out / f"covid{scan.case}-{number:03d}.npz"
+            write_volume(path, hu, labels, config)
+            _tell(path)
+
+
+def _make_phantoms(options: argparse.Namespace, config: LungConfig) -> None:
+    for seed in range(*options.phantoms):
+        rng = np.random.default_rng([10, seed])
+        hu, labels = crop_to_lungs(*phantom_region(seed, config), rng)
+        write_volume(options.out / f"phantom-{seed:04d}.npz", hu, labels, config)
+        _tell(options.out / f"phantom-{seed:04d}.npz")
+
+
+def _finish(
+    path: Path, hu: Hu, labels: Labels, config: LungConfig, rng: np.random.Generator, opaque_share: float
+) -> None:
+    hu, labels = crop_to_lungs(hu, labels, rng)
+    if rng.random() < opaque_share:
+        hu, labels = with_opacities(hu, labels, rng)
+    hu = hu + rng.normal(0, rng.uniform(0, NOISE_HU), hu.shape).astype(np.float32)
+    write_volume(path, hu, labels, config)
+    _tell(path)
+
+
+def _tell(path: Path) -> None:
+    sys.stdout.write(f"{path.name}\n")
+    sys.stdout.flush()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Fill a folder with prepared volumes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="holds lctsc/ and covid-slices/")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--cases", nargs="*", default=[])
+    parser.add_argument("--covid", type=int, nargs="*", default=[], help="cases of the COVID-19 slices, 0 to 6")
+    parser.add_argument("--copies", type=int, default=15, help="deformed copies of each real chest")
+    parser.add_argument("--first-copy", type=int, default=0, help="the number to begin at, where a bank is to grow")
+    parser.add_argument("--opaque-share", type=float, default=0.65, help="of the copies, that get opacities")
+    parser.add_argument("--phantoms", type=int, nargs=2, default=(0, 0), help="first and last + 1 seed")
+    options = parser.parse_args(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+    _make_real(options, LungConfig())
+    _make_covid(options, LungConfig())
+    _make_phantoms(options, LungConfig())
+
+
+if __name__ == "__main__":
+    main()

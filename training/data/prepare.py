@@ -1,0 +1,251 @@
+"""Prepares a cohort of one's own (`datasets.py`) for training: its scans at the grid of a network, bent and checked.
+
+Lobes are labelled as in reports: 1 left upper, 2 left lower, 3 right upper, 4 right middle, 5 right lower. Where
+lesions are learned, a scan whose `lesions` are not named is left out; an empty mask says that there are none.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+
+from pipeline.anatomy import LEFT_LOBES, RIGHT_LOBES, Landmark
+from pipeline.cut_off import CUT_OFF_CM2, area_on_faces_cm2
+from pipeline.geometry import Grid, Triple, Volume, resample, resample_labels
+from pipeline.io.read import read_ct
+from pipeline.lesions import SPACING_MM
+from pipeline.lungs.fissure_model import read_shapes
+from pipeline.lungs.fissures import THICKEST_SLICES_MM
+from pipeline.networks.di2in import LungConfig
+from pipeline.networks.q_network import LandmarkConfig
+from training.data.datasets import CohortError, Row
+from training.data.fissure_atlas import SidesError
+from training.data.fissure_atlas import draw_lobes as draw_lobes_of
+from training.data.landmark_dataset import base_of, deform, write_scan
+from training.data.lesion_dataset import save_volume, to_8_bit
+from training.data.lung_batches import UNKNOWN_LOBE
+from training.data.lung_dataset import Chest, crop_to_lungs, deformed_copy, write_volume
+from training.data.splits import SPLIT_FILE, Stage
+
+VALIDATION_SHARE: Final = 0.1
+"""Of the patients, to choose the model (paper: 10 %)."""
+DENSEST_LUNG_HU: Final = -250.0
+"""Half of what is called lung must be emptier than that, or the mask lies elsewhere."""
+COPIES: Final = {Stage.LANDMARKS: 20, Stage.LUNGS: 10, Stage.LESIONS: 1}
+"""Of each scan, the first as it is and the others deformed. Lesions are bent while the training runs."""
+LEAST_INSIDE_LUNGS: Final = 0.5
+"""Share of the lesions that must lie in the lungs."""
+AIR_AROUND_HU: Final = -900.0
+"""A landmark within a scan has more than air around it."""
+AROUND_MM: Final = 15.0
+
+Labels = UInt8[np.ndarray, "z y x"]
+
+
+def prepare_cohort(
+    rows: Sequence[Row],
+    stage: Stage,
+    bank: Path,
+    processes: int = 1,
+    progress: Callable[[float], None] | None = None,
+    copies: int | None = None,
+    *,
+    draw_lobes: bool = False,
+) -> list[Path]:
+    """Write the prepared volumes, and who judges the training, to `bank`; volumes that are there already stay.
+
+    Args:
+        copies: of each scan that teaches; by default `COPIES` of the stage.
+        draw_lobes: where only lungs are named, draw their lobes by the fissures that the scan shows.
+
+    Raises:
+        CohortError: a scan or mask cannot be learned from, or none is left. The volumes before it stay prepared.
+    """
+    rows = [row for row in rows if row.teaches(stage)]
+    if not rows:
+        raise CohortError(f"no scan of the dataset has {stage.value}")
+    bank.mkdir(parents=True, exist_ok=True)
+    split = split_of(rows, stage)
+    (bank / SPLIT_FILE).write_text(json.dumps(split, indent=2) + "\n", encoding="utf-8")
+    aside = split[stage.value]["validation"]
+    written: list[Path] = []
+    with ProcessPoolExecutor(processes) as pool:
+        counts = [1 if row.slug in aside else copies or COPIES[stage] for row in rows]
+        prepare = partial(prepare_scan, draw_lobes=draw_lobes)
+        waiting = [pool.submit(prepare, row, stage, bank, n) for row, n in zip(rows, counts, strict=True)]
+        for done, future in enumerate(as_completed(waiting), start=1):
+            try:
+                written += future.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+            if progress is not None:
+                progress(done / len(rows))
+    return sorted(written)
+
+
+def prepare_scan(row: Row, stage: Stage, bank: Path, copies: int = 1, *, draw_lobes: bool = False) -> list[Path]:
+    """Bring one scan to the grid of the stage: as it is, and deformed.
+
+    Raises:
+        CohortError: a mask or a landmark does not fit its scan.
+        PipelineError: a file cannot be read.
+    """
+    paths = [bank / file_name(row, stage, copy) for copy in range(copies)]
+    if all(path.exists() for path in paths):
+        return paths
+    volume = read_ct(row.ct).volume
+    if stage is Stage.LANDMARKS:
+        _check_landmarks(row, volume)
+        _write_for_landmarks(paths, volume, row.landmarks_mm)
+        return paths
+    lobes = _read_mask(row.lobes, volume)
+    lungs = _read_mask(row.lungs, volume) if row.lungs else lobes
+    if lungs is None:
+        raise CohortError(f"{row.ct.name}: name lungs or lobes")
+    if lobes is not None:
+        _check_lobes(lobes, volume.grid, row)
+    _check_lungs(lungs > 0, volume, row)
+    if stage is Stage.LUNGS:
+        if lobes is None:
+            lobes = _drawn(volume, lungs > 0) if draw_lobes else None
+        unknown = np.where(lungs > 0, UNKNOWN_LOBE, 0).astype(np.uint8)
+        _write_for_lungs(paths, volume, unknown if lobes is None else lobes)
+    else:
+        lesions = _read_mask(row.lesions, volume)
+        if lesions is None:
+            raise CohortError(f"{row.ct.name}: name its lesions")
+        _check_lesions(lesions > 0, lungs > 0, row)
+        _write_for_lesions(paths[0], volume, lungs > 0, lesions)
+    return paths
+
+
+def file_name(row: Row, stage: Stage, copy: int = 0) -> str:
+    """Where a scan's volume lies: its first part is the kind that the recipes weight."""
+    if stage is Stage.LESIONS:
+        return f"cohort-{row.slug}-{row.number}.npz"
+    kind = "case" if stage is Stage.LUNGS else "real"
+    return f"{kind}-{row.slug}-{row.number}-{copy:02}.npz"
+
+
+def split_of(rows: Sequence[Row], stage: Stage) -> dict[str, dict[str, list[str]]]:
+    """A tenth of the patients, at least one of several, chosen by their names alone, to judge the training."""
+    by_hash = sorted({row.slug for row in rows}, key=lambda slug: hashlib.sha256(slug.encode()).hexdigest())
+    count = max(1, round(VALIDATION_SHARE * len(by_hash))) if len(by_hash) > 1 else 0
+    aside = set(by_hash[:count])
+    volumes = [file_name(row, stage).removesuffix(".npz") for row in rows if row.slug in aside]
+    return {stage.value: {"validation": sorted(aside), "validation_volumes": sorted(volumes), "test": []}}
+
+
+def _read_mask(path: Path | None, volume: Volume) -> Labels | None:
+    """A mask or labels on the grid of the scan; it may be stored on another."""
+    if path is None:
+        return None
+    stored = read_ct(path).volume
+    if stored.hu.min() < 0 or stored.hu.max() > 255:
+        raise CohortError(f"{path.name} is no mask: it holds values from {stored.hu.min()} to {stored.hu.max()}")
+    labels = stored.hu.astype(np.uint8)
+    return labels if stored.grid == volume.grid else resample_labels(labels, stored.grid, volume.grid)
+
+
+def _drawn(volume: Volume, lungs: Bool[np.ndarray, "z y x"]) -> Labels | None:
+    """Lobes by the shape model of the fissures; None where slices are too thick, or a lung is cut off or missing."""
+    if max(volume.grid.spacing_mm) > THICKEST_SLICES_MM or area_on_faces_cm2(lungs, volume.grid) >= CUT_OFF_CM2:
+        return None
+    with suppress(SidesError):
+        return draw_lobes_of(volume, lungs, read_shapes())[0]
+    return None
+
+
+def _check_lungs(lungs: Bool[np.ndarray, "z y x"], volume: Volume, row: Row) -> None:
+    if not lungs.any():
+        raise CohortError(f"{row.ct.name}: its lung mask is empty there; do mask and scan belong together?")
+    median_hu = float(np.median(volume.hu[lungs]))
+    if median_hu > DENSEST_LUNG_HU:
+        raise CohortError(f"{row.ct.name}: what is marked as lung has {median_hu:.0f} HU; is the mask flipped?")
+
+
+def _check_lobes(lobes: Labels, grid: Grid, row: Row) -> None:
+    """Left is where LPS has it, and no other labels are used."""
+    if lobes.max() > max(RIGHT_LOBES):
+        raise CohortError(f"{row.ct.name}: lobes are 1 to 5, not {lobes.max()}")
+    left_mm, right_mm = (_middle_x_mm(np.isin(lobes, side), grid) for side in (LEFT_LOBES, RIGHT_LOBES))
+    if left_mm is not None and right_mm is not None and left_mm < right_mm:
+        raise CohortError(f"{row.ct.name}: its left lobes lie on the right; is the mask flipped?")
+
+
+def _middle_x_mm(mask: Bool[np.ndarray, "z y x"], grid: Grid) -> float | None:
+    where = np.argwhere(mask)
+    return float(grid.to_lps(where.mean(axis=0)[None])[0, 0]) if len(where) else None
+
+
+def _check_lesions(lesions: Bool[np.ndarray, "z y x"], lungs: Bool[np.ndarray, "z y x"], row: Row) -> None:
+    """Lesions lie in lungs; a mask that does not is flipped or another patient's."""
+    if lesions.any() and (lesions & lungs).sum() < LEAST_INSIDE_LUNGS * lesions.sum():
+        inside = 100 * (lesions & lungs).sum() / lesions.sum()
+        raise CohortError(f"{row.ct.name}: {inside:.0f} % of its lesions lie in its lungs; is a mask flipped?")
+
+
+def _check_landmarks(row: Row, volume: Volume) -> None:
+    """A landmark within the scan lies in the body; the sternum tip in front of the carina and below it."""
+    for mark, place_mm in row.landmarks_mm.items():
+        around = _box_around(volume, place_mm)
+        if around.size and around.max() < AIR_AROUND_HU:
+            raise CohortError(f"{row.ct.name}: its {mark.value} lies in the air; LPS mm of the file's own space?")
+    places = row.landmarks_mm
+    if Landmark.CARINA in places and Landmark.STERNUM_TIP in places:
+        (_, carina_y, carina_z), (_, tip_y, tip_z) = places[Landmark.CARINA], places[Landmark.STERNUM_TIP]
+        if tip_y > carina_y or tip_z > carina_z:
+            raise CohortError(
+                f"{row.ct.name}: its sternum tip is behind or above its carina; are they RAS, or swapped?"
+            )
+
+
+def _box_around(volume: Volume, place_mm: Triple) -> np.ndarray:
+    """The voxels around a place; none where that is beyond the scan."""
+    centre = volume.grid.to_index(np.array([place_mm]))[0]
+    reach = AROUND_MM / np.array(volume.grid.spacing_mm)
+    if ((centre < 0) | (centre > np.array(volume.grid.shape) - 1)).any():
+        return np.empty(0)
+    low, high = np.maximum(np.floor(centre - reach), 0).astype(int), np.ceil(centre + reach).astype(int) + 1
+    return volume.hu[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
+
+
+def _missing(paths: Sequence[Path]) -> Iterator[tuple[int, Path, np.random.Generator]]:
+    """The copies that are still to be made, and each one's own chance."""
+    for copy, path in enumerate(paths):
+        if not path.exists():
+            yield copy, path, np.random.default_rng(int(hashlib.sha256(path.name.encode()).hexdigest()[:8], 16))
+
+
+def _write_for_landmarks(paths: Sequence[Path], volume: Volume, marks_mm: Mapping[Landmark, Triple]) -> None:
+    base = base_of(volume)
+    for copy, path, rng in _missing(paths):
+        scan = deform(base, marks_mm, rng) if copy else (volume, marks_mm)
+        write_scan(path, *scan, LandmarkConfig())
+
+
+def _write_for_lungs(paths: Sequence[Path], volume: Volume, labels: Labels) -> None:
+    config = LungConfig()
+    chest = Chest.of(volume, labels, config)
+    box = volume.grid.covering((config.spacing_mm,) * 3)
+    for copy, path, rng in _missing(paths):
+        if copy:
+            hu, lobes = deformed_copy(chest, config, rng)
+        else:
+            hu, lobes = resample(volume.hu, volume.grid, box), resample_labels(labels, volume.grid, box)
+        write_volume(path, *crop_to_lungs(hu, lobes, rng), config)
+
+
+def _write_for_lesions(path: Path, volume: Volume, lungs: Bool[np.ndarray, "z y x"], lesions: Labels) -> None:
+    box = volume.grid.covering(SPACING_MM)
+    image = to_8_bit(resample(volume.hu, volume.grid, box))
+    on_box = (resample_labels(mask, volume.grid, box) > 0 for mask in (lungs, lesions > 0))
+    save_volume(path, image, *on_box)

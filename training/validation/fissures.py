@@ -1,0 +1,102 @@
+"""How far the borders of lobes lie from fissures that were marked by eye, and pictures to check the marks by."""
+
+import json
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Final
+
+import matplotlib as mpl
+import numpy as np
+from jaxtyping import Bool, Float64, UInt8
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy import ndimage
+
+from evaluation.figures import BLUE, GREY, ORANGE, PNG_DOTS_PER_INCH, STYLE
+from pipeline.anatomy import LEFT_LOBES, RIGHT_LOBES, Lobe
+from pipeline.distances import distance_to_mm
+from pipeline.geometry import LobeLabels, Volume
+from pipeline.lungs.fissure_model import SIDES_OF
+
+Points = Float64[np.ndarray, "mark 3"]
+"""LPS mm (x, y, z)."""
+Marks = Mapping[str, Points]
+
+SLAB_MM: Final = 6.0
+"""Fissures stand nearly at right angles to a sagittal slab: averaged over it, they stand out from noise and vessels."""
+SLAB_WINDOW_HU: Final = (-930.0, -500.0)
+
+
+def read_fissure_marks() -> dict[str, dict[str, Points]]:
+    """The marks by scan and fissure."""
+    text = files("training.validation").joinpath("fissure_marks.json").read_text()
+    return {
+        scan: {fissure: np.array(points, dtype=np.float64) for fissure, points in fissures.items()}
+        for scan, fissures in json.loads(text)["marks"].items()
+    }
+
+
+def fissure_distances_mm(lobes: LobeLabels, marks: Marks) -> dict[str, Float64[np.ndarray, " mark"]]:
+    """Of each mark, to the border between the lobes on both sides of its fissure; infinite where they do not touch."""
+    return {
+        fissure: _distances_mm(
+            np.isin(lobes.labels, SIDES_OF[fissure][0]), np.isin(lobes.labels, SIDES_OF[fissure][1]), lobes, points
+        )
+        for fissure, points in marks.items()
+    }
+
+
+def draw_marks(path: Path, volume: Volume, lobes: LobeLabels, marks: Marks) -> None:
+    """Sagittal slabs with marks, as PNG: each slab by itself, with the marks, and with the borders found too."""
+    z_mm, y_mm, x_mm = volume.grid.spacing_mm
+    half = max(round(SLAB_MM / x_mm / 2), 1)
+    index = {fissure: volume.grid.to_index(points) for fissure, points in marks.items()}
+    columns = sorted({round(float(x)) for points in index.values() for x in points[:, 2]})
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(4 * len(columns), 12), layout="constrained")
+        axes = figure.subplots(3, len(columns), squeeze=False)
+        for x, (plain, marked, outlined) in zip(columns, axes.T, strict=True):
+            slab = volume.hu[:, :, max(x - half, 0) : x + half + 1].astype(np.float32).clip(-1000, -300).mean(axis=2)
+            for ax in (plain, marked, outlined):
+                low, high = SLAB_WINDOW_HU
+                ax.imshow(slab, cmap="gray", vmin=low, vmax=high, origin="lower", aspect=z_mm / y_mm)
+                ax.set(**_around(lobes.labels[:, :, x]))
+                ax.set_axis_off()
+            for ax in (marked, outlined):
+                for points in index.values():
+                    near = points[np.abs(points[:, 2] - x) <= half]
+                    ax.plot(near[:, 1], near[:, 0], "+", color=ORANGE, markersize=7)
+            for side in (LEFT_LOBES, RIGHT_LOBES):
+                for lobe in side[:-1]:
+                    _outline(outlined, lobes.labels[:, :, x], side, lobe)
+            plain.set_title(f"x = {volume.grid.to_lps(np.array([0.0, 0.0, x]))[0]:.0f} mm", color=GREY)
+        figure.savefig(path, dpi=PNG_DOTS_PER_INCH / 2, format="png")
+
+
+def _around(labels: UInt8[np.ndarray, "z y"]) -> dict[str, tuple[float, float]]:
+    """Limits of axes that show the lungs."""
+    lungs = np.argwhere(labels > 0)
+    if not len(lungs):
+        return {}
+    (bottom, front), (top, back) = lungs.min(axis=0), lungs.max(axis=0)
+    return {"xlim": (float(front - 5), float(back + 5)), "ylim": (float(bottom - 2), float(top + 2))}
+
+
+def _outline(ax: Axes, labels: UInt8[np.ndarray, "z y"], side: tuple[Lobe, ...], lobe: Lobe) -> None:
+    """Where the lobe meets another of its side."""
+    own, others = labels == lobe, np.isin(labels, side) & (labels != lobe)
+    meet = ndimage.binary_dilation(own) & others
+    z, y = np.nonzero(meet)
+    ax.plot(y, z, ".", color=BLUE, markersize=2)
+
+
+def _distances_mm(
+    above: Bool[np.ndarray, "z y x"], below: Bool[np.ndarray, "z y x"], lobes: LobeLabels, points: Points
+) -> Float64[np.ndarray, " mark"]:
+    border = (ndimage.binary_dilation(above) & below) | (ndimage.binary_dilation(below) & above)
+    if not border.any():
+        return np.full(len(points), np.inf)
+    distance_mm = distance_to_mm(border, lobes.grid.spacing_mm)
+    where = lobes.grid.to_index(points)
+    return np.asarray(ndimage.map_coordinates(distance_mm, where.T, order=1, mode="nearest"), dtype=np.float64)

@@ -1,0 +1,89 @@
+"""Runs a worker until it is told to stop."""
+
+import logging
+import os
+import secrets
+import socket
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from celery.exceptions import SecurityWarning
+from celery.signals import worker_shutting_down
+from celery.worker import state
+
+from jobs.bootstrap import connect
+from jobs.configuration import misspelt, read_settings
+from jobs.liveness import alive
+from jobs.logs import configure_logging
+from jobs.service import Jobs
+from jobs.settings import JobsSettings
+from jobs.tracing import configure_tracing, stop_tracing
+from worker.analysis import Load, load_pipeline
+from worker.celery_app import SERVICE, build_app, process_name
+from worker.shutdown import requeue_after
+from worker.watchdog import Watchdog, WorkerStatus, start_anew
+
+log = logging.getLogger(__name__)
+
+
+def run(
+    settings: JobsSettings | None = None,
+    concurrency: int | None = None,
+    device: str | None = None,
+    *,
+    load: Load = load_pipeline,
+) -> int:
+    """Work until SIGTERM or Ctrl-C, which let the job in hand finish, or hand it back; the answer is the exit code.
+
+    Args:
+        concurrency: processes, each with models of its own, instead of the settings' number. One per GPU, or per
+            four CPU cores, is enough.
+        device: where the networks run, instead of the settings' device.
+        load: makes the analysis in each process; the paper's pipeline by default.
+    """
+    settings = settings or read_settings(JobsSettings)
+    configure_logging(settings.log_format, settings.log_level)
+    configure_tracing(SERVICE)
+    for sentence in misspelt((JobsSettings,)):
+        log.warning("%s", sentence)
+    jobs = connect(settings)
+    try:
+        jobs.start_reconciler()
+        app = build_app(jobs.settings, device or jobs.settings.device, load)
+        # Celery warns root of pickled messages; we take none but JSON.
+        warnings.simplefilter("ignore", SecurityWarning)
+        worker = app.Worker(
+            hostname=f"lobewise-{secrets.token_hex(4)}@{socket.gethostname()}",
+            concurrency=concurrency or jobs.settings.concurrency,
+            loglevel=settings.log_level,
+            quiet=True,
+            without_gossip=True,
+            without_mingle=True,
+            without_heartbeat=True,
+        )
+        # What Celery's processes log before they are ours is no JSON.
+        os.environ["_MP_FORK_LOGLEVEL_"] = str(logging.WARNING)
+        pids = partial(_pids, worker)
+        on_stop = requeue_after(jobs.settings.drain_seconds, pids)
+        worker_shutting_down.connect(on_stop, weak=False, dispatch_uid="lobewise")
+        Watchdog(jobs, partial(_worker_status, jobs, pids), lambda: start_anew(pids())).start()
+        with alive(jobs.settings.liveness_file):
+            worker.start()
+        return int(worker.exitcode or os.EX_OK)
+    finally:
+        jobs.close()
+        stop_tracing()
+
+
+def _pids(worker: Any) -> list[int]:
+    """Of the processes that do the work; none while the pool is not up."""
+    pool = getattr(worker.pool, "_pool", None)  # Celery has no public word for it
+    return [process.pid for process in getattr(pool, "_pool", ()) if process.pid]
+
+
+def _worker_status(jobs: Jobs, pids: Callable[[], list[int]]) -> WorkerStatus:
+    """Idle: a process has loaded its models, none has a job or is about to get one, and nobody said to stop."""
+    is_busy = bool(len(state.reserved_requests)) or state.should_stop is not None
+    return WorkerStatus(not is_busy and jobs.any_ready(map(process_name, pids())), sum(state.total_count.values()))

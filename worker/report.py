@@ -1,0 +1,119 @@
+"""From what the science found to what the contract says: the only translation between both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal, cast
+
+from jobs.models import (
+    LandmarkPoint,
+    LobeName,
+    LobeScores,
+    LungVolumes,
+    MaskName,
+    ModelProvenance,
+    PercentRange,
+    Provenance,
+    QualityFinding,
+    Report,
+    SeverityScores,
+)
+from jobs.version import __version__
+from pipeline import severity as science
+from pipeline.geometry import Finding, LesionMask, LobeLabels, LungMask
+from pipeline.severity import LobeSeverity, Severity
+
+if TYPE_CHECKING:  # they import torch, which takes seconds, and only their attributes are used here
+    from pipeline.landmarks import LandmarkPosition
+    from pipeline.quantify import Quantification
+
+
+def report_of(
+    result: Quantification, *, job_id: str, input_sha256: str, seconds: Mapping[str, float] | None = None
+) -> Report:
+    """The report of a quantified scan, without the addresses of its masks.
+
+    Args:
+        seconds: of stages outside of the science, such as `fetch` and `read`; they come first.
+    """
+    return Report(
+        job_id=job_id,
+        severity=scores_of(result.severity, result.opacity_range.overall),
+        lungs=volumes_of(result.severity),
+        lobes=[lobe_of(lobe, result.opacity_range.lobes[lobe.lobe]) for lobe in result.severity.lobes],
+        landmarks=[_landmark_of(position) for position in result.landmarks],
+        quality=[_finding_of(finding) for finding in result.findings],
+        provenance=Provenance(
+            input_sha256=input_sha256,
+            software=__version__,
+            models=[ModelProvenance(name=m.name, version=m.version, sha256=m.sha256) for m in result.models],
+            device=result.device,
+            seconds={**(seconds or {}), **result.seconds},
+        ),
+    )
+
+
+def masks_of(result: Quantification) -> dict[MaskName, LungMask | LobeLabels | LesionMask]:
+    return {
+        MaskName.LUNGS: result.lungs,
+        MaskName.LOBES: result.lobes,
+        MaskName.LESIONS: result.lesions,
+        MaskName.HIGH_OPACITY: result.high_opacity,
+    }
+
+
+def scores_of(severity: Severity, between: science.PercentRange | None = None) -> SeverityScores:
+    return SeverityScores(
+        percent_opacity=_rounded(severity.percent_opacity),
+        percent_opacity_range=_range_of(between),
+        percent_high_opacity=_rounded(severity.percent_high_opacity),
+        lung_severity_score=severity.lung_severity_score,
+        lung_high_opacity_score=severity.lung_high_opacity_score,
+    )
+
+
+def volumes_of(severity: Severity) -> LungVolumes:
+    return LungVolumes(
+        volume_ml=_rounded(severity.volume_ml),
+        opacity_ml=_rounded(severity.opacity_ml),
+        high_opacity_ml=_rounded(severity.high_opacity_ml),
+    )
+
+
+def lobe_of(lobe: LobeSeverity, between: science.PercentRange | None = None) -> LobeScores:
+    return LobeScores(
+        lobe=cast("LobeName", lobe.lobe.slug),
+        label=int(lobe.lobe),
+        volume_ml=_rounded(lobe.volume_ml),
+        percent_opacity=_rounded(lobe.percent_opacity),
+        percent_opacity_range=_range_of(between),
+        percent_high_opacity=_rounded(lobe.percent_high_opacity),
+        severity_score=lobe.severity_score,
+        high_opacity_score=lobe.high_opacity_score,
+    )
+
+
+def _landmark_of(position: LandmarkPosition) -> LandmarkPoint:
+    point = position.position_mm
+    rounded = None if point is None else (round(point[0], 1), round(point[1], 1), round(point[2], 1))
+    return LandmarkPoint(name=position.landmark.value, found=position.found, position_mm=rounded)
+
+
+def _finding_of(finding: Finding) -> QualityFinding:
+    severity = cast("Literal['info', 'warning', 'error']", finding.severity)
+    return QualityFinding(
+        code=finding.code,
+        severity=severity,
+        message=finding.message,
+        evidence=dict(finding.evidence),
+        lobe=None if finding.lobe is None else cast("LobeName", finding.lobe.slug),
+    )
+
+
+def _range_of(between: science.PercentRange | None) -> PercentRange | None:
+    return None if between is None else PercentRange(low=_rounded(between.low), high=_rounded(between.high))
+
+
+def _rounded(value: float) -> float:
+    """Four decimals: a voxel of the largest scan still shows in a percentage."""
+    return round(value, 4)

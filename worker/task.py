@@ -1,0 +1,195 @@
+"""One job, from claim to outcome. Knows both sides, the jobs and the pipeline, and little else."""
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from jobs.attempts import Lease
+from jobs.errors import (
+    CancelRequestedError,
+    HandBackError,
+    JobNotFoundError,
+    JobPurgedError,
+    LeaseLostError,
+    NewerSchemaError,
+    SourceError,
+    WrongStateError,
+)
+from jobs.logs import log_context
+from jobs.models import JobError, MaskName, Stage
+from jobs.service import Jobs
+from jobs.tracing import OUTCOME, Steps, step
+from pipeline.errors import PipelineError
+from pipeline.geometry import LobeLabels
+from pipeline.io.write import write_mask
+from worker.analysis import Analysis
+from worker.memory import is_out_of_memory
+from worker.report import masks_of, report_of
+from worker.shutdown import Drain
+
+if TYPE_CHECKING:  # it imports torch, which the parent of the worker processes does not need
+    from pipeline.quantify import Quantification
+
+log = logging.getLogger(__name__)
+
+READ_AT: Final = 0.02
+QUANTIFY_FROM: Final = 0.08
+QUANTIFY_TO: Final = 0.97
+"""Shares of the whole work that are done when a stage begins; the pipeline's own stages lie between the last two."""
+
+
+@dataclass(frozen=True)
+class WorkerContext:
+    """What a worker process has at hand.
+
+    Attributes:
+        stop_hard: ends this process, when a cancelled or lost job does not stop by itself.
+        drain: whether the job in hand shall be handed back.
+    """
+
+    jobs: Jobs
+    analysis: Analysis
+    worker: str
+    stop_hard: Callable[[], None]
+    drain: Drain = field(default_factory=Drain)
+
+
+def work_on(context: WorkerContext, job_id: str) -> None:
+    """Make an attempt at a job, if there is still something to do.
+
+    Returns when the job is final, released for another attempt or in other hands. What is raised is a fault that
+    left the job to the reaper.
+    """
+    with log_context(job_id=job_id):
+        try:
+            lease = context.jobs.claim(job_id, context.worker)
+        except NewerSchemaError as reason:
+            log.warning("left to newer workers: %s", reason)
+            return
+        except (JobNotFoundError, JobPurgedError, WrongStateError, LeaseLostError) as reason:
+            log.info("nothing to do (%s)", type(reason).__name__)
+            return
+        lease.on_overdue = lambda overdue: _stop_hard(context, overdue)
+        with log_context(attempt=lease.attempt), lease, tempfile.TemporaryDirectory(prefix="lobewise-job-") as folder:
+            is_fit = _attempt(context, lease, Path(folder))
+        if not is_fit:
+            context.stop_hard()
+
+
+def _attempt(context: WorkerContext, lease: Lease, folder: Path) -> bool:
+    """Whether this process is fit for another."""
+    log.info("the attempt begins")
+    try:
+        with context.drain.holding(lease):
+            _score(context, lease, folder)
+    except CancelRequestedError:
+        context.jobs.confirm_cancel(lease)
+        log.info("cancelled")
+    except (LeaseLostError, JobPurgedError) as reason:
+        lease.span.note({OUTCOME: "unwanted"})
+        log.warning("the attempt is no longer wanted (%s)", type(reason).__name__)
+    except HandBackError:
+        context.jobs.requeue(lease)
+        log.info("handed back")
+    except Exception as fault:  # every fault of ours counts as an attempt, and is shown in full here
+        log.exception("the attempt failed")
+        if is_out_of_memory(fault):
+            context.jobs.fail_out_of_memory(lease, fault)
+            return False  # what it still holds, or has cut up, is gone with the process alone
+        context.jobs.release(lease, fault)
+    else:
+        log.info("the attempt is done")
+    return True
+
+
+def _score(context: WorkerContext, lease: Lease, folder: Path) -> None:
+    """Succeed, or fail for a reason that is the scan's own."""
+    clock = _Clock(lease)
+    try:
+        _fetch_score_store(context, lease, folder, clock)
+    except (PipelineError, SourceError) as error:
+        log.info("the scan cannot be scored", extra={"code": error.code})
+        context.jobs.fail(lease, job_error(error), clock.seconds)
+
+
+def _fetch_score_store(context: WorkerContext, lease: Lease, folder: Path, clock: "_Clock") -> None:
+    with clock.stage(Stage.FETCH, 0.0):
+        path = context.jobs.fetch_input(lease, folder)
+    with clock.stage(Stage.READ, READ_AT):
+        scan = context.analysis.read(path)
+    path.unlink()  # the masks need the room
+    with clock.stages():
+        result = context.analysis.quantify(scan, clock.within, low_memory=lease.low_memory)
+    with clock.stage(Stage.STORE, QUANTIFY_TO):
+        masks = write_masks(result, folder)
+    report = report_of(result, job_id=lease.job_id, input_sha256=lease.scan.sha256 or "", seconds=clock.seconds)
+    context.jobs.succeed(lease, report, masks)
+
+
+def write_masks(result: "Quantification", folder: Path) -> dict[MaskName, Path]:
+    """The four masks as gzipped NIfTI in `folder`, on the input's own grid."""
+    paths = {}
+    for name, mask in masks_of(result).items():
+        paths[name] = folder / f"{name}.nii.gz"
+        write_mask(paths[name], mask.labels if isinstance(mask, LobeLabels) else mask.mask, mask.grid)
+    return paths
+
+
+def job_error(error: PipelineError | SourceError) -> JobError:
+    """The problem that ends a job whose scan cannot be scored."""
+    return JobError(
+        type=f"/problems/{error.code}",
+        title=error.title,
+        detail=error.detail,
+        retryable=False,
+        evidence=error.evidence,
+    )
+
+
+def _stop_hard(context: WorkerContext, lease: Lease) -> None:
+    log.warning("job %s did not stop in time; its process ends", lease.job_id)
+    try:
+        if lease.is_handed_back:
+            context.jobs.requeue(lease)
+        else:
+            context.jobs.confirm_cancel(lease)
+    finally:
+        lease.span.end()
+        context.stop_hard()
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """Shows what begins and keeps how long it took."""
+
+    lease: Lease
+    seconds: dict[str, float] = field(default_factory=dict)
+    steps: Steps = field(default_factory=Steps)
+
+    @contextmanager
+    def stage(self, stage: Stage, progress: float) -> Iterator[None]:
+        self.lease.report(stage, progress)
+        begin = time.perf_counter()
+        with step(stage.value):
+            yield
+        self.seconds[stage.value] = round(time.perf_counter() - begin, 3)
+
+    @contextmanager
+    def stages(self) -> Iterator[None]:
+        """The pipeline tells what begins, and the end of the last stage is its own."""
+        try:
+            yield
+        except BaseException as error:
+            self.steps.close(error)
+            raise
+        self.steps.close(None)
+
+    def within(self, stage: str, share: float) -> None:
+        """The pipeline's progress as a part of the whole."""
+        self.steps.to(stage)
+        self.lease.report(Stage(stage), QUANTIFY_FROM + share * (QUANTIFY_TO - QUANTIFY_FROM))
