@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from tests.support.tiny_worker import GRID, quantification  # the tests' own
 
 from chaos.history import History
 from chaos.orders import Order
 from jobs.settings import JobsSettings
 from pipeline.errors import LungsNotFoundError
 from pipeline.geometry import Scan, Volume
+from tests.support.tiny_worker import GRID, quantification  # the tests' own
 from worker.main import run
 
 MORE_THAN_THERE_IS: Final = 1 << 46
