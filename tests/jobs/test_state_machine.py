@@ -637,7 +637,7 @@ def deleted_meanwhile(machine: JobMachine) -> None:
 
 WRONG = {
     "overwrite": (cancelled_meanwhile, (GatedBlobs, "create", _overwrite)),
-    "no tombstone": (deleted_meanwhile, (GatedLive, "bury", lambda live, job_id: live.forget(job_id))),
+    "no tombstone": (deleted_meanwhile, (GatedLive, "remove_traces", lambda live, job_id: live.forget(job_id))),
 }
 
 

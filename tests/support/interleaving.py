@@ -165,7 +165,7 @@ LIVE_STEPS = (
         "get_many",
         "status",
         "request_cancel",
-        "bury",
+        "remove_traces",
         "forget",
         "all_ids",
         "page",

@@ -387,7 +387,8 @@ def test_what_is_under_way_is_finished_when_a_sender_stops(
 def test_no_log_names_an_address(
     jobs: Jobs, receiver: Callable[..., Receiver], end_job: Callable[..., str], settled: Callable, caplog
 ) -> None:
-    caplog.set_level("DEBUG", "lobewise")
+    for room in ("api", "jobs"):
+        caplog.set_level("DEBUG", room)
     there = receiver(status(500))
     with sending(jobs):
         settled(end_job(f"{there.url}?token=hush"))
