@@ -57,7 +57,7 @@ def functions_of(path: Path, source: str) -> Iterator[Function]:
 
 def count(paths: list[Path]) -> Counts:
     lines, comments, functions = 0, 0, []
-    for path in sorted(found for path in paths for found in ([path] if path.is_file() else path.rglob("*.py"))):
+    for path in sorted(found for given in paths for found in ([given] if given.is_file() else given.rglob("*.py"))):
         source = path.read_text(encoding="utf-8")
         lines += len(source.splitlines())
         comments += sum(line.lstrip().startswith("#") for line in source.splitlines())
