@@ -16,7 +16,7 @@ from standardwebhooks import Webhook
 
 from jobs.callbacks import Delivery
 from jobs.settings import JobsSettings
-from jobs.store.kept_secrets import kept_secret
+from jobs.store.signed_urls import read_or_make_secret
 
 CONTENT_TYPE: Final = "application/cloudevents+json"
 SECRET_FILE: Final = "callback-secret"  # noqa: S105 (the name of the file)
@@ -35,11 +35,11 @@ def signers(settings: JobsSettings) -> list[Webhook]:
     """One for each secret. Without a setting, for the one kept in the data folder.
 
     Raises:
-        BlobStoreUnavailableError: that cannot be read or written.
+        StorageUnavailableError: that cannot be read or written.
     """
     if settings.callback_secrets is not None:
         return [Webhook(secret) for secret in settings.callback_secrets.get_secret_value().split()]
-    return [Webhook(kept_secret(settings.data_dir / SECRET_FILE, _new_secret))]
+    return [Webhook(read_or_make_secret(settings.data_dir / SECRET_FILE, _new_secret))]
 
 
 def compose(delivery: Delivery, signed_by: Sequence[Webhook], now: datetime, traceparent: str | None = None) -> Message:

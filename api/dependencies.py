@@ -11,10 +11,10 @@ from fastapi import Depends, Request
 
 from api.metrics import Metrics
 from api.upload_limits import Places
+from jobs.answers import UrlSignature
 from jobs.gateway_settings import ApiSettings
 from jobs.live.status_batcher import StatusBatcher
 from jobs.service import Jobs
-from jobs.store.signed_urls import Ticket
 
 _HOST: Final = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
 
@@ -57,9 +57,9 @@ class Addresses:
     def upload(self, upload_id: str, *below: str) -> str:
         return "/".join((self._base, "v1/uploads", upload_id, *below))
 
-    def part(self, upload_id: str, number: int, ticket: Ticket) -> str:
-        """Where the gateway takes this part, for as long as the ticket is good."""
-        query = urlencode({"expires": ticket.expires, "signature": ticket.signature})
+    def part(self, upload_id: str, number: int, signed: UrlSignature) -> str:
+        """Where the gateway takes this part, for as long as its signature is valid."""
+        query = urlencode({"expires": signed.expires, "signature": signed.signature})
         return f"{self.upload(upload_id, 'parts', str(number))}?{query}"
 
 

@@ -193,10 +193,10 @@ JOBS_PROBLEMS: Final[Mapping[type[jobs_errors.JobsError], ProblemType]] = {
     jobs_errors.UploadClosedError: problems.UPLOAD_CLOSED,
     jobs_errors.UploadMismatchError: problems.UPLOAD_MISMATCH,
     jobs_errors.WrongPartSizeError: problems.WRONG_PART_SIZE,
-    jobs_errors.TicketError: problems.URL_NOT_VALID,
+    jobs_errors.UrlNotValidError: problems.URL_NOT_VALID,
     jobs_errors.InvalidCursorError: problems.INVALID_PARAMETERS,
     jobs_errors.BrokerUnavailableError: problems.BROKER_UNAVAILABLE,
-    jobs_errors.BlobStoreUnavailableError: problems.STORAGE_UNAVAILABLE,
+    jobs_errors.StorageUnavailableError: problems.STORAGE_UNAVAILABLE,
     jobs_errors.NewerSchemaError: problems.NEWER_SCHEMA,
 }
 """An error of `jobs` that is not here is meant for workers; that the gateway meets it is a fault, a 500."""

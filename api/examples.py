@@ -7,7 +7,7 @@ from typing import Any, Final
 from api.dependencies import Addresses
 from api.schemas import MaskAddress
 from api.views import batch_view, job_view, report_view, upload_view
-from jobs.answers import LargeUploadState, PartState
+from jobs.answers import MultipartUploadState, PartState, UrlSignature
 from jobs.batches import BatchCounts, BatchItem, BatchRecord
 from jobs.models import (
     Callback,
@@ -33,7 +33,6 @@ from jobs.models import (
     UploadCompletion,
     UploadRecord,
 )
-from jobs.store.signed_urls import Ticket
 
 ADDRESSES: Final = Addresses("https://lobewise.example")
 JOB_ID: Final = "01935f3a-7c1e-7b6a-9d53-2f1c7e0a4b11"
@@ -168,19 +167,19 @@ _UPLOAD: Final = UploadRecord(
     part_bytes=16_777_216,
 )
 _UPLOADS: Final = {
-    "open": LargeUploadState(
+    "open": MultipartUploadState(
         _UPLOAD,
         None,
         (
-            PartState(1, 16_777_216, place=None),
-            PartState(2, 3_222_784, place=Ticket(expires=1_772_444_700, signature=SHA256)),
+            PartState(1, 16_777_216, url=None),
+            PartState(2, 3_222_784, url=UrlSignature(expires=1_772_444_700, signature=SHA256)),
         ),
         _moment(0) + timedelta(minutes=15),
     ),
-    "complete": LargeUploadState(
+    "complete": MultipartUploadState(
         _UPLOAD,
         UploadCompletion(key="scan", size_bytes=20_000_000, sha256=SHA256),
-        (PartState(1, 16_777_216, place=None), PartState(2, 3_222_784, place=None)),
+        (PartState(1, 16_777_216, url=None), PartState(2, 3_222_784, url=None)),
         None,
     ),
 }

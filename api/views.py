@@ -14,10 +14,9 @@ from api.schemas import (
     UploadLinks,
     UploadPart,
 )
-from jobs.answers import LargeUploadState, PartState
+from jobs.answers import MultipartUploadState, PartState, UrlSignature
 from jobs.batches import BatchCounts, BatchRecord
 from jobs.models import JobState, JobStatus, MaskName, Report
-from jobs.store.signed_urls import Ticket
 
 
 def job_view(state: JobState, addresses: Addresses) -> Job:
@@ -50,7 +49,7 @@ def report_view(report: Report, addresses: Addresses) -> Report:
     return report.model_copy(update={"masks": _masks(report.job_id, addresses)})
 
 
-def upload_view(state: LargeUploadState, addresses: Addresses) -> Upload:
+def upload_view(state: MultipartUploadState, addresses: Addresses) -> Upload:
     record, completion = state.record, state.completion
     return Upload(
         id=record.id,
@@ -61,7 +60,7 @@ def upload_view(state: LargeUploadState, addresses: Addresses) -> Upload:
         sha256=completion.sha256 if completion else record.sha256,
         part_bytes=record.part_bytes,
         parts=[_part(record.id, part, addresses) for part in state.parts],
-        urls_expire_at=state.places_expire_at,
+        urls_expire_at=state.urls_expire_at,
         links=UploadLinks(
             self=addresses.upload(record.id),
             complete=None if completion else addresses.upload(record.id, "complete"),
@@ -70,8 +69,9 @@ def upload_view(state: LargeUploadState, addresses: Addresses) -> Upload:
 
 
 def _part(upload_id: str, part: PartState, addresses: Addresses) -> UploadPart:
-    place = part.place
-    url = addresses.part(upload_id, part.number, place) if isinstance(place, Ticket) else place
+    url = part.url
+    if isinstance(url, UrlSignature):
+        url = addresses.part(upload_id, part.number, url)
     return UploadPart(number=part.number, size_bytes=part.size_bytes, received=part.is_received, url=url)
 
 

@@ -188,26 +188,26 @@ def _look_at_all(cluster: Cluster, clients: Clients, history: History) -> None:
 
 def _look_at_blobs(cluster: Cluster, clients: Clients, history: History) -> None:
     """The storage itself, without the service: is everything there that the manifests name?"""
-    from jobs.store.job_store import Records
-    from jobs.store.object_store import open_blobs
+    from jobs.store.job_store import JobStore
+    from jobs.store.object_store import open_object_store
 
-    records = Records(open_blobs(cluster.settings["LOBEWISE_BLOB_URL"], None))
+    store = JobStore(open_object_store(cluster.settings["LOBEWISE_BLOB_URL"], None))
     for job in clients.settled:
         if not job.is_purged:
-            outcome, found = _examine(records, job)
+            outcome, found = _examine(store, job)
             history.note("blobs", job.order.name, outcome=outcome, faults=found)
 
 
-def _examine(records: Any, job: Job) -> tuple[str | None, list[str]]:
-    manifest = records.manifest(job.id)
+def _examine(store: Any, job: Job) -> tuple[str | None, list[str]]:
+    manifest = store.manifest(job.id)
     if manifest is None:
         return None, ["it has no manifest"]
     found = []
     for mask in manifest.masks:
-        data = records.blobs.read(mask.key)
+        data = store.blobs.read(mask.key)
         if data is None or hashlib.sha256(data).hexdigest() != mask.sha256:
             found.append(f"mask {mask.name} is not the one that the manifest names")
-    if manifest.outcome == "succeeded" and records.blobs.read(manifest.report_key) is None:
+    if manifest.outcome == "succeeded" and store.blobs.read(manifest.report_key) is None:
         found.append("its report is missing")
     if manifest.outcome == "succeeded" and len(manifest.masks) != 4:
         found.append(f"it has {len(manifest.masks)} masks")

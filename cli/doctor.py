@@ -17,7 +17,7 @@ from jobs.configuration import misspelt, read_settings
 from jobs.errors import JobsError, SettingsError
 from jobs.gateway_settings import ApiSettings
 from jobs.settings import GIB, JobsSettings
-from jobs.store.object_store import Blobs, open_blobs
+from jobs.store.object_store import ObjectStore, open_object_store
 from jobs.tracing import collector_takes
 
 Verdict = Literal["ok", "warning", "wrong"]
@@ -93,7 +93,7 @@ def _broker_rules(broker_info: BrokerInfo) -> Iterator[Check]:
 
 def _blobs(settings: JobsSettings) -> Iterator[Check]:
     url = settings.blob_url or (settings.data_dir.resolve() / "blobs").as_uri()
-    blobs = open_blobs(url, settings.blob_public_endpoint)
+    blobs = open_object_store(url, settings.blob_public_endpoint)
     blobs.check()
     key, begin = f"doctor/{uuid4()}", time.perf_counter()
     try:
@@ -109,7 +109,7 @@ def _blobs(settings: JobsSettings) -> Iterator[Check]:
         yield _clock("blobs", info)
 
 
-def _try_out(blobs: Blobs, key: str) -> str:
+def _try_out(blobs: ObjectStore, key: str) -> str:
     """What is wrong with the store, if anything."""
     if not blobs.create(key, b"first") or blobs.create(key, b"second"):
         return "a second create-only write of one key was not refused"
@@ -118,7 +118,7 @@ def _try_out(blobs: Blobs, key: str) -> str:
     return ""
 
 
-def _written_at(blobs: Blobs) -> float | None:
+def _written_at(blobs: ObjectStore) -> float | None:
     """How far the store's clock is ahead of ours, in seconds."""
     key = f"doctor/{uuid4()}"
     try:

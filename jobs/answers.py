@@ -6,7 +6,6 @@ from datetime import datetime
 from typing import Literal, Protocol
 
 from jobs.models import InputInfo, JobState, UploadCompletion, UploadRecord
-from jobs.store.signed_urls import Ticket
 
 Chunk = bytes | memoryview
 """Bytes on their way; a view saves a copy."""
@@ -68,26 +67,34 @@ class ReceivedPart:
 
 
 @dataclass(frozen=True)
-class PartState:
-    """A part of an upload: it has arrived, or `place` says where it may be sent."""
+class UrlSignature:
+    """What makes an address of the gateway valid for one part of an upload. `expires` is in seconds since 1970."""
 
-    number: int
-    size_bytes: int
-    place: str | Ticket | None
-
-    @property
-    def is_received(self) -> bool:
-        return self.place is None
+    expires: int
+    signature: str
 
 
 @dataclass(frozen=True)
-class LargeUploadState:
+class PartState:
+    """A part of an upload: it has arrived, or `url` says where it may be sent (a signature is one for the gateway)."""
+
+    number: int
+    size_bytes: int
+    url: str | UrlSignature | None
+
+    @property
+    def is_received(self) -> bool:
+        return self.url is None
+
+
+@dataclass(frozen=True)
+class MultipartUploadState:
     """An upload as it stands. `completion` is there once a job may take it."""
 
     record: UploadRecord
     completion: UploadCompletion | None
     parts: tuple[PartState, ...]
-    places_expire_at: datetime | None
+    urls_expire_at: datetime | None
     """None when there is nothing left to send."""
 
 

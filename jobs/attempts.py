@@ -141,9 +141,9 @@ class Lease:
             LeaseLostError: the attempt has ended, another has begun, or the job is final.
             CancelRequestedError: someone asked to stop.
         """
-        files = self._parts.records.files(self.job_id)
+        files = self._parts.store.files(self.job_id)
         if files.is_purged:
-            self._parts.records.clean_up(self.job_id)
+            self._parts.store.clean_up(self.job_id)
             raise JobPurgedError(self.job_id)
         if files.is_final or files.has_ended(self.attempt) or files.attempt > self.attempt:
             raise LeaseLostError(f"job {self.job_id}: attempt {self.attempt} may publish nothing")
@@ -185,7 +185,7 @@ class Lease:
         return self._stop.is_set()
 
     def _find_stop_reason(self) -> StopReason | None:
-        files = self._parts.records.files(self.job_id)
+        files = self._parts.store.files(self.job_id)
         if files.is_purged or files.cancel_requested:
             return CancelRequestedError
         if files.is_final or files.has_ended(self.attempt):

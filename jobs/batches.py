@@ -34,7 +34,7 @@ from jobs.errors import (
 )
 from jobs.live.redis_view import LiveView
 from jobs.models import SCHEMA_VERSION, JobError, JobRecord, JobState, JobStatus, Model, SchemaVersion
-from jobs.store.job_store import Records
+from jobs.store.job_store import JobStore
 
 log = logging.getLogger(__name__)
 
@@ -87,11 +87,11 @@ class BatchCounts:
 
 
 class Batches:
-    """Raises BlobStoreUnavailableError; the broker is needed for nothing."""
+    """Raises StorageUnavailableError; the broker is needed for nothing."""
 
-    def __init__(self, records: Records, live: LiveView, ensure: Callable[[JobRecord], None]) -> None:
+    def __init__(self, store: JobStore, live: LiveView, ensure: Callable[[JobRecord], None]) -> None:
         """`ensure` accepts a job unless it was accepted before."""
-        self._records, self._blobs, self._live, self._ensure = records, records.blobs, live, ensure
+        self._store, self._blobs, self._live, self._ensure = store, store.blobs, live, ensure
 
     def begin(self, key: str | None, fingerprint: str) -> tuple[str, BatchRecord | None]:
         """The id of a batch to come; and the batch, if an earlier request with `key` has made it.
@@ -206,7 +206,7 @@ class Batches:
 
     def _from_blobs(self, job_id: str) -> JobState | None:
         try:
-            return self._records.state(job_id)
+            return self._store.state(job_id)
         except JobPurgedError:
             return None
         except JobNotFoundError:  # accepted by the batch, and on its way

@@ -10,8 +10,8 @@ from jobs.queue import JobQueue
 from jobs.recovery.finalize import Backends
 from jobs.service import Jobs
 from jobs.settings import JobsSettings
-from jobs.store.job_store import Records
-from jobs.store.object_store import open_blobs
+from jobs.store.job_store import JobStore
+from jobs.store.object_store import open_object_store
 
 
 def connect(settings: JobsSettings | None = None) -> Jobs:
@@ -20,7 +20,7 @@ def connect(settings: JobsSettings | None = None) -> Jobs:
     Works with an unreachable broker too: then only what needs it fails.
 
     Raises:
-        BlobStoreUnavailableError: the folder of the blobs cannot be made.
+        StorageUnavailableError: the folder of the blobs cannot be made.
         BrokerUnavailableError: the embedded server does not start.
         SettingsError: a wrong value in the environment.
         ValueError: an address that is none.
@@ -28,7 +28,7 @@ def connect(settings: JobsSettings | None = None) -> Jobs:
     settings = settings or read_settings(JobsSettings)
     data_dir = settings.data_dir.resolve()
     blob_url = settings.blob_url or (data_dir / "blobs").as_uri()
-    blobs = open_blobs(blob_url, settings.blob_public_endpoint)
+    blobs = open_object_store(blob_url, settings.blob_public_endpoint)
     server = None if settings.redis_url else embedded_redis.join(data_dir / "valkey")
     resolved = settings.model_copy(
         update={
@@ -41,5 +41,5 @@ def connect(settings: JobsSettings | None = None) -> Jobs:
         atexit.register(server.close)
     view_freshness = ViewFreshness(resolved.lease_seconds + 3 * resolved.reap_seconds)
     live = LiveView(resolved.redis_url or "", resolved.broker_timeout_seconds, view_freshness)
-    parts = Backends(resolved, Records(blobs), live, JobQueue(resolved, live))
+    parts = Backends(resolved, JobStore(blobs), live, JobQueue(resolved, live))
     return Jobs(parts, on_close=server.close if server else lambda: None)

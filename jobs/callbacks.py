@@ -24,7 +24,7 @@ from jobs.live.redis_view import LiveView, broker_errors
 from jobs.models import Callback, CallbackAttempt, CallbackFault, CallbackOutcome, CallbackStatus, JobRecord, Manifest
 from jobs.remote_sources import is_allowed
 from jobs.settings import JobsSettings
-from jobs.store.job_store import JobFiles, Records
+from jobs.store.job_store import JobFiles, JobStore
 
 SCHEMES: Final = {"https": 443, "http": 80}
 """Plain HTTP is for receivers in the operator's own network: an allowed prefix must say so."""
@@ -60,8 +60,8 @@ class Answer:
 class Callbacks:
     """For the gateway: look and ask again. For the sender: claim, open, settle."""
 
-    def __init__(self, records: Records, live: LiveView, settings: JobsSettings) -> None:
-        self._records, self._live, self._settings = records, live, settings
+    def __init__(self, store: JobStore, live: LiveView, settings: JobsSettings) -> None:
+        self._store, self._live, self._settings = store, live, settings
 
     def is_allowed(self, url: str) -> bool:
         """Whether the operator lets us call this address."""
@@ -90,7 +90,7 @@ class Callbacks:
         attempts = self._attempts(files)
         if attempts:
             asked = f"callbacks/{attempts[-1].round + 1}/asked.json"
-            self._records.blobs.create(self._records.key(job_id, asked), b"{}")
+            self._store.blobs.create(self._store.key(job_id, asked), b"{}")
         self.postpone(job_id, 0)
         return self.look(job_id)
 
@@ -115,7 +115,7 @@ class Callbacks:
         """Due again, so much later; of a job that was deleted meanwhile nothing is due."""
         with broker_errors():
             self._live.callbacks.after(job_id, seconds)
-        if self._records.is_purged(job_id):
+        if self._store.is_purged(job_id):
             self._forget(job_id)
 
     def open(self, job_id: str) -> Delivery | None:
@@ -124,13 +124,13 @@ class Callbacks:
         Raises:
             JobNotFoundError, JobPurgedError
         """
-        files = self._records.files(job_id)
+        files = self._store.files(job_id)
         try:
-            record = self._records.record(job_id)
+            record = self._store.record(job_id)
         except (JobNotFoundError, JobPurgedError):
             self._forget(job_id)
             raise
-        manifest = self._records.manifest(job_id) if files.is_final else None
+        manifest = self._store.manifest(job_id) if files.is_final else None
         if manifest is None or record.callback_url is None:
             self._forget(job_id)
             return None
@@ -150,7 +150,7 @@ class Callbacks:
         """Why nothing may be sent to the address, if so. A redelivery tries a disabled one again."""
         if not self.is_allowed(delivery.url):
             return CallbackFault.NOT_ALLOWED
-        is_disabled = delivery.round == 1 and self._records.blobs.exists(_disabled_key(delivery.url))
+        is_disabled = delivery.round == 1 and self._store.blobs.exists(_disabled_key(delivery.url))
         return CallbackFault.DISABLED if is_disabled else None
 
     def settle(self, delivery: Delivery, answer: Answer) -> CallbackAttempt:
@@ -172,8 +172,8 @@ class Callbacks:
             if outcome is CallbackOutcome.RETRY
             else None,
         )
-        key = self._records.key(delivery.record.id, f"callbacks/{delivery.round}/{delivery.number}.json")
-        self._records.blobs.create(key, attempt.model_dump_json(exclude_none=True).encode())
+        key = self._store.key(delivery.record.id, f"callbacks/{delivery.round}/{delivery.number}.json")
+        self._store.blobs.create(key, attempt.model_dump_json(exclude_none=True).encode())
         self._mark(delivery.url, outcome)
         with broker_errors():
             self._live.callbacks.count(outcome)
@@ -200,9 +200,9 @@ class Callbacks:
     def _mark(self, url: str, outcome: CallbackOutcome) -> None:
         """An address that answers 410 is left alone until it answers 2xx to a redelivery."""
         if outcome is CallbackOutcome.DISABLED:
-            self._records.blobs.create(_disabled_key(url), b"{}")
+            self._store.blobs.create(_disabled_key(url), b"{}")
         elif outcome is CallbackOutcome.DELIVERED:
-            self._records.blobs.delete(_disabled_key(url))
+            self._store.blobs.delete(_disabled_key(url))
 
     def _standing(self, files: JobFiles, attempts: list[CallbackAttempt]) -> tuple[CallbackStatus, datetime | None]:
         if not files.is_final:
@@ -223,20 +223,20 @@ class Callbacks:
 
     def _attempts(self, files: JobFiles) -> list[CallbackAttempt]:
         numbers = sorted((int(m[1]), int(m[2])) for m in map(_ATTEMPT.fullmatch, files.names) if m)
-        keys = [self._records.key(files.job_id, f"callbacks/{round_}/{number}.json") for round_, number in numbers]
-        found = (self._records.blobs.read(key) for key in keys)
+        keys = [self._store.key(files.job_id, f"callbacks/{round_}/{number}.json") for round_, number in numbers]
+        found = (self._store.blobs.read(key) for key in keys)
         return [CallbackAttempt.read(data) for data in found if data is not None]
 
     def _known(self, job_id: str) -> tuple[JobRecord, JobFiles]:
-        record = self._records.record(job_id)
+        record = self._store.record(job_id)
         if record.callback_url is None:
             raise NoCallbackError(job_id)
-        return record, self._records.files(job_id)
+        return record, self._store.files(job_id)
 
     def _finish(self, job_id: str) -> None:
         """Nothing more is due, but for a redelivery that was asked for just now."""
         self._forget(job_id)
-        if _is_asked_again(self._records.files(job_id)):
+        if _is_asked_again(self._store.files(job_id)):
             self.postpone(job_id, 0)
 
     def _forget(self, job_id: str) -> None:

@@ -21,7 +21,7 @@ JobsError
 │   ├── UploadClosedError         it is complete and takes no more parts
 │   ├── UploadMismatchError       other bytes than announced; it is deleted
 │   ├── WrongPartSizeError        a part with more or fewer bytes than it must have
-│   └── TicketError               the address of a part is expired or not one of ours
+│   └── UrlNotValidError               the address of a part is expired or not one of ours
 ├── SettingsError             the operator set a value that cannot be; the process does not start
 ├── SourceError               a scan that the worker should fetch cannot be had; the job fails
 │   ├── SourceNotAllowedError     its address is not one that the operator allows
@@ -30,7 +30,7 @@ JobsError
 │   └── SourceMismatchError       other bytes than its sha256 says
 └── UnavailableError          a part that we depend on does not answer; try again later
     ├── BrokerUnavailableError
-    ├── BlobStoreUnavailableError
+    ├── StorageUnavailableError
     └── NewerSchemaError      a document that only a newer version of this software can read
 """
 
@@ -149,7 +149,7 @@ class WrongPartSizeError(UploadError):
         super().__init__(f"this part must have {expected_bytes} bytes", expected_bytes=expected_bytes, **found)
 
 
-class TicketError(UploadError):
+class UrlNotValidError(UploadError):
     pass
 
 
@@ -193,7 +193,7 @@ class BrokerUnavailableError(UnavailableError):
     pass
 
 
-class BlobStoreUnavailableError(UnavailableError):
+class StorageUnavailableError(UnavailableError):
     pass
 
 

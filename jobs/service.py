@@ -17,7 +17,6 @@ from jobs.attempts import Lease
 from jobs.batches import Batches
 from jobs.callbacks import Callbacks
 from jobs.errors import (
-    BlobStoreUnavailableError,
     BrokerUnavailableError,
     CancelRequestedError,
     IdempotencyInFlightError,
@@ -25,6 +24,7 @@ from jobs.errors import (
     JobPurgedError,
     LeaseLostError,
     NewerSchemaError,
+    StorageUnavailableError,
     WrongStateError,
 )
 from jobs.live.events import JobEvent
@@ -53,8 +53,8 @@ from jobs.recovery.reconciler import Reconciler
 from jobs.settings import JobsSettings
 from jobs.store.idempotency import Idempotency
 from jobs.store.job_store import Claim, Ending
-from jobs.store.multipart_uploads import LargeUploads
-from jobs.store.object_store import Blobs
+from jobs.store.multipart_uploads import MultipartUploads
+from jobs.store.object_store import ObjectStore
 from jobs.store.upload_stream import BlobUpload
 
 log = logging.getLogger(__name__)
@@ -68,20 +68,20 @@ _SLOW_POLL_SECONDS: Final = 1.0
 class Jobs:
     """All calls are synchronous and thread-safe; only the upload sink and the glance are async.
 
-    What cannot be reached raises UnavailableError: BlobStoreUnavailableError always, BrokerUnavailableError only
+    What cannot be reached raises UnavailableError: StorageUnavailableError always, BrokerUnavailableError only
     where it says so; all else works without the broker, if more slowly.
     """
 
     def __init__(self, parts: Backends, on_close: Callable[[], None] = lambda: None) -> None:
         self._parts = parts
-        self._records, self._live = parts.records, parts.live
-        self.uploads = LargeUploads(parts.records.blobs, parts.settings)
-        self.callbacks = Callbacks(parts.records, parts.live, parts.settings)
-        self.batches = Batches(parts.records, parts.live, self._ensure)
+        self._store, self._live = parts.store, parts.live
+        self.uploads = MultipartUploads(parts.store.blobs, parts.settings)
+        self.callbacks = Callbacks(parts.store, parts.live, parts.settings)
+        self.batches = Batches(parts.store, parts.live, self._ensure)
         self._cleanup = Cleanup(parts, self.uploads, self.batches)
         self._reconciler = Reconciler(parts, self._cleanup)
         self._on_close = on_close
-        self.idempotency = Idempotency(parts.records, parts.settings.in_flight_seconds)
+        self.idempotency = Idempotency(parts.store, parts.settings.in_flight_seconds)
 
     @property
     def settings(self) -> JobsSettings:
@@ -96,12 +96,12 @@ class Jobs:
 
     async def open_upload(self, job_id: str) -> UploadSink:
         """Where the scan of a job to come is written to."""
-        return BlobUpload(self._records.blobs, self._records.key(job_id, "input"), self.settings.max_upload_bytes)
+        return BlobUpload(self._store.blobs, self._store.key(job_id, "input"), self.settings.max_upload_bytes)
 
     def discard_upload(self, job_id: str) -> None:
         """Forget a finished upload that will not become a job, such as the body of a replayed request."""
-        if not self._records.files(job_id).is_job:
-            self._records.blobs.delete(self._records.key(job_id, "input"))
+        if not self._store.files(job_id).is_job:
+            self._store.blobs.delete(self._store.key(job_id, "input"))
 
     def take_upload(self, upload_id: str, job_id: str) -> InputInfo:
         """Make the scan of a completed upload that of a job to come, whose record names the upload.
@@ -109,7 +109,7 @@ class Jobs:
         Raises:
             UploadNotFoundError, UploadIncompleteError
         """
-        return self.uploads.hand_over(upload_id, self._records.key(job_id, "input"))
+        return self.uploads.copy_input(upload_id, self._store.key(job_id, "input"))
 
     def accept(self, record: JobRecord) -> JobState:
         """Make the job durable, then queue it. Once this returns, the job is never lost, broker or not.
@@ -120,15 +120,15 @@ class Jobs:
         record = record.model_copy(update={"traceparent": record.traceparent or tracing.current().traceparent})
         tracing.current().note({tracing.JOB_ID: record.id})
         with tracing.step("accept"):
-            if not self._records.create_job(record):
-                self._records.blobs.delete(self._records.key(record.id, "input"))
+            if not self._store.create_job(record):
+                self._store.blobs.delete(self._store.key(record.id, "input"))
                 raise IdempotencyInFlightError("another request with this idempotency key came first")
             return self._queue_up(record)
 
     def _ensure(self, record: JobRecord) -> None:
         """Accept a job of a batch, unless that was done before."""
         with tracing.continued(record.traceparent), tracing.step("accept", {tracing.JOB_ID: record.id}):
-            if self._records.is_purged(record.id) or not self._records.create_job(record):
+            if self._store.is_purged(record.id) or not self._store.create_job(record):
                 return
             # Another may have accepted it and deleted it, just now.
             if not finalize.remove_traces_if_deleted(self._parts, record.id):
@@ -136,8 +136,8 @@ class Jobs:
 
     def _queue_up(self, record: JobRecord) -> JobState:
         if record.upload_id is not None:
-            with suppress(BlobStoreUnavailableError):  # the job has its copy; this one expires
-                self.uploads.forget(record.upload_id)
+            with suppress(StorageUnavailableError):  # the job has its copy; this one expires
+                self.uploads.delete(record.upload_id)
         state = states.queued(record)
         try:
             self._live.put(state, guard="new")
@@ -152,12 +152,12 @@ class Jobs:
         try:
             shown = self._shown_now(job_id) if ids.is_id(job_id) else None
         except BrokerUnavailableError:
-            return self._records.state(job_id)
+            return self._store.state(job_id)
         return shown or self._get_from_blobs(job_id)
 
     def _get_from_blobs(self, job_id: str) -> JobState:
         """An end that was told once is shown from then on, to all, whatever the live view made of the job before."""
-        state = self._records.state(job_id)
+        state = self._store.state(job_id)
         if state.status.is_final:
             with suppress(BrokerUnavailableError):
                 self._live.put(state)
@@ -166,7 +166,7 @@ class Jobs:
 
     def open_status_batcher(self) -> StatusBatcher:
         """`get` for an event loop, which must close it."""
-        return StatusBatcher(self.settings, self._live.view_freshness, self.get, self._records.state)
+        return StatusBatcher(self.settings, self._live.view_freshness, self.get, self._store.state)
 
     def list(
         self,
@@ -236,10 +236,10 @@ class Jobs:
         Raises:
             WrongStateError: it is final already.
         """
-        record = self._records.record(job_id)
+        record = self._store.record(job_id)
         tracing.current().link(record.traceparent)
         self._require_open(job_id)
-        self._records.request_cancel(job_id)
+        self._store.request_cancel(job_id)
         state = self.get(job_id)
         if state.status == JobStatus.QUEUED:
             if not finalize.conclude(self._parts, record, finalize.cancelled(record, state.attempt)):
@@ -256,20 +256,20 @@ class Jobs:
     def report(self, job_id: str) -> Report:
         """Raises WrongStateError unless succeeded."""
         manifest = self._require_succeeded(job_id)
-        data = self._records.blobs.read(manifest.report_key or "")
+        data = self._store.blobs.read(manifest.report_key or "")
         if data is None:
-            self._records.record(job_id)  # purged this very moment?
-            raise BlobStoreUnavailableError(f"the report of job {job_id} is missing")
+            self._store.record(job_id)  # purged this very moment?
+            raise StorageUnavailableError(f"the report of job {job_id} is missing")
         return Report.read(data)
 
     def mask(self, job_id: str, name: MaskName) -> StoredMask:
         """Raises WrongStateError unless succeeded."""
         stored = next(mask for mask in self._require_succeeded(job_id).masks if mask.name == name)
-        info = self._records.blobs.info(stored.key)
+        info = self._store.blobs.info(stored.key)
         if info is None:
-            self._records.record(job_id)
-            raise BlobStoreUnavailableError(f"a mask of job {job_id} is missing")
-        return _Mask(self._records.blobs, stored.key, stored.size_bytes, stored.sha256, info.last_modified)
+            self._store.record(job_id)
+            raise StorageUnavailableError(f"a mask of job {job_id} is missing")
+        return _Mask(self._store.blobs, stored.key, stored.size_bytes, stored.sha256, info.last_modified)
 
     def check_broker(self) -> None:
         """Raises BrokerUnavailableError within about a second when the broker does not answer."""
@@ -282,8 +282,8 @@ class Jobs:
         except BrokerUnavailableError:
             workers, broker = 0, False
         try:
-            self._records.blobs.check()
-        except BlobStoreUnavailableError:
+            self._store.blobs.check()
+        except StorageUnavailableError:
             return Readiness(broker, blobs=False, workers=workers)
         return Readiness(broker, blobs=True, workers=workers)
 
@@ -369,8 +369,8 @@ class Jobs:
             LeaseLostError: another worker has it.
             BrokerUnavailableError: leases cannot be had now.
         """
-        record = self._records.record(job_id)
-        attempt = self._records.files(job_id).attempt + 1
+        record = self._store.record(job_id)
+        attempt = self._store.files(job_id).attempt + 1
         value = f"{attempt}:{secrets.token_hex(8)}"
         if not self._live.lease(job_id, value, self.settings.lease_seconds):
             raise LeaseLostError(f"job {job_id} is in other hands")
@@ -405,7 +405,7 @@ class Jobs:
                 limit_bytes=settings.max_source_bytes,
             )
         else:
-            self._records.blobs.read_file(self._records.key(lease.job_id, "input"), path)
+            self._store.blobs.read_file(self._store.key(lease.job_id, "input"), path)
             _require_sha256(path, lease.record.input)
         return path
 
@@ -428,8 +428,8 @@ class Jobs:
         """What will end the job: all that it names is in the store."""
         lease.fence()
         stored = [self._store_mask(lease, name, path) for name, path in masks.items()]
-        report_key = self._records.attempt_key(lease.job_id, lease.attempt, "report.json")
-        self._records.blobs.write(report_key, report.model_dump_json().encode())
+        report_key = self._store.attempt_key(lease.job_id, lease.attempt, "report.json")
+        self._store.blobs.write(report_key, report.model_dump_json().encode())
         return Manifest(
             job_id=lease.job_id,
             outcome="succeeded",
@@ -485,7 +485,7 @@ class Jobs:
         shown, is_whole = self._live.look(job_id)
         if shown is None or self._live.view_freshness.holds(shown, is_whole=is_whole):
             return shown
-        return None if self._records.is_final(job_id) else shown
+        return None if self._store.is_final(job_id) else shown
 
     def _end(self, lease: Lease, ending: Ending) -> None:
         lease.span.note({tracing.OUTCOME: ending.reason})
@@ -516,20 +516,20 @@ class Jobs:
         return found[:limit]
 
     def _scanned(self, query: Query) -> Iterator[tuple[str, JobState]]:
-        for files in self._records.all_files():
+        for files in self._store.all_files():
             with suppress(JobNotFoundError, JobPurgedError, NewerSchemaError):  # deleted while we looked, or not for us
-                state = self._records.state(files.job_id, files)
+                state = self._store.state(files.job_id, files)
                 member = query.member(state)
                 if member is not None:
                     yield member, state
 
     def _require_open(self, job_id: str, but: str | None = None) -> None:
-        manifest = self._records.manifest(job_id)
+        manifest = self._store.manifest(job_id)
         if manifest is not None and manifest.outcome != but:
             raise WrongStateError(job_id, manifest.outcome, f"the job is already {manifest.outcome}")
 
     def _require_succeeded(self, job_id: str) -> Manifest:
-        manifest = self._records.manifest(job_id)
+        manifest = self._store.manifest(job_id)
         if manifest is None:
             status: str = self.get(job_id).status
             raise WrongStateError(job_id, status, f"the job is {status}")
@@ -539,8 +539,8 @@ class Jobs:
 
     def _begin(self, lease: Lease) -> None:
         """Under the lease: settle what earlier attempts left, then make the new one durable before any work."""
-        files = self._records.files(lease.job_id)
-        manifest = self._records.manifest(lease.job_id) if files.is_final else None
+        files = self._store.files(lease.job_id)
+        manifest = self._store.manifest(lease.job_id) if files.is_final else None
         if manifest is not None:
             finalize.show(self._parts, states.final(lease.record, manifest))
             finalize.remove_traces_if_deleted(self._parts, lease.job_id)
@@ -549,7 +549,7 @@ class Jobs:
             finalize.conclude(self._parts, lease.record, finalize.cancelled(lease.record, files.attempt))
             raise WrongStateError(lease.job_id, "cancelled", "the job was cancelled")
         self._settle(lease, files.attempt)
-        if not self._records.create_claim(lease.job_id, lease.claim):
+        if not self._store.create_claim(lease.job_id, lease.claim):
             raise LeaseLostError(f"job {lease.job_id} is in other hands")
         try:
             lease.fence()
@@ -562,19 +562,19 @@ class Jobs:
 
     def _settle(self, lease: Lease, attempt: int) -> None:
         """An attempt whose lease ran out can publish nothing from now on; the last one allowed ends the job."""
-        previous = self._records.claim(lease.job_id, attempt) if attempt else None
+        previous = self._store.claim(lease.job_id, attempt) if attempt else None
         if previous is None:
             return
         ending = Ending(reason="worker-lost", ended_at=states.now())
         finalize.mark_ended(self._parts, lease.record, previous, ending)
         if finalize.settle(self._parts, lease.record, previous):
             raise WrongStateError(lease.job_id, "failed", "the job was attempted too often")
-        reasons = {ending.reason for ending in self._records.endings(lease.job_id, previous.attempt)}
+        reasons = {ending.reason for ending in self._store.endings(lease.job_id, previous.attempt)}
         lease.low_memory = not reasons.isdisjoint({"out-of-memory", "worker-lost"})
 
     def _store_mask(self, lease: Lease, name: MaskName, path: Path) -> MaskBlob:
-        key = self._records.attempt_key(lease.job_id, lease.attempt, f"{name}.nii.gz")
-        sha256 = self._records.blobs.write_file(key, path)
+        key = self._store.attempt_key(lease.job_id, lease.attempt, f"{name}.nii.gz")
+        sha256 = self._store.blobs.write_file(key, path)
         return MaskBlob(name=name, key=key, size_bytes=path.stat().st_size, sha256=sha256)
 
     def _publish(self, lease: Lease, manifest: Manifest, seconds: Mapping[str, float] | None) -> None:
@@ -582,14 +582,14 @@ class Jobs:
         if finalize.conclude(self._parts, lease.record, manifest, seconds):
             lease.span.note({tracing.OUTCOME: manifest.outcome})
             return
-        if self._records.is_purged(lease.job_id):
+        if self._store.is_purged(lease.job_id):
             raise JobPurgedError(lease.job_id)
         raise LeaseLostError(f"job {lease.job_id} was ended by another")
 
 
 @dataclass(frozen=True)
 class _Mask:
-    blobs: Blobs
+    blobs: ObjectStore
     key: str
     size_bytes: int
     sha256: str
@@ -607,4 +607,4 @@ def _require_sha256(path: Path, expected: InputInfo) -> None:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if expected.sha256 not in (None, found):
-        raise BlobStoreUnavailableError("the blob store gave other bytes than it took")
+        raise StorageUnavailableError("the blob store gave other bytes than it took")

@@ -13,8 +13,7 @@ from api.request_body import MAX_JSON_BYTES, body_chunks, read_json, receive_par
 from api.schemas import Upload, UploadRequest
 from api.views import upload_view
 from jobs import problems
-from jobs.answers import LargeUploadState
-from jobs.store.signed_urls import Ticket
+from jobs.answers import MultipartUploadState, UrlSignature
 
 router = APIRouter(tags=["uploads"])
 
@@ -128,9 +127,11 @@ async def put_upload_part(
 ) -> Response:
     """Where the addresses of parts lead if the storage is a local folder. A part sent again replaces the first."""
     with places.take() as place:
-        sink, expected_bytes = await run_sync(jobs.uploads.open_part, upload_id, number, Ticket(expires, signature))
+        sink, expected_bytes = await run_sync(
+            jobs.uploads.open_part, upload_id, number, UrlSignature(expires, signature)
+        )
         await receive_part(request, place, sink, expected_bytes, settings.idle_seconds)
-        await run_sync(jobs.uploads.settle_part, upload_id, number)
+        await run_sync(jobs.uploads.require_part_in_time, upload_id, number)
     return Response(status_code=204)
 
 
@@ -166,7 +167,7 @@ def abort_upload(upload_id: UploadId, jobs: JobsDep) -> Response:
 
 
 def _answer(
-    state: LargeUploadState, addresses: Addresses, status_code: int, headers: dict[str, str] | None = None
+    state: MultipartUploadState, addresses: Addresses, status_code: int, headers: dict[str, str] | None = None
 ) -> Response:
     body = upload_view(state, addresses).model_dump(mode="json", by_alias=True)
     return JSONResponse(body, status_code, headers)

@@ -19,8 +19,7 @@ from jobs.errors import JobNotFoundError, JobPurgedError, NewerSchemaError
 from jobs.recovery import finalize
 from jobs.recovery.finalize import Backends
 from jobs.store.job_store import JobFiles
-from jobs.store.multipart_uploads import LargeUploads
-from jobs.store.part_stores import PREFIX
+from jobs.store.multipart_uploads import PREFIX, MultipartUploads
 
 log = logging.getLogger(__name__)
 
@@ -34,13 +33,13 @@ _STAGED: Final = re.compile(r".*#\d+")
 @dataclass(frozen=True)
 class Cleanup:
     parts: Backends
-    uploads: LargeUploads
+    uploads: MultipartUploads
     batches: Batches
 
     def clean_up(self, now: datetime | None = None) -> int:
-        """Look once through all blobs; how many things were deleted. Raises BlobStoreUnavailableError."""
+        """Look once through all blobs; how many things were deleted. Raises StorageUnavailableError."""
         now = now or states.now()
-        listed = list(self.parts.records.listed())
+        listed = list(self.parts.store.listed())
         retired = self._retire(listed, now)
         orphans = self.uploads.clean_up(now) + self._clean_up_inputs(listed, now) + self._clean_up_purged(listed)
         orphans += self._forget(listed, now)
@@ -52,13 +51,13 @@ class Cleanup:
 
     def purge(self, job_id: str) -> None:
         """Delete the job and all that belongs to it, running or not. Raises JobNotFoundError, JobPurgedError."""
-        records = self.parts.records
+        store = self.parts.store
         if finalize.remove_traces_if_deleted(self.parts, job_id):  # who deleted it may have been killed half way
             raise JobPurgedError(job_id)
-        upload_id = records.record(job_id).upload_id
-        records.mark_purged(job_id)
+        upload_id = store.record(job_id).upload_id
+        store.mark_purged(job_id)
         if upload_id is not None:
-            self.uploads.forget(upload_id)  # a crash may have left the scan there too
+            self.uploads.delete(upload_id)  # a crash may have left the scan there too
         finalize.remove_traces(self.parts, job_id)
 
     def _retire(self, listed: Iterable[JobFiles], now: datetime) -> int:
@@ -75,7 +74,7 @@ class Cleanup:
 
     def _retire_if_ended(self, job_id: str, oldest: datetime) -> bool:
         with suppress(JobNotFoundError, JobPurgedError, NewerSchemaError):  # just deleted by another, or not for us
-            manifest = self.parts.records.manifest(job_id)
+            manifest = self.parts.store.manifest(job_id)
             if manifest is not None and manifest.finished_at <= oldest:
                 self.purge(job_id)
                 return True
@@ -99,36 +98,36 @@ class Cleanup:
         oldest = now - timedelta(seconds=self.parts.settings.tombstone_seconds)
         # A job cannot have been deleted before it was made: so only the old ones are looked at.
         graves = (f for f in listed if f.names == {"purged.json"} and ids.made_at(f.job_id) < oldest)
-        return sum(self.parts.records.forget(files.job_id, oldest) for files in graves)
+        return sum(self.parts.store.delete_tombstone(files.job_id, oldest) for files in graves)
 
     def _void(self, job_id: str) -> bool:
         """Only once it is certain that it becomes no job, however late its request comes to an end."""
-        if not self.parts.records.void(job_id):
+        if not self.parts.store.void(job_id):
             return False
-        self.parts.records.empty(job_id)
+        self.parts.store.delete_all_but_record(job_id)
         return True
 
     def _forget_void(self, job_id: str, now: datetime) -> bool:
-        if ids.made_at(job_id) > now - VOID_KEPT or not self.parts.records.is_void(job_id):
+        if ids.made_at(job_id) > now - VOID_KEPT or not self.parts.store.is_void(job_id):
             return False
-        self.parts.records.clean_up(job_id)
+        self.parts.store.clean_up(job_id)
         return True
 
     def _oldest(self, now: datetime) -> datetime:
         return now - timedelta(seconds=self.parts.settings.upload_seconds)
 
     def _clean_up_multiparts(self, now: datetime) -> int:
-        bucket = self.parts.records.blobs.bucket
+        bucket = self.parts.store.blobs.bucket
         if bucket is None:
             return 0
-        found = [upload for folder in (self.parts.records.prefix, PREFIX) for upload in bucket.unfinished(folder)]
+        found = [upload for folder in (self.parts.store.prefix, PREFIX) for upload in bucket.unfinished(folder)]
         stale = [upload for upload in found if upload.begun_at < self._oldest(now)]
         for upload in stale:
             bucket.abort(upload.key, upload.multipart_id)
         return len(stale)
 
     def _clean_up_staged(self, now: datetime) -> int:
-        folder = self.parts.records.blobs.folder
+        folder = self.parts.store.blobs.folder
         if folder is None:
             return 0
         stale = list(_staged(folder.rglob("*#*"), self._oldest(now)))

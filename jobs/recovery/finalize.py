@@ -15,7 +15,7 @@ from jobs.live.redis_view import LiveView
 from jobs.models import InputInfo, JobError, JobRecord, JobState, Manifest
 from jobs.queue import JobQueue
 from jobs.settings import JobsSettings
-from jobs.store.job_store import Claim, Ending, Records
+from jobs.store.job_store import Claim, Ending, JobStore
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class Backends:
     """What jobs are made of."""
 
     settings: JobsSettings
-    records: Records
+    store: JobStore
     live: LiveView
     queue: JobQueue
 
@@ -46,8 +46,8 @@ def conclude(
     Args:
         stage_seconds: what the winner's stages took, for the figures.
     """
-    won = parts.records.create_manifest(manifest)
-    winner = manifest if won else parts.records.manifest(record.id)
+    won = parts.store.create_manifest(manifest)
+    winner = manifest if won else parts.store.manifest(record.id)
     if winner is not None:
         show(parts, states.final(record, winner), stage_seconds if won else None)
     return not remove_traces_if_deleted(parts, record.id) and won
@@ -55,7 +55,7 @@ def conclude(
 
 def remove_traces_if_deleted(parts: Backends, job_id: str) -> bool:
     """Whether the job was deleted. Whoever has shown an end asks: a wiped view lets the end of a deleted job in."""
-    is_deleted = parts.records.is_purged(job_id)
+    is_deleted = parts.store.is_purged(job_id)
     if is_deleted:
         remove_traces(parts, job_id)
     return is_deleted
@@ -67,7 +67,7 @@ def remove_traces(parts: Backends, job_id: str) -> None:
         parts.live.remove_traces(job_id)
     except BrokerUnavailableError:
         log.warning("job %s: the live view still shows what was deleted", job_id)
-    parts.records.clean_up(job_id)
+    parts.store.clean_up(job_id)
 
 
 def show(parts: Backends, state: JobState, stage_seconds: Mapping[str, float] | None = None) -> None:
@@ -129,7 +129,7 @@ def end_attempt(parts: Backends, record: JobRecord, claim: Claim, ending: Ending
 
 def mark_ended(parts: Backends, record: JobRecord, claim: Claim, ending: Ending) -> None:
     """Durable: the attempt can publish nothing any more. The span of a lost one has nobody else to end it."""
-    is_new = parts.records.create_ending(record.id, claim.attempt, ending)
+    is_new = parts.store.create_ending(record.id, claim.attempt, ending)
     if is_new and ending.reason == "worker-lost":
         what = {**attempt_attributes(record, claim.attempt), tracing.OUTCOME: "worker-lost"}
         tracing.tell_for(claim.traceparent, tracing.ATTEMPT_SPAN, record.traceparent, claim.started_at, what)
@@ -142,7 +142,7 @@ def attempt_attributes(record: JobRecord, attempt: int) -> dict[str, str | int]:
 
 def is_over(parts: Backends, record: JobRecord, claim: Claim) -> bool:
     """Whether the job needs no other attempt: it was deleted, has ended, or was cancelled, which ends it here."""
-    files = parts.records.files(record.id)
+    files = parts.store.files(record.id)
     if files.is_purged:
         remove_traces(parts, record.id)
     elif files.is_final or files.cancel_requested:
@@ -154,7 +154,7 @@ def is_over(parts: Backends, record: JobRecord, claim: Claim) -> bool:
 
 def settle(parts: Backends, record: JobRecord, claim: Claim) -> bool:
     """Whether the attempts up to this one, which all ended, are enough: then the job has failed."""
-    endings = parts.records.endings(record.id, claim.attempt)
+    endings = parts.store.endings(record.id, claim.attempt)
     error = _verdict(endings, parts.settings.max_attempts)
     if error is None:
         return False

@@ -63,7 +63,7 @@ class Reconciler:
         """
         parts = self._parts
         mark = parts.live.begin_rebuild()
-        known = {files.job_id: files for files in parts.records.all_files()}
+        known = {files.job_id: files for files in parts.store.all_files()}
         shown = dict(zip(known, parts.live.statuses(list(known)), strict=True))
         restored = sum(self._restore(known[job_id], mark) for job_id, status in shown.items() if status is None)
         behind = [job_id for job_id, status in shown.items() if status and not status.is_final]
@@ -107,7 +107,7 @@ class Reconciler:
     def _show_end(self, job_id: str) -> bool:
         """A job that ended while the broker was away."""
         with suppress(JobNotFoundError, JobPurgedError, NewerSchemaError):
-            is_shown = self._parts.live.put(self._parts.records.state(job_id))
+            is_shown = self._parts.live.put(self._parts.store.state(job_id))
             return not finalize.remove_traces_if_deleted(self._parts, job_id) and is_shown
         return False
 
@@ -118,7 +118,7 @@ class Reconciler:
         """
         parts = self._parts
         try:
-            state = parts.records.state(files.job_id, files)
+            state = parts.store.state(files.job_id, files)
         except (JobNotFoundError, JobPurgedError):
             return False
         except NewerSchemaError as error:
@@ -128,12 +128,12 @@ class Reconciler:
             parts.live.lease(state.id, f"{state.attempt}:{REBUILT}", parts.settings.lease_seconds)
         if not parts.live.put(state, guard=f"rebuild:{mark}"):
             return False
-        if not state.status.is_final and parts.records.is_final(state.id):
+        if not state.status.is_final and parts.store.is_final(state.id):
             return self._show_end(state.id)  # it ended between the listing and now
         if state.cancel_requested:
             parts.live.request_cancel(state.id)
         if state.status == JobStatus.QUEUED:
-            self._send(state, parts.records.record(state.id).traceparent)
+            self._send(state, parts.store.record(state.id).traceparent)
         return True
 
     def _recover(self, job_id: str) -> bool:
@@ -152,8 +152,8 @@ class Reconciler:
 
     def _end_lost_attempt(self, job_id: str) -> bool:
         parts = self._parts
-        files, record = parts.records.files(job_id), parts.records.record(job_id)
-        claim = parts.records.claim(job_id, files.attempt) if files.attempt else None
+        files, record = parts.store.files(job_id), parts.store.record(job_id)
+        claim = parts.store.claim(job_id, files.attempt) if files.attempt else None
         if claim is None:  # the blobs are older than the view, from a copy: they decide
             parts.live.forget(job_id)
             self._reconciled_at = None
@@ -182,7 +182,7 @@ class Reconciler:
         traceparent = None
         try:
             with suppress(NewerSchemaError):  # a message holds the id alone: whoever can read the job takes it
-                traceparent = self._parts.records.record(job_id).traceparent
+                traceparent = self._parts.store.record(job_id).traceparent
         except (JobNotFoundError, JobPurgedError):
             self._forget_if_gone(job_id)
             return False
@@ -193,7 +193,7 @@ class Reconciler:
     def _forget_if_gone(self, job_id: str) -> None:
         try:
             with suppress(NewerSchemaError):
-                self._parts.records.record(job_id)  # it may have come after we looked
+                self._parts.store.record(job_id)  # it may have come after we looked
         except JobPurgedError:
             finalize.remove_traces(self._parts, job_id)
         except JobNotFoundError:

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from jobs import states
 from jobs.errors import IdempotencyInFlightError, IdempotencyMismatchError
 from jobs.models import SCHEMA_VERSION, JobRecord, Model, SchemaVersion
-from jobs.store.job_store import Records
+from jobs.store.job_store import JobStore
 
 
 def fingerprint(record: JobRecord) -> str:
@@ -56,7 +56,7 @@ class _Mark(Model):
 class Idempotency:
     """`begin` before the upload, then `Jobs.accept`; `abandon` where the request fails. There is nothing to finish."""
 
-    records: Records
+    store: JobStore
     in_flight_seconds: float
 
     def begin(self, key: str, job_id: str) -> FirstAnswer | None:
@@ -81,21 +81,21 @@ class Idempotency:
         """Free the key: the request failed and may be sent again, changed or not. A job that was accepted keeps it."""
         number = self._last(key)
         mark = self._read(key, number)
-        if mark is not None and mark.job_id == job_id and self.records.void(job_id):
+        if mark is not None and mark.job_id == job_id and self.store.void(job_id):
             self._delete(key, number)
-            self.records.clean_up(job_id)
+            self.store.clean_up(job_id)
 
     def _answer(self, mark: _Mark) -> FirstAnswer | None:
         """None when the mark's request may be overtaken."""
-        files = self.records.files(mark.job_id)
+        files = self.store.files(mark.job_id)
         if files.is_purged:
             return FirstAnswer(mark.job_id, None)
         age = states.now() - mark.begun_at
         if not files.is_job and age < timedelta(seconds=self.in_flight_seconds):
             raise IdempotencyInFlightError("the first request with this idempotency key is still being accepted")
-        if self.records.void(mark.job_id):
+        if self.store.void(mark.job_id):
             return None
-        return FirstAnswer(mark.job_id, fingerprint(self.records.record(mark.job_id)))
+        return FirstAnswer(mark.job_id, fingerprint(self.store.record(mark.job_id)))
 
     def _folder(self, key: str) -> str:
         return f"idempotency/{hashlib.sha256(key.encode()).hexdigest()}/"
@@ -104,16 +104,16 @@ class Idempotency:
         return f"{self._folder(key)}{number}.json"
 
     def _last(self, key: str) -> int:
-        names = (name.rsplit("/", 1)[1] for name in self.records.blobs.keys(self._folder(key)))
+        names = (name.rsplit("/", 1)[1] for name in self.store.blobs.keys(self._folder(key)))
         return max((int(name.removesuffix(".json")) for name in names), default=0)
 
     def _read(self, key: str, number: int) -> _Mark | None:
-        data = self.records.blobs.read(self._name(key, number)) if number else None
+        data = self.store.blobs.read(self._name(key, number)) if number else None
         return None if data is None else _Mark.read(data)
 
     def _add(self, key: str, number: int, job_id: str) -> bool:
         mark = _Mark(job_id=job_id, begun_at=states.now())
-        return self.records.blobs.create(self._name(key, number), mark.model_dump_json().encode())
+        return self.store.blobs.create(self._name(key, number), mark.model_dump_json().encode())
 
     def _delete(self, key: str, number: int) -> None:
-        self.records.blobs.delete(self._name(key, number))
+        self.store.blobs.delete(self._name(key, number))

@@ -13,7 +13,7 @@ from jobs import states
 from jobs.errors import JobNotFoundError, JobPurgedError
 from jobs.ids import is_id
 from jobs.models import SCHEMA_VERSION, JobRecord, JobState, Manifest, Model, SchemaVersion
-from jobs.store.object_store import Blobs
+from jobs.store.object_store import ObjectStore
 
 _CLAIM: Final = re.compile(r"attempts/(\d+)/claim\.json")
 _VOID: Final = b'{"void":true}'
@@ -76,13 +76,13 @@ class JobFiles:
 
 
 @dataclass(frozen=True)
-class Records:
+class JobStore:
     """Reads and writes the documents of jobs.
 
-    Raises BlobStoreUnavailableError when the store does not answer, NewerSchemaError for what it cannot read.
+    Raises StorageUnavailableError when the store does not answer, NewerSchemaError for what it cannot read.
     """
 
-    blobs: Blobs
+    blobs: ObjectStore
     prefix: str = field(default="jobs/")
 
     def key(self, job_id: str, name: str) -> str:
@@ -186,12 +186,12 @@ class Records:
         """The tombstone, before anything is deleted: so nobody takes a half-deleted job for a whole one."""
         self.blobs.create(self.key(job_id, "purged.json"), _moment())
 
-    def empty(self, job_id: str) -> None:
+    def delete_all_but_record(self, job_id: str) -> None:
         """Delete all but the tombstone and the record, or what stands in its place."""
         self.blobs.delete_all(self.key(job_id, ""), keep=lambda key: key.endswith(("/purged.json", "/job.json")))
 
-    def forget(self, job_id: str, oldest: datetime) -> bool:
-        """Take the tombstone away too, if it is older than that."""
+    def delete_tombstone(self, job_id: str, oldest: datetime) -> bool:
+        """Whether there was one older than that."""
         key = self.key(job_id, "purged.json")
         info = self.blobs.info(key)
         if info is None or info.last_modified >= oldest:
@@ -201,7 +201,7 @@ class Records:
 
     def clean_up(self, job_id: str) -> None:
         """Delete all but the tombstone; the record last, since a worker may still look for it."""
-        self.empty(job_id)
+        self.delete_all_but_record(job_id)
         self.blobs.delete(self.key(job_id, "job.json"))
 
 

@@ -1,70 +1,78 @@
 """Scans that come in parts, straight to the store, before there is a job.
 
 create -> parts, in any order, again after an interruption -> complete -> a job takes the scan, or nobody does and it
-expires. `upload.json` is written once; `completed.json` is the only thing that makes the parts a scan.
+expires. `upload.json` is written once; only `completed.json` makes the parts a scan.
 """
 
 import hashlib
+import secrets
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from jobs import ids, states
-from jobs.answers import LargeUploadState, PartState, ReceivedPart, UploadSink
+from jobs.answers import MultipartUploadState, PartState, ReceivedPart, UploadSink, UrlSignature
 from jobs.errors import (
     NewerSchemaError,
-    TicketError,
     UploadClosedError,
     UploadIncompleteError,
     UploadMismatchError,
     UploadNotFoundError,
     UploadTooLargeError,
+    UrlNotValidError,
 )
 from jobs.models import InputInfo, UploadCompletion, UploadRecord
 from jobs.settings import GIB, MIB, JobsSettings
-from jobs.store.object_store import Blobs
-from jobs.store.part_stores import PREFIX, FolderParts, PartStore, S3Parts, folder_of, part_key
-from jobs.store.signed_urls import Ticket, TicketOffice
+from jobs.store.object_store import ObjectStore
+from jobs.store.signed_urls import UrlSigner
 from jobs.store.upload_stream import BlobUpload
 
+if TYPE_CHECKING:
+    from jobs.store.s3_multipart import S3Bucket
+
+PREFIX: Final = "uploads/"
+#: S3 allows 10 000; a thousand addresses are as many as one answer should hold.
 MAX_PARTS: Final = 1000
+#: S3 copies no larger object in one request, and a job takes its scan by a copy.
 COPY_LIMIT_BYTES: Final = 5 * GIB
-"""S3 copies no larger blob in one request, and a job takes its scan by a copy."""
 
 
-class LargeUploads:
+class MultipartUploads:
     """All calls raise UploadNotFoundError for an upload that never was, has expired, was aborted or became a job.
 
-    Unavailable storage raises BlobStoreUnavailableError; the broker is never asked.
+    Unavailable storage raises StorageUnavailableError; the broker is never asked.
     """
 
-    def __init__(self, blobs: Blobs, settings: JobsSettings) -> None:
+    def __init__(self, blobs: ObjectStore, settings: JobsSettings) -> None:
         self._blobs, self._settings = blobs, settings
-        self._tickets = TicketOffice(settings)
-        self._parts: PartStore = S3Parts(blobs, blobs.bucket) if blobs.bucket else FolderParts(blobs, self._tickets)
+        self._signer = UrlSigner(settings)
+        self._parts: PartStore = S3Parts(blobs, blobs.bucket) if blobs.bucket else FolderParts(blobs, self._signer)
 
     @property
     def limit_bytes(self) -> int:
         return min(self._settings.max_upload_bytes, COPY_LIMIT_BYTES)
 
-    def create(self, size_bytes: int, sha256: str | None = None) -> LargeUploadState:
+    def create(self, size_bytes: int, sha256: str | None = None) -> MultipartUploadState:
         """Raises UploadTooLargeError."""
         if size_bytes > self.limit_bytes:
             raise UploadTooLargeError(self.limit_bytes)
         now, upload_id = states.now(), ids.new_id()
+        needed_mib = -(-size_bytes // (MAX_PARTS * MIB))
         record = UploadRecord(
             id=upload_id,
             created_at=now,
             expires_at=now + timedelta(seconds=self._settings.upload_seconds),
             size_bytes=size_bytes,
             sha256=sha256,
-            part_bytes=self._part_bytes(size_bytes),
-            multipart_id=self._parts.begin(upload_id),
+            part_bytes=max(self._settings.upload_part_bytes, needed_mib * MIB),
+            multipart_id=self._parts.create(upload_id),
         )
-        self._blobs.create(folder_of(upload_id) + "upload.json", record.model_dump_json(exclude_none=True).encode())
+        self._blobs.create(_folder(upload_id) + "upload.json", record.model_dump_json(exclude_none=True).encode())
         return self._state(record, {})
 
-    def get(self, upload_id: str) -> LargeUploadState:
+    def get(self, upload_id: str) -> MultipartUploadState:
         """Which parts have arrived, and where the others may be sent."""
         record = self._record(upload_id)
         completion = self._completion(upload_id)
@@ -75,29 +83,29 @@ class LargeUploads:
             received = {n: ReceivedPart(size_bytes) for n, size_bytes in record.part_sizes_bytes.items()}
         return self._state(record, received)
 
-    def open_part(self, upload_id: str, number: int, ticket: Ticket) -> tuple[UploadSink, int]:
+    def open_part(self, upload_id: str, number: int, signed: UrlSignature) -> tuple[UploadSink, int]:
         """Where the gateway writes a part to, and how many bytes it must have.
 
         Raises:
-            TicketError: this ticket does not allow it.
+            UrlNotValidError: it was not signed for this part, or has expired.
             UploadClosedError: the upload is complete.
         """
         if not isinstance(self._parts, FolderParts):
-            raise TicketError("this service takes no parts itself: send them to the address that the upload names")
-        self._tickets.check(ticket, upload_id, number)
+            raise UrlNotValidError("this service takes no parts itself: send them to the address that the upload names")
+        self._signer.verify(signed, upload_id, number)
         self._require_open(upload_id)
         expected_bytes = self._record(upload_id).part_sizes_bytes[number]
-        return BlobUpload(self._blobs, part_key(upload_id, number), expected_bytes), expected_bytes
+        return BlobUpload(self._blobs, _part_key(upload_id, number), expected_bytes), expected_bytes
 
-    def settle_part(self, upload_id: str, number: int) -> None:
-        """Take back a part that came while its upload ended. Raises as `open_part`."""
+    def require_part_in_time(self, upload_id: str, number: int) -> None:
+        """After a part was written: delete it again if its upload ended meanwhile. Raises as `open_part`."""
         try:
             self._require_open(upload_id)
         except (UploadNotFoundError, UploadClosedError):
-            self._blobs.delete(part_key(upload_id, number))
+            self._blobs.delete(_part_key(upload_id, number))
             raise
 
-    def complete(self, upload_id: str) -> LargeUploadState:
+    def complete(self, upload_id: str) -> MultipartUploadState:
         """Check size and digest, then let jobs take the scan. May be repeated, also after a crash.
 
         Raises:
@@ -110,12 +118,13 @@ class LargeUploads:
         key = self._join(record)
         if key is None:
             return self.get(upload_id)
-        completion = self._publish(record, self._verified(record, key))
-        self._parts.drop(record)
+        completion = self._publish(record, self._verify(record, key))
+        # Only now: until `completed.json` is there, a call that is repeated after a crash needs the parts.
+        self._parts.delete(record)
         return _completed(record, completion)
 
     def abort(self, upload_id: str) -> None:
-        """Delete all of it; addresses of its parts are good for nothing then."""
+        """Delete all of it; addresses of its parts are worth nothing then."""
         self._discard(self._record(upload_id, also_expired=True))
 
     def head(self, upload_id: str, size_bytes: int) -> bytes:
@@ -126,8 +135,8 @@ class LargeUploads:
         except FileNotFoundError as error:
             raise UploadNotFoundError from error
 
-    def hand_over(self, upload_id: str, key: str) -> InputInfo:
-        """Give a job its own copy of the scan. The upload stays until `forget`. Raises UploadIncompleteError."""
+    def copy_input(self, upload_id: str, key: str) -> InputInfo:
+        """Copy the scan to `key`, a job's. The upload stays until `delete`. Raises UploadIncompleteError."""
         completion = self._require_completed(upload_id)
         try:
             self._blobs.copy(completion.key, key)
@@ -135,41 +144,33 @@ class LargeUploads:
             raise UploadNotFoundError from error
         return InputInfo(size_bytes=completion.size_bytes, sha256=completion.sha256)
 
-    def forget(self, upload_id: str) -> None:
+    def delete(self, upload_id: str) -> None:
         """Delete a completed upload; harmless when there is none."""
-        self._blobs.delete_all(folder_of(upload_id))
+        self._blobs.delete_all(_folder(upload_id))
 
     def clean_up(self, now: datetime) -> int:
         """Delete what has expired, and what crashes left; how many uploads that were."""
-        keys = self._blobs.keys(PREFIX)
-        upload_ids = {key.removeprefix(PREFIX).partition("/")[0] for key in keys}
-        return sum(self._clean_up(upload_id, now) for upload_id in upload_ids if ids.is_id(upload_id))
-
-    def _clean_up(self, upload_id: str, now: datetime) -> bool:
-        try:
-            record = self._record(upload_id, also_expired=True)
-        except UploadNotFoundError:
-            if not self._is_old(ids.made_at(upload_id), now):
-                return False
-            self._blobs.delete_all(folder_of(upload_id))
-            return True
-        except NewerSchemaError:
-            return False
-        if record.expires_at > now:
-            return False
-        self._discard(record)
-        return True
-
-    def _is_old(self, moment: datetime, now: datetime) -> bool:
-        return moment + timedelta(seconds=self._settings.upload_seconds) < now
-
-    def _part_bytes(self, size_bytes: int) -> int:
-        """As set, or larger, so that there are not too many parts."""
-        needed_mib = -(-size_bytes // (MAX_PARTS * MIB))
-        return max(self._settings.upload_part_bytes, needed_mib * MIB)
+        deleted = 0
+        for upload_id in {key.removeprefix(PREFIX).partition("/")[0] for key in self._blobs.keys(PREFIX)}:
+            if not ids.is_id(upload_id):
+                continue
+            try:
+                record = self._record(upload_id, also_expired=True)
+            except NewerSchemaError:
+                continue
+            except UploadNotFoundError:
+                # Without its `upload.json`: an abort was cut short, or a call to create it is not done yet.
+                if ids.made_at(upload_id) + timedelta(seconds=self._settings.upload_seconds) < now:
+                    self._blobs.delete_all(_folder(upload_id))
+                    deleted += 1
+                continue
+            if record.expires_at <= now:
+                self._discard(record)
+                deleted += 1
+        return deleted
 
     def _record(self, upload_id: str, *, also_expired: bool = False) -> UploadRecord:
-        data = self._blobs.read(folder_of(upload_id) + "upload.json") if ids.is_id(upload_id) else None
+        data = self._blobs.read(_folder(upload_id) + "upload.json") if ids.is_id(upload_id) else None
         if data is None:
             raise UploadNotFoundError
         record = UploadRecord.read(data)
@@ -178,7 +179,7 @@ class LargeUploads:
         return record
 
     def _completion(self, upload_id: str) -> UploadCompletion | None:
-        data = self._blobs.read(folder_of(upload_id) + "completed.json")
+        data = self._blobs.read(_folder(upload_id) + "completed.json")
         return None if data is None else UploadCompletion.read(data)
 
     def _require_open(self, upload_id: str) -> None:
@@ -190,7 +191,7 @@ class LargeUploads:
         record = self._record(upload_id)
         completion = self._completion(upload_id)
         if completion is None:
-            self._require_parts(record, self._parts.received(record))
+            _require_parts(record, self._parts.received(record))
             raise UploadIncompleteError([], [])
         return completion
 
@@ -198,7 +199,7 @@ class LargeUploads:
         """The key of all parts in one; None if another call has completed the upload meanwhile."""
         try:
             parts = self._parts.received(record)
-            self._require_parts(record, parts)
+            _require_parts(record, parts)
             return self._parts.join(record, parts)
         except (UploadIncompleteError, FileNotFoundError) as error:
             if self._completion(record.id) is not None:
@@ -210,18 +211,8 @@ class LargeUploads:
                 raise
             return joined
 
-    def _require_parts(self, record: UploadRecord, parts: Mapping[int, ReceivedPart]) -> None:
-        sizes = record.part_sizes_bytes
-        missing = [number for number in sizes if number not in parts]
-        wrong = [
-            {"number": number, "expected_bytes": sizes.get(number, 0), "found_bytes": part.size_bytes}
-            for number, part in parts.items()
-            if part.size_bytes != sizes.get(number)
-        ]
-        if missing or wrong:
-            raise UploadIncompleteError(missing, wrong)
-
-    def _verified(self, record: UploadRecord, key: str) -> UploadCompletion:
+    def _verify(self, record: UploadRecord, key: str) -> UploadCompletion:
+        # All of it is read once more: S3's checksum of a multipart upload is not the sha256 of the file.
         digest, size_bytes = hashlib.sha256(), 0
         try:
             for piece in self._blobs.pieces(key, 0, None):
@@ -241,44 +232,152 @@ class LargeUploads:
             )
         return found
 
-    def _publish(self, record: UploadRecord, mine: UploadCompletion) -> UploadCompletion:
-        """Of several that complete an upload at once, the first one's scan is the one that jobs take."""
-        folder = folder_of(record.id)
-        self._blobs.create(folder + "completed.json", mine.model_dump_json().encode())
+    def _publish(self, record: UploadRecord, completion: UploadCompletion) -> UploadCompletion:
+        """Of several calls that complete an upload at once, jobs take the scan of the first."""
+        folder = _folder(record.id)
+        self._blobs.create(folder + "completed.json", completion.model_dump_json().encode())
         winner = self._completion(record.id)
-        if winner is not None and winner.key != mine.key:
-            self._blobs.delete(mine.key)
+        if winner is not None and winner.key != completion.key:
+            self._blobs.delete(completion.key)
         if winner is None or not self._blobs.exists(folder + "upload.json"):  # aborted or taken meanwhile
             self._blobs.delete_all(folder)
             raise UploadNotFoundError
         return winner
 
     def _discard(self, record: UploadRecord) -> None:
-        """S3 forgets its parts while we still know their name; without `upload.json` nobody adds any; then the rest."""
-        self._parts.drop(record)
-        self._blobs.delete(folder_of(record.id) + "upload.json")
-        self._blobs.delete_all(folder_of(record.id))
+        # In this order: the record names S3's upload, without which its parts cannot be deleted; and once the record
+        # is gone nobody adds a part to the folder while the rest of it is deleted.
+        self._parts.delete(record)
+        self._blobs.delete(_folder(record.id) + "upload.json")
+        self._blobs.delete_all(_folder(record.id))
 
-    def _state(self, record: UploadRecord, received: Mapping[int, ReceivedPart]) -> LargeUploadState:
+    def _state(self, record: UploadRecord, received: Mapping[int, ReceivedPart]) -> MultipartUploadState:
         now = states.now()
-        left = int((record.expires_at - now).total_seconds())
-        seconds = max(1, min(self._settings.url_seconds, left))
-        parts = tuple(
-            PartState(
-                number,
-                size_bytes,
-                None if _fits(received.get(number), size_bytes) else self._parts.place(record, number, seconds),
+        # An address must not outlive its upload.
+        seconds = max(1, min(self._settings.url_seconds, int((record.expires_at - now).total_seconds())))
+        parts = []
+        for number, size_bytes in record.part_sizes_bytes.items():
+            part = received.get(number)
+            is_received = part is not None and part.size_bytes == size_bytes
+            parts.append(
+                PartState(number, size_bytes, None if is_received else self._parts.url(record, number, seconds))
             )
-            for number, size_bytes in record.part_sizes_bytes.items()
-        )
         is_open = any(not part.is_received for part in parts)
-        return LargeUploadState(record, None, parts, now + timedelta(seconds=seconds) if is_open else None)
+        return MultipartUploadState(record, None, tuple(parts), now + timedelta(seconds=seconds) if is_open else None)
 
 
-def _completed(record: UploadRecord, completion: UploadCompletion) -> LargeUploadState:
-    parts = tuple(PartState(number, size_bytes, place=None) for number, size_bytes in record.part_sizes_bytes.items())
-    return LargeUploadState(record, completion, parts, None)
+class PartStore(Protocol):
+    """Where the parts of an upload lie. Raises StorageUnavailableError."""
+
+    def create(self, upload_id: str) -> str | None:
+        """Prepare for parts; the result is the store's own name of the upload, if it has one."""
+        ...
+
+    def received(self, upload: UploadRecord) -> Mapping[int, ReceivedPart]:
+        """The parts that have arrived, by number."""
+        ...
+
+    def url(self, upload: UploadRecord, number: int, seconds: int) -> str | UrlSignature:
+        """Where the client may send a part, for some seconds: an address, or a signature for the gateway's."""
+        ...
+
+    def join(self, upload: UploadRecord, parts: Mapping[int, ReceivedPart]) -> str:
+        """Make one blob of the parts; the result is its key. Raises FileNotFoundError: they are gone."""
+        ...
+
+    def joined(self, upload: UploadRecord) -> str | None:
+        """The key of what `join` made before a crash, if that used up the parts."""
+        ...
+
+    def delete(self, upload: UploadRecord) -> None:
+        """Delete all parts."""
+        ...
 
 
-def _fits(part: ReceivedPart | None, size_bytes: int) -> bool:
-    return part is not None and part.size_bytes == size_bytes
+@dataclass(frozen=True)
+class S3Parts:
+    """A multipart upload of S3: parts never pass through the gateway, and end with the upload."""
+
+    blobs: ObjectStore
+    bucket: "S3Bucket"
+
+    def create(self, upload_id: str) -> str:
+        return self.bucket.create(_scan_key(upload_id))
+
+    def received(self, upload: UploadRecord) -> Mapping[int, ReceivedPart]:
+        return self.bucket.received(_scan_key(upload.id), upload.multipart_id or "")
+
+    def url(self, upload: UploadRecord, number: int, seconds: int) -> str:
+        size_bytes = upload.part_sizes_bytes[number]
+        return self.bucket.part_url(_scan_key(upload.id), upload.multipart_id or "", number, size_bytes, seconds)
+
+    def join(self, upload: UploadRecord, parts: Mapping[int, ReceivedPart]) -> str:
+        self.bucket.complete(_scan_key(upload.id), upload.multipart_id or "", parts)
+        return _scan_key(upload.id)
+
+    def joined(self, upload: UploadRecord) -> str | None:
+        return _scan_key(upload.id) if self.blobs.exists(_scan_key(upload.id)) else None
+
+    def delete(self, upload: UploadRecord) -> None:
+        self.bucket.abort(_scan_key(upload.id), upload.multipart_id or "")
+
+
+@dataclass(frozen=True)
+class FolderParts:
+    """A file for each part, written by the gateway."""
+
+    blobs: ObjectStore
+    signer: UrlSigner
+
+    def create(self, upload_id: str) -> None:  # noqa: ARG002
+        return None
+
+    def received(self, upload: UploadRecord) -> Mapping[int, ReceivedPart]:
+        infos = self.blobs.infos(_part_key(upload.id))
+        return {int(info.key.rpartition("/")[2]): ReceivedPart(info.size_bytes) for info in infos}
+
+    def url(self, upload: UploadRecord, number: int, seconds: int) -> UrlSignature:
+        return self.signer.sign(upload.id, number, int(time.time()) + seconds)
+
+    def join(self, upload: UploadRecord, parts: Mapping[int, ReceivedPart]) -> str:
+        # Each time a new key, so that two calls that join at once do not write over each other.
+        key = f"{_scan_key(upload.id)}-{secrets.token_hex(4)}"
+        keys = (_part_key(upload.id, number) for number in sorted(parts))
+        self.blobs.write_pieces(key, (piece for part in keys for piece in self.blobs.pieces(part, 0, None)))
+        return key
+
+    def joined(self, upload: UploadRecord) -> None:
+        """None: here parts outlast the joining."""
+
+    def delete(self, upload: UploadRecord) -> None:
+        self.blobs.delete_all(_part_key(upload.id))
+
+
+def _require_parts(record: UploadRecord, parts: Mapping[int, ReceivedPart]) -> None:
+    sizes = record.part_sizes_bytes
+    missing = [number for number in sizes if number not in parts]
+    wrong = [
+        {"number": number, "expected_bytes": sizes.get(number, 0), "found_bytes": part.size_bytes}
+        for number, part in parts.items()
+        if part.size_bytes != sizes.get(number)
+    ]
+    if missing or wrong:
+        raise UploadIncompleteError(missing, wrong)
+
+
+def _completed(record: UploadRecord, completion: UploadCompletion) -> MultipartUploadState:
+    parts = tuple(PartState(number, size_bytes, url=None) for number, size_bytes in record.part_sizes_bytes.items())
+    return MultipartUploadState(record, completion, parts, None)
+
+
+def _folder(upload_id: str) -> str:
+    return f"{PREFIX}{upload_id}/"
+
+
+def _part_key(upload_id: str, number: int | str = "") -> str:
+    """Of one part, or of the folder of all."""
+    return f"{_folder(upload_id)}parts/{number}"
+
+
+def _scan_key(upload_id: str) -> str:
+    return _folder(upload_id) + "scan"

@@ -33,9 +33,9 @@ from urllib.parse import unquote, urlsplit
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
-from obstore.store import LocalStore, ObjectStore, S3Store
+from obstore.store import LocalStore, S3Store
 
-from jobs.errors import BlobStoreUnavailableError
+from jobs.errors import StorageUnavailableError
 from jobs.tracing import step
 
 if TYPE_CHECKING:
@@ -62,13 +62,15 @@ class BlobInfo:
     last_modified: datetime
 
 
-class Blobs:
+class ObjectStore:
     """Small documents, large files and listings, by key.
 
-    Every method raises BlobStoreUnavailableError when the store does not answer.
+    Every method raises StorageUnavailableError when the store does not answer.
     """
 
-    def __init__(self, store: ObjectStore, folder: Path | None = None, bucket: "S3Bucket | None" = None) -> None:
+    def __init__(
+        self, store: obstore.store.ObjectStore, folder: Path | None = None, bucket: "S3Bucket | None" = None
+    ) -> None:
         """`folder` is where a local store keeps its files; they are synced to the disk there. S3 has a `bucket`."""
         self.store = store
         self.folder = folder
@@ -187,9 +189,9 @@ class Blobs:
             path = path.parent
 
     def check(self) -> None:
-        """Raises BlobStoreUnavailableError when the store does not answer, or its bucket or folder is gone."""
+        """Raises StorageUnavailableError when the store does not answer, or its bucket or folder is gone."""
         if self.folder is not None and not self.folder.is_dir():
-            raise BlobStoreUnavailableError("the folder of the blobs is gone")
+            raise StorageUnavailableError("the folder of the blobs is gone")
         with _unavailable():
             next(iter(obstore.list(self.store, "ready/", chunk_size=1)), None)
 
@@ -200,7 +202,7 @@ def traced(key: str, size_bytes: int | None = None) -> dict[str, str | int]:
     return {"lobewise.blob.name": name} | ({} if size_bytes is None else {"lobewise.blob.size_bytes": size_bytes})
 
 
-def open_blobs(url: str, public_endpoint: str | None = None) -> Blobs:
+def open_object_store(url: str, public_endpoint: str | None = None) -> ObjectStore:
     """The store at `file:///folder` or `s3://bucket/prefix`.
 
     Credentials, region and endpoint of S3 come from the usual `AWS_*` variables; clients may know the endpoint by
@@ -208,7 +210,7 @@ def open_blobs(url: str, public_endpoint: str | None = None) -> Blobs:
 
     Raises:
         ValueError: another scheme.
-        BlobStoreUnavailableError: the folder cannot be made or written.
+        StorageUnavailableError: the folder cannot be made or written.
     """
     parts = urlsplit(url)
     if parts.scheme == "s3":
@@ -218,12 +220,12 @@ def open_blobs(url: str, public_endpoint: str | None = None) -> Blobs:
     return _local(Path(unquote(parts.path)))
 
 
-def _s3(url: str, public_endpoint: str | None) -> Blobs:
+def _s3(url: str, public_endpoint: str | None) -> ObjectStore:
     from jobs.store.s3_multipart import S3Bucket  # botocore takes a while, and a folder does not need it
 
     parts = urlsplit(url)
     store = S3Store.from_url(url, client_options=_client(), retry_config=_RETRY)
-    return Blobs(store, bucket=S3Bucket(parts.netloc, unquote(parts.path), public_endpoint))
+    return ObjectStore(store, bucket=S3Bucket(parts.netloc, unquote(parts.path), public_endpoint))
 
 
 def _client() -> "ClientConfig":
@@ -232,11 +234,11 @@ def _client() -> "ClientConfig":
     return {**_CLIENT, "allow_http": allow_http}
 
 
-def _local(folder: Path) -> Blobs:
+def _local(folder: Path) -> ObjectStore:
     with _unavailable():
         folder.mkdir(parents=True, exist_ok=True)
         store = LocalStore(folder, automatic_cleanup=True)
-    return Blobs(store, folder.resolve())
+    return ObjectStore(store, folder.resolve())
 
 
 def _fsync(path: Path) -> None:
@@ -257,7 +259,7 @@ def _unavailable() -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         if "NoSuchBucket" in str(error):
-            raise BlobStoreUnavailableError("the bucket of the blobs is gone") from error
+            raise StorageUnavailableError("the bucket of the blobs is gone") from error
         raise
     except (BaseError, OSError) as error:
-        raise BlobStoreUnavailableError(f"the blob store does not answer: {type(error).__name__}") from error
+        raise StorageUnavailableError(f"the blob store does not answer: {type(error).__name__}") from error

@@ -16,7 +16,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from jobs.answers import ReceivedPart
-from jobs.errors import BlobStoreUnavailableError
+from jobs.errors import StorageUnavailableError
 
 _GONE: Final = "NoSuchUpload"
 
@@ -31,7 +31,7 @@ class PartUpload:
 
 
 class S3Bucket:
-    """Keys are relative to the prefix of the store, as in `Blobs`. Raises BlobStoreUnavailableError."""
+    """Keys are relative to the prefix of the store, as in `ObjectStore`. Raises StorageUnavailableError."""
 
     def __init__(self, bucket: str, prefix: str, public_endpoint: str | None = None) -> None:
         """`public_endpoint` is where clients reach the bucket, if not where we do."""
@@ -41,8 +41,8 @@ class S3Bucket:
         self._client = _client(endpoint)
         self._signer = _client(public_endpoint) if public_endpoint else self._client
 
-    def begin(self, key: str) -> str:
-        """Start an upload in parts; the answer is its id."""
+    def create(self, key: str) -> str:
+        """Start an upload in parts; the result is its id."""
         with _unavailable():
             multipart_id: str = self._client.create_multipart_upload(**self._at(key))["UploadId"]
         return multipart_id
@@ -131,6 +131,6 @@ def _unavailable(ignore: str | None = None) -> Iterator[None]:
     except ClientError as error:
         code = error.response.get("Error", {}).get("Code", "")
         if code != ignore:
-            raise BlobStoreUnavailableError(f"the blob store answers {code}") from error
+            raise StorageUnavailableError(f"the blob store answers {code}") from error
     except BotoCoreError as error:
-        raise BlobStoreUnavailableError(f"the blob store does not answer: {type(error).__name__}") from error
+        raise StorageUnavailableError(f"the blob store does not answer: {type(error).__name__}") from error

@@ -1,46 +1,42 @@
-"""Signed leave to send one part of an upload to the gateway, where no S3 server gives presigned addresses.
+"""Signed addresses of the gateway for the parts of an upload, where no S3 server gives presigned ones.
 
-A ticket names one upload, one part and the second at which it expires, signed with HMAC-SHA256 (RFC 2104).
+The signature (HMAC-SHA256, RFC 2104) holds for one upload, one part and until one second.
 """
 
 import hashlib
 import hmac
+import os
 import secrets
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import suppress
 from functools import cached_property
+from pathlib import Path
 
-from jobs.errors import TicketError
+from jobs.answers import UrlSignature
+from jobs.errors import StorageUnavailableError, UrlNotValidError
 from jobs.settings import JobsSettings
-from jobs.store.kept_secrets import kept_secret
 
 
-@dataclass(frozen=True)
-class Ticket:
-    """`expires` is in seconds since 1970."""
-
-    expires: int
-    signature: str
-
-
-class TicketOffice:
-    """Gives tickets and checks them. The key is made when it is first needed."""
+class UrlSigner:
+    """Signs the addresses of parts and verifies them. The key is made when it is first needed."""
 
     def __init__(self, settings: JobsSettings) -> None:
         self._settings = settings
 
-    def issue(self, upload_id: str, number: int, expires: int) -> Ticket:
-        return Ticket(expires, self._sign(upload_id, number, expires))
+    def sign(self, upload_id: str, number: int, expires: int) -> UrlSignature:
+        return UrlSignature(expires, self._hmac(upload_id, number, expires))
 
-    def check(self, ticket: Ticket, upload_id: str, number: int) -> None:
-        """Raises TicketError: it is for something else, changed, or expired."""
-        expected = self._sign(upload_id, number, ticket.expires)
-        if not hmac.compare_digest(expected.encode(), ticket.signature.encode("utf-8", errors="replace")):
-            raise TicketError("the signature is not one of this service")
-        if ticket.expires <= time.time():
-            raise TicketError("this address has expired", expired_seconds_ago=int(time.time() - ticket.expires))
+    def verify(self, signed: UrlSignature, upload_id: str, number: int) -> None:
+        """Raises UrlNotValidError: the signature is of something else, changed, or expired."""
+        expected = self._hmac(upload_id, number, signed.expires)
+        # Compared as bytes, since compare_digest raises on text that is not ASCII, and clients may send any.
+        if not hmac.compare_digest(expected.encode(), signed.signature.encode("utf-8", errors="replace")):
+            raise UrlNotValidError("the signature is not one of this service")
+        if signed.expires <= time.time():
+            raise UrlNotValidError("this address has expired", expired_seconds_ago=int(time.time() - signed.expires))
 
-    def _sign(self, upload_id: str, number: int, expires: int) -> str:
+    def _hmac(self, upload_id: str, number: int, expires: int) -> str:
         message = f"PUT part\n{upload_id}\n{number}\n{expires}"
         return hmac.new(self._key, message.encode(), hashlib.sha256).hexdigest()
 
@@ -49,4 +45,26 @@ class TicketOffice:
         given = self._settings.signing_key
         if given:
             return given.get_secret_value().encode()
-        return kept_secret(self._settings.data_dir / "signing-key", lambda: secrets.token_hex(32)).encode()
+        path = self._settings.data_dir / "signing-key"
+        return read_or_make_secret(path, lambda: secrets.token_hex(32)).encode()
+
+
+def read_or_make_secret(path: Path, make: Callable[[], str]) -> str:
+    """A secret that nobody configured, from its file, which is made at the first call and readable by this user alone.
+
+    Raises:
+        StorageUnavailableError: the file cannot be written or read.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            # A whole file under another name first: a reader never sees half a secret.
+            whole = path.with_name(f"{path.name}-{secrets.token_hex(4)}")
+            with os.fdopen(os.open(whole, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write(make())
+            with suppress(FileExistsError):
+                os.link(whole, path)  # unlike a rename, never replaces the secret that another process made meanwhile
+            whole.unlink()
+        return path.read_text()
+    except OSError as error:
+        raise StorageUnavailableError(f"{path.name} cannot be kept: {type(error).__name__}") from error

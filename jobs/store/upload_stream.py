@@ -13,9 +13,9 @@ from obstore.exceptions import BaseError
 
 from jobs import tracing
 from jobs.answers import Chunk
-from jobs.errors import BlobStoreUnavailableError, UploadTooLargeError
+from jobs.errors import StorageUnavailableError, UploadTooLargeError
 from jobs.models import InputInfo
-from jobs.store.object_store import Blobs, traced
+from jobs.store.object_store import ObjectStore, traced
 
 SENDERS: Final = 16
 """Threads for a bucket, where they mostly wait. For a folder there are as many as cores: they hash, and copy."""
@@ -37,7 +37,7 @@ async def in_upload_thread(
 class BlobUpload:
     """The upload sink of one job. Nothing is visible under the key before `finish`."""
 
-    def __init__(self, blobs: Blobs, key: str, limit_bytes: int) -> None:
+    def __init__(self, blobs: ObjectStore, key: str, limit_bytes: int) -> None:
         self._blobs, self._key, self._limit_bytes = blobs, key, limit_bytes
         self._threads = _senders if blobs.folder is None else _storers
         self._hash = hashlib.sha256()
@@ -86,4 +86,4 @@ def _unavailable() -> Iterator[None]:
     try:
         yield
     except (BaseError, OSError) as error:
-        raise BlobStoreUnavailableError(f"the upload could not be stored: {type(error).__name__}") from error
+        raise StorageUnavailableError(f"the upload could not be stored: {type(error).__name__}") from error

@@ -9,9 +9,8 @@ import schemathesis
 from hypothesis import HealthCheck, settings
 from schemathesis.config import SchemathesisConfig
 
-from jobs.answers import LargeUploadState
+from jobs.answers import MultipartUploadState, UrlSignature
 from jobs.gateway_settings import ApiSettings
-from jobs.store.signed_urls import Ticket
 
 from .conftest import DOCUMENT, Service, nifti, running_service
 
@@ -37,7 +36,7 @@ def job_ids(service: Service) -> "itertools.cycle[str]":
 
 
 @pytest.fixture
-def uploads(service: Service) -> "itertools.cycle[LargeUploadState]":
+def uploads(service: Service) -> "itertools.cycle[MultipartUploadState]":
     """One that waits for its part, one that was aborted."""
     states = [service.jobs.uploads.create(1000) for _ in range(2)]
     service.jobs.uploads.abort(states[1].record.id)
@@ -66,7 +65,7 @@ def test_the_gateway_keeps_to_its_document(
     case: schemathesis.Case,
     service: Service,
     job_ids: "itertools.cycle[str]",
-    uploads: "itertools.cycle[LargeUploadState]",
+    uploads: "itertools.cycle[MultipartUploadState]",
 ) -> None:
     if "job_id" in case.path_parameters and next(_turns):
         case.path_parameters["job_id"] = next(job_ids)
@@ -77,11 +76,11 @@ def test_the_gateway_keeps_to_its_document(
     case.call_and_validate(base_url=service.address)
 
 
-def _aim(case: schemathesis.Case, upload: LargeUploadState) -> None:
+def _aim(case: schemathesis.Case, upload: MultipartUploadState) -> None:
     case.path_parameters["upload_id"] = upload.record.id
-    ticket = upload.parts[0].place
-    if case.path_parameters.get("number") == 1 and isinstance(ticket, Ticket):
-        case.query.update(expires=ticket.expires, signature=ticket.signature)
+    signed = upload.parts[0].url
+    if case.path_parameters.get("number") == 1 and isinstance(signed, UrlSignature):
+        case.query.update(expires=signed.expires, signature=signed.signature)
 
 
 _turns = itertools.cycle([True, True, False])

@@ -21,7 +21,7 @@ Post = Callable[..., str]
 
 
 def blobs_of(jobs: Jobs, job_id: str) -> set[str]:
-    return set(jobs._records.files(job_id).names)
+    return set(jobs._store.files(job_id).names)
 
 
 def test_ids_sort_by_time_and_are_uuids_of_version_7() -> None:
@@ -44,7 +44,7 @@ def test_an_upload_is_hashed_on_the_way(jobs: Jobs) -> None:
     info = asyncio.run(stream())
     data = b"".join(pieces)
     assert info == InputInfo(size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-    assert jobs._records.blobs.read(f"jobs/{job_id}/input") == data
+    assert jobs._store.blobs.read(f"jobs/{job_id}/input") == data
 
 
 def test_an_upload_past_the_limit_is_refused_and_leaves_nothing(jobs: Jobs) -> None:

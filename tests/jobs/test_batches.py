@@ -8,7 +8,7 @@ import redis
 
 from jobs import states
 from jobs.batches import BatchItem, BatchRecord
-from jobs.errors import BatchNotFoundError, BlobStoreUnavailableError, IdempotencyMismatchError
+from jobs.errors import BatchNotFoundError, IdempotencyMismatchError, StorageUnavailableError
 from jobs.models import InputInfo, JobError, JobRecord, JobStatus, Priority, ScanSource
 from jobs.service import Jobs
 
@@ -35,7 +35,7 @@ def test_every_scan_becomes_a_job_in_the_order_sent(jobs: Jobs) -> None:
     assert [state.id for state in found if state] == [member.id for member in members]
     counts = jobs.batches.counts(batch)
     assert (counts.by_status[JobStatus.QUEUED], counts.purged, counts.refused) == (20, 0, 0)
-    assert {name.rpartition("/")[2] for name in jobs._records.blobs.keys("batches/")} == {"batch.json"}
+    assert {name.rpartition("/")[2] for name in jobs._store.blobs.keys("batches/")} == {"batch.json"}
 
 
 def test_counts_follow_the_jobs(jobs: Jobs, succeed: Callable[..., None]) -> None:
@@ -72,7 +72,7 @@ def test_a_gateway_that_dies_half_way_is_finished_by_the_sweep(
 
     def die(record: JobRecord) -> None:
         if len(accepted) >= survivors:
-            raise BlobStoreUnavailableError("gone")
+            raise StorageUnavailableError("gone")
         accepted.append(record.id)
         jobs._ensure(record)
 
@@ -80,7 +80,7 @@ def test_a_gateway_that_dies_half_way_is_finished_by_the_sweep(
         patched.setattr("jobs.batches.ACCEPTED_AT_ONCE", 1)
         patched.setattr(jobs.batches, "_ensure", die)
         batch = batch_of(jobs, members)
-        with pytest.raises(BlobStoreUnavailableError):
+        with pytest.raises(StorageUnavailableError):
             jobs.batches.accept(batch, members)
     assert jobs.batches.counts(batch).by_status[JobStatus.QUEUED] == 5, "they are told as on their way"
     assert jobs.counts()[JobStatus.QUEUED] == survivors
@@ -95,7 +95,7 @@ def test_a_sweep_does_not_bring_deleted_jobs_back(jobs: Jobs, monkeypatch: pytes
     members = records(jobs, 2)
     batch = batch_of(jobs, members)
     with monkeypatch.context() as patched:
-        patched.setattr(jobs._records.blobs, "delete", lambda _key: None)
+        patched.setattr(jobs._store.blobs, "delete", lambda _key: None)
         jobs.batches.accept(batch, members)
     jobs.purge(members[0].id)
     jobs._cleanup.clean_up(states.now() + timedelta(minutes=5))
@@ -104,20 +104,20 @@ def test_a_sweep_does_not_bring_deleted_jobs_back(jobs: Jobs, monkeypatch: pytes
 
 
 def test_a_batch_that_nobody_was_told_of_leaves_nothing(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
-    members, create = records(jobs, 2), jobs._records.blobs.create
+    members, create = records(jobs, 2), jobs._store.blobs.create
 
     def fail_on_commit(key: str, data: bytes) -> bool:
         if key.endswith("/batch.json"):
-            raise BlobStoreUnavailableError("gone")
+            raise StorageUnavailableError("gone")
         return create(key, data)
 
     batch = batch_of(jobs, members)
     with monkeypatch.context() as patched:
-        patched.setattr(jobs._records.blobs, "create", fail_on_commit)
-        with pytest.raises(BlobStoreUnavailableError):
+        patched.setattr(jobs._store.blobs, "create", fail_on_commit)
+        with pytest.raises(StorageUnavailableError):
             jobs.batches.accept(batch, members)
     jobs._cleanup.clean_up(states.now() + timedelta(minutes=5))
-    assert not list(jobs._records.blobs.keys("batches/"))
+    assert not list(jobs._store.blobs.keys("batches/"))
     assert jobs.counts()[JobStatus.QUEUED] == 0
     with pytest.raises(BatchNotFoundError):
         jobs.batches.get(batch.id)

@@ -50,7 +50,7 @@ def before_next(monkeypatch: pytest.MonkeyPatch) -> Meanwhile:
 def is_gone(jobs: Jobs, job_id: str) -> bool:
     with pytest.raises(JobPurgedError):
         jobs.get(job_id)
-    return {key.rpartition("/")[2] for key in jobs._records.blobs.keys(f"jobs/{job_id}/")} == {"purged.json"}
+    return {key.rpartition("/")[2] for key in jobs._store.blobs.keys(f"jobs/{job_id}/")} == {"purged.json"}
 
 
 def delete_and_wipe(jobs: Jobs, server: redis.Redis, job_id: str) -> None:
@@ -81,14 +81,14 @@ class TestDeletedJobs:
         self, jobs: Jobs, finished: Post
     ) -> None:
         job_id = finished(jobs)
-        jobs._records.mark_purged(job_id)
+        jobs._store.mark_purged(job_id)
         jobs.rebuild()
         jobs.clean_up()
         assert is_gone(jobs, job_id)
 
     def test_who_deletes_again_after_that_deletes_all(self, jobs: Jobs, finished: Post) -> None:
         job_id = finished(jobs)
-        jobs._records.mark_purged(job_id)
+        jobs._store.mark_purged(job_id)
         with pytest.raises(JobPurgedError):
             jobs.purge(job_id)
         assert is_gone(jobs, job_id)
@@ -112,7 +112,7 @@ class TestDeletedJobs:
             if is_wiped:
                 server.flushall()
 
-        before_next(type(jobs._records), "create_manifest", delete)
+        before_next(type(jobs._store), "create_manifest", delete)
         with pytest.raises(JobPurgedError):
             succeed(jobs, lease)
         assert is_gone(jobs, job_id)
@@ -129,7 +129,7 @@ class TestDeletedJobs:
         for _ in range(jobs.settings.max_attempts - 1):
             jobs.release(jobs.claim(job_id, "one"), RuntimeError())
         lease = jobs.claim(job_id, "one")
-        before_next(type(jobs._records), "endings", lambda: jobs.purge(job_id))
+        before_next(type(jobs._store), "endings", lambda: jobs.purge(job_id))
         jobs.release(lease, RuntimeError())
         assert is_gone(jobs, job_id)
 
@@ -137,8 +137,8 @@ class TestDeletedJobs:
         self, jobs: Jobs, post: Post, before_next: Meanwhile
     ) -> None:
         job_id = post(jobs)
-        record = jobs._records.record(job_id)
-        before_next(type(jobs._records), "create_job", lambda: jobs.purge(job_id))
+        record = jobs._store.record(job_id)
+        before_next(type(jobs._store), "create_job", lambda: jobs.purge(job_id))
         jobs._ensure(record)
         assert is_gone(jobs, job_id)
 
@@ -173,7 +173,7 @@ class TestDeletedJobs:
     ) -> None:
         job_id = post(jobs)
         lease = jobs.claim(job_id, "killed after the manifest")
-        jobs._records.create_manifest(cancelled(lease.record, 1))
+        jobs._store.create_manifest(cancelled(lease.record, 1))
         lease.drop()
         server.delete(f"{PREFIX}epoch")
         before_next(jobs._live, "put", lambda: delete_and_wipe(jobs, server, job_id))
@@ -191,7 +191,7 @@ class TestEnds:
         server.flushall()
 
         def end_and_look() -> None:
-            jobs._records.create_manifest(cancelled(lease.record, 1))
+            jobs._store.create_manifest(cancelled(lease.record, 1))
             assert jobs.get(job_id).status == JobStatus.CANCELLED
 
         before_next(jobs._live, "put", end_and_look)
@@ -225,7 +225,7 @@ class TestEnds:
             server.flushall()
 
         reconciler = Reconciler(jobs._parts, jobs._cleanup)
-        before_next(type(jobs._records), "create_ending", end_and_wipe)
+        before_next(type(jobs._store), "create_ending", end_and_wipe)
         reconciler._recover(job_id)
         assert jobs.get(job_id).status == JobStatus.SUCCEEDED
 
@@ -236,11 +236,11 @@ class TestEnds:
         lease = jobs.claim(job_id, "one")
 
         def create(manifest: Manifest) -> bool:
-            jobs._records.blobs.create(f"jobs/{job_id}/manifest.json", manifest.model_dump_json().encode())
+            jobs._store.blobs.create(f"jobs/{job_id}/manifest.json", manifest.model_dump_json().encode())
             raise ConnectionError("the answer got lost")
 
         with monkeypatch.context() as patch:
-            patch.setattr(type(jobs._records), "create_manifest", lambda _, manifest: create(manifest))
+            patch.setattr(type(jobs._store), "create_manifest", lambda _, manifest: create(manifest))
             with pytest.raises(ConnectionError):
                 succeed(jobs, lease)
         jobs.release(lease, ConnectionError())
@@ -250,7 +250,7 @@ class TestEnds:
         self, jobs: Jobs, post: Post, before_next: Meanwhile
     ) -> None:
         job_id = post(jobs)
-        before_next(type(jobs._records), "create_claim", lambda: jobs._records.request_cancel(job_id))
+        before_next(type(jobs._store), "create_claim", lambda: jobs._store.request_cancel(job_id))
         with pytest.raises(WrongStateError):
             jobs.claim(job_id, "one")
         assert (jobs.get(job_id).status, jobs.get(job_id).attempt) == (JobStatus.CANCELLED, 1)
@@ -269,7 +269,7 @@ def test_a_view_that_is_newer_than_blobs_from_a_copy_gives_way(jobs: Jobs, post:
     job_id = post(jobs)
     lease = jobs.claim(job_id, "one")
     jobs.reconcile()
-    jobs._records.blobs.delete(f"jobs/{job_id}/attempts/1/claim.json")
+    jobs._store.blobs.delete(f"jobs/{job_id}/attempts/1/claim.json")
     lease.drop()
     jobs.reconcile()
     assert jobs.reconcile() == 1
@@ -278,14 +278,14 @@ def test_a_view_that_is_newer_than_blobs_from_a_copy_gives_way(jobs: Jobs, post:
 
 def test_what_was_swept_as_no_job_becomes_none_however_late(jobs: Jobs) -> None:
     job_id = jobs.new_id()
-    jobs._records.blobs.write(f"jobs/{job_id}/input", b"a scan")
+    jobs._store.blobs.write(f"jobs/{job_id}/input", b"a scan")
     later = states.now() + timedelta(seconds=2 * jobs.settings.upload_seconds)
     assert jobs._cleanup.clean_up(later) == 1
     with pytest.raises(IdempotencyInFlightError):
         jobs.accept(JobRecord(id=job_id, created_at=states.now(), input=InputInfo()))
     assert jobs._cleanup.clean_up(later) == 0
     assert jobs._cleanup.clean_up(later + timedelta(days=30)) == 1
-    assert list(jobs._records.blobs.keys("jobs/")) == []
+    assert list(jobs._store.blobs.keys("jobs/")) == []
 
 
 def test_after_an_outage_the_reaper_looks_for_what_it_missed_at_once(

@@ -59,10 +59,10 @@ from jobs.recovery.finalize import Backends
 from jobs.recovery.reconciler import Reconciler
 from jobs.service import Jobs
 from jobs.settings import JobsSettings
-from jobs.store.job_store import Records
-from jobs.store.object_store import Blobs
+from jobs.store.job_store import JobStore
+from jobs.store.object_store import ObjectStore
 from pipeline.errors import LungsNotFoundError
-from tests.support.interleaving import Actor, GatedBlobs, GatedLive, GatedQueue, this_actor
+from tests.support.interleaving import Actor, GatedLive, GatedObjectStore, GatedQueue, this_actor
 from worker import task
 
 EXAMPLES = int(os.environ.get("LOBEWISE_TEST_STATES", "50"))
@@ -164,8 +164,8 @@ class World:
     def jobs(self) -> Jobs:
         """An empty service."""
         self.server.flushall()
-        blobs = GatedBlobs(self.folder / f"example-{next(self.numbers)}")
-        return Jobs(Backends(self.settings, Records(blobs), self.live, self.queue))
+        blobs = GatedObjectStore(self.folder / f"example-{next(self.numbers)}")
+        return Jobs(Backends(self.settings, JobStore(blobs), self.live, self.queue))
 
     def close(self) -> None:
         self.queue.close()
@@ -185,7 +185,7 @@ class JobMachine(RuleBasedStateMachine):
         self.server = self.world.server
         self.jobs = self.world.jobs()
         self.parts = self.jobs._parts
-        self.root = self.parts.records.blobs.folder
+        self.root = self.parts.store.blobs.folder
         self.seen: list[Seen] = []
         self.running: list[Running] = []
         self.names = itertools.count(1)
@@ -275,7 +275,7 @@ class JobMachine(RuleBasedStateMachine):
         )
 
         def call() -> None:
-            self.parts.records.blobs.write(self.parts.records.key(job.id, "input"), scan)
+            self.parts.store.blobs.write(self.parts.store.key(job.id, "input"), scan)
             self.jobs.accept(record)
 
         self.advance(self.start("accept", call, job=job), steps, order)
@@ -502,7 +502,7 @@ class JobMachine(RuleBasedStateMachine):
             elif data is not None and data != b'{"void":true}':
                 state = self.jobs.get(job.id)
                 assert state.status.is_final, f"it is still {state.status}"
-                assert state == self.parts.records.state(job.id)
+                assert state == self.parts.store.state(job.id)
                 final[job.id] = state.status
             else:
                 assert not job.accepted
@@ -599,9 +599,9 @@ def test_every_order_of_steps_keeps_the_promises(world: None) -> None:
     print(COUNTS)
 
 
-def _overwrite(blobs: GatedBlobs, key: str, data: bytes) -> bool:
+def _overwrite(blobs: GatedObjectStore, key: str, data: bytes) -> bool:
     if not key.endswith("manifest.json"):
-        return Blobs.create(blobs, key, data)
+        return ObjectStore.create(blobs, key, data)
     blobs.write(key, data)
     return True
 
@@ -636,7 +636,7 @@ def deleted_meanwhile(machine: JobMachine) -> None:
 
 
 WRONG = {
-    "overwrite": (cancelled_meanwhile, (GatedBlobs, "create", _overwrite)),
+    "overwrite": (cancelled_meanwhile, (GatedObjectStore, "create", _overwrite)),
     "no tombstone": (deleted_meanwhile, (GatedLive, "remove_traces", lambda live, job_id: live.forget(job_id))),
 }
 
@@ -656,7 +656,7 @@ def test_a_wrong_service_is_noticed(name: str, world: None, monkeypatch: pytest.
 
 
 def test_jobs_are_listed_in_the_order_of_their_ids_each_time(tmp_path: Path) -> None:
-    blobs = GatedBlobs(tmp_path / "blobs")
+    blobs = GatedObjectStore(tmp_path / "blobs")
     keys = [f"jobs/{new_id()}/input" for _ in range(50)]
     for key in keys:
         blobs.write(key, b"a scan")

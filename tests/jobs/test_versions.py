@@ -49,7 +49,7 @@ def first(tmp_path: Path) -> Iterator[Jobs]:
 
 def rewrite(jobs: Jobs, change: Callable[[dict[str, Any]], None], *names: str) -> None:
     """Change stored documents, as another version would have written them."""
-    folder = jobs._records.blobs.folder
+    folder = jobs._store.blobs.folder
     assert folder is not None
     for path in [path for name in names for path in folder.glob(f"jobs/*/{name}")]:
         document = json.loads(path.read_bytes())
@@ -88,7 +88,7 @@ class TestRecordsOfTheFirstVersion:
     @pytest.mark.parametrize("name", STATUS)
     def test_are_deleted(self, first: Jobs, name: str) -> None:
         first.purge(IDS[name])
-        assert list(first._records.blobs.keys(f"jobs/{IDS[name]}/")) == [f"jobs/{IDS[name]}/purged.json"]
+        assert list(first._store.blobs.keys(f"jobs/{IDS[name]}/")) == [f"jobs/{IDS[name]}/purged.json"]
 
     def test_answer_to_their_idempotency_key(self, first: Jobs) -> None:
         answer = first.idempotency.begin("a key of then", first.new_id())
@@ -141,7 +141,7 @@ class TestRecordsOfANewerSchema:
     def test_are_no_attempt(self, newer: Jobs) -> None:
         with pytest.raises(NewerSchemaError, match=r"2\.0"):
             newer.claim(IDS["queued"], "old")
-        assert newer._records.files(IDS["queued"]).attempt == 0
+        assert newer._store.files(IDS["queued"]).attempt == 0
 
     def test_are_sent_again_for_others(self, newer: Jobs, server_of: Callable[[Jobs], redis.Redis]) -> None:
         server = server_of(newer)
@@ -153,7 +153,7 @@ class TestRecordsOfANewerSchema:
     def test_are_not_ended_for_others(self, newer: Jobs, server_of: Callable[[Jobs], redis.Redis]) -> None:
         server_of(newer).delete(f"lobewise:lease:{IDS['running']}")
         newer.reconcile()
-        assert not newer._records.files(IDS["running"]).has_ended(1)
+        assert not newer._store.files(IDS["running"]).has_ended(1)
         assert newer.get(IDS["running"]).status == JobStatus.RUNNING
 
     def test_stop_neither_lists_nor_rebuilds_nor_sweeps(
@@ -167,8 +167,8 @@ class TestRecordsOfANewerSchema:
         forgetful = newer._cleanup.parts.settings.model_copy(update={"retention_seconds": 1})
         object.__setattr__(newer._cleanup.parts, "settings", forgetful)
         newer._cleanup.clean_up(states.now() + timedelta(days=900))
-        assert newer._records.files(IDS["succeeded"]).is_final
-        assert newer._records.files(IDS["failed"]).is_purged
+        assert newer._store.files(IDS["succeeded"]).is_final
+        assert newer._store.files(IDS["failed"]).is_purged
         with pytest.raises(NewerSchemaError):
             newer.get(IDS["succeeded"])
         with pytest.raises(NewerSchemaError):

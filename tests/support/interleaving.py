@@ -11,11 +11,11 @@ from typing import Any, Literal, TypeVar
 
 from obstore.store import LocalStore
 
-from jobs.errors import BlobStoreUnavailableError, BrokerUnavailableError
+from jobs.errors import BrokerUnavailableError, StorageUnavailableError
 from jobs.live.redis_view import LiveView
 from jobs.models import Priority
 from jobs.queue import JobQueue
-from jobs.store.object_store import BlobInfo, Blobs
+from jobs.store.object_store import BlobInfo, ObjectStore
 
 Answer = TypeVar("Answer")
 Order = Literal["go", "kill", "fail-before", "fail-after"]
@@ -106,7 +106,7 @@ def _gate(step: str, act: Callable[[], Answer], unavailable: type[Exception]) ->
     return act() if actor is None else actor.pass_gate(step, act, unavailable)
 
 
-class GatedBlobs(Blobs):
+class GatedObjectStore(ObjectStore):
     """A real folder. Nothing is synced to the disk, since no power fails here."""
 
     def __init__(self, folder: Path) -> None:
@@ -138,7 +138,7 @@ class GatedBlobs(Blobs):
         """In order: a folder's own differs from run to run."""
 
         def listed(prefix: str) -> list[BlobInfo]:
-            return sorted(super(GatedBlobs, self).infos(prefix), key=lambda info: info.key)
+            return sorted(super(GatedObjectStore, self).infos(prefix), key=lambda info: info.key)
 
         return iter(self._at("list", prefix, listed))
 
@@ -146,7 +146,7 @@ class GatedBlobs(Blobs):
         self._at("delete", key, super().delete)
 
     def _at(self, verb: str, key: str, act: Callable[..., Answer], *more: Any) -> Answer:
-        return _gate(f"{verb} {key}", lambda: act(key, *more), BlobStoreUnavailableError)
+        return _gate(f"{verb} {key}", lambda: act(key, *more), StorageUnavailableError)
 
 
 def _gated(name: str) -> Callable[..., Any]:

@@ -18,7 +18,7 @@ IDLE = ("idle", 0, 0, False)
 class State(NamedTuple):
     """Attempts are numbers from 1; sets of attempts are bits."""
 
-    # Blobs
+    # The object store
     claims: int = 0
     """The last attempt with a `claim.json`."""
     ended: int = 0
@@ -79,7 +79,7 @@ def has(bits: int, attempt: int) -> bool:
 
 
 def durable(s: State) -> tuple[str, int]:
-    """`Records.state`: what the blobs alone say, and of which attempt."""
+    """`JobStore.state`: what the blobs alone say, and of which attempt."""
     if s.manifest:
         return s.manifest, 0
     return ("q" if not s.claims or has(s.ended, s.claims) else "r"), s.claims
@@ -102,12 +102,12 @@ def show(s: State, shown: str, attempt: int, allowed: bool = True) -> State:
 
 
 def create_manifest(s: State, outcome: str, w: World) -> State:
-    """`Records.create_manifest`."""
+    """`JobStore.create_manifest`."""
     return s.to(manifest=outcome) if not s.manifest or "overwrite" in w.faults else s
 
 
 def swept(s: State) -> State:
-    """`Records.sweep`: all but the tombstone."""
+    """`JobStore.clean_up`: all but the tombstone."""
     return s.to(claims=0, ended=0, stored=0, manifest="", cancel=False)
 
 
@@ -157,9 +157,9 @@ def worker_steps(s: State, i: int, w: World) -> Iterator[Step]:
             if "late counter" in w.faults:
                 yield "no claim", at(s, "put")
             elif s.claims >= attempt:
-                yield "Records.create_claim: it is there", dropped(s)
+                yield "JobStore.create_claim: it is there", dropped(s)
             else:
-                yield "Records.create_claim", at(s.to(claims=attempt), "fence claim")
+                yield "JobStore.create_claim", at(s.to(claims=attempt), "fence claim")
         case "fence claim":
             refused = at(s, "settle cancel") if is_cancelled(s, attempt) else dropped(s)
             yield "Lease.fence", refused if stop_reason(s, attempt) else at(s, "put")
@@ -182,12 +182,12 @@ def worker_steps(s: State, i: int, w: World) -> Iterator[Step]:
         case "manifest":
             after = create_manifest(s, f"s{attempt}", w)
             won = after.manifest == f"s{attempt}" and s.manifest != after.manifest
-            yield "Records.create_manifest", at(after, "show", late=late and won)
+            yield "JobStore.create_manifest", at(after, "show", late=late and won)
         case "show":
             shown = show(s, s.manifest, attempt) if s.manifest else s
             yield "outcomes.show", at(shown, "purged?") if w.purges else dropped(shown)
         case "purged?":
-            yield "Records.is_purged", at(s, "bury") if s.purged else dropped(s)
+            yield "JobStore.is_purged", at(s, "bury") if s.purged else dropped(s)
         case "bury":
             yield "outcomes.bury", dropped(swept(s.to(is_removed=True, live="", live_attempt=0)))
         case "end":
@@ -247,7 +247,7 @@ def canceller_steps(s: State, w: World) -> Iterator[Step]:
                 yield "Jobs.cancel: _demand_open", s.to(canceller="request" if open_ else "done")
             return
         case "request":
-            yield "Records.request_cancel", s.to(cancel=True, canceller="look")
+            yield "JobStore.request_cancel", s.to(cancel=True, canceller="look")
         case "look":
             yield "Jobs.get", s.to(canceller="end" if seen(s) == "q" else "done")
         case "end":
@@ -258,7 +258,7 @@ def canceller_steps(s: State, w: World) -> Iterator[Step]:
                 (show(s, s.manifest, 0) if s.manifest else s).to(canceller="purged?" if w.purges else "done"),
             )
         case "purged?":
-            yield "Records.is_purged", s.to(canceller="bury" if s.purged else "done")
+            yield "JobStore.is_purged", s.to(canceller="bury" if s.purged else "done")
         case "bury":
             yield "outcomes.bury", swept(s.to(is_removed=True, live="", live_attempt=0)).to(canceller="done")
     if s.canceller != "done":
@@ -269,7 +269,7 @@ def purger_steps(s: State, w: World) -> Iterator[Step]:
     match s.purger:
         case "idle":
             if w.purges:
-                yield "Records.mark_purged", s.to(purged=True, purger="bury")
+                yield "JobStore.mark_purged", s.to(purged=True, purger="bury")
             return
         case "bury":
             yield (
@@ -277,7 +277,7 @@ def purger_steps(s: State, w: World) -> Iterator[Step]:
                 s.to(is_removed="no burial" not in w.faults, live="", live_attempt=0, purger="sweep"),
             )
         case "sweep":
-            yield "Records.sweep", swept(s).to(purger="done")
+            yield "JobStore.clean_up", swept(s).to(purger="done")
     if s.purger not in ("done", "killed"):
         yield "kill", s.to(purger="killed")
 
@@ -308,7 +308,7 @@ def reconciler_steps(s: State, w: World) -> Iterator[Step]:
                 yield "Reaper._publish", s.to(message=True)
             if not s.live and not s.purged:
                 shown, of = durable(s)
-                yield "Reaper.rebuild: begin, Records.state", s.to(reconciler=("restore", of, shown, s.whole))
+                yield "Reaper.rebuild: begin, JobStore.state", s.to(reconciler=("restore", of, shown, s.whole))
             if s.live and s.purged:
                 yield "Reaper._forget_if_gone", s.to(live="", live_attempt=0, is_removed=True)
             if s.purged and swept(s) != s:
@@ -340,7 +340,7 @@ def reconciler_steps(s: State, w: World) -> Iterator[Step]:
                 ),
             )
         case "purged?":
-            yield "Records.is_purged", s.to(reconciler=("bury", 0, "", 0) if s.purged else idle)
+            yield "JobStore.is_purged", s.to(reconciler=("bury", 0, "", 0) if s.purged else idle)
         case "bury":
             yield "outcomes.bury", swept(s.to(is_removed=True, live="", live_attempt=0)).to(reconciler=idle)
         case "restore":

@@ -171,7 +171,7 @@ def test_an_old_worker_leaves_a_newer_schema_to_others_and_goes_on(site: Callabl
     mixed.start_worker()
     assert mixed.jobs.wait(plain, 60).status == JobStatus.SUCCEEDED
     until(lambda: (mixed.folder / "worker.log").read_text().count("left to newer workers") >= 2)
-    assert not mixed.jobs._records.files(newer).attempt, "being passed on is no attempt"
+    assert not mixed.jobs._store.files(newer).attempt, "being passed on is no attempt"
     record.write_bytes(ours)  # now the worker is one that can read it
     state = mixed.jobs.wait(newer, 60)
     assert (state.status, state.attempt) == (JobStatus.SUCCEEDED, 1)

@@ -204,7 +204,7 @@ def test_work_past_its_limits_is_interrupted_and_else_killed_and_counted(
 ) -> None:
     job_id = service.post({"do": order})
     until(lambda: service.jobs.get(job_id).attempt == 2)
-    ending = service.jobs._records.endings(job_id, 1)[0]
+    ending = service.jobs._store.endings(job_id, 1)[0]
     assert (ending.reason, ending.fault) == (reason, fault)
     service.jobs.cancel(job_id)
     assert service.jobs.wait(job_id, 60).status == JobStatus.CANCELLED
@@ -213,7 +213,7 @@ def test_work_past_its_limits_is_interrupted_and_else_killed_and_counted(
 def test_what_needs_too_much_memory_is_tried_once_more_in_smaller_pieces_by_a_fresh_process(service: Service) -> None:
     state = service.jobs.wait(service.post({"do": "memory-unless-frugal"}), 60)
     assert (state.status, state.attempt) == (JobStatus.SUCCEEDED, 2)
-    claims = [service.jobs._records.claim(state.id, attempt) for attempt in (1, 2)]
+    claims = [service.jobs._store.claim(state.id, attempt) for attempt in (1, 2)]
     assert len({claim.worker for claim in claims if claim}) == 2
 
 

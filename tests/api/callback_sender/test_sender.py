@@ -293,7 +293,7 @@ def test_a_purged_job_tells_nobody_and_leaves_nothing(
     with pytest.raises(JobPurgedError):
         jobs.callbacks.look(job_id)
     jobs._cleanup.clean_up()
-    assert set(jobs._records.files(job_id).names) == {"purged.json"}
+    assert set(jobs._store.files(job_id).names) == {"purged.json"}
 
 
 def test_an_attempt_that_ends_after_its_job_was_deleted_is_the_last(jobs: Jobs, end_job: Callable[..., str]) -> None:

@@ -88,9 +88,7 @@ def test_a_silent_broker_is_asked_once(without_broker: Jobs, jobs: Jobs, post: P
         raise AssertionError("this asks the broker again")
 
     async def look() -> JobState:
-        status_batcher = StatusBatcher(
-            without_broker.settings, ViewFreshness(1.0), never, without_broker._records.state
-        )
+        status_batcher = StatusBatcher(without_broker.settings, ViewFreshness(1.0), never, without_broker._store.state)
         try:
             return await status_batcher.get(job_id)
         finally:

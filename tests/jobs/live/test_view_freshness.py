@@ -93,8 +93,8 @@ def test_a_comparison_shows_the_end_of_a_job_whose_process_did_not_live_to_show_
     jobs: Jobs, post: Callable[..., str]
 ) -> None:
     job_id = post(jobs)
-    record = jobs._records.record(job_id)
-    jobs._records.create_manifest(finalize.cancelled(record, 0))
+    record = jobs._store.record(job_id)
+    jobs._store.create_manifest(finalize.cancelled(record, 0))
     assert jobs._live.status(job_id) == JobStatus.QUEUED
     jobs.rebuild()
     assert jobs._live.status(job_id) == JobStatus.CANCELLED
@@ -105,7 +105,7 @@ def test_a_reaper_compares_after_its_connections_broke(
 ) -> None:
     jobs.reconcile()
     job_id = post(jobs)
-    jobs._records.create_manifest(finalize.cancelled(jobs._records.record(job_id), 0))
+    jobs._store.create_manifest(finalize.cancelled(jobs._store.record(job_id), 0))
     server.execute_command("CLIENT KILL TYPE normal SKIPME yes")
     jobs.reconcile()
     jobs.reconcile()

@@ -186,7 +186,7 @@ def test_a_wiped_view_that_was_rebuilt_from_an_old_listing_is_not_believed(
 ) -> None:
     """Found by the campaign (seed 2): what ended between the listing and the rebuild was shown as queued."""
     job_id = post(jobs)
-    before = jobs._records.files(job_id)
+    before = jobs._store.files(job_id)
     server.flushall()
     jobs.cancel(job_id)
     server.flushall()
@@ -202,7 +202,7 @@ def test_one_job_that_cannot_be_read_does_not_keep_the_reaper_from_the_others(
     for job_id in (broken, sound):
         jobs.claim(job_id, "worker")
     jobs.reconcile()
-    jobs._records.blobs.write(f"jobs/{broken}/attempts/1/claim.json", b"{}")
+    jobs._store.blobs.write(f"jobs/{broken}/attempts/1/claim.json", b"{}")
     for job_id in (broken, sound):
         server.delete(f"lobewise:lease:{job_id}")
     jobs.reconcile()

@@ -21,7 +21,7 @@ def record(job_id: str, scan: InputInfo = SCAN, priority: Priority = Priority.RO
 @pytest.fixture
 def impatient(jobs: Jobs) -> Idempotency:
     """Marks of requests in flight are old at once."""
-    return Idempotency(jobs._records, in_flight_seconds=0.0)
+    return Idempotency(jobs._store, in_flight_seconds=0.0)
 
 
 def test_the_first_request_goes_on_and_its_repetition_gets_the_first_answer(jobs: Jobs) -> None:
@@ -83,7 +83,7 @@ def test_a_crash_before_acceptance_blocks_the_key_only_for_a_while(jobs: Jobs, i
 def test_a_crash_after_acceptance_still_answers_with_the_job(jobs: Jobs, impatient: Idempotency) -> None:
     job_id = jobs.new_id()
     impatient.begin("key", job_id)
-    jobs._records.create_job(record(job_id))  # and nothing after it
+    jobs._store.create_job(record(job_id))  # and nothing after it
     first = impatient.begin("key", jobs.new_id())
     assert first is not None
     assert first.fingerprint == fingerprint(record(job_id))

@@ -14,26 +14,25 @@ import pytest
 from pydantic import SecretStr
 
 from jobs import states
-from jobs.answers import LargeUploadState, PartState
+from jobs.answers import MultipartUploadState, PartState, UrlSignature
 from jobs.bootstrap import connect
 from jobs.errors import (
-    BlobStoreUnavailableError,
     JobNotFoundError,
     JobPurgedError,
-    TicketError,
+    StorageUnavailableError,
     UploadClosedError,
     UploadError,
     UploadIncompleteError,
     UploadMismatchError,
     UploadNotFoundError,
     UploadTooLargeError,
+    UrlNotValidError,
 )
 from jobs.ids import new_id
 from jobs.models import JobRecord, JobStatus, MaskName
 from jobs.recovery.cleanup import VOID_KEPT
 from jobs.service import Jobs
 from jobs.settings import MIB, JobsSettings
-from jobs.store.signed_urls import Ticket
 from tests.support.seaweed import S3Server
 
 Connect = Callable[..., Jobs]
@@ -70,20 +69,20 @@ def data_of(part: PartState, scan: bytes = SCAN) -> bytes:
 
 def send(jobs: Jobs, upload_id: str, part: PartState, data: bytes) -> None:
     """As a client does on S3, and as the gateway does on a folder. Raises httpx.HTTPStatusError, UploadError."""
-    if isinstance(part.place, Ticket):
-        asyncio.run(write_part(jobs, upload_id, part.number, part.place, data))
+    if isinstance(part.url, UrlSignature):
+        asyncio.run(write_part(jobs, upload_id, part.number, part.url, data))
     else:
-        httpx.put(part.place or "", content=data, timeout=60).raise_for_status()
+        httpx.put(part.url or "", content=data, timeout=60).raise_for_status()
 
 
-async def write_part(jobs: Jobs, upload_id: str, number: int, ticket: Ticket, data: bytes) -> None:
-    sink, _ = jobs.uploads.open_part(upload_id, number, ticket)
+async def write_part(jobs: Jobs, upload_id: str, number: int, signed: UrlSignature, data: bytes) -> None:
+    sink, _ = jobs.uploads.open_part(upload_id, number, signed)
     await sink.write(data)
     await sink.finish()
-    jobs.uploads.settle_part(upload_id, number)
+    jobs.uploads.require_part_in_time(upload_id, number)
 
 
-def uploaded(jobs: Jobs, scan: bytes = SCAN, sha256: str | None = SHA256) -> LargeUploadState:
+def uploaded(jobs: Jobs, scan: bytes = SCAN, sha256: str | None = SHA256) -> MultipartUploadState:
     """All parts are there, but it is not complete."""
     upload = jobs.uploads.create(len(scan), sha256)
     for part in reversed(upload.parts):
@@ -92,11 +91,11 @@ def uploaded(jobs: Jobs, scan: bytes = SCAN, sha256: str | None = SHA256) -> Lar
 
 
 def stored(jobs: Jobs) -> set[str]:
-    return {key for folder in ("jobs/", "uploads/") for key in jobs._records.blobs.keys(folder)}
+    return {key for folder in ("jobs/", "uploads/") for key in jobs._store.blobs.keys(folder)}
 
 
 def nothing_is_left(jobs: Jobs) -> bool:
-    bucket = jobs._records.blobs.bucket
+    bucket = jobs._store.blobs.bucket
     return stored(jobs) == set() and (bucket is None or not list(bucket.unfinished("")))
 
 
@@ -167,8 +166,8 @@ def test_of_many_that_complete_at_once_all_see_the_same_scan(jobs: Jobs) -> None
 def test_a_crash_before_the_digest_was_checked_loses_nothing(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
     upload = uploaded(jobs)
     with monkeypatch.context() as patch:
-        patch.setattr(jobs.uploads, "_verified", lambda *_: (_ for _ in ()).throw(BlobStoreUnavailableError("crash")))
-        with pytest.raises(BlobStoreUnavailableError):
+        patch.setattr(jobs.uploads, "_verify", lambda *_: (_ for _ in ()).throw(StorageUnavailableError("crash")))
+        with pytest.raises(StorageUnavailableError):
             jobs.uploads.complete(upload.record.id)
     assert all(part.is_received for part in jobs.uploads.get(upload.record.id).parts)
     done = jobs.uploads.complete(upload.record.id)
@@ -190,7 +189,7 @@ def test_other_bytes_than_announced_are_refused_and_deleted(jobs: Jobs) -> None:
 def test_a_part_of_another_size_never_becomes_one(jobs: Jobs, difference: int) -> None:
     """S3 refuses it, since the length is signed; the gateway refuses it by its size, which the API tests hold."""
     upload = jobs.uploads.create(PART_BYTES)
-    if isinstance(upload.parts[0].place, Ticket) and difference < 0:
+    if isinstance(upload.parts[0].url, UrlSignature) and difference < 0:
         send(jobs, upload.record.id, upload.parts[0], bytes(PART_BYTES - 1))  # a part that was cut on the disk
     else:
         with pytest.raises((httpx.HTTPStatusError, UploadTooLargeError)):
@@ -257,7 +256,7 @@ def test_an_expired_upload_is_gone_and_swept_with_all_its_parts(jobs: Jobs, othe
 
 
 def test_what_a_crash_left_is_swept_but_not_before_its_time(jobs: Jobs, other: Connect) -> None:
-    blobs = jobs._records.blobs
+    blobs = jobs._store.blobs
     blobs.write(f"jobs/{new_id()}/input", b"a scan that never became a job")
     blobs.write(f"uploads/{new_id()}/parts/1", b"a part whose upload is gone")
     if blobs.bucket is not None:
@@ -300,7 +299,7 @@ def test_a_deleted_job_is_forgotten_in_the_end(jobs: Jobs, other: Connect, finis
 def test_a_purge_that_was_cut_off_is_ended(jobs: Jobs, finished: Callable[..., str]) -> None:
     job_id = finished(jobs)
     jobs.purge(job_id)
-    jobs._records.blobs.write(f"jobs/{job_id}/attempts/2/lungs.nii.gz", b"from a worker that was killed")
+    jobs._store.blobs.write(f"jobs/{job_id}/attempts/2/lungs.nii.gz", b"from a worker that was killed")
     assert jobs.clean_up() == 1
     assert stored(jobs) == {f"jobs/{job_id}/purged.json"}
     assert jobs.clean_up() == 0
@@ -310,7 +309,7 @@ def test_a_purge_also_takes_what_a_crash_left_of_its_upload(jobs: Jobs) -> None:
     upload_id = uploaded_and_completed(jobs)
     job_id = jobs.new_id()
     scan = jobs.take_upload(upload_id, job_id)
-    jobs._records.create_job(JobRecord(id=job_id, created_at=states.now(), input=scan, upload_id=upload_id))
+    jobs._store.create_job(JobRecord(id=job_id, created_at=states.now(), input=scan, upload_id=upload_id))
     jobs.purge(job_id)
     assert stored(jobs) == {f"jobs/{job_id}/purged.json"}
 
@@ -338,7 +337,7 @@ class TestOnS3:
 
     def test_an_address_is_good_for_its_part_alone(self, jobs: Jobs) -> None:
         upload = jobs.uploads.create(2 * PART_BYTES)
-        url, data = str(upload.parts[0].place), bytes(PART_BYTES)
+        url, data = str(upload.parts[0].url), bytes(PART_BYTES)
         assert upload.record.multipart_id in url
         for changed in (
             url.replace("partNumber=1", "partNumber=2"),
@@ -355,11 +354,11 @@ class TestOnS3:
         hasty = other(url_seconds=1)
         upload = hasty.uploads.create(PART_BYTES)
         time.sleep(2.1)
-        assert httpx.put(str(upload.parts[0].place), content=bytes(PART_BYTES), timeout=60).status_code == 403
+        assert httpx.put(str(upload.parts[0].url), content=bytes(PART_BYTES), timeout=60).status_code == 403
         assert not jobs.uploads.get(upload.record.id).parts[0].is_received
 
     def test_what_others_write_to_the_bucket_is_left_alone(self, jobs: Jobs, other: Connect) -> None:
-        bucket = jobs._records.blobs.bucket
+        bucket = jobs._store.blobs.bucket
         assert bucket is not None
         theirs = bucket.begin("backups/1")
         time.sleep(1.1)
@@ -382,7 +381,7 @@ class TestOnS3:
     ) -> None:
         public = s3_server.endpoint.replace("127.0.0.1", "localhost")
         upload = other(blob_public_endpoint=public).uploads.create(PART_BYTES)
-        assert str(upload.parts[0].place).startswith(public)
+        assert str(upload.parts[0].url).startswith(public)
         send(jobs, upload.record.id, upload.parts[0], bytes(PART_BYTES))
         jobs.uploads.complete(upload.record.id)
 
@@ -398,7 +397,7 @@ class TestOnS3:
             lambda: jobs.uploads.abort(upload.record.id),
             jobs.clean_up,
         ):
-            with pytest.raises(BlobStoreUnavailableError):
+            with pytest.raises(StorageUnavailableError):
                 call()
         assert not jobs.readiness().blobs
         jobs.close()
@@ -411,21 +410,21 @@ class TestOnAFolder:
 
     def test_a_ticket_is_good_for_its_part_alone_and_for_a_while(self, jobs: Jobs) -> None:
         upload, another = jobs.uploads.create(2 * PART_BYTES), jobs.uploads.create(2 * PART_BYTES)
-        ticket = upload.parts[0].place
-        assert isinstance(ticket, Ticket)
-        late = Ticket(ticket.expires + 1, ticket.signature)
-        forged = Ticket(ticket.expires, "é" + ticket.signature[1:])
+        signed = upload.parts[0].url
+        assert isinstance(signed, UrlSignature)
+        late = UrlSignature(signed.expires + 1, signed.signature)
+        forged = UrlSignature(signed.expires, "é" + signed.signature[1:])
         for upload_id, number, shown in (
-            (upload.record.id, 2, ticket),
-            (another.record.id, 1, ticket),
+            (upload.record.id, 2, signed),
+            (another.record.id, 1, signed),
             (upload.record.id, 1, late),
             (upload.record.id, 1, forged),
-            (upload.record.id, 1, Ticket(ticket.expires, "")),
+            (upload.record.id, 1, UrlSignature(signed.expires, "")),
         ):
-            with pytest.raises(TicketError):
+            with pytest.raises(UrlNotValidError):
                 jobs.uploads.open_part(upload_id, number, shown)
-        past = jobs.uploads._tickets.issue(upload.record.id, 1, int(time.time()) - 5)
-        with pytest.raises(TicketError, match="expired"):
+        past = jobs.uploads._signer.sign(upload.record.id, 1, int(time.time()) - 5)
+        with pytest.raises(UrlNotValidError, match="expired"):
             jobs.uploads.open_part(upload.record.id, 1, past)
 
     def test_all_gateways_of_a_folder_sign_with_one_key_that_nobody_else_reads(
@@ -435,20 +434,20 @@ class TestOnAFolder:
         send(other(), upload.record.id, upload.parts[0], bytes(PART_BYTES))
         assert (jobs.settings.data_dir / "signing-key").stat().st_mode & 0o777 == 0o600
         stranger = other(signing_key=SecretStr("k" * 32))
-        with pytest.raises(TicketError):
+        with pytest.raises(UrlNotValidError):
             send(stranger, upload.record.id, upload.parts[0], bytes(PART_BYTES))
 
     def test_a_part_that_comes_while_its_upload_ends_is_taken_back(self, jobs: Jobs) -> None:
         upload = jobs.uploads.create(PART_BYTES)
-        ticket = upload.parts[0].place
-        assert isinstance(ticket, Ticket)
+        signed = upload.parts[0].url
+        assert isinstance(signed, UrlSignature)
 
         async def late() -> None:
-            sink, _ = jobs.uploads.open_part(upload.record.id, 1, ticket)
+            sink, _ = jobs.uploads.open_part(upload.record.id, 1, signed)
             await sink.write(bytes(PART_BYTES))
             jobs.uploads.abort(upload.record.id)
             await sink.finish()
-            jobs.uploads.settle_part(upload.record.id, 1)
+            jobs.uploads.require_part_in_time(upload.record.id, 1)
 
         with pytest.raises(UploadError):
             asyncio.run(late())
