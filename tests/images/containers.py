@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from store import Store
+from tests.images.store import Store
 
 UID: Final = 10001
 STOP_SECONDS: Final = 60.0
@@ -49,7 +49,7 @@ class Container:
         asked = self.log.with_name("exec.json")
         asked.write_text(json.dumps(self._runs | {"args": command}))
         line = [*crun(self._state), "exec", "--process", str(asked), self.name]
-        return subprocess.run(line, text=True, capture_output=True, check=False, timeout=120)  # noqa: S603 (our own)
+        return subprocess.run(line, text=True, capture_output=True, check=False, timeout=120)
 
     def is_well(self) -> bool:
         """What the image's own health check says."""
@@ -72,7 +72,7 @@ class Container:
             self._process.wait()
 
     def _kill(self, name: str) -> None:
-        subprocess.run([*crun(self._state), "kill", self.name, name], check=False)  # noqa: S603 (our own arguments)
+        subprocess.run([*crun(self._state), "kill", self.name, name], check=False)
 
 
 def crun(state: Path) -> list[str]:
@@ -92,7 +92,7 @@ def running(store: Store, order: Order) -> Iterator[Container]:
         (folder / "config.json").write_text(json.dumps(bundle))
         state, log = store.folder / "crun", folder / "log"
         with log.open("wb") as stream:
-            process = subprocess.Popen(  # noqa: S603 (our own arguments)
+            process = subprocess.Popen(
                 [*crun(state), "run", "--bundle", str(folder), order.name], stdout=stream, stderr=stream
             )
         container = Container(order.name, config["Healthcheck"]["Test"][1:], log, state, bundle["process"], process)
@@ -104,7 +104,7 @@ def running(store: Store, order: Order) -> Iterator[Container]:
 
 def _bundle(order: Order, config: dict[str, Any], root: Path, folder: Path) -> dict[str, Any]:
     (folder / "config.json").unlink(missing_ok=True)
-    subprocess.run(["crun", "spec", "--bundle", folder], check=True)  # noqa: S603, S607 (our own arguments)
+    subprocess.run(["crun", "spec", "--bundle", folder], check=True)
     spec: dict[str, Any] = json.loads((folder / "config.json").read_text())
     spec["root"] = {"path": str(root), "readonly": True}
     spec["hostname"] = order.name

@@ -14,9 +14,9 @@ from typing import Final
 
 import redis
 
-from chaos.cluster import Cluster, Process, until
-from chaos.history import History
-from chaos.proxy import Mood, Proxy
+from tests.chaos.cluster import Cluster, Process, until
+from tests.chaos.history import History
+from tests.chaos.proxy import Mood, Proxy
 
 QUEUES: Final = ("lobewise.stat", "lobewise.routine", "lobewise.batch")
 

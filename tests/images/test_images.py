@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT / "images"))
-import look  # noqa: E402
-import outside  # noqa: E402
+from tests.images import look, outside
+
+ROOT = Path(__file__).parents[2]
 
 PARTS = ("api", "worker")
 LABEL = re.compile(r'org\.opencontainers\.image\.([a-z.]+)="([^"]*)"')

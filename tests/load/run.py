@@ -1,6 +1,6 @@
-"""Put a gateway under load and report how it bears it: `make load`, or `.venv-load/bin/python load/run.py --help`.
+"""Put a gateway under load and report how it bears it: `make load`, or `.venv-load/bin/python -m tests.load.run --help`.
 
-A real gateway with its embedded Valkey and a folder of blobs; the clients are k6's (load/load.js). All on this machine
+A real gateway with its embedded Valkey and a folder of blobs; the clients are k6's (`load.js`). All on this machine
 and over loopback: the clients take their share of its CPU, which the report tells.
 """
 
@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import psutil
-from gateway import BOUNDARY, ROOT, Gateway, form, running
-from phases import FULL, LIGHT, MIB, PROBES, Phase
-from report import markdown
-from watch import Watched, watching
+
+from tests.load.gateway import BOUNDARY, ROOT, Gateway, form, running
+from tests.load.phases import FULL, LIGHT, MIB, PROBES, Phase
+from tests.load.report import markdown
+from tests.load.watch import Watched, watching
 
 SCAN_BYTES: Final = 60 * MIB
 LARGE_BYTES: Final = 600 * MIB
@@ -196,7 +197,7 @@ def _command(tools: Tools, name: str, phase: Phase, gateway: Gateway, folder: Pa
         "--address",
         "",
         *given,
-        str(ROOT / "load" / "load.js"),
+        str(Path(__file__).with_name("load.js")),
     ]
 
 

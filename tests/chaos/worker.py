@@ -1,4 +1,4 @@
-"""The worker as it is shipped, with an analysis that takes its orders from the scan: `python -m chaos.worker`.
+"""The worker as it is shipped, with an analysis that takes its orders from the scan: `python -m tests.chaos.worker`.
 
 What it does is noted in the file that `CHAOS_HISTORY` names. Nothing here imports torch, which takes seconds.
 """
@@ -13,11 +13,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from chaos.history import History
-from chaos.orders import Order
 from jobs.settings import JobsSettings
 from pipeline.errors import LungsNotFoundError
 from pipeline.geometry import Scan, Volume
+from tests.chaos.history import History
+from tests.chaos.orders import Order
 from tests.support.tiny_worker import GRID, quantification  # the tests' own
 from worker.main import run
 

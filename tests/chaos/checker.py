@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Final
 
-from chaos.history import Event
+from tests.chaos.history import Event
 
 FINAL: Final = frozenset({"succeeded", "failed", "cancelled"})
 STEPS: Final[Mapping[str, frozenset[str]]] = {

@@ -1,4 +1,4 @@
-"""One thing at a time, measured against its target: `python -m chaos.drills`.
+"""One thing at a time, measured against its target: `python -m tests.chaos.drills`.
 
 The campaign throws everything at once and asks whether the promise was kept; a drill asks how fast, or how often.
 """
@@ -19,10 +19,10 @@ from typing import Any, Final
 
 import httpx
 
-from chaos.campaign import FAST, percentile
-from chaos.cluster import Cluster, until
-from chaos.history import read_history
-from chaos.orders import Order
+from tests.chaos.campaign import FAST, percentile
+from tests.chaos.cluster import Cluster, until
+from tests.chaos.history import read_history
+from tests.chaos.orders import Order
 
 FINAL: Final = ("succeeded", "failed", "cancelled")
 
@@ -225,7 +225,7 @@ def _workers(client: httpx.Client) -> int:
 
 def main() -> int:
     names = {drill.__name__: drill for drill in DRILLS}
-    parser = argparse.ArgumentParser(prog="python -m chaos.drills", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos.drills", description=__doc__)
     parser.add_argument("drills", nargs="*", choices=[*names, []], help="all by default")
     parser.add_argument("--scale", type=float, default=1.0, help="0.05 for a twentieth of the jobs and faults")
     parser.add_argument("--timing", choices=["fast", "shipped"], default="shipped", help="leases and pauses of workers")

@@ -13,8 +13,8 @@ from typing import Any, Final
 
 import httpx
 
-from chaos.history import History
-from chaos.orders import Order, draw_order
+from tests.chaos.history import History
+from tests.chaos.orders import Order, draw_order
 
 IN_FLIGHT: Final = 40
 """Jobs of one campaign that are not finished, at most."""

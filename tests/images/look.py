@@ -8,10 +8,11 @@ from importlib.metadata import Distribution
 from pathlib import Path
 from typing import Any, Final
 
-import outside
-from bake import BASE, PIP, ROOT, image_of
 from packaging.utils import canonicalize_name
-from store import Store
+
+from tests.images import outside
+from tests.images.bake import BASE, PIP, ROOT, image_of
+from tests.images.store import Store
 
 MB: Final = 1_000_000
 MOST_MB: Final = {"api": 250}

@@ -17,7 +17,7 @@ from typing import IO, Final
 
 import psutil
 
-ROOT: Final = Path(__file__).resolve().parents[1]
+ROOT: Final = Path(__file__).resolve().parents[2]
 BOUNDARY: Final = "load-7b1f"
 NIFTI: Final = (b"\x5c\x01\0\0" + bytes(340) + b"n+1\0").ljust(1024, b"\0")
 """Begins as a scan does; the gateway looks no deeper."""

@@ -29,7 +29,7 @@ class Store:
         command = ["buildah", "--root", root, "--runroot", run, "--storage-driver", self.driver, *arguments]
         temporary = self.folder / "tmp"  # what pip downloaded stays there, for the next build
         temporary.mkdir(parents=True, exist_ok=True)
-        done = subprocess.run(  # noqa: S603 (our own arguments)
+        done = subprocess.run(
             list(map(str, command)),
             check=True,
             text=True,
@@ -42,7 +42,7 @@ class Store:
         """buildah leaves its folder of overlays mounted upon itself; so mounted it cannot be deleted."""
         overlays = self.folder / "storage" / "overlay"
         if overlays.is_mount():
-            subprocess.run(["umount", str(overlays)], check=False)  # noqa: S603, S607
+            subprocess.run(["umount", str(overlays)], check=False)
 
     def has(self, image: str) -> bool:
         """Whether it was made already."""

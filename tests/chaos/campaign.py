@@ -17,12 +17,12 @@ from pathlib import Path
 from random import Random
 from typing import Any, Final, Literal
 
-from chaos import faults
-from chaos.checker import FINAL, LOST_WORKERS, Case, Violation, cases_of, check
-from chaos.clients import Caller, Clients, Job
-from chaos.cluster import Cluster, until
-from chaos.history import Event, History, read_history
-from chaos.proxy import Proxy
+from tests.chaos import faults
+from tests.chaos.checker import FINAL, LOST_WORKERS, Case, Violation, cases_of, check
+from tests.chaos.clients import Caller, Clients, Job
+from tests.chaos.cluster import Cluster, until
+from tests.chaos.history import Event, History, read_history
+from tests.chaos.proxy import Proxy
 
 log = logging.getLogger("chaos")
 

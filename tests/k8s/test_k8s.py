@@ -1,9 +1,7 @@
 """The manifests keep our rules, and each rule tells of what breaks it. What needs kubectl is in `make k8s-check`."""
 
 import copy
-import dataclasses
 import importlib.util
-import itertools
 import json
 import os
 import socket
@@ -20,14 +18,13 @@ import yaml
 
 from jobs.bootstrap import connect
 from jobs.configuration import variables
-from jobs.fairness import favoured
 from jobs.gateway_settings import ApiSettings
 from jobs.live.redis_view import PREFIX
-from jobs.models import JobStatus, Priority
+from jobs.models import JobStatus
 from jobs.service import Jobs
 from jobs.settings import JobsSettings
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 K8S = ROOT / "k8s"
 PROBE = K8S / "base" / "worker_ready.py"
 
@@ -43,7 +40,6 @@ def module(path: Path) -> ModuleType:
 
 
 rules = module(K8S / "rules.py")
-scaling = module(K8S / "scaling.py")
 settings = rules.documented((ROOT / "docs" / "configuration.md").read_text())
 
 
@@ -150,21 +146,16 @@ def test_the_rules_know_every_setting_of_the_code() -> None:
     assert {name: settings.defaults.get(name) for name in known} == known
 
 
-def test_the_prometheus_rule_is_the_alerts() -> None:
-    rule = yaml.safe_load((K8S / "components" / "monitoring" / "prometheusrule.yaml").read_text())
-    assert rule["spec"] == yaml.safe_load((ROOT / "monitoring" / "alerts.yaml").read_text())
-
-
 def test_the_service_monitor_names_the_job_of_the_alerts() -> None:
-    monitor = yaml.safe_load((K8S / "components" / "monitoring" / "servicemonitor.yaml").read_text())
+    monitor = yaml.safe_load((K8S / "monitoring" / "servicemonitor.yaml").read_text())
     (relabeling,) = monitor["spec"]["endpoints"][0]["relabelings"]
-    assert f'job="{relabeling["replacement"]}"' in (ROOT / "monitoring" / "alerts.yaml").read_text()
+    assert f'job="{relabeling["replacement"]}"' in (K8S / "monitoring" / "prometheusrule.yaml").read_text()
 
 
 SCHEMAS = {
     "scaledobject": "queue-autoscaling",
-    "servicemonitor": "monitoring",
-    "prometheusrule": "monitoring",
+    "servicemonitor": "../monitoring",
+    "prometheusrule": "../monitoring",
 }
 FREE = ("labels", "annotations", "matchLabels")
 
@@ -199,57 +190,6 @@ def test_what_autoscaling_counts_are_statuses_of_jobs() -> None:
         "triggers"
     ]
     assert f'status=~"{JobStatus.QUEUED}|{JobStatus.RUNNING}"' in trigger["metadata"]["query"]
-
-
-# What the simulation repeats
-
-
-def test_the_simulated_turns_are_those_of_the_queues() -> None:
-    turns = range(1, 50)
-    assert [scaling.order_of(turn)[0] for turn in turns] == [favoured(turn) for turn in turns]
-    assert {tuple(sorted(scaling.order_of(turn))) for turn in turns} == {(0, 1, 2)}
-    assert tuple(Priority) == scaling.PRIORITIES
-
-
-def test_arrivals_of_a_day_sum_to_their_number() -> None:
-    rates = [scaling.arrivals_per_second(second, 1000, 0.8) for second in range(0, 86400, 60)]
-    assert sum(rates) * 60 == pytest.approx(1000)
-    assert max(rates) == pytest.approx(1000 / 86400 * 1.8)
-
-
-def autoscaler(**changes: Any) -> Any:
-    manifest = yaml.safe_load((K8S / "components" / "queue-autoscaling" / "scaledobject.yaml").read_text())
-    return scaling.Autoscaler(dataclasses.replace(scaling.scaling_of(manifest), **changes))
-
-
-def test_a_burst_doubles_the_workers_up_to_the_limit() -> None:
-    scaler, workers, seen = autoscaler(least=1, most=8, up_percent=100, up_workers=1, up_seconds=30), 1, []
-    for tick in range(12):
-        workers = scaler.decide(tick * 15, 1000, workers)
-        seen.append(workers)
-    assert seen[0] == 2
-    assert seen[-1] == 8
-    assert all(later <= 2 * earlier for earlier, later in itertools.pairwise(seen))
-
-
-def test_running_jobs_hold_their_workers() -> None:
-    scaler = autoscaler(jobs_per_worker=1)
-    assert [scaler.decide(tick * 15, 8, 8) for tick in range(100)][-1] == 8
-
-
-def test_a_lull_keeps_the_workers_for_the_window() -> None:
-    scaler, workers = autoscaler(least=1, down_window_seconds=300), 8
-    scaler.decide(0, 16, workers)
-    assert scaler.decide(285, 0, workers) == 8
-    assert scaler.decide(315, 0, workers) < 8
-
-
-def test_nothing_to_do_ends_at_the_least() -> None:
-    scaler, workers = autoscaler(least=0), 8
-    for tick in range(200):
-        workers = scaler.decide(tick * 15, 0, workers)
-    assert workers == 0
-    assert scaler.decide(3015, 5, 0) == 1
 
 
 # The readiness of a worker, at a real broker

@@ -11,12 +11,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final, TypeVar
 
-from bake import ROOT, build, make_base
-from look import faults
-from store import Store
+from tests.images.bake import ROOT, build, make_base
+from tests.images.look import faults
+from tests.images.store import Store
 
 PARTS: Final = ("api", "worker")
 TOOLS: Final = ("buildah", "crun", "debootstrap", "unshare", "ip")
@@ -60,7 +59,7 @@ def hindrance_of(store: Store) -> str:
     if missing := [tool for tool in TOOLS if not shutil.which(tool)]:
         return f"{', '.join(missing)} not installed"
     try:
-        subprocess.run([*NAMESPACES, "true"], check=True)  # noqa: S603 (our own arguments)
+        subprocess.run([*NAMESPACES, "true"], check=True)
         store.buildah("rm", store.buildah("from", "scratch"))
     except subprocess.CalledProcessError as error:
         return str(error)
@@ -75,9 +74,8 @@ def built(store: Store, part: str) -> list[str]:
 
 def scan(store: Store) -> int:
     """In a network where there is nobody else, so that the gateway may listen everywhere. Its mounts end with it."""
-    script = Path(__file__).with_name("scan.py")
-    command = ["unshare", "--net", "--mount", sys.executable, str(script), str(store.folder)]
-    return subprocess.run(command, check=False).returncode  # noqa: S603 (our own arguments)
+    command = ["unshare", "--net", "--mount", sys.executable, "-m", "tests.images.scan", str(store.folder)]
+    return subprocess.run(command, cwd=ROOT, check=False).returncode
 
 
 def timed(what: str, act: Callable[[], Answer]) -> Answer:

@@ -1,4 +1,4 @@
-"""An hour of mixed load, and whether anything grows: `python -m chaos.soak`.
+"""An hour of mixed load, and whether anything grows: `python -m tests.chaos.soak`.
 
 Jobs are posted, polled, streamed, cancelled and deleted, in batches too; finished ones go after their retention. Once a
 minute memory, descriptors, processes, temporary files, Redis keys and blobs are counted.
@@ -24,8 +24,8 @@ from typing import Final
 import httpx
 import numpy as np
 
-from chaos.cluster import Cluster, Process, until
-from chaos.orders import Order
+from tests.chaos.cluster import Cluster, Process, until
+from tests.chaos.orders import Order
 
 RETENTION_SECONDS: Final = 120
 SETTINGS: Final = {
@@ -239,7 +239,7 @@ def _redis(cluster: Cluster, what: str) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m chaos.soak", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--every-seconds", type=float, default=30.0, help="between two counts")
     parser.add_argument("--seed", type=int, default=1)

@@ -1,4 +1,4 @@
-"""`python -m chaos`: one or more campaigns; ends with 1 where a promise was broken."""
+"""`python -m tests.chaos`: one or more campaigns; ends with 1 where a promise was broken."""
 
 import argparse
 import logging
@@ -7,11 +7,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from chaos.campaign import Plan, run
+from tests.chaos.campaign import Plan, run
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m chaos", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=2000)
     parser.add_argument("--kills", type=int, default=200, help="kill -9 of workers, their children, gateways and Redis")

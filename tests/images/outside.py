@@ -18,7 +18,7 @@ NOT_LENT: Final = {"cache-dir", "require-virtualenv", "user", "target", "prefix"
 
 def settings(pip: Path) -> dict[str, str]:
     """What holds for every command of this pip; its environment goes before its files."""
-    lines = subprocess.run([pip, "config", "list"], check=True, text=True, stdout=subprocess.PIPE).stdout  # noqa: S603
+    lines = subprocess.run([pip, "config", "list"], check=True, text=True, stdout=subprocess.PIPE).stdout
     found = [match for match in map(SETTING.fullmatch, lines.splitlines()) if match]
     found.sort(key=lambda match: match["section"] == ENVIRONMENT)
     return {

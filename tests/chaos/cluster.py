@@ -129,7 +129,7 @@ class Cluster:
                 "redis", [str(get_binary_path()), str(_redis_config(folder, redis_port))], {}, folder / "redis.log"
             ),
             [process(f"gateway-{n}", "api", LOBEWISE_API_PORT=str(p)) for n, p in enumerate(ports)],
-            [process(f"worker-{n}", "chaos.worker") for n in range(workers)],
+            [process(f"worker-{n}", "tests.chaos.worker") for n in range(workers)],
             url,
             ports,
         )
