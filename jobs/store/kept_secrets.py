@@ -18,17 +18,14 @@ def kept_secret(path: Path, make: Callable[[], str]) -> str:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            _write(path, make())
+            secret = make()
+            whole = path.with_name(f"{path.name}-{secrets.token_hex(4)}")
+            descriptor = os.open(whole, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w") as file:
+                file.write(secret)
+            with suppress(FileExistsError):
+                os.link(whole, path)  # unlike a rename, never replaces the key of another
+            whole.unlink()
         return path.read_text()
     except OSError as error:
         raise BlobStoreUnavailableError(f"{path.name} cannot be kept: {type(error).__name__}") from error
-
-
-def _write(path: Path, secret: str) -> None:
-    whole = path.with_name(f"{path.name}-{secrets.token_hex(4)}")
-    descriptor = os.open(whole, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(secret)
-    with suppress(FileExistsError):
-        os.link(whole, path)  # unlike a rename, never replaces the key of another
-    whole.unlink()

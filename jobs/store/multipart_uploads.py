@@ -52,13 +52,16 @@ class LargeUploads:
         if size_bytes > self.limit_bytes:
             raise UploadTooLargeError(self.limit_bytes)
         now, upload_id = states.now(), ids.new_id()
+        # As set, or larger, so that there are not too many parts.
+        needed_mib = -(-size_bytes // (MAX_PARTS * MIB))
+        part_bytes = max(self._settings.upload_part_bytes, needed_mib * MIB)
         record = UploadRecord(
             id=upload_id,
             created_at=now,
             expires_at=now + timedelta(seconds=self._settings.upload_seconds),
             size_bytes=size_bytes,
             sha256=sha256,
-            part_bytes=self._part_bytes(size_bytes),
+            part_bytes=part_bytes,
             multipart_id=self._parts.begin(upload_id),
         )
         self._blobs.create(folder_of(upload_id) + "upload.json", record.model_dump_json(exclude_none=True).encode())
@@ -149,7 +152,7 @@ class LargeUploads:
         try:
             record = self._record(upload_id, also_expired=True)
         except UploadNotFoundError:
-            if not self._is_old(ids.made_at(upload_id), now):
+            if not (ids.made_at(upload_id) + timedelta(seconds=self._settings.upload_seconds) < now):
                 return False
             self._blobs.delete_all(folder_of(upload_id))
             return True
@@ -159,14 +162,6 @@ class LargeUploads:
             return False
         self._discard(record)
         return True
-
-    def _is_old(self, moment: datetime, now: datetime) -> bool:
-        return moment + timedelta(seconds=self._settings.upload_seconds) < now
-
-    def _part_bytes(self, size_bytes: int) -> int:
-        """As set, or larger, so that there are not too many parts."""
-        needed_mib = -(-size_bytes // (MAX_PARTS * MIB))
-        return max(self._settings.upload_part_bytes, needed_mib * MIB)
 
     def _record(self, upload_id: str, *, also_expired: bool = False) -> UploadRecord:
         data = self._blobs.read(folder_of(upload_id) + "upload.json") if ids.is_id(upload_id) else None
