@@ -5,7 +5,7 @@ CT ?=
 STATES ?= 3000
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types layers unit test-states test-monitoring images chaos chaos-small soak k8s-check k8s-simulate load load-check format constraints clean
+.PHONY: help install demo test lint types layers unit test-states test-monitoring images chaos chaos-small soak k8s-check load load-check format constraints clean
 
 help: ## show the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -32,8 +32,8 @@ lint: install ## ruff and hadolint: style and common faults
 types: install ## mypy, strict
 	$(BIN)/mypy
 	MYPYPATH=. $(BIN)/mypy --follow-imports=silent k8s/measure.py
-	MYPYPATH=. $(BIN)/mypy --follow-imports=silent -p chaos
-	MYPYPATH=.:images $(BIN)/mypy --follow-imports=silent images
+	MYPYPATH=. $(BIN)/mypy --follow-imports=silent -p tests.chaos
+	MYPYPATH=. $(BIN)/mypy --follow-imports=silent $(filter-out %/test_images.py,$(wildcard tests/images/*.py))
 
 layers: install ## who may import whom
 	$(BIN)/lint-imports
@@ -45,33 +45,30 @@ test-states: install ## jobs in every order of steps, a quarter of an hour: make
 	LOBEWISE_TEST_STATES=$(STATES) $(BIN)/pytest -s tests/jobs/test_state_machine.py tests/jobs/test_lifecycle.py
 
 test-monitoring: install ## alert rules and metric names, with promtool (Debian: prometheus)
-	promtool check rules monitoring/alerts.yaml
+	command -v promtool
 	$(BIN)/pytest tests/api/test_monitoring.py
 
 CHAOS := PYTHONPATH=. $(BIN)/python -m
 
 chaos: install ## attack the service: 2000 scans, 200 kill -9 and 100 other faults, then the drills (an hour or two)
-	$(CHAOS) chaos --seed $(or $(SEED),1) --jobs 2000 --kills 200 --others 100
-	$(CHAOS) chaos --seed $(or $(SEED),1) --jobs 200 --kills 10 --others 30 --store s3
-	$(CHAOS) chaos --seed $(or $(SEED),1) --jobs 200 --kills 10 --others 20 --timing shipped --pause-seconds 5
-	$(CHAOS) chaos.drills
+	$(CHAOS) tests.chaos --seed $(or $(SEED),1) --jobs 2000 --kills 200 --others 100
+	$(CHAOS) tests.chaos --seed $(or $(SEED),1) --jobs 200 --kills 10 --others 30 --store s3
+	$(CHAOS) tests.chaos --seed $(or $(SEED),1) --jobs 200 --kills 10 --others 20 --timing shipped --pause-seconds 5
+	$(CHAOS) tests.chaos.drills
 
 chaos-small: install ## the same in minutes: 100 scans and 20 faults, small drills; CI runs it
-	$(CHAOS) chaos --seed $(or $(SEED),1) --jobs 100 --kills 8 --others 12
-	$(CHAOS) chaos.drills --scale 0.05
+	$(CHAOS) tests.chaos --seed $(or $(SEED),1) --jobs 100 --kills 8 --others 12
+	$(CHAOS) tests.chaos.drills --scale 0.05
 
 soak: install ## an hour of mixed load: does anything grow?
-	$(CHAOS) chaos.soak
+	$(CHAOS) tests.chaos.soak
 
 images: install ## build the images, score a scan with them (as root; Debian: buildah crun debootstrap iproute2)
-	$(BIN)/python images/make.py $(if $(ONLY),--only $(ONLY))
+	$(BIN)/python -m tests.images.make $(if $(ONLY),--only $(ONLY))
 
 k8s-check: .venv-k8s/.installed ## render the Kubernetes overlays and look for faults, types of the checker included
 	.venv-k8s/bin/mypy --strict --exclude measure.py k8s
 	.venv-k8s/bin/python k8s/check.py
-
-k8s-simulate: .venv-k8s/.installed ## queue and autoscaler at three loads (simulated): the table of docs/deployment.md
-	.venv-k8s/bin/python k8s/simulate.py
 
 .venv-k8s/.installed: k8s/requirements.txt
 	$(PYTHON) -m venv .venv-k8s
@@ -79,15 +76,15 @@ k8s-simulate: .venv-k8s/.installed ## queue and autoscaler at three loads (simul
 	@touch $@
 
 load: install .venv-load/.installed ## 50 clients post 60 MiB scans, 500 poll: latency, throughput, memory, saturation (10 minutes, 35 GB of disk)
-	.venv-load/bin/python load/run.py
+	.venv-load/bin/python -m tests.load.run
 
 load-check: install .venv-load/.installed ## the same with a few clients for a few seconds: does it work still
-	.venv-load/bin/mypy --strict load
-	.venv-load/bin/python load/run.py --light
+	MYPYPATH=. .venv-load/bin/mypy --strict -p tests.load
+	.venv-load/bin/python -m tests.load.run --light
 
-.venv-load/.installed: load/requirements.txt
+.venv-load/.installed: tests/load/requirements.txt
 	$(PYTHON) -m venv .venv-load
-	.venv-load/bin/pip install --quiet --disable-pip-version-check -r load/requirements.txt
+	.venv-load/bin/pip install --quiet --disable-pip-version-check -r tests/load/requirements.txt
 	@touch $@
 
 format: install ## let ruff mend what it can

@@ -28,7 +28,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
-from starlette.routing import BaseRoute, Match
+from starlette.routing import Match
 
 from api.schemas import TAGS, FieldError, Problem
 from jobs import errors as jobs_errors
@@ -296,13 +296,10 @@ def _on_http_exception(request: Request, error: HTTPException) -> Response:
         raise error
     headers = dict(error.headers or {})
     if problem is problems.METHOD_NOT_ALLOWED:
-        headers["Allow"] = ", ".join(sorted(_allowed_methods(request.app.state.routes, request)))
+        matching = (route for route in request.app.state.routes if route.matches(request.scope)[0] is not Match.NONE)
+        allowed_methods = {method for route in matching for method in getattr(route, "methods", None) or ()}
+        headers["Allow"] = ", ".join(sorted(allowed_methods))
     return problem_response(request, problem, problem.meaning, headers=headers)
-
-
-def _allowed_methods(routes: Iterable[BaseRoute], request: Request) -> set[str]:
-    matching = (route for route in routes if route.matches(request.scope)[0] is not Match.NONE)
-    return {method for route in matching for method in getattr(route, "methods", None) or ()}
 
 
 def _retry_seconds(request: Request, problem: ProblemType) -> int:

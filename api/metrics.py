@@ -10,7 +10,6 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from jobs.errors import BrokerUnavailableError
-from jobs.live.job_metrics import Figures, WorkerStats
 from jobs.live.job_metrics import Histogram as Seconds
 from jobs.service import Jobs
 
@@ -87,19 +86,48 @@ class _JobsCollector(Collector):
         if ready.broker:
             with suppress(BrokerUnavailableError):  # it went down just now
                 yield self._by_status()
-                yield from self._queues()
+                waiting = GaugeMetricFamily("lobewise_queue_jobs", "Jobs that wait for a worker", labels=["priority"])
+                oldest = GaugeMetricFamily(
+                    "lobewise_queue_oldest_seconds",
+                    "How long the first of the waiting jobs has waited",
+                    labels=["priority"],
+                )
+                for priority, length in self._jobs.queues().items():
+                    waiting.add_metric([priority], length.waiting)
+                    oldest.add_metric([priority], length.oldest_seconds)
+                yield from (waiting, oldest)
                 yield from self._callbacks()
-                yield from _worked(self._jobs.figures())
-
-    def _queues(self) -> Iterator[Metric]:
-        waiting = GaugeMetricFamily("lobewise_queue_jobs", "Jobs that wait for a worker", labels=["priority"])
-        oldest = GaugeMetricFamily(
-            "lobewise_queue_oldest_seconds", "How long the first of the waiting jobs has waited", labels=["priority"]
-        )
-        for priority, length in self._jobs.queues().items():
-            waiting.add_metric([priority], length.waiting)
-            oldest.add_metric([priority], length.oldest_seconds)
-        yield from (waiting, oldest)
+                # What the workers did, at every gateway the same.
+                figures = self._jobs.figures()
+                finished = CounterMetricFamily(
+                    "lobewise_jobs_finished",
+                    "Jobs by how they ended and, if they failed, why",
+                    labels=["outcome", "problem"],
+                )
+                for (outcome, problem), count in figures.finished.items():
+                    finished.add_metric([outcome, problem], count)
+                running = GaugeMetricFamily(
+                    "lobewise_running_jobs", "Jobs that a worker has, by stage", labels=["stage"]
+                )
+                for stage, count in figures.running.items():
+                    running.add_metric([stage or "none"], count)
+                yield from (finished, running)
+                yield _histogram(
+                    "lobewise_stage_seconds",
+                    "What each stage took, in the attempt that ended its job",
+                    "stage",
+                    figures.stage_seconds,
+                )
+                yield _histogram(
+                    "lobewise_job_seconds", "Time from a job's acceptance to its end", "priority", figures.job_seconds
+                )
+                # What nobody can tell, such as the GPU of a worker without one, is left out.
+                for field, (name, meaning) in _VITALS.items():
+                    gauge = GaugeMetricFamily(name, meaning, labels=["worker"])
+                    for worker, vitals in figures.workers.items():
+                        if (value := getattr(vitals, field)) is not None:
+                            gauge.add_metric([worker], value)
+                    yield gauge
 
     def _callbacks(self) -> Iterator[Metric]:
         backlog = self._jobs.callbacks.backlog()
@@ -123,27 +151,6 @@ class _JobsCollector(Collector):
         return gauge
 
 
-def _worked(figures: Figures) -> Iterator[Metric]:
-    """What the workers did, at every gateway the same."""
-    finished = CounterMetricFamily(
-        "lobewise_jobs_finished", "Jobs by how they ended and, if they failed, why", labels=["outcome", "problem"]
-    )
-    for (outcome, problem), count in figures.finished.items():
-        finished.add_metric([outcome, problem], count)
-    running = GaugeMetricFamily("lobewise_running_jobs", "Jobs that a worker has, by stage", labels=["stage"])
-    for stage, count in figures.running.items():
-        running.add_metric([stage or "none"], count)
-    yield from (finished, running)
-    yield _histogram(
-        "lobewise_stage_seconds",
-        "What each stage took, in the attempt that ended its job",
-        "stage",
-        figures.stage_seconds,
-    )
-    yield _histogram("lobewise_job_seconds", "Time from a job's acceptance to its end", "priority", figures.job_seconds)
-    yield from _vitals(figures.workers)
-
-
 def _histogram(name: str, meaning: str, label: str, found: Mapping[Any, Seconds]) -> Metric:
     family = HistogramMetricFamily(name, meaning, labels=[label])
     for value, seconds in found.items():
@@ -163,13 +170,3 @@ _VITALS: Final = {
     "gpu_memory_total_bytes": ("lobewise_worker_gpu_memory_total_bytes", "Memory of the worker's GPU"),
     "gpu_utilization_ratio": ("lobewise_worker_gpu_utilization_ratio", "How busy the worker's GPU is, 0 to 1"),
 }
-
-
-def _vitals(workers: Mapping[str, WorkerStats]) -> Iterator[Metric]:
-    """What nobody can tell, such as the GPU of a worker without one, is left out."""
-    for field, (name, meaning) in _VITALS.items():
-        gauge = GaugeMetricFamily(name, meaning, labels=["worker"])
-        for worker, vitals in workers.items():
-            if (value := getattr(vitals, field)) is not None:
-                gauge.add_metric([worker], value)
-        yield gauge

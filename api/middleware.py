@@ -60,7 +60,15 @@ class RequestEnvelope:
         route = getattr(scope.get("route"), "path", "(none)")
         method = scope["method"] if scope["method"] in _METHODS else "(other)"
         self._metrics.answered(method, route, envelope.status, seconds)
-        _tell(tracing.current(), scope, method, route, envelope.status)
+        span = tracing.current()
+        status = envelope.status
+        span.rename(f"{method} {route}")
+        span.note({"http.request.method": method, "http.route": route, "http.response.status_code": status})
+        job_id = scope.get("path_params", {}).get("job_id")
+        if job_id is not None and is_id(job_id):
+            span.note({tracing.JOB_ID: job_id})
+        if status >= 500:
+            span.fail(str(status))
         figures = {"method": method, "route": route, "status": envelope.status, "seconds": round(seconds, 4)}
         logger.info("request", extra=figures)
 
@@ -79,16 +87,6 @@ def _span(scope: Scope) -> tracing.Span:
     if _is_routine(scope):
         return tracing.NO_SPAN
     return tracing.entry("request", Headers(scope=scope).get("traceparent"), "server")
-
-
-def _tell(span: tracing.Span, scope: Scope, method: str, route: str, status: int) -> None:
-    span.rename(f"{method} {route}")
-    span.note({"http.request.method": method, "http.route": route, "http.response.status_code": status})
-    job_id = scope.get("path_params", {}).get("job_id")
-    if job_id is not None and is_id(job_id):
-        span.note({tracing.JOB_ID: job_id})
-    if status >= 500:
-        span.fail(str(status))
 
 
 class _Envelope:

@@ -5,7 +5,6 @@ from typing import Any, Final
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
-from pydantic import BaseModel
 
 from api import examples
 from api.errors import MEDIA_TYPE, STATUS
@@ -125,9 +124,24 @@ def problem_answers(*types: ProblemType) -> Responses:
     """All problems that an operation may answer with; `internal-error` always may be."""
     answers: Responses = {}
     for problem in (*types, problems.INTERNAL_ERROR):
-        answers.setdefault(STATUS[problem], _problem_answer())
+        schema = {"$ref": "#/components/schemas/Problem"}
+        problem_answer = {"description": "", "headers": {}, "content": {MEDIA_TYPE: {"schema": schema, "examples": {}}}}
+        answers.setdefault(STATUS[problem], problem_answer)
         answer = answers[STATUS[problem]]
-        answer["content"][MEDIA_TYPE]["examples"][problem.slug] = _problem_example(problem)
+        errors = []
+        if problem is problems.INVALID_PARAMETERS:
+            errors = [{"pointer": "/query/limit", "detail": "Input should be less than or equal to 200"}]
+        value = {
+            "type": problem.uri,
+            "title": problem.title,
+            "status": STATUS[problem],
+            "detail": problem.meaning,
+            "instance": "/v1/jobs",
+            "retryable": problem.retryable,
+            "evidence": {},
+            "errors": errors,
+        }
+        answer["content"][MEDIA_TYPE]["examples"][problem.slug] = {"summary": problem.title, "value": value}
         answer["headers"].update(headers(*_problem_headers(problem)))
         answer["description"] = " or ".join(e["summary"] for e in answer["content"][MEDIA_TYPE]["examples"].values())
     return answers
@@ -139,7 +153,30 @@ def install(app: FastAPI) -> None:
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = _completed(generate(), app.state.routes)
+            document = generate()
+            schemas = document["components"]["schemas"]
+            for model in (Problem, SourceSubmission, UploadedSubmission, BatchSubmission, UploadRequest):
+                schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+                schemas_of = {**schema.pop("$defs", {}), model.__name__: schema}
+                schemas.update(schemas_of)
+            schemas["UploadSubmission"] = _UPLOAD
+            for unused in ("HTTPValidationError", "ValidationError"):
+                schemas.pop(unused, None)
+            for path in document["paths"].values():
+                for operation in path.values():
+                    # Drop FastAPI's own 422, which is never answered; every answer has a request id.
+                    if "application/json" in operation["responses"].get("422", {}).get("content", {}):
+                        del operation["responses"]["422"]
+                    for answer in operation["responses"].values():
+                        answer.setdefault("headers", {}).update(headers("X-Request-ID"))
+            message = document["webhooks"]["job-ended"]["post"]
+            (value,) = message["requestBody"]["content"].values()
+            message["requestBody"]["content"] = {"application/cloudevents+json": value}
+            message["responses"] = {"204": {"description": "taken; any 2xx will do"}}
+            for route in app.state.routes:
+                for method in route.methods or ():
+                    _restore_examples(document["paths"][route.path][method.lower()], route)
+            app.openapi_schema = document
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way
@@ -150,57 +187,11 @@ def _links(parameter: str, operation_ids: Iterable[str]) -> dict[str, Any]:
     return {name: {"operationId": name, "parameters": parameters} for name in operation_ids}
 
 
-def _problem_answer() -> dict[str, Any]:
-    schema = {"$ref": "#/components/schemas/Problem"}
-    return {"description": "", "headers": {}, "content": {MEDIA_TYPE: {"schema": schema, "examples": {}}}}
-
-
 def _problem_headers(problem: ProblemType) -> Iterable[str]:
     if problem.retryable:
         yield "Retry-After"
     if problem is problems.RANGE_NOT_SATISFIABLE:
         yield "Content-Range"
-
-
-def _problem_example(problem: ProblemType) -> dict[str, Any]:
-    errors = []
-    if problem is problems.INVALID_PARAMETERS:
-        errors = [{"pointer": "/query/limit", "detail": "Input should be less than or equal to 200"}]
-    value = {
-        "type": problem.uri,
-        "title": problem.title,
-        "status": STATUS[problem],
-        "detail": problem.meaning,
-        "instance": "/v1/jobs",
-        "retryable": problem.retryable,
-        "evidence": {},
-        "errors": errors,
-    }
-    return {"summary": problem.title, "value": value}
-
-
-def _completed(document: dict[str, Any], routes: Iterable[APIRoute]) -> dict[str, Any]:
-    schemas = document["components"]["schemas"]
-    for model in (Problem, SourceSubmission, UploadedSubmission, BatchSubmission, UploadRequest):
-        schemas.update(_schemas_of(model))
-    schemas["UploadSubmission"] = _UPLOAD
-    for unused in ("HTTPValidationError", "ValidationError"):
-        schemas.pop(unused, None)
-    for path in document["paths"].values():
-        for operation in path.values():
-            _complete(operation)
-    message = document["webhooks"]["job-ended"]["post"]
-    message["requestBody"]["content"] = {"application/cloudevents+json": _only(message["requestBody"]["content"])}
-    message["responses"] = {"204": {"description": "taken; any 2xx will do"}}
-    for route in routes:
-        for method in route.methods or ():
-            _restore_examples(document["paths"][route.path][method.lower()], route)
-    return document
-
-
-def _only(content: dict[str, Any]) -> Any:
-    (value,) = content.values()
-    return value
 
 
 def _restore_examples(operation: dict[str, Any], route: APIRoute) -> None:
@@ -209,16 +200,3 @@ def _restore_examples(operation: dict[str, Any], route: APIRoute) -> None:
         for media_type, content in answer.get("content", {}).items():
             if "examples" in content:
                 operation["responses"][str(status)]["content"][media_type]["examples"] = content["examples"]
-
-
-def _complete(operation: dict[str, Any]) -> None:
-    """Drop FastAPI's own 422, which is never answered; every answer has a request id."""
-    if "application/json" in operation["responses"].get("422", {}).get("content", {}):
-        del operation["responses"]["422"]
-    for answer in operation["responses"].values():
-        answer.setdefault("headers", {}).update(headers("X-Request-ID"))
-
-
-def _schemas_of(model: type[BaseModel]) -> dict[str, Any]:
-    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-    return {**schema.pop("$defs", {}), model.__name__: schema}

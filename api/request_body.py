@@ -196,7 +196,13 @@ class _Form:
         if isinstance(event, PartBegin):
             self._begin(event.name)
         elif isinstance(event, PartData):
-            await self._data(event.data)
+            data = event.data
+            if self._name == "file":
+                await self._file.write(data)
+            elif len(self._fields[self._name]) + len(data) > MAX_FIELD_BYTES:
+                raise InvalidParametersError.one(_pointer(self._name), f"longer than {MAX_FIELD_BYTES} bytes")
+            else:
+                self._fields[self._name] += data
         elif self._name == "file":
             await self._file.end()
 
@@ -206,7 +212,9 @@ class _Form:
         if self._file.is_missing:
             errors.append(FieldError(pointer="/body/file", detail="the file is missing or empty"))
         try:
-            options = JobOptions.model_validate({name: _text(value) for name, value in self._fields.items()})
+            options = JobOptions.model_validate(
+                {name: value.decode("utf-8", errors="replace") for name, value in self._fields.items()}
+            )
         except ValidationError as error:
             errors.extend(InvalidParametersError.from_pydantic(error, "/body").errors)
         if errors:
@@ -221,14 +229,6 @@ class _Form:
             self._file.has_begun = True
         else:
             self._fields[name] = b""
-
-    async def _data(self, data: Chunk) -> None:
-        if self._name == "file":
-            await self._file.write(data)
-        elif len(self._fields[self._name]) + len(data) > MAX_FIELD_BYTES:
-            raise InvalidParametersError.one(_pointer(self._name), f"longer than {MAX_FIELD_BYTES} bytes")
-        else:
-            self._fields[self._name] += data
 
 
 class _File:
@@ -265,7 +265,3 @@ class _File:
 
 def _pointer(name: str) -> str:
     return pointer(("body", name))
-
-
-def _text(value: bytes) -> str:
-    return value.decode("utf-8", errors="replace")

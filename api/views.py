@@ -21,7 +21,16 @@ from jobs.models import JobState, JobStatus, MaskName, Report
 
 def job_view(state: JobState, addresses: Addresses) -> Job:
     fields = {name: getattr(state, name) for name in Job.model_fields if name != "links"}
-    return Job(**fields, links=_links(state, addresses))
+    succeeded = state.status is JobStatus.SUCCEEDED
+    links = JobLinks(
+        self=addresses.job(state.id),
+        cancel=None if state.status.is_final else addresses.job(state.id, "cancel"),
+        callback=addresses.job(state.id, "callback") if state.callback_url else None,
+        events=addresses.job(state.id, "events"),
+        report=addresses.job(state.id, "report") if succeeded else None,
+        masks=_masks(state.id, addresses) if succeeded else None,
+    )
+    return Job(**fields, links=links)
 
 
 def batch_view(
@@ -73,18 +82,6 @@ def _part(upload_id: str, part: PartState, addresses: Addresses) -> UploadPart:
     if isinstance(url, UrlSignature):
         url = addresses.part(upload_id, part.number, url)
     return UploadPart(number=part.number, size_bytes=part.size_bytes, received=part.is_received, url=url)
-
-
-def _links(state: JobState, addresses: Addresses) -> JobLinks:
-    succeeded = state.status is JobStatus.SUCCEEDED
-    return JobLinks(
-        self=addresses.job(state.id),
-        cancel=None if state.status.is_final else addresses.job(state.id, "cancel"),
-        callback=addresses.job(state.id, "callback") if state.callback_url else None,
-        events=addresses.job(state.id, "events"),
-        report=addresses.job(state.id, "report") if succeeded else None,
-        masks=_masks(state.id, addresses) if succeeded else None,
-    )
 
 
 def _masks(job_id: str, addresses: Addresses) -> dict[MaskName, str]:

@@ -11,7 +11,7 @@ from uuid import uuid4
 from rich.console import Console
 from rich.markup import escape
 
-from cli.broker_info import BrokerInfo, read_broker_info
+from cli.broker_info import read_broker_info
 from jobs.bootstrap import connect
 from jobs.configuration import misspelt, read_settings
 from jobs.errors import JobsError, SettingsError
@@ -78,17 +78,13 @@ def _broker(settings: JobsSettings) -> Iterator[Check]:
         jobs.close()
     kind = "" if settings.redis_url else "embedded, "
     yield Check("broker", "ok", f"{kind}{broker_info.server} {broker_info.version}, {workers} workers ready")
-    yield from _broker_rules(broker_info)
-    yield _clock("broker", broker_info.clock_skew_seconds)
-
-
-def _broker_rules(broker_info: BrokerInfo) -> Iterator[Check]:
     if broker_info.eviction_policy != "noeviction":
         found = f"maxmemory-policy is {broker_info.eviction_policy}: a full server would forget jobs"
         yield Check("broker", "wrong", found, "set maxmemory-policy noeviction")
     if not broker_info.is_append_only:
         found = "appendonly is off: after a crash the queue is rebuilt from the blobs, which takes a while"
         yield Check("broker", "warning", found, "set appendonly yes, appendfsync always")
+    yield _clock("broker", broker_info.clock_skew_seconds)
 
 
 def _blobs(settings: JobsSettings) -> Iterator[Check]:

@@ -63,7 +63,9 @@ def evaluate(request: Request, folder: Path) -> tuple[Analysis, list[Path]]:
             overlaps = compared.overlaps if compared else ()
             analysis = analyse(scores, overlaps, control_group=request.control_group, seed=request.seed)
             shown.show("drawing", 0.9)
-            paths = write_report(folder, analysis, _about(request), compared)
+            sums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in request.inputs}
+            about = About(request.label, request.note, __version__, sums)
+            paths = write_report(folder, analysis, about, compared)
             shown.show("evaluated", 1.0)
     except EvaluationError as error:
         raise fail(Exit.SCAN_REFUSED if isinstance(error, ImageError) else Exit.USAGE, str(error)) from error
@@ -89,8 +91,3 @@ def _read(request: Request, shown: Bar) -> tuple[PairedScores, Compared | None]:
         return read_pairs(truth, predicted), None
     compared = compare_all(read_manifest(request.manifest), lambda case, done: shown.show(case, done * MASKS_SHARE))
     return compared.scores, compared
-
-
-def _about(request: Request) -> About:
-    sums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in request.inputs}
-    return About(request.label, request.note, __version__, sums)

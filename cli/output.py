@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from jobs.models import LobeScores, PercentRange, Report
+from jobs.models import PercentRange, Report
 
 LEGEND = (
     "PO, PHO: percent of the lungs that are opaque, densely opaque (-200 HU or more). "
@@ -14,20 +14,16 @@ LEGEND = (
 
 def print_report(console: Console, report: Report, truth: Report | None = None) -> None:
     """The scores overall and per lobe; beside them the known truth, if there is one."""
-    console.print(_overall(report, truth))
+    table = _table("Severity", truth, ("", "score", "truth"))
+    found, known = _totals(report), _totals(truth) if truth else {}
+    for name, value in found.items():
+        _add(table, name, value, known.get(name))
+    console.print(table)
     console.print(_lobes(report, truth))
     console.print(f"[dim]{LEGEND}[/]")
     for finding in report.quality:
         colour = {"info": "blue", "warning": "yellow", "error": "red"}[finding.severity]
         console.print(f"[{colour}]{finding.code}[/] {escape(finding.message)}", highlight=False)
-
-
-def _overall(report: Report, truth: Report | None) -> Table:
-    table = _table("Severity", truth, ("", "score", "truth"))
-    found, known = _totals(report), _totals(truth) if truth else {}
-    for name, value in found.items():
-        _add(table, name, value, known.get(name))
-    return table
 
 
 def _totals(report: Report) -> dict[str, str]:
@@ -52,12 +48,16 @@ def _lobes(report: Report, truth: Report | None) -> Table:
     for lobe in report.lobes:
         cells = (f"{lobe.volume_ml:.0f}", f"{lobe.percent_opacity:.1f}", f"{lobe.percent_high_opacity:.1f}")
         known = expected.get(lobe.lobe)
-        _add(table, lobe.lobe.replace("_", " "), *cells, str(lobe.severity_score), _known(known) if known else None)
+        _add(
+            table,
+            lobe.lobe.replace("_", " "),
+            *cells,
+            str(lobe.severity_score),
+            f"{known.percent_opacity:.1f} %, {known.percent_high_opacity:.1f} %, {known.severity_score}"
+            if known
+            else None,
+        )
     return table
-
-
-def _known(lobe: LobeScores) -> str:
-    return f"{lobe.percent_opacity:.1f} %, {lobe.percent_high_opacity:.1f} %, {lobe.severity_score}"
 
 
 def _table(title: str, truth: Report | None, columns: tuple[str, ...]) -> Table:

@@ -65,7 +65,18 @@ def save_phantom(recipe: PhantomRecipe, folder: Path) -> tuple[Report, list[Path
     with bar("making a phantom whose scores are known") as shown:
         phantom = make_phantom(recipe)
         shown.show("writing the phantom", 0.8)
-        paths = _write(phantom, folder)
+        grid = phantom.volume.grid
+        masks = {
+            MaskName.LUNGS: phantom.lobes.lungs().mask,
+            MaskName.LOBES: phantom.lobes.labels,
+            MaskName.LESIONS: phantom.lesions.mask,
+            MaskName.HIGH_OPACITY: high_opacity_of(phantom.volume, phantom.lesions.mask),
+        }
+        ct = folder / "ct.nii.gz"
+        write_ct(ct, phantom.volume)
+        for name, mask in masks.items():
+            write_mask(folder / f"{name.value}.nii.gz", mask, grid)
+        paths = [ct, *(folder / f"{name.value}.nii.gz" for name in masks)]
         shown.show("made a phantom whose scores are known", 1.0)
     truth = truth_of(phantom)
     paths.append(folder / "truth.json")
@@ -89,18 +100,3 @@ def truth_of(phantom: Phantom) -> Report:
 def _landmark(phantom: Phantom, mark: Landmark) -> LandmarkPoint:
     point = phantom.landmarks.get(mark)
     return LandmarkPoint.model_validate({"name": mark.value, "found": point is not None, "position_mm": point})
-
-
-def _write(phantom: Phantom, folder: Path) -> list[Path]:
-    grid = phantom.volume.grid
-    masks = {
-        MaskName.LUNGS: phantom.lobes.lungs().mask,
-        MaskName.LOBES: phantom.lobes.labels,
-        MaskName.LESIONS: phantom.lesions.mask,
-        MaskName.HIGH_OPACITY: high_opacity_of(phantom.volume, phantom.lesions.mask),
-    }
-    ct = folder / "ct.nii.gz"
-    write_ct(ct, phantom.volume)
-    for name, mask in masks.items():
-        write_mask(folder / f"{name.value}.nii.gz", mask, grid)
-    return [ct, *(folder / f"{name.value}.nii.gz" for name in masks)]

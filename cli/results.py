@@ -4,7 +4,7 @@ from pathlib import Path
 
 from cli.client import JobView, ServiceClient, ServiceError
 from cli.exits import Exit, fail
-from cli.progress import Bar, bar
+from cli.progress import bar
 from jobs.models import MaskName, Report
 
 
@@ -20,7 +20,8 @@ def score_remotely(client: ServiceClient, scan: Path, priority: str = "routine")
         shown.show("uploaded", 1.0)
     with bar("waiting for a worker") as shown:
         for view in client.follow(job.id):
-            _show(shown, view)
+            waiting = "waiting for a worker" + (f", number {view.queue_position}" if view.queue_position else "")
+            shown.show(view.stage or (waiting if view.status == "queued" else view.status), view.progress)
     if view.status == "failed":
         raise refused(view)
     if view.status != "succeeded":
@@ -49,8 +50,3 @@ def refused(view: JobView) -> Exception:
     seen = ", ".join(f"{name} {value}" for name, value in (error.get("evidence") or {}).items())
     hints = (f"What was seen: {seen}",) if seen else ()
     return fail(Exit.SCAN_REFUSED, f"{error.get('title', 'The job failed')}: {error.get('detail', '')}", *hints)
-
-
-def _show(shown: Bar, view: JobView) -> None:
-    waiting = "waiting for a worker" + (f", number {view.queue_position}" if view.queue_position else "")
-    shown.show(view.stage or (waiting if view.status == "queued" else view.status), view.progress)

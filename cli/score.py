@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli.exits import Exit, fail, needs
-from cli.progress import Bar, bar
+from cli.progress import bar
 from cli.results import write_report
 from jobs.models import Report
 
@@ -24,8 +24,6 @@ with needs("worker"):
     from worker.report import masks_of, report_of
 
 if TYPE_CHECKING:  # it imports torch, which takes seconds: a scan that cannot be read is refused before
-    import typer
-
     from pipeline.lungs.backend import LungStageName
     from pipeline.quantify import Models, Quantification
 
@@ -53,10 +51,27 @@ def score_here(path: Path, device: str, weights: Path | None, lung_stage: LungSt
             begin = time.perf_counter()
             scan = read_ct(path)
             seconds = {"read": round(time.perf_counter() - begin, 3)}
-            result = _quantified(scan, partial(_load, device, weights, lung_stage), shown)
+            load = partial(_load, device, weights, lung_stage)
+            shown.show("loading the networks", READ_SHARE)
+            models = load()
+            from pipeline.quantify import quantify
+
+            result = quantify(scan, models, lambda stage, done: shown.show(stage, READ_SHARE + done * (1 - READ_SHARE)))
+            shown.show("scored", 1.0)
     except PipelineError as error:
-        raise _refused(error) from error
-    report = report_of(result, job_id=path.name, input_sha256=_sha256_of(path), seconds=seconds)
+        seen = ", ".join(f"{name} {value}" for name, value in error.evidence.items())
+        refused = fail(
+            Exit.SCAN_REFUSED, f"{error.title}: {error.detail}", *([f"What was seen: {seen}"] if seen else [])
+        )
+        raise refused from error
+    # Of a file; of a folder, of its files in the order of their paths.
+    digest = hashlib.sha256()
+    for file in _files_of(path):
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    sha256_of = digest.hexdigest()
+    report = report_of(result, job_id=path.name, input_sha256=sha256_of, seconds=seconds)
     return Scored(scan, result, report)
 
 
@@ -80,31 +95,6 @@ def _load(device: str, weights: Path | None, lung_stage: LungStageName) -> Model
         return load_models(device, weights, lung_stage)
     except (WeightsError, ValueError) as error:
         raise fail(Exit.USAGE, str(error)) from error
-
-
-def _quantified(scan: Scan, load: Callable[[], Models], shown: Bar) -> Quantification:
-    shown.show("loading the networks", READ_SHARE)
-    models = load()
-    from pipeline.quantify import quantify
-
-    result = quantify(scan, models, lambda stage, done: shown.show(stage, READ_SHARE + done * (1 - READ_SHARE)))
-    shown.show("scored", 1.0)
-    return result
-
-
-def _refused(error: PipelineError) -> typer.Exit:
-    seen = ", ".join(f"{name} {value}" for name, value in error.evidence.items())
-    return fail(Exit.SCAN_REFUSED, f"{error.title}: {error.detail}", *([f"What was seen: {seen}"] if seen else []))
-
-
-def _sha256_of(path: Path) -> str:
-    """Of a file; of a folder, of its files in the order of their paths."""
-    digest = hashlib.sha256()
-    for file in _files_of(path):
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def _files_of(path: Path) -> Iterator[Path]:

@@ -109,10 +109,6 @@ def _scatter_panel(panel: Axes, title: str, analysis: Analysis, agreement: Agree
     _draw_groups(panel, analysis, predicted, truth, metric.is_percent)
     _frame(panel, limit, limit, f"predicted {metric.name} ({metric.unit})", f"true {metric.name} ({metric.unit})")
     panel.set_title(title)
-    panel.text(0.03, 0.97, _scatter_note(agreement), transform=panel.transAxes, va="top", fontsize=9, linespacing=1.4)
-
-
-def _scatter_note(agreement: Agreement) -> str:
     lines = []
     for name, value in (("Pearson r", agreement.pearson), ("Kendall \u03c4", agreement.kendall)):
         lines.append(f"{name} {'not defined' if isinstance(value, NotDefined) else f'= {value.coefficient:.2f}'}")
@@ -122,7 +118,8 @@ def _scatter_note(agreement: Agreement) -> str:
         lines.append(f"truth = {agreement.fit.intercept.value:.2f} {sign} {slope:.2f} \u00b7 prediction")
     elif isinstance(agreement.fit, NotDefined):
         lines.append("line not defined")
-    return "\n".join(lines)
+    scatter_note = "\n".join(lines)
+    panel.text(0.03, 0.97, scatter_note, transform=panel.transAxes, va="top", fontsize=9, linespacing=1.4)
 
 
 def _draw_fit(panel: Axes, fit: LinearFit, truth: Values, predicted: Values) -> None:
@@ -163,7 +160,23 @@ def _bland_altman(analysis: Analysis) -> tuple[Drawn, Figure] | None:
         x, y = (truth + predicted) / 2, predicted - truth
         limits = by_metric[metric].limits
         if isinstance(limits, LimitsOfAgreement):
-            _draw_limits(panel, limits)
+            lines = (("bias", limits.bias, "-"), ("", limits.lower, "--"), ("", limits.upper, "--"))
+            for name, estimate, style in lines:
+                panel.axhline(estimate.value, color=ORANGE, linestyle=style, linewidth=1.4)
+                if isinstance(estimate.interval, Interval):
+                    panel.axhspan(estimate.interval.low, estimate.interval.high, color=ORANGE, alpha=0.12, linewidth=0)
+                text = f"{name} {estimate.value:+.2f}".strip().replace("-", "\u2212")
+                if name or estimate.value != limits.bias.value:
+                    panel.annotate(  # beside the panel, where it hides no case
+                        text,
+                        (1, estimate.value),
+                        xycoords=("axes fraction", "data"),
+                        xytext=(4, 0),
+                        textcoords="offset points",
+                        va="center",
+                        fontsize=9,
+                        color="#8a3d00",
+                    )
         else:
             panel.text(0.5, 0.95, f"limits not defined: {limits.why}", transform=panel.transAxes, ha="center", va="top")
         x, y = (x, y) if metric.is_percent else (_jittered(x, 1), _jittered(y, 2))
@@ -181,26 +194,6 @@ def _bland_altman(analysis: Analysis) -> tuple[Drawn, Figure] | None:
     return Drawn("bland-altman", "Limits of agreement (Bland and Altman)", caption), figure
 
 
-def _draw_limits(panel: Axes, limits: LimitsOfAgreement) -> None:
-    lines = (("bias", limits.bias, "-"), ("", limits.lower, "--"), ("", limits.upper, "--"))
-    for name, estimate, style in lines:
-        panel.axhline(estimate.value, color=ORANGE, linestyle=style, linewidth=1.4)
-        if isinstance(estimate.interval, Interval):
-            panel.axhspan(estimate.interval.low, estimate.interval.high, color=ORANGE, alpha=0.12, linewidth=0)
-        text = f"{name} {estimate.value:+.2f}".strip().replace("-", "\u2212")
-        if name or estimate.value != limits.bias.value:
-            panel.annotate(  # beside the panel, where it hides no case
-                text,
-                (1, estimate.value),
-                xycoords=("axes fraction", "data"),
-                xytext=(4, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=9,
-                color="#8a3d00",
-            )
-
-
 def _confusions(analysis: Analysis) -> tuple[Drawn, Figure] | None:
     known = [(metric, found) for metric, found in analysis.confusions if isinstance(found, Confusion)]
     if not known:
@@ -208,31 +201,28 @@ def _confusions(analysis: Analysis) -> tuple[Drawn, Figure] | None:
     figure = Figure(figsize=(7.2 * len(known), 6.9), layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, len(known)))
     for panel, (metric, confusion) in zip(panels, known, strict=True):
-        _confusion_panel(panel, metric, np.array(confusion.counts))
+        counts = np.array(confusion.counts)
+        highest = max(int(np.flatnonzero(counts.sum(axis=0) + counts.sum(axis=1)).max()), 4)
+        shown = counts[: highest + 1, : highest + 1]
+        shades = np.ma.masked_equal(shown, 0)
+        norm = LogNorm(vmin=0.5, vmax=max(int(shown.max()), 2))  # the many healthy cases would hide all else
+        panel.imshow(shades, cmap="cividis_r", norm=norm, origin="lower")
+        for true, predicted in np.argwhere(shown > 0):
+            is_dark = norm(shown[true, predicted]) > 0.5
+            colour = "white" if is_dark else "black"
+            panel.text(predicted, true, str(shown[true, predicted]), ha="center", va="center", color=colour, fontsize=9)
+        for score in range(highest + 1):
+            panel.add_patch(Rectangle((score - 0.5, score - 0.5), 1, 1, fill=False, edgecolor=GREY, lw=0.9))
+        panel.set_xticks(range(0, highest + 1, 1 if highest < 12 else 2))
+        panel.set_yticks(range(0, highest + 1, 1 if highest < 12 else 2))
+        panel.set_xlabel(f"predicted {metric.name} (points)")
+        panel.set_ylabel(f"true {metric.name} (points)")
+        panel.set_title(f"{metric.name}, {metric.words}")
     caption = (
         f"Predicted scores for each true score, number of cases, of {_count(analysis)}. Outlined: prediction equals "
         "truth. Scores above the highest that occurs are left out."
     )
     return Drawn("confusion", "Confusion of the scores", caption), figure
-
-
-def _confusion_panel(panel: Axes, metric: Metric, counts: np.ndarray) -> None:
-    highest = max(int(np.flatnonzero(counts.sum(axis=0) + counts.sum(axis=1)).max()), 4)
-    shown = counts[: highest + 1, : highest + 1]
-    shades = np.ma.masked_equal(shown, 0)
-    norm = LogNorm(vmin=0.5, vmax=max(int(shown.max()), 2))  # the many healthy cases would hide all else
-    panel.imshow(shades, cmap="cividis_r", norm=norm, origin="lower")
-    for true, predicted in np.argwhere(shown > 0):
-        is_dark = norm(shown[true, predicted]) > 0.5
-        colour = "white" if is_dark else "black"
-        panel.text(predicted, true, str(shown[true, predicted]), ha="center", va="center", color=colour, fontsize=9)
-    for score in range(highest + 1):
-        panel.add_patch(Rectangle((score - 0.5, score - 0.5), 1, 1, fill=False, edgecolor=GREY, lw=0.9))
-    panel.set_xticks(range(0, highest + 1, 1 if highest < 12 else 2))
-    panel.set_yticks(range(0, highest + 1, 1 if highest < 12 else 2))
-    panel.set_xlabel(f"predicted {metric.name} (points)")
-    panel.set_ylabel(f"true {metric.name} (points)")
-    panel.set_title(f"{metric.name}, {metric.words}")
 
 
 def _calibrations(analysis: Analysis) -> tuple[Drawn, Figure] | None:

@@ -42,7 +42,8 @@ def surface_distances(first: Mask, second: Mask, grid: Grid) -> SurfaceDistances
     if not first.any() or not second.any():
         apart = 0.0 if first.any() == second.any() else float("inf")
         return SurfaceDistances(apart, apart)
-    box = _box_around(first | second)
+    # What lies outside of both masks adds no surface, and most of a scan does.
+    box = tuple(ndimage.find_objects((first | second).view(np.uint8))[0])
     surfaces = _surface(first[box]), _surface(second[box])
     to_first, to_second = (distance_to_mm(surface, grid.spacing_mm) for surface in surfaces)
     both = np.concatenate([to_second[surfaces[0]], to_first[surfaces[1]]])
@@ -55,11 +56,6 @@ def surface_distance_95_mm(first: Mask, second: Mask, grid: Grid) -> float:
     Infinite where just one mask is empty, 0 where both are.
     """
     return surface_distances(first, second, grid).hausdorff_95_mm
-
-
-def _box_around(mask: Mask) -> tuple[slice, ...]:
-    """What lies outside of both masks adds no surface, and most of a scan does."""
-    return tuple(ndimage.find_objects(mask.view(np.uint8))[0])
 
 
 def _surface(mask: Mask) -> Mask:

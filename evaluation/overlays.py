@@ -53,7 +53,11 @@ def draw_cases(analysis: Analysis, compared: Compared, folder: Path, label: str)
         panels = figure.subplots(len(chosen), 3, squeeze=False)
         for row, (rank, case) in zip(panels, chosen, strict=True):
             _draw_row(list(row), f"{rank}: {case}, Dice {dice[case]:.2f}", compared.load(case))
-            _write_scores(row[0], analysis, case)
+            panel = row[0]
+            index = analysis.scores.cases.index(case)
+            lines = (("truth", analysis.scores.truth[index]), ("prediction", analysis.scores.predicted[index]))
+            text = "\n".join(f"{side}: {_said(scores)}" for side, scores in lines)
+            panel.text(0, -0.02, text, transform=panel.transAxes, va="top", fontsize=9)
         draw_legend(figure)
         save(figure, folder, "cases", label)
     caption = (
@@ -86,13 +90,6 @@ def _draw_row(row: Sequence[Axes], title: str, case: MaskedCase) -> None:
     for panel, name in zip(row, (title, "coronal", "high opacity"), strict=True):
         panel.set_title(name, parse_math=False)
         panel.set_axis_off()
-
-
-def _write_scores(panel: Axes, analysis: Analysis, case: str) -> None:
-    index = analysis.scores.cases.index(case)
-    lines = (("truth", analysis.scores.truth[index]), ("prediction", analysis.scores.predicted[index]))
-    text = "\n".join(f"{side}: {_said(scores)}" for side, scores in lines)
-    panel.text(0, -0.02, text, transform=panel.transAxes, va="top", fontsize=9)
 
 
 def _said(scores: CaseScores) -> str:

@@ -156,7 +156,13 @@ def read_scores(path: Path) -> tuple[tuple[CaseScores, ...], tuple[str, ...]]:
     table = read_table(path)
     table.require(NEEDED_COLUMNS)
     table.require_unique("case")
-    has_lobes = _has_lobes(table)
+    present = [column for column in LOBE_COLUMNS if column in table.columns]
+    if present and len(present) < len(LOBE_COLUMNS):
+        missing = [column for column in LOBE_COLUMNS if column not in table.columns]
+        raise MissingColumnsError(
+            f"{table.name}: of the lobes, {', '.join(missing)} missing. Give all {len(LOBE_COLUMNS)} columns or none."
+        )
+    has_lobes = bool(present)
     if "group" in table.columns:
         _require_groups(table)
     unused = tuple(c for c in table.columns if c not in (*NEEDED_COLUMNS, *LOBE_COLUMNS, "group"))
@@ -197,7 +203,13 @@ def match(
     lacking = [scores.case for scores in truth if scores.case not in found]
     foreign = sorted(found.keys() - {scores.case for scores in truth})
     if lacking or foreign:
-        raise UnmatchedCasesError(_unmatched(lacking, foreign))
+        said = []
+        if lacking:
+            said.append(f"{_some(lacking)} in the truth alone")
+        if foreign:
+            said.append(f"{_some(foreign)} in the prediction alone")
+        unmatched = f"{'; '.join(said)}. Give each case in both, under the same name."
+        raise UnmatchedCasesError(unmatched)
     paired = PairedScores(tuple(truth), tuple(found[scores.case] for scores in truth), unused_columns)
     for mine, other in zip(paired.truth, paired.predicted, strict=True):
         if mine.group and other.group and mine.group != other.group:
@@ -231,16 +243,6 @@ def _array(rows: Sequence[CaseScores], metric: Metric) -> Values:
     return np.array([scores.of(metric) for scores in rows], dtype=np.float64)
 
 
-def _has_lobes(table: CsvTable) -> bool:
-    present = [column for column in LOBE_COLUMNS if column in table.columns]
-    if present and len(present) < len(LOBE_COLUMNS):
-        missing = [column for column in LOBE_COLUMNS if column not in table.columns]
-        raise MissingColumnsError(
-            f"{table.name}: of the lobes, {', '.join(missing)} missing. Give all {len(LOBE_COLUMNS)} columns or none."
-        )
-    return bool(present)
-
-
 def _require_groups(table: CsvTable) -> None:
     for row in table.rows:
         if "group" not in row.cells:
@@ -270,15 +272,6 @@ def _cells(scores: CaseScores) -> dict[str, object]:
 def _cell(value: float | int) -> float | int:
     """A millionth of a percent is a thousandth of a voxel."""
     return round(value, 6) if isinstance(value, float) else value
-
-
-def _unmatched(lacking: Sequence[str], foreign: Sequence[str]) -> str:
-    said = []
-    if lacking:
-        said.append(f"{_some(lacking)} in the truth alone")
-    if foreign:
-        said.append(f"{_some(foreign)} in the prediction alone")
-    return f"{'; '.join(said)}. Give each case in both, under the same name."
 
 
 def _some(cases: Sequence[str]) -> str:

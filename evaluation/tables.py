@@ -52,22 +52,6 @@ class Table:
 
 def all_tables(analysis: Analysis) -> tuple[Table, ...]:
     """In the order of the report; those without data are left out."""
-    tables = [
-        _association_table(analysis),
-        _fit_table(analysis),
-        _false_alarm_table(analysis.false_alarms),
-        _limits_table(analysis),
-        _confusion_table(analysis),
-        _calibration_table(analysis),
-    ]
-    if analysis.lobes:
-        tables.append(_lobe_table(analysis.lobes, len(analysis.scores)))
-    if analysis.structures:
-        tables.append(_structure_table(analysis.structures))
-    return (*tables, _case_table(analysis), _frequency_table(analysis))
-
-
-def _association_table(analysis: Analysis) -> Table:
     rows = []
     for agreement in analysis.agreements:
         chi2, chi2_p, pearson, kendall = PAPER_TABLE_3[agreement.metric]
@@ -84,7 +68,20 @@ def _association_table(analysis: Analysis) -> Table:
     ]
     if any(isinstance(a.frequencies, Contingency) and a.frequencies.is_rough for a in analysis.agreements):
         notes.append("\u2020 Some expected counts are below 5: the p value is approximate.")
-    return Table("Correlation and frequencies (Table 3 of the paper)", columns, tuple(rows), tuple(notes))
+    association_table = Table("Correlation and frequencies (Table 3 of the paper)", columns, tuple(rows), tuple(notes))
+    tables = [
+        association_table,
+        _fit_table(analysis),
+        _false_alarm_table(analysis.false_alarms),
+        _limits_table(analysis),
+        _confusion_table(analysis),
+        _calibration_table(analysis),
+    ]
+    if analysis.lobes:
+        tables.append(_lobe_table(analysis.lobes, len(analysis.scores)))
+    if analysis.structures:
+        tables.append(_structure_table(analysis.structures))
+    return (*tables, _case_table(analysis), _frequency_table(analysis))
 
 
 def _chi2_cells(found: Contingency | NotDefined) -> tuple[str, str]:

@@ -175,27 +175,24 @@ class Batches:
 
     def _swept(self, batch_id: str, now: datetime, forget_before: datetime | None) -> int:
         try:
-            return self._clean_up(batch_id, now, forget_before)
+            if ids.made_at(batch_id) + RESUMED_AFTER > now:
+                return 0
+            record, pending = self._read(batch_id), list(self._pending(batch_id))
+            for key in pending:
+                if record is None:  # its request failed, and nobody was told of the batch
+                    self._blobs.delete(key)
+                elif data := self._blobs.read(key):
+                    jobs = [job for job in Pending.read(data).jobs if job.id in record.job_ids]
+                    log.warning("batch %s was left by its gateway; its %d jobs are accepted now", batch_id, len(jobs))
+                    self._settle(key, record, jobs)
+            if record is None or forget_before is None or ids.made_at(batch_id) > forget_before:
+                return len(pending) if record is None else 0
+            if any(state is not None for state in self.states(record.job_ids)):
+                return 0
+            self._blobs.delete_all(self._folder(batch_id))
+            return 1
         except NewerSchemaError:
             return 0
-
-    def _clean_up(self, batch_id: str, now: datetime, forget_before: datetime | None) -> int:
-        if ids.made_at(batch_id) + RESUMED_AFTER > now:
-            return 0
-        record, pending = self._read(batch_id), list(self._pending(batch_id))
-        for key in pending:
-            if record is None:  # its request failed, and nobody was told of the batch
-                self._blobs.delete(key)
-            elif data := self._blobs.read(key):
-                jobs = [job for job in Pending.read(data).jobs if job.id in record.job_ids]
-                log.warning("batch %s was left by its gateway; its %d jobs are accepted now", batch_id, len(jobs))
-                self._settle(key, record, jobs)
-        if record is None or forget_before is None or ids.made_at(batch_id) > forget_before:
-            return len(pending) if record is None else 0
-        if any(state is not None for state in self.states(record.job_ids)):
-            return 0
-        self._blobs.delete_all(self._folder(batch_id))
-        return 1
 
     def _settle(self, pending: str, record: BatchRecord, jobs: Sequence[JobRecord]) -> None:
         _for_all(self._ensure, [job for job in jobs if job.id in set(record.job_ids)])

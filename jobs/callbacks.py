@@ -174,7 +174,11 @@ class Callbacks:
         )
         key = self._store.key(delivery.record.id, f"callbacks/{delivery.round}/{delivery.number}.json")
         self._store.blobs.create(key, attempt.model_dump_json(exclude_none=True).encode())
-        self._mark(delivery.url, outcome)
+        # An address that answers 410 is left alone until it answers 2xx to a redelivery.
+        if outcome is CallbackOutcome.DISABLED:
+            self._store.blobs.create(_disabled_key(delivery.url), b"{}")
+        elif outcome is CallbackOutcome.DELIVERED:
+            self._store.blobs.delete(_disabled_key(delivery.url))
         with broker_errors():
             self._live.callbacks.count(outcome)
         if outcome is CallbackOutcome.RETRY:
@@ -196,13 +200,6 @@ class Callbacks:
             return CallbackOutcome.FAILED, 0.0
         jittered = pauses[delivery.number - 1] * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 (no secret)
         return CallbackOutcome.RETRY, max(jittered, min(answer.retry_after_seconds, LONGEST_PAUSE_SECONDS))
-
-    def _mark(self, url: str, outcome: CallbackOutcome) -> None:
-        """An address that answers 410 is left alone until it answers 2xx to a redelivery."""
-        if outcome is CallbackOutcome.DISABLED:
-            self._store.blobs.create(_disabled_key(url), b"{}")
-        elif outcome is CallbackOutcome.DELIVERED:
-            self._store.blobs.delete(_disabled_key(url))
 
     def _standing(self, files: JobFiles, attempts: list[CallbackAttempt]) -> tuple[CallbackStatus, datetime | None]:
         if not files.is_final:

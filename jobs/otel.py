@@ -35,7 +35,16 @@ class Tracing:
     """Where spans go: to a collector, in batches and by a thread of its own, so that no job waits for it."""
 
     def __init__(self, service: str) -> None:
-        self._provider = TracerProvider(resource=_resource(service), id_generator=_Ids(), shutdown_on_exit=False)
+        # What the environment says (`OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`) goes first.
+        ours = {
+            "service.name": service,
+            "service.namespace": "lobewise",
+            "service.version": __version__,
+            "service.instance.id": f"{socket.gethostname()}:{os.getpid()}",
+        }
+        said = OTELResourceDetector().detect().attributes
+        resource = Resource.create({name: value for name, value in ours.items() if name not in said})
+        self._provider = TracerProvider(resource=resource, id_generator=_Ids(), shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         _LOG.setLevel(logging.ERROR)  # not each retry
         _LOG.addFilter(_Rarely())
@@ -163,15 +172,3 @@ def _context(traceparent: str | None) -> Context:
     `tracestate` and `baggage` hold free text.
     """
     return _W3C.extract({"traceparent": traceparent} if traceparent else {}, context=Context())
-
-
-def _resource(service: str) -> Resource:
-    """What the environment says (`OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`) goes first."""
-    ours = {
-        "service.name": service,
-        "service.namespace": "lobewise",
-        "service.version": __version__,
-        "service.instance.id": f"{socket.gethostname()}:{os.getpid()}",
-    }
-    said = OTELResourceDetector().detect().attributes
-    return Resource.create({name: value for name, value in ours.items() if name not in said})

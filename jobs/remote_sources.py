@@ -35,7 +35,11 @@ def is_allowed(url: str, allowlist: Iterable[str], schemes: Mapping[str, int | N
     try:
         parts = urlsplit(url)
         prefixes = [urlsplit(prefix) for prefix in allowlist]
-        return _is_plain(url, parts) and any(_is_below(parts, prefix, schemes) for prefix in prefixes)
+        # No credentials, no tricks with the path, nothing that two parsers could read differently.
+        printable = url.isascii() and url.isprintable() and not any(c in url for c in ' \\"<>^`{|}#')
+        segments = unquote(unquote(parts.path)).split("/")
+        is_plain = printable and parts.username is None and not {".", ".."} & set(segments)
+        return is_plain and any(_is_below(parts, prefix, schemes) for prefix in prefixes)
     except ValueError:  # no address at all, such as a port that is no number
         return False
 
@@ -61,13 +65,6 @@ def fetch(source: ScanSource, path: Path, *, allowlist: Iterable[str], limit_byt
             file.write(piece)
     _require_same(source, digest.hexdigest())
     return InputInfo(size_bytes=size_bytes, sha256=digest.hexdigest(), source=source)
-
-
-def _is_plain(url: str, parts: SplitResult) -> bool:
-    """No credentials, no tricks with the path, nothing that two parsers could read differently."""
-    printable = url.isascii() and url.isprintable() and not any(c in url for c in ' \\"<>^`{|}#')
-    segments = unquote(unquote(parts.path)).split("/")
-    return printable and parts.username is None and not {".", ".."} & set(segments)
 
 
 def _is_below(parts: SplitResult, prefix: SplitResult, schemes: Mapping[str, int | None]) -> bool:

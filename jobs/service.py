@@ -406,7 +406,10 @@ class Jobs:
             )
         else:
             self._store.blobs.read_file(self._store.key(lease.job_id, "input"), path)
-            _require_sha256(path, lease.record.input)
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            if lease.record.input.sha256 not in (None, found):
+                raise StorageUnavailableError("the blob store gave other bytes than it took")
         return path
 
     def succeed(self, lease: Lease, report: Report, masks: Mapping[MaskName, Path]) -> None:
@@ -418,30 +421,27 @@ class Jobs:
         """
         begin = time.perf_counter()
         with tracing.step("publish"):
-            manifest = self._stored(lease, report, masks)
+            # What will end the job: all that it names is in the store.
+            lease.fence()
+            stored = [self._store_mask(lease, name, path) for name, path in masks.items()]
+            report_key = self._store.attempt_key(lease.job_id, lease.attempt, "report.json")
+            self._store.blobs.write(report_key, report.model_dump_json().encode())
+            manifest = Manifest(
+                job_id=lease.job_id,
+                outcome="succeeded",
+                attempt=lease.attempt,
+                started_at=lease.claim.started_at,
+                finished_at=states.now(),
+                severity=report.severity,
+                report_key=report_key,
+                masks=stored,
+                input_sha256=lease.scan.sha256,
+                input_size_bytes=lease.scan.size_bytes,
+            )
             # The report's seconds of `store` are those of writing the masks; bringing them to the store belongs to it.
             seconds = dict(report.provenance.seconds)
             seconds[Stage.STORE] = seconds.get(Stage.STORE, 0.0) + time.perf_counter() - begin
             self._publish(lease, manifest, seconds)
-
-    def _stored(self, lease: Lease, report: Report, masks: Mapping[MaskName, Path]) -> Manifest:
-        """What will end the job: all that it names is in the store."""
-        lease.fence()
-        stored = [self._store_mask(lease, name, path) for name, path in masks.items()]
-        report_key = self._store.attempt_key(lease.job_id, lease.attempt, "report.json")
-        self._store.blobs.write(report_key, report.model_dump_json().encode())
-        return Manifest(
-            job_id=lease.job_id,
-            outcome="succeeded",
-            attempt=lease.attempt,
-            started_at=lease.claim.started_at,
-            finished_at=states.now(),
-            severity=report.severity,
-            report_key=report_key,
-            masks=stored,
-            input_sha256=lease.scan.sha256,
-            input_size_bytes=lease.scan.size_bytes,
-        )
 
     def fail(self, lease: Lease, error: JobError, seconds: Mapping[str, float] | None = None) -> None:
         """The scan cannot be scored: the job ends here. Raises as `succeed` does.
@@ -500,14 +500,13 @@ class Jobs:
         try:
             members = self._live.page(query, after, limit)
             if members is not None:
-                return self._shown(members)
+                states_shown = self._live.get_many([id_of(member) for member in members])
+                return [
+                    (member, state) for member, state in zip(members, states_shown, strict=True) if state is not None
+                ]
         except BrokerUnavailableError:
             log.warning("jobs are listed from the blobs, which is slow")
         return self._scan(query, after, limit)
-
-    def _shown(self, members: Sequence[str]) -> _Found:
-        states_shown = self._live.get_many([id_of(member) for member in members])
-        return [(member, state) for member, state in zip(members, states_shown, strict=True) if state is not None]
 
     def _scan(self, query: Query, after: str | None, limit: int) -> _Found:
         found = sorted(self._scanned(query), key=lambda item: item[0], reverse=query.is_descending)
@@ -601,10 +600,3 @@ class _Mask:
     def signed_url(self, seconds: int) -> str | None:
         bucket = self.blobs.bucket
         return bucket.file_url(self.key, self.key.rpartition("/")[2], seconds) if bucket else None
-
-
-def _require_sha256(path: Path, expected: InputInfo) -> None:
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if expected.sha256 not in (None, found):
-        raise StorageUnavailableError("the blob store gave other bytes than it took")

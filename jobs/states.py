@@ -23,7 +23,7 @@ def make_state(**fields: Any) -> JobState:
 
 def changed(state: JobState, **fields: Any) -> JobState:
     """The state with some fields replaced and a new revision."""
-    return make_state(**{**_fields(state), **fields})
+    return make_state(**{**{name: getattr(state, name) for name in JobState.model_fields}, **fields})
 
 
 def queued(record: JobRecord, *, attempt: int = 0, updated_at: datetime | None = None) -> JobState:
@@ -80,7 +80,3 @@ def _of_record(record: JobRecord) -> dict[str, Any]:
         "client_reference": record.client_reference,
         "callback_url": record.callback_url,
     }
-
-
-def _fields(state: JobState) -> dict[str, Any]:
-    return {name: getattr(state, name) for name in JobState.model_fields}

@@ -1,8 +1,7 @@
 """Renders every overlay and looks for faults before a cluster would: `make k8s-check`, or `python k8s/check.py`.
 
 What is asked of each: Kubernetes' own schemas (strict: an unknown field is a fault), ours for the kinds of KEDA and
-of the Prometheus operator, our rules (`rules`), and checkov. `--write` makes the PrometheusRule of the alerts, and
-brings the dashboard to where kustomize, which reads no file outside its folder, finds it.
+of the Prometheus operator, our rules (`rules`), and checkov.
 """
 
 import json
@@ -31,30 +30,14 @@ SCHEMAS: Final = {
     "monitoring.coreos.com/v1, PrometheusRule": "prometheusrule.json",
 }
 CHECKOV_CONFIG: Final = HERE / "checkov.yaml"
-ALERTS: Final = ROOT / "monitoring" / "alerts.yaml"
-PROMETHEUS_RULE: Final = HERE / "components" / "monitoring" / "prometheusrule.yaml"
-DASHBOARD: Final = ROOT / "monitoring" / "dashboard.json"
-DASHBOARD_COPY: Final = PROMETHEUS_RULE.parent / "dashboard.json"
-RULE_HEAD: Final = """\
-# Made from monitoring/alerts.yaml by `python k8s/check.py --write`; `make k8s-check` sees that it still is.
-apiVersion: monitoring.coreos.com/v1
-kind: PrometheusRule
-metadata:
-  name: lobewise
-spec:
-"""
 
 
-def main(arguments: list[str]) -> int:
+def main() -> int:
     """The exit code: 0 if there is no fault."""
-    if arguments == ["--write"]:
-        for path, text in _made().items():
-            path.write_text(text)
-        return 0
-    found = [*_stale(), *_reasonless()]
+    found = list(_reasonless())
     overlays = sorted(path.parent for path in HERE.glob("overlays/*/kustomization.yaml"))
     unused = _unused_components()
-    found += [f"components/{name}: no overlay has it, so nothing here tried it" for name in unused]
+    found += [f"component {name}: no overlay has it, so nothing here tried it" for name in unused]
     for overlay in overlays:
         rendered = render(overlay)
         manifests = [manifest for manifest in yaml.safe_load_all(rendered) if manifest]
@@ -64,13 +47,6 @@ def main(arguments: list[str]) -> int:
     for fault in found:
         print(f"FAULT {fault}", file=sys.stderr)
     return 1 if found or not overlays else 0
-
-
-def prometheus_rule() -> str:
-    """The alerts as the Prometheus operator wants them, comments and all."""
-    return RULE_HEAD + "".join(
-        f"  {line}\n" if line else "\n" for line in ALERTS.read_text().splitlines() if not line.startswith("#")
-    )
 
 
 def render(overlay: Path) -> str:
@@ -87,17 +63,6 @@ def _tool(name: str) -> str:
     return found
 
 
-def _stale() -> Iterator[str]:
-    for path, text in _made().items():
-        if not path.is_file() or path.read_text() != text:
-            yield f"{path.relative_to(ROOT)} is not what monitoring/ says; mend it by --write"
-
-
-def _made() -> dict[Path, str]:
-    """Files that are made from those in monitoring/."""
-    return {PROMETHEUS_RULE: prometheus_rule(), DASHBOARD_COPY: DASHBOARD.read_text()}
-
-
 def _reasonless() -> Iterator[str]:
     """Each check of checkov's that is skipped has its reason on the same line."""
     for line in CHECKOV_CONFIG.read_text().splitlines():
@@ -107,11 +72,14 @@ def _reasonless() -> Iterator[str]:
 
 def _unused_components() -> set[str]:
     used = {
-        Path(component).name
+        (path.parent / component).resolve()
         for path in HERE.glob("overlays/*/kustomization.yaml")
         for component in yaml.safe_load(path.read_text()).get("components", ())
     }
-    return {path.parent.name for path in HERE.glob("components/*/kustomization.yaml")} - used
+    there = {
+        path.parent for path in [*HERE.glob("components/*/kustomization.yaml"), HERE / "monitoring/kustomization.yaml"]
+    }
+    return {folder.name for folder in there - used}
 
 
 def _schema_faults(manifests: list[dict[str, Any]]) -> Iterator[str]:
@@ -161,4 +129,4 @@ def _checkov_faults(rendered: str) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -36,7 +36,24 @@ LEAST_NOISE_VOXELS: Final = 1000
 def findings_of_scan(volume: Volume) -> tuple[Finding, ...]:
     """What is unusual about the sampling or the values of a scan."""
     values = _hounsfield_findings(volume) or _noise_findings(volume)
-    return (*_sampling_findings(volume.grid), *values)
+    grid = volume.grid
+    layout = _Layout.of(grid)
+    findings = []
+    if max(grid.spacing_mm) > THICK_MM:
+        message = f"Voxels are {max(grid.spacing_mm):.1f} mm long: small opacities may be missed."
+        findings.append(Finding("thick-slices", "warning", message, {"spacing_mm": round(max(grid.spacing_mm), 3)}))
+    if max(grid.spacing_mm) > LEARNED_SPACING_MM:
+        message = f"The networks have learned from voxels of up to {LEARNED_SPACING_MM:.0f} mm: scores may be far off."
+        evidence = {"spacing_mm": round(max(grid.spacing_mm), 3), "learned_mm": LEARNED_SPACING_MM}
+        findings.append(Finding("spacing-beyond-training", "warning", message, evidence))
+    if layout.slices < FEW_SLICES:
+        message = f"There are {layout.slices} slices from feet to head: too few to show the lungs whole."
+        findings.append(Finding("few-slices", "warning", message, {"slices": layout.slices}))
+    if layout.field_mm < SMALL_FIELD_MM:
+        message = f"The field of view is {layout.field_mm:.0f} mm: it may not hold both lungs whole."
+        findings.append(Finding("small-field-of-view", "warning", message, {"field_mm": round(layout.field_mm, 1)}))
+    sampling_findings = tuple(findings)
+    return (*sampling_findings, *values)
 
 
 def noise_hu(volume: Volume) -> float | None:
@@ -88,25 +105,6 @@ def _hounsfield_findings(volume: Volume) -> tuple[Finding, ...]:
         f"{AIR_BELOW_HU} (air, lung) and {seen['tissue_percent']} % are soft tissue."
     )
     return (Finding("not-hounsfield", "error", message, seen),)
-
-
-def _sampling_findings(grid: Grid) -> tuple[Finding, ...]:
-    layout = _Layout.of(grid)
-    findings = []
-    if max(grid.spacing_mm) > THICK_MM:
-        message = f"Voxels are {max(grid.spacing_mm):.1f} mm long: small opacities may be missed."
-        findings.append(Finding("thick-slices", "warning", message, {"spacing_mm": round(max(grid.spacing_mm), 3)}))
-    if max(grid.spacing_mm) > LEARNED_SPACING_MM:
-        message = f"The networks have learned from voxels of up to {LEARNED_SPACING_MM:.0f} mm: scores may be far off."
-        evidence = {"spacing_mm": round(max(grid.spacing_mm), 3), "learned_mm": LEARNED_SPACING_MM}
-        findings.append(Finding("spacing-beyond-training", "warning", message, evidence))
-    if layout.slices < FEW_SLICES:
-        message = f"There are {layout.slices} slices from feet to head: too few to show the lungs whole."
-        findings.append(Finding("few-slices", "warning", message, {"slices": layout.slices}))
-    if layout.field_mm < SMALL_FIELD_MM:
-        message = f"The field of view is {layout.field_mm:.0f} mm: it may not hold both lungs whole."
-        findings.append(Finding("small-field-of-view", "warning", message, {"field_mm": round(layout.field_mm, 1)}))
-    return tuple(findings)
 
 
 def _noise_findings(volume: Volume) -> tuple[Finding, ...]:

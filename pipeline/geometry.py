@@ -202,7 +202,11 @@ def resample(
     The Gaussian has half the target's spacing as its width, which suppresses aliasing without a visible blur.
     """
     image = sitk.Cast(to_sitk(array, source), sitk.sitkFloat32)
-    sigma_xyz = _antialias_sigma_mm(source, target)
+    # Per array axis of the source (x, y, z): 0 where the target is no coarser along that axis.
+    target_steps = np.abs(np.asarray(target.direction).T @ np.asarray(source.direction))
+    target_mm = np.asarray(target.spacing_mm[::-1]) @ target_steps
+    source_mm = np.asarray(source.spacing_mm[::-1])
+    sigma_xyz = tuple(float(t * 0.5) if t > 1.2 * s else 0.0 for t, s in zip(target_mm, source_mm, strict=True))
     for axis, sigma_mm in enumerate(sigma_xyz):
         if sigma_mm > 0 and image.GetSize()[axis] >= 4:
             image = sitk.RecursiveGaussian(image, sigma=sigma_mm, direction=axis)
@@ -213,14 +217,6 @@ def resample_labels(labels: Shaped[np.ndarray, "z y x"], source: Grid, target: G
     """Nearest neighbour at the voxels of `target`; 0 outside."""
     image = to_sitk(labels.astype(np.uint8), source)
     return _on_grid(image, target, sitk.sitkNearestNeighbor, 0)
-
-
-def _antialias_sigma_mm(source: Grid, target: Grid) -> tuple[float, ...]:
-    """Per array axis of the source (x, y, z): 0 where the target is no coarser along that axis."""
-    target_steps = np.abs(np.asarray(target.direction).T @ np.asarray(source.direction))
-    target_mm = np.asarray(target.spacing_mm[::-1]) @ target_steps
-    source_mm = np.asarray(source.spacing_mm[::-1])
-    return tuple(float(t * 0.5) if t > 1.2 * s else 0.0 for t, s in zip(target_mm, source_mm, strict=True))
 
 
 def _on_grid(image: sitk.Image, target: Grid, interpolator: int, outside: int | float) -> np.ndarray:

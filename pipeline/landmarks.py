@@ -167,7 +167,12 @@ def _find(landmark: Landmark, levels: Sequence[Level], network: LandmarkNetwork)
             starts = _restarts(level, position_mm)
         ends = walk(partial(network.q_values, landmark, number), level, starts)
         if number > 0:
-            ends = _without_strays(ends, level, position_mm)
+            # Ends far from the position of the scale before become None, as if the walk had left.
+            index = level.grid.to_index(position_mm)
+            farthest = FARTHEST_CORRECTION_MM / level.grid.spacing_mm[0]
+            ends = [
+                end if end is not None and np.linalg.norm(np.array(end) - index) <= farthest else None for end in ends
+            ]
         consensus = agree(ends, TOGETHER_VOXELS[min(number, 1)])
         if consensus.index is None:
             return LandmarkPosition(landmark, None, consensus.share)
@@ -189,13 +194,6 @@ def _restarts(level: Level, position_mm: Float64[np.ndarray, "3"]) -> list[Index
     z, y, x = (round(float(i)) for i in level.grid.to_index(position_mm))
     around = [(z + dz, y + dy, x + dx) for dz, dy, dx in RESTARTS_ZYX]
     return [position for position in around if level.holds(position)]
-
-
-def _without_strays(ends: Sequence[End], level: Level, position_mm: Float64[np.ndarray, "3"]) -> list[End]:
-    """Ends far from the position of the scale before become None, as if the walk had left."""
-    index = level.grid.to_index(position_mm)
-    farthest = FARTHEST_CORRECTION_MM / level.grid.spacing_mm[0]
-    return [end if end is not None and np.linalg.norm(np.array(end) - index) <= farthest else None for end in ends]
 
 
 def _greedy_steps(q_function: QFunction, level: Level, positions: Sequence[Index]) -> Iterator[Index]:

@@ -11,7 +11,10 @@ Slices = tuple[slice, slice, slice]
 
 def sampled(volume: Volume, target: Grid) -> Float32[np.ndarray, "z y x"]:
     """HU at the voxels of `target`, thin slices averaged first; what lies outside of the scan is air."""
-    near = _shrunk(_cropped(volume, target), min(target.spacing_mm))
+    # The part of the scan that holds the target, with two voxels to spare.
+    slices = index_box(target, np.zeros(3), np.asarray(target.shape) - 1.0, volume.grid, spare=2)
+    cropped = Volume(volume.hu[slices], part_of(volume.grid, slices))
+    near = _shrunk(cropped, min(target.spacing_mm))
     return resample(near.hu, near.grid, target)
 
 
@@ -32,12 +35,6 @@ def part_of(grid: Grid, slices: Slices) -> Grid:
     origin = grid.to_lps(np.array([z.start, y.start, x.start], dtype=np.float64))
     shape = (z.stop - z.start, y.stop - y.start, x.stop - x.start)
     return Grid(shape, grid.spacing_mm, (float(origin[0]), float(origin[1]), float(origin[2])), grid.direction)
-
-
-def _cropped(volume: Volume, target: Grid) -> Volume:
-    """The part of the scan that holds the target, with two voxels to spare."""
-    slices = index_box(target, np.zeros(3), np.asarray(target.shape) - 1.0, volume.grid, spare=2)
-    return Volume(volume.hu[slices], part_of(volume.grid, slices))
 
 
 def _shrunk(volume: Volume, spacing_mm: float) -> Volume:

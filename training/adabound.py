@@ -1,7 +1,7 @@
 """AdaBound (Luo et al. 2019): Adam whose step sizes are squeezed between bounds that close on those of SGD."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, overload
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -45,23 +45,21 @@ class AdaBound(Optimizer):
             final_lr = group["final_lr"] * group["lr"] / base_lr
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group, final_lr)
+                    gradient = parameter.grad
+                    lr, gamma, eps = group["lr"], group["gamma"], group["eps"]
+                    beta1, beta2 = group["betas"]
+                    state = self.state[parameter]
+                    if not state:
+                        state["step"] = 0
+                        state["mean"] = torch.zeros_like(parameter)
+                        state["square"] = torch.zeros_like(parameter)
+                    state["step"] += 1
+                    count = state["step"]
+                    state["mean"].mul_(beta1).add_(gradient, alpha=1 - beta1)
+                    state["square"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+                    rate = lr * (1 - beta2**count) ** 0.5 / (1 - beta1**count)
+                    lower = final_lr * (1 - 1 / (gamma * count + 1))
+                    upper = final_lr * (1 + 1 / (gamma * count))
+                    steps = (rate / (state["square"].sqrt() + eps)).clamp_(lower, upper)
+                    parameter.sub_(steps * state["mean"])
         return loss
-
-    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any], final_lr: float) -> None:
-        lr, gamma, eps = group["lr"], group["gamma"], group["eps"]
-        beta1, beta2 = group["betas"]
-        state = self.state[parameter]
-        if not state:
-            state["step"] = 0
-            state["mean"] = torch.zeros_like(parameter)
-            state["square"] = torch.zeros_like(parameter)
-        state["step"] += 1
-        count = state["step"]
-        state["mean"].mul_(beta1).add_(gradient, alpha=1 - beta1)
-        state["square"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        rate = lr * (1 - beta2**count) ** 0.5 / (1 - beta1**count)
-        lower = final_lr * (1 - 1 / (gamma * count + 1))
-        upper = final_lr * (1 + 1 / (gamma * count))
-        steps = (rate / (state["square"].sqrt() + eps)).clamp_(lower, upper)
-        parameter.sub_(steps * state["mean"])

@@ -509,17 +509,15 @@ class AgentRun:
             share = (self.step - warm_steps) / dqn_steps
             if (self.step - warm_steps) % recipe.target_every == 0:
                 nets.target.load_state_dict(nets.network.state_dict())
-            self._explore(recipe.epsilons[0] + share * (recipe.epsilons[1] - recipe.epsilons[0]))
+            # One step of all walkers, at first as many as the replay needs to begin.
+            epsilon = recipe.epsilons[0] + share * (recipe.epsilons[1] - recipe.epsilons[0])
+            self.replay.add(*self.walkers.step(self.nets.network, epsilon, self.rng))
+            while len(self.replay) < self.recipe.replay_first:
+                self.replay.add(*self.walkers.step(self.nets.network, epsilon, self.rng))
             scenes, actions = self.replay.sample(recipe.batch, rng)
             targets = td_targets(scenes, actions, sampler, nets, recipe.gamma)
             rate = _cosine(recipe.learning_rates[1], share)
         return nets.update(vary_intensity(sampler.boxes(scenes), rng), targets, actions, rate)
-
-    def _explore(self, epsilon: float) -> None:
-        """One step of all walkers, at first as many as the replay needs to begin."""
-        self.replay.add(*self.walkers.step(self.nets.network, epsilon, self.rng))
-        while len(self.replay) < self.recipe.replay_first:
-            self.replay.add(*self.walkers.step(self.nets.network, epsilon, self.rng))
 
     def _judge(self, journal: Journal) -> dict[str, float]:
         """Look at the patients kept aside, if there are any, and keep the weights if they are the best so far."""

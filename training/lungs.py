@@ -251,19 +251,15 @@ def train(run: Run, bank: Bank, *, save_every: int = 20) -> Iterator[dict[str, f
         if run.step % save_every == 0 or run.step == total:
             row = _row(run, "detail" if detail else "trunk", time.perf_counter() - begin, rows)
             if run.team.is_first:
-                row |= _judged(run, bank, save_every, total)
+                # What validation says where it is due: every so many steps, and at the end of either stage.
+                since = run.step % run.recipe.validate_every
+                is_due = since < save_every or run.step == total or 0 <= run.step - run.recipe.trunk_steps < save_every
+                volumes = bank.judges()
+                row |= run.judge(volumes) if is_due and volumes else {}
                 run.save()
             bank.refresh()
             yield row
             rows.clear()
-
-
-def _judged(run: Run, bank: Bank, save_every: int, total: int) -> dict[str, float]:
-    """What validation says where it is due: every so many steps, and at the end of either stage."""
-    since = run.step % run.recipe.validate_every
-    is_due = since < save_every or run.step == total or 0 <= run.step - run.recipe.trunk_steps < save_every
-    volumes = bank.judges()
-    return run.judge(volumes) if is_due and volumes else {}
 
 
 def measure(network: Di2in, volumes: Sequence[Path]) -> dict[str, float]:

@@ -33,21 +33,17 @@ def make_portable(bank: Path, out: Path, patterns: Iterable[str] = ("*",)) -> li
     for source in sorted({path for pattern in patterns for path in bank.glob(f"{pattern}.npz")}):
         path = out / source.name
         if not path.exists():
-            _write_thin(source, path)
+            with np.load(source) as arrays:
+                volume = dict(arrays)
+            if "image" not in volume:
+                raise ValueError(f"{source} holds no image: portable takes banks of lungs or lesions")
+            volume["image"] = volume["image"] // STEP * STEP
+            partial = path.with_suffix(".partial")
+            with partial.open("wb") as file:
+                np.savez_compressed(file, **volume)
+            partial.replace(path)
             written.append(path)
     return written
-
-
-def _write_thin(source: Path, path: Path) -> None:
-    with np.load(source) as arrays:
-        volume = dict(arrays)
-    if "image" not in volume:
-        raise ValueError(f"{source} holds no image: portable takes banks of lungs or lesions")
-    volume["image"] = volume["image"] // STEP * STEP
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        np.savez_compressed(file, **volume)
-    partial.replace(path)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -111,24 +111,20 @@ def _score(context: WorkerContext, lease: Lease, folder: Path) -> None:
     """Succeed, or fail for a reason that is the scan's own."""
     clock = _Clock(lease)
     try:
-        _fetch_score_store(context, lease, folder, clock)
+        with clock.stage(Stage.FETCH, 0.0):
+            path = context.jobs.fetch_input(lease, folder)
+        with clock.stage(Stage.READ, READ_AT):
+            scan = context.analysis.read(path)
+        path.unlink()  # the masks need the room
+        with clock.stages():
+            result = context.analysis.quantify(scan, clock.within, low_memory=lease.low_memory)
+        with clock.stage(Stage.STORE, QUANTIFY_TO):
+            masks = write_masks(result, folder)
+        report = report_of(result, job_id=lease.job_id, input_sha256=lease.scan.sha256 or "", seconds=clock.seconds)
+        context.jobs.succeed(lease, report, masks)
     except (PipelineError, SourceError) as error:
         log.info("the scan cannot be scored", extra={"code": error.code})
         context.jobs.fail(lease, job_error(error), clock.seconds)
-
-
-def _fetch_score_store(context: WorkerContext, lease: Lease, folder: Path, clock: "_Clock") -> None:
-    with clock.stage(Stage.FETCH, 0.0):
-        path = context.jobs.fetch_input(lease, folder)
-    with clock.stage(Stage.READ, READ_AT):
-        scan = context.analysis.read(path)
-    path.unlink()  # the masks need the room
-    with clock.stages():
-        result = context.analysis.quantify(scan, clock.within, low_memory=lease.low_memory)
-    with clock.stage(Stage.STORE, QUANTIFY_TO):
-        masks = write_masks(result, folder)
-    report = report_of(result, job_id=lease.job_id, input_sha256=lease.scan.sha256 or "", seconds=clock.seconds)
-    context.jobs.succeed(lease, report, masks)
 
 
 def write_masks(result: "Quantification", folder: Path) -> dict[MaskName, Path]:

@@ -163,7 +163,9 @@ async def create_job(
     submission = _Submission(request, jobs, settings, metrics, addresses)
     with places.take() if submission.is_form else nullcontext() as place:
         accepted = await submission.submit(idempotency_key, place)
-    wanted_seconds = _wanted_seconds(prefer, settings)
+    # 0 if no wait is asked for. What is not understood is ignored, as RFC 7240 says.
+    match = _WAIT.search(prefer or "")
+    wanted_seconds = min(int(match.group(1)), settings.max_wait_seconds) if match else 0
     state, waited = await _wait(jobs, accepted.state, wanted_seconds, request.app.state.waiting)
     headers = {"Location": addresses.job(state.id), "ETag": quoted(state.revision)}
     if not state.status.is_final:
@@ -198,7 +200,12 @@ class _Submission:
     async def submit(self, key: str | None, place: Place | None) -> _Accepted:
         """The new job, or the one that the first request with `key` made. A form comes in the turns of its `place`."""
         await run_sync(self._jobs.check_broker)
-        self._require_readable()
+        # All that can be refused before a byte of the body is read.
+        if self._media_type not in ("multipart/form-data", "application/json"):
+            raise UnsupportedContentTypeError("send multipart/form-data or application/json")
+        if self.is_form:
+            boundary_of(self._content_type)
+        require_length(self._request, self._limit_bytes)
         chunks = body_chunks(self._request, self._limit_bytes, self._settings.idle_seconds)
         if place is not None:
             chunks = place.in_turn(chunks)
@@ -226,14 +233,6 @@ class _Submission:
     def _limit_bytes(self) -> int:
         return self._jobs.settings.max_upload_bytes + FORM_OVERHEAD_BYTES if self.is_form else MAX_JSON_BYTES
 
-    def _require_readable(self) -> None:
-        """All that can be refused before a byte of the body is read."""
-        if self._media_type not in ("multipart/form-data", "application/json"):
-            raise UnsupportedContentTypeError("send multipart/form-data or application/json")
-        if self.is_form:
-            boundary_of(self._content_type)
-        require_length(self._request, self._limit_bytes)
-
     async def _replay(self, first: FirstAnswer, chunks: AsyncIterator[bytes]) -> _Accepted:
         record = await self._read("", HashSink(), chunks)
         await run_sync(first.require_same, record)
@@ -257,7 +256,12 @@ class _Submission:
         submission = await read_submission(chunks)
         self._require_callback(submission)
         if isinstance(submission, UploadedSubmission):
-            return await self._take(job_id, submission)
+            # A repeated request has no `job_id`, and its upload is gone: its id is all that is compared.
+            upload_id = submission.source.upload_id
+            if not job_id:
+                return _record(job_id, InputInfo(), submission, upload_id)
+            require_scan(await run_sync(self._jobs.uploads.head, upload_id, HEAD_BYTES))
+            return _record(job_id, await run_sync(self._jobs.take_upload, upload_id, job_id), submission, upload_id)
         if not is_allowed(submission.source.url, self._jobs.settings.source_allowlist):
             raise SourceNotAllowedError("the operator has not allowed this address")
         return _record(job_id, InputInfo(source=submission.source), submission)
@@ -265,14 +269,6 @@ class _Submission:
     def _require_callback(self, options: JobOptions) -> None:
         if options.callback_url is not None and not self._jobs.callbacks.is_allowed(options.callback_url):
             raise CallbackNotAllowedError("the operator has not allowed this address")
-
-    async def _take(self, job_id: str, submission: UploadedSubmission) -> JobRecord:
-        """A repeated request has no `job_id`, and its upload is gone: its id is all that is compared."""
-        upload_id = submission.source.upload_id
-        if not job_id:
-            return _record(job_id, InputInfo(), submission, upload_id)
-        require_scan(await run_sync(self._jobs.uploads.head, upload_id, HEAD_BYTES))
-        return _record(job_id, await run_sync(self._jobs.take_upload, upload_id, job_id), submission, upload_id)
 
 
 def _record(job_id: str, scan: InputInfo, options: JobOptions, upload_id: str | None = None) -> JobRecord:
@@ -285,12 +281,6 @@ def _record(job_id: str, scan: InputInfo, options: JobOptions, upload_id: str | 
         callback_url=options.callback_url,
         upload_id=upload_id,
     )
-
-
-def _wanted_seconds(prefer: str | None, settings: ApiSettings) -> int:
-    """0 if no wait is asked for. What is not understood is ignored, as RFC 7240 says."""
-    match = _WAIT.search(prefer or "")
-    return min(int(match.group(1)), settings.max_wait_seconds) if match else 0
 
 
 async def _wait(jobs: Jobs, state: JobState, seconds: float, limiter: anyio.CapacityLimiter) -> tuple[JobState, bool]:

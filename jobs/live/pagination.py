@@ -59,9 +59,7 @@ class Query:
             raise InvalidCursorError("this is no cursor")
         if content[:3] != [self.sort, self.status, self.priority]:
             raise InvalidCursorError("this cursor belongs to another sort or filter")
-        return self._checked(content[3])
-
-    def _checked(self, member: str) -> str:
+        member = content[3]
         match = _SEVERITY_MEMBER.fullmatch(member) if self.sort == "severity" else None
         if not is_id(match[2] if match else member):
             raise InvalidCursorError("this is no cursor")

@@ -313,19 +313,16 @@ class LiveView:
         """The lease stays until it expires: its worker learns from the blobs."""
         state = self.get(job_id)
         if state is not None:
-            self._remove(state)
-
-    def _remove(self, state: JobState) -> None:
-        with broker_errors(), self._redis.pipeline() as pipe:
-            pipe.delete(_job(state.id), events_key(state.id))
-            pipe.publish(CHANNEL, state.id)
-            pipe.zrem(CALLBACKS, state.id)
-            for priority in ("*", state.priority):
-                for status in ("*", *JobStatus):
-                    pipe.zrem(_index(status, priority), state.id)
-                if member := severity_member(state):
-                    pipe.zrem(_severity(priority), member)
-            pipe.execute()
+            with broker_errors(), self._redis.pipeline() as pipe:
+                pipe.delete(_job(state.id), events_key(state.id))
+                pipe.publish(CHANNEL, state.id)
+                pipe.zrem(CALLBACKS, state.id)
+                for priority in ("*", state.priority):
+                    for status in ("*", *JobStatus):
+                        pipe.zrem(_index(status, priority), state.id)
+                    if member := severity_member(state):
+                        pipe.zrem(_severity(priority), member)
+                pipe.execute()
 
     def page(self, query: Query, after: str | None, limit: int) -> list[str] | None:
         """Up to `limit` members of a list after one; None when the view is not whole."""

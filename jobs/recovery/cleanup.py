@@ -41,7 +41,11 @@ class Cleanup:
         now = now or states.now()
         listed = list(self.parts.store.listed())
         retired = self._retire(listed, now)
-        orphans = self.uploads.clean_up(now) + self._clean_up_inputs(listed, now) + self._clean_up_purged(listed)
+        oldest = self._oldest(now)
+        old = [files for files in listed if not files.is_purged and ids.made_at(files.job_id) < oldest]
+        forgotten = sum(self._forget_void(files.job_id, now) for files in old if files.names == {"job.json"})
+        clean_up_inputs = forgotten + sum(self._void(files.job_id) for files in old if not files.is_job)
+        orphans = self.uploads.clean_up(now) + clean_up_inputs + self._clean_up_purged(listed)
         orphans += self._forget(listed, now)
         orphans += self.batches.clean_up(now, self._retention_began(now))
         unfinished = self._clean_up_multiparts(now) + self._clean_up_staged(now)
@@ -79,12 +83,6 @@ class Cleanup:
                 self.purge(job_id)
                 return True
         return False
-
-    def _clean_up_inputs(self, listed: Iterable[JobFiles], now: datetime) -> int:
-        oldest = self._oldest(now)
-        old = [files for files in listed if not files.is_purged and ids.made_at(files.job_id) < oldest]
-        forgotten = sum(self._forget_void(files.job_id, now) for files in old if files.names == {"job.json"})
-        return forgotten + sum(self._void(files.job_id) for files in old if not files.is_job)
 
     def _clean_up_purged(self, listed: Iterable[JobFiles]) -> int:
         """A purge that was cut off, or a worker that was killed while it still wrote."""

@@ -51,10 +51,21 @@ class Reconciler:
         """Look once, if nobody else does; how many jobs were put on their way again."""
         if not self._parts.live.lead(self._who, 3 * self._parts.settings.reap_seconds):
             return 0
-        self._clean_up_if_due()
+        now = time.monotonic()
+        if self._swept_at is None or now - self._swept_at > self._parts.settings.sweep_seconds:
+            self._swept_at = now
+            self._cleanup.clean_up()
         found = self._reconcile_if_due()
         found += sum(self._recover(job_id) for job_id in self._parts.live.running_without_lease())
-        return found + self._publish_unheard()
+        waiting = self._parts.live.waiting()
+        patience_ms = 1000 * self._parts.settings.reap_seconds
+        due = [job for job in waiting if job.retry_in_ms == 0]
+        doubtful = [job for job in waiting if _is_doubtful(job, patience_ms)]
+        if doubtful:
+            present = self._parts.queue.present(self._parts.settings.lease_seconds)
+            due += [job for job in doubtful if job.job_id not in present]
+        publish_unheard = sum(self._publish(job.job_id) for job in due)
+        return found + publish_unheard
 
     def rebuild(self) -> int:
         """Bring back into the live view, and the queue, every job that only the blobs know; forget those they do not.
@@ -85,12 +96,6 @@ class Reconciler:
                 log.exception("the reaper stumbled; it goes on")
             if self._stop.wait(self._parts.settings.reap_seconds):
                 return
-
-    def _clean_up_if_due(self) -> None:
-        now = time.monotonic()
-        if self._swept_at is None or now - self._swept_at > self._parts.settings.sweep_seconds:
-            self._swept_at = now
-            self._cleanup.clean_up()
 
     def _reconcile_if_due(self) -> int:
         now = time.monotonic()
@@ -139,7 +144,19 @@ class Reconciler:
     def _recover(self, job_id: str) -> bool:
         """A job that the live view shows running though nobody holds it."""
         try:
-            return self._end_lost_attempt(job_id)
+            parts = self._parts
+            files, record = parts.store.files(job_id), parts.store.record(job_id)
+            claim = parts.store.claim(job_id, files.attempt) if files.attempt else None
+            if claim is None:  # the blobs are older than the view, from a copy: they decide
+                parts.live.forget(job_id)
+                self._reconciled_at = None
+                return False
+            if finalize.is_over(parts, record, claim):
+                return True
+            log.warning("job %s: the worker of attempt %d was lost", job_id, claim.attempt)
+            ending = Ending(reason="worker-lost", ended_at=states.now())
+            finalize.end_attempt(parts, record, claim, ending, guard="free")
+            return True
         except (JobNotFoundError, JobPurgedError):
             self._forget_if_gone(job_id)
         except NewerSchemaError as error:
@@ -149,31 +166,6 @@ class Reconciler:
         except Exception:  # one job that cannot be read must not keep all others from being found
             log.exception("job %s cannot be brought back", job_id)
         return False
-
-    def _end_lost_attempt(self, job_id: str) -> bool:
-        parts = self._parts
-        files, record = parts.store.files(job_id), parts.store.record(job_id)
-        claim = parts.store.claim(job_id, files.attempt) if files.attempt else None
-        if claim is None:  # the blobs are older than the view, from a copy: they decide
-            parts.live.forget(job_id)
-            self._reconciled_at = None
-            return False
-        if finalize.is_over(parts, record, claim):
-            return True
-        log.warning("job %s: the worker of attempt %d was lost", job_id, claim.attempt)
-        ending = Ending(reason="worker-lost", ended_at=states.now())
-        finalize.end_attempt(parts, record, claim, ending, guard="free")
-        return True
-
-    def _publish_unheard(self) -> int:
-        waiting = self._parts.live.waiting()
-        patience_ms = 1000 * self._parts.settings.reap_seconds
-        due = [job for job in waiting if job.retry_in_ms == 0]
-        doubtful = [job for job in waiting if _is_doubtful(job, patience_ms)]
-        if doubtful:
-            present = self._parts.queue.present(self._parts.settings.lease_seconds)
-            due += [job for job in doubtful if job.job_id not in present]
-        return sum(self._publish(job.job_id) for job in due)
 
     def _publish(self, job_id: str) -> bool:
         state = self._parts.live.get(job_id)

@@ -217,7 +217,11 @@ def open_object_store(url: str, public_endpoint: str | None = None) -> ObjectSto
         return _s3(url, public_endpoint)
     if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
         raise ValueError(f"blobs live at file:///folder or s3://bucket/prefix, not at {url!r}")
-    return _local(Path(unquote(parts.path)))
+    folder = Path(unquote(parts.path))
+    with _unavailable():
+        folder.mkdir(parents=True, exist_ok=True)
+        store = LocalStore(folder, automatic_cleanup=True)
+    return ObjectStore(store, folder.resolve())
 
 
 def _s3(url: str, public_endpoint: str | None) -> ObjectStore:
@@ -232,13 +236,6 @@ def _client() -> "ClientConfig":
     """obstore reads `AWS_ALLOW_HTTP` itself only where no other option of the client is given."""
     allow_http = os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true")
     return {**_CLIENT, "allow_http": allow_http}
-
-
-def _local(folder: Path) -> ObjectStore:
-    with _unavailable():
-        folder.mkdir(parents=True, exist_ok=True)
-        store = LocalStore(folder, automatic_cleanup=True)
-    return ObjectStore(store, folder.resolve())
 
 
 def _fsync(path: Path) -> None:

@@ -43,7 +43,10 @@ def draw_overview(path: Path, volume: Volume, lobes: LobeLabels, lesions: Lesion
         _picture(volume, lobes, lesions, coronal)[::-1, 0],
         _picture(volume, lobes, lesions, axial)[0],
     ]
-    _write_png(path, _beside_each_other(pictures))
+    height = max(picture.shape[0] for picture in pictures)
+    padded = [np.pad(p, ((0, height - p.shape[0]), (0, 4), (0, 0))) for p in pictures]
+    beside_each_other = np.concatenate(padded, axis=1)
+    sitk.WriteImage(sitk.GetImageFromArray(beside_each_other, isVector=True), str(path), imageIO="PNGImageIO")
 
 
 def planes_through(point_mm: Triple, grid: Grid) -> tuple[Grid, Grid]:
@@ -72,7 +75,11 @@ def _picture(volume: Volume, lobes: LobeLabels, lesions: LesionMask, plane: Grid
     coloured = np.repeat(grey[..., None], 3, axis=-1).astype(np.float32)
     coloured[lesion] = (1 - LESION_OPACITY) * coloured[lesion] + LESION_OPACITY * np.array(LESION_RGB)
     for lobe, rgb in LOBE_RGB.items():
-        coloured[_outline(labels == lobe)] = rgb
+        # The voxels on the inner edge, within the plane: one of its three axes has length one.
+        mask = labels == lobe
+        inside = np.ones([1 if n == 1 else 3 for n in mask.shape], dtype=bool)
+        outline = np.asarray(mask & ~ndimage.binary_erosion(mask, inside))
+        coloured[outline] = rgb
     return coloured.astype(np.uint8)
 
 
@@ -80,19 +87,3 @@ def windowed(hu: Float32[np.ndarray, "z y x"] | Int16[np.ndarray, "z y x"]) -> U
     """The lung window as shades of grey."""
     low, high = WINDOW_HU
     return np.asarray(np.clip((hu - low) * (255 / (high - low)), 0, 255)).astype(np.uint8)
-
-
-def _outline(mask: Bool[np.ndarray, "z y x"]) -> Bool[np.ndarray, "z y x"]:
-    """The voxels on the inner edge, within the plane: one of its three axes has length one."""
-    inside = np.ones([1 if n == 1 else 3 for n in mask.shape], dtype=bool)
-    return np.asarray(mask & ~ndimage.binary_erosion(mask, inside))
-
-
-def _beside_each_other(pictures: list[Picture]) -> Picture:
-    height = max(picture.shape[0] for picture in pictures)
-    padded = [np.pad(p, ((0, height - p.shape[0]), (0, 4), (0, 0))) for p in pictures]
-    return np.concatenate(padded, axis=1)
-
-
-def _write_png(path: Path, picture: Picture) -> None:
-    sitk.WriteImage(sitk.GetImageFromArray(picture, isVector=True), str(path), imageIO="PNGImageIO")

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int16
 
 from pipeline.errors import DamagedFileError
 from pipeline.findings import findings_of_scan
@@ -65,17 +64,14 @@ def read_ct(path: Path, limits: ReadLimits = ReadLimits()) -> Scan:
         confinement = Confinement(limits.memory_bytes, limits.max_bytes, limits.seconds)
         answer = call_confined(_READER, arguments, folder, confinement)
         grid = _grid(answer["grid"])
-        volume = Volume(_load(folder / _HU_FILE, grid), grid)
+        # The child met bytes that nobody vouches for, so what it left is checked too.
+        hu = np.load((folder / _HU_FILE), allow_pickle=False)
+        if hu.dtype != np.int16 or hu.shape != grid.shape:
+            raise DamagedFileError("The reader did not leave what it announced.")
+        load = np.asarray(hu)
+        volume = Volume(load, grid)
     findings = tuple(Finding(**finding) for finding in answer["findings"])
     return Scan(volume, (*findings, *findings_of_scan(volume)))
-
-
-def _load(path: Path, grid: Grid) -> Int16[np.ndarray, "z y x"]:
-    """The child met bytes that nobody vouches for, so what it left is checked too."""
-    hu = np.load(path, allow_pickle=False)
-    if hu.dtype != np.int16 or hu.shape != grid.shape:
-        raise DamagedFileError("The reader did not leave what it announced.")
-    return np.asarray(hu)
 
 
 def _grid(answer: dict[str, Any]) -> Grid:

@@ -81,10 +81,18 @@ def call_confined(function: str, arguments: Mapping[str, Any], folder: Path, lim
 def _run_child(folder: Path, seconds: float) -> int:
     command = [sys.executable, "-I", "-m", __name__, _REQUEST]
     with (folder / "stderr.txt").open("wb") as stderr:
+        # One thread each: a pool of them reserves more address space than the scan.
+        one_thread = (
+            "OMP_NUM_THREADS",
+            "OPENBLAS_NUM_THREADS",
+            "MKL_NUM_THREADS",
+            "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
+        )
+        environment = {"PATH": os.defpath, "TMPDIR": str(folder), "LC_ALL": "C.UTF-8", **dict.fromkeys(one_thread, "1")}
         child = subprocess.Popen(  # noqa: S603 (our own interpreter and module; no part of the input is in the command)
             command,
             cwd=folder,
-            env=_environment(folder),
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=stderr,
@@ -95,20 +103,10 @@ def _run_child(folder: Path, seconds: float) -> int:
         except subprocess.TimeoutExpired as error:
             raise DamagedFileError(f"The reader did not finish within {seconds:g} seconds.") from error
         finally:
-            _end(child)
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """Also when the caller is interrupted: the child's whole session goes."""
-    if child.poll() is None:
-        os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
-
-
-def _environment(folder: Path) -> dict[str, str]:
-    """One thread each: a pool of them reserves more address space than the scan."""
-    one_thread = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
-    return {"PATH": os.defpath, "TMPDIR": str(folder), "LC_ALL": "C.UTF-8", **dict.fromkeys(one_thread, "1")}
+            # Also when the caller is interrupted: the child's whole session goes.
+            if child.poll() is None:
+                os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
 
 
 def _failure(exit_code: int, folder: Path) -> PipelineError:
@@ -134,17 +132,7 @@ def _unpack(answer: Mapping[str, Any]) -> Any:
 def main(request_name: str) -> int:
     """Confine this very process, then run what the request names."""
     request = json.loads(Path(request_name).read_text(encoding="utf-8"))
-    _confine(Confinement(**request["limits"]))
-    try:
-        answer = _answer(_resolve(request["function"]), request["arguments"])
-    except Exception as error:  # its place is reported; its message may quote a patient's data
-        Path(_FAULT).write_text(_place_of(error), encoding="utf-8")
-        return 1
-    Path(_ANSWER).write_text(json.dumps(answer), encoding="utf-8")
-    return 0
-
-
-def _confine(limits: Confinement) -> None:
+    limits = Confinement(**request["limits"])
     cpu_seconds = max(1, round(limits.seconds))
     for what, amount in (
         (resource.RLIMIT_AS, limits.memory_bytes),
@@ -156,6 +144,15 @@ def _confine(limits: Confinement) -> None:
         _, hard = resource.getrlimit(what)
         allowed = amount if hard == resource.RLIM_INFINITY else min(amount, hard)
         resource.setrlimit(what, (allowed, allowed))
+    try:
+        answer = _answer(_resolve(request["function"]), request["arguments"])
+    except Exception as error:  # its place is reported; its message may quote a patient's data
+        frames = traceback.extract_tb(error.__traceback__)[-4:]
+        place_of = f"{type(error).__name__} at " + " < ".join(f"{f.filename}:{f.lineno}" for f in reversed(frames))
+        Path(_FAULT).write_text(place_of, encoding="utf-8")
+        return 1
+    Path(_ANSWER).write_text(json.dumps(answer), encoding="utf-8")
+    return 0
 
 
 def _resolve(function: str) -> Callable[..., Any]:
@@ -172,11 +169,6 @@ def _answer(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[
     except MemoryError:
         detail = "Reading the file needs more memory than this service gives it."
         return {"error": {"code": ScanTooLargeError.code, "detail": detail, "evidence": {}}}
-
-
-def _place_of(error: Exception) -> str:
-    frames = traceback.extract_tb(error.__traceback__)[-4:]
-    return f"{type(error).__name__} at " + " < ".join(f"{f.filename}:{f.lineno}" for f in reversed(frames))
 
 
 if __name__ == "__main__":

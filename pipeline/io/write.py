@@ -31,15 +31,11 @@ def _write(path: Path, array: Shaped[np.ndarray, "z y x"], grid: Grid) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as folder:
         plain, packed = Path(folder, "array.nii"), Path(folder, "array.nii.gz")
         sitk.WriteImage(to_sitk(array, grid), str(plain), imageIO="NiftiImageIO")
-        _gzip(plain, packed)
+        # isal's level 1 is several times faster than zlib's, at about its size; no time or name in the header.
+        with (
+            plain.open("rb") as source,
+            packed.open("wb") as target,
+            igzip.IGzipFile(filename="", mode="wb", compresslevel=1, fileobj=target, mtime=0) as stream,
+        ):
+            shutil.copyfileobj(source, stream, 1 << 20)
         os.replace(packed, path)
-
-
-def _gzip(plain: Path, packed: Path) -> None:
-    """isal's level 1 is several times faster than zlib's, at about its size; no time or name in the header."""
-    with (
-        plain.open("rb") as source,
-        packed.open("wb") as target,
-        igzip.IGzipFile(filename="", mode="wb", compresslevel=1, fileobj=target, mtime=0) as stream,
-    ):
-        shutil.copyfileobj(source, stream, 1 << 20)

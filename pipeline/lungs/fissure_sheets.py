@@ -86,7 +86,8 @@ def sheetness(
             order = [int(axis == i) + int(axis == j) for axis in range(3)]
             curved = ndimage.gaussian_filter(lung, sigma, order=order)[inside]
             if i == j:
-                curved -= _offset(sigma[i]) * blurred
+                # What a sampled second-derivative kernel makes of a constant 1: not quite 0 where it is narrow.
+                curved -= np.float32(ndimage.gaussian_filter1d(np.ones(1), sigma[i], order=2)[0]) * blurred
             hessian[:, i, j] = hessian[:, j, i] = curved / (spacing_mm[i] * spacing_mm[j])
     curvatures = np.linalg.eigvalsh(hessian)
     flatness = -curvatures[:, 0] - VESSEL_WEIGHT * np.abs(curvatures[:, 1:]).max(axis=1)
@@ -94,11 +95,6 @@ def sheetness(
     sheets = np.zeros(hu.shape, dtype=np.float32)
     sheets[inside] = np.clip(flatness / FLATNESS_HU_PER_MM2, 0.0, 1.0)
     return sheets
-
-
-def _offset(sigma: float) -> np.float32:
-    """What a sampled second-derivative kernel makes of a constant 1: not quite 0 where it is narrow."""
-    return np.float32(ndimage.gaussian_filter1d(np.ones(1), sigma, order=2)[0])
 
 
 def _sheets_on(volume: Volume, fine: Grid, roi: Grid, lungs: Mask, sigma_mm: float) -> Float32[np.ndarray, "zf yf xf"]:

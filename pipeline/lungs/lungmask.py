@@ -58,7 +58,13 @@ class LungmaskLungs:
         inferer.device = device
         for network in (inferer.model, inferer.fillmodelm):
             network.to(device)
-        return cls(inferer, tuple(_info(name, path) for name, path in paths.items()))
+        return cls(
+            inferer,
+            tuple(
+                ModelInfo(f"lungmask-{name.lower()}", version("lungmask"), sha256_of(path))
+                for name, path in paths.items()
+            ),
+        )
 
     def segment(self, volume: Volume, landmarks: Landmarks, progress: Progress) -> LobeLabels:
         """The lobes; `landmarks` are not looked at. It cannot tell how far it is before it is done.
@@ -85,23 +91,15 @@ def weights_file(name: str, folder: Path | None = None) -> Path:
     if not path.is_file():
         path = Path(torch.hub.get_dir()) / "checkpoints" / file_name
         if not path.is_file():
-            _download(address, path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                torch.hub.download_url_to_file(address, str(path), progress=False)
+            except OSError as error:
+                message = f"lungmask's weights could not be downloaded: put {path.name} into the folder of the weights"
+                raise WeightsError(message) from error
     begins = path.stem.rsplit("-", 1)[1]
     if not sha256_of(path).startswith(begins):
         raise WeightsError(
             f"{path.name} is damaged: its sha256 does not begin with {begins}; delete it and start again"
         )
     return path
-
-
-def _download(address: str, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        torch.hub.download_url_to_file(address, str(path), progress=False)
-    except OSError as error:
-        message = f"lungmask's weights could not be downloaded: put {path.name} into the folder of the weights"
-        raise WeightsError(message) from error
-
-
-def _info(name: str, path: Path) -> ModelInfo:
-    return ModelInfo(f"lungmask-{name.lower()}", version("lungmask"), sha256_of(path))

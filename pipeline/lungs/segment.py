@@ -74,7 +74,11 @@ def segment_lungs(
     followed, fissures_sd = borders(volume, roi, clean_labels(probabilities, config.spacing_mm))
     labels = _without_islands(followed)
     require_lungs(labels, roi.voxel_volume_ml, roi, landmarks)
-    on_scan = _on_grid(_agreeing(probabilities, labels), roi, volume.grid, labels > 0, progress)
+    # The probabilities, certain where the cleaned labels are not the likeliest ones.
+    changed = probabilities.argmax(axis=0) != labels
+    certain = np.arange(CLASSES)[:, None] == labels[changed]
+    probabilities[:, changed] = certain
+    on_scan = _on_grid(probabilities, roi, volume.grid, labels > 0, progress)
     return LobeLabels(on_scan, volume.grid, fissures_sd)
 
 
@@ -87,7 +91,14 @@ def roi_grid(scan: Grid, landmarks: Landmarks, config: LungConfig) -> Grid:
     Raises:
         LungsNotFoundError: there is no landmark, or the box lies beside the scan.
     """
-    landmark = next((mark for mark in (Landmark.CARINA, Landmark.STERNUM_TIP) if _found(landmarks, mark)), None)
+    landmark = next(
+        (
+            mark
+            for mark in (Landmark.CARINA, Landmark.STERNUM_TIP)
+            if (mark in landmarks and landmarks[mark].position_mm is not None)
+        ),
+        None,
+    )
     if landmark is None:
         raise LungsNotFoundError(
             "Neither the carina nor the sternum tip is in the scan, so the lungs cannot be placed."
@@ -138,7 +149,7 @@ def clean_labels(probabilities: Probabilities, spacing_mm: float) -> Labels:
     lungs = np.zeros(labels.shape, dtype=np.bool_)
     for side in (LEFT_LOBES, RIGHT_LOBES):
         lungs |= _main_parts(np.isin(labels, side), spacing_mm)
-    lungs = _without_holes(lungs)
+    lungs = np.asarray(ndimage.binary_fill_holes(lungs))
     labels = np.where(lungs, 1 + probabilities[1:].argmax(axis=0), 0).astype(np.uint8)
     return _without_islands(labels)
 
@@ -148,10 +159,6 @@ def _fitting_grid(lower_mm: np.ndarray, upper_mm: np.ndarray, config: LungConfig
     multiple_mm = config.stride * config.spacing_mm
     edges_mm = np.maximum(np.ceil((upper_mm - lower_mm) / multiple_mm - 1e-6), 2) * multiple_mm
     return Grid.axis_aligned(lower_mm.tolist(), (lower_mm + edges_mm).tolist(), (config.spacing_mm,) * 3)
-
-
-def _found(landmarks: Landmarks, landmark: Landmark) -> bool:
-    return landmark in landmarks and landmarks[landmark].position_mm is not None
 
 
 def require_lungs(labels: Shaped[np.ndarray, "zl yl xl"], voxel_ml: float, roi: Grid, landmarks: Landmarks) -> None:
@@ -190,10 +197,6 @@ def _main_parts(side: Bool[np.ndarray, "z y x"], spacing_mm: float) -> Bool[np.n
     return np.asarray((near & (sizes >= KEPT_SHARE * sizes[main]) & (sizes > 0))[parts])
 
 
-def _without_holes(lungs: Bool[np.ndarray, "z y x"]) -> Bool[np.ndarray, "z y x"]:
-    return np.asarray(ndimage.binary_fill_holes(lungs))
-
-
 def _without_islands(labels: Labels) -> Labels:
     """Every lobe in one piece: its other pieces go to the lobe that is nearest."""
     mainland = np.zeros_like(labels)
@@ -211,14 +214,6 @@ def _largest(mask: Bool[np.ndarray, "z y x"]) -> Bool[np.ndarray, "z y x"]:
     if not mask.any():
         return mask
     return np.asarray(cc3d.largest_k(mask, k=1, connectivity=6) > 0)
-
-
-def _agreeing(probabilities: Probabilities, labels: Labels) -> Probabilities:
-    """The probabilities, certain where the cleaned labels are not the likeliest ones."""
-    changed = probabilities.argmax(axis=0) != labels
-    certain = np.arange(CLASSES)[:, None] == labels[changed]
-    probabilities[:, changed] = certain
-    return probabilities
 
 
 def _on_grid(

@@ -45,7 +45,11 @@ def make_phantom(recipe: PhantomRecipe) -> Phantom:
     lesions = grow_lesions(space, lung, thorax.cage, recipe, streams[6])
     hu = paint_lesions(painter.hu, space, lesions, streams[6])
     if recipe.table:
-        hu = _with_table(hu, painter.tissues, scanned, patient)
+        # The couch below the patient; it is straight, whatever the patient's shape.
+        top = patient.cage_y + patient.fat + 32
+        cover = inside(np.abs(scanned.y - top) - 2, scanned.edge_mm) * (painter.tissues == Tissue.OUTSIDE)
+        painter.tissues[cover >= 0.5] = Tissue.TABLE
+        hu = np.asarray(hu + (-150 - hu) * cover, dtype=np.float32)
     volume = Volume(reconstruct(hu, recipe, streams[7]), grid)
     return _with_truth(recipe, volume, lobes, lesions, painter.tissues, _landmarks(grid, patient, bend, recipe))
 
@@ -144,7 +148,14 @@ def _paint_trunk(painter: _Painter, thorax: Thorax, patient: Patient, rng: Gener
     painter.fill(Tissue.ORGAN, belly * ~liver, rng.uniform(30, 50))
     bubble, radius = shapes.stomach_bubble(patient, rng)
     painter.fill_ball(Tissue.ORGAN, bubble, radius, -950.0, within=8 - thorax.below_diaphragm)
-    _paint_bowel(painter, patient, rng)
+    # Gas and kidneys far below the diaphragm, so that an abdomen looks like one.
+    s, floor = patient.scale, min(patient.dome_z) - 110 * patient.scale
+    for side in (-1, 1):
+        kidney = (side * 58 * s, 42 * s, floor - rng.uniform(10, 50) * s)
+        painter.fill_ball(Tissue.ORGAN, kidney, 34 * s, rng.uniform(25, 45))
+    for _ in range(9):
+        loop = (rng.uniform(-85, 85) * s, rng.uniform(-60, 5) * s, floor - rng.uniform(20, 220) * s)
+        painter.fill_ball(Tissue.ORGAN, loop, rng.uniform(9, 21) * s, float(rng.choice([-850.0, 20.0, -300.0])))
     above = thorax.below_diaphragm < 0
     middle = np.maximum(thorax.mediastinum, thorax.cage + 3)
     painter.fill(Tissue.FAT, inside(middle, edge) * above, rng.uniform(-95, -20) + 20 * texture)
@@ -160,17 +171,6 @@ def _paint_arms(painter: _Painter, patient: Patient) -> None:
         axis = np.sqrt((space.x - centre) ** 2 + (space.y - 10) ** 2)
         painter.fill_shape(Tissue.SOFT, axis - 38, 40.0)
         painter.fill_shape(Tissue.BONE, axis - 11, 600.0)
-
-
-def _paint_bowel(painter: _Painter, patient: Patient, rng: Generator) -> None:
-    """Gas and kidneys far below the diaphragm, so that an abdomen looks like one."""
-    s, floor = patient.scale, min(patient.dome_z) - 110 * patient.scale
-    for side in (-1, 1):
-        kidney = (side * 58 * s, 42 * s, floor - rng.uniform(10, 50) * s)
-        painter.fill_ball(Tissue.ORGAN, kidney, 34 * s, rng.uniform(25, 45))
-    for _ in range(9):
-        loop = (rng.uniform(-85, 85) * s, rng.uniform(-60, 5) * s, floor - rng.uniform(20, 220) * s)
-        painter.fill_ball(Tissue.ORGAN, loop, rng.uniform(9, 21) * s, float(rng.choice([-850.0, 20.0, -300.0])))
 
 
 def _paint_lungs(
@@ -247,11 +247,3 @@ def _paint_head(painter: _Painter, patient: Patient, rng: Generator) -> None:
         painter.fill_ball(Tissue.AIRWAY, (side * 24 * s, -62 * s, centre_z - 45 * s), 13 * s, -980.0)
     throat = Tube((0.0, -18 * s, centre_z - 30 * s), (0.0, -10 * s, patient.apex_z), 9 * s, 9 * s)
     painter.fill_tube(Tissue.AIRWAY, throat, -990.0)
-
-
-def _with_table(hu: Field, tissues: UInt8[np.ndarray, "z y x"], space: Space, patient: Patient) -> Field:
-    """The couch below the patient; it is straight, whatever the patient's shape."""
-    top = patient.cage_y + patient.fat + 32
-    cover = inside(np.abs(space.y - top) - 2, space.edge_mm) * (tissues == Tissue.OUTSIDE)
-    tissues[cover >= 0.5] = Tissue.TABLE
-    return np.asarray(hu + (-150 - hu) * cover, dtype=np.float32)

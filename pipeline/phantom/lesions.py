@@ -52,7 +52,12 @@ def grow_lesions(
     percent = drawn_percent(recipe, rng)
     fraction = rng.uniform(0.05, 0.7) if rng.uniform() < 0.65 else 0.0
     fraction = recipe.consolidation_fraction if recipe.consolidation_fraction is not None else fraction
-    preference = _preference(space, cage, rng)
+    random = space.random(rng, rng.uniform(22, 45)) + 0.5 * space.random(rng, rng.uniform(9, 14))
+    depth = np.maximum(-cage - 6, 0)
+    peripheral = np.exp(-depth / rng.uniform(12, 35)) * rng.uniform(0.4, 1.8)
+    below = np.clip(-space.z / 100, -1, 1) * rng.uniform(0, 0.7)
+    behind = np.clip(space.y / 90, -1, 1) * rng.uniform(0, 0.5)
+    preference = np.asarray(random + peripheral + below + behind, dtype=np.float32)
     denser = preference + 0.8 * space.random(rng, 18.0)
     softness = rng.uniform(0.08, 0.3)
     if percent <= 0 or not lung.any():
@@ -74,15 +79,6 @@ def paint_lesions(hu: Field, space: Space, lesions: Lesions, rng: Generator) -> 
     if paved:
         hu = hu + septa_hu * (np.abs(mesh) < 0.2) * lesions.cover
     return np.asarray(hu + np.maximum(dense - hu, 0) * lesions.consolidated, dtype=np.float32)
-
-
-def _preference(space: Space, cage: Field, rng: Generator) -> Field:
-    random = space.random(rng, rng.uniform(22, 45)) + 0.5 * space.random(rng, rng.uniform(9, 14))
-    depth = np.maximum(-cage - 6, 0)
-    peripheral = np.exp(-depth / rng.uniform(12, 35)) * rng.uniform(0.4, 1.8)
-    below = np.clip(-space.z / 100, -1, 1) * rng.uniform(0, 0.7)
-    behind = np.clip(space.y / 90, -1, 1) * rng.uniform(0, 0.5)
-    return np.asarray(random + peripheral + below + behind, dtype=np.float32)
 
 
 def _highest(values: Field, where: Bool[np.ndarray, "z y x"], share: float, softness: float) -> Field:

@@ -178,7 +178,11 @@ def divide_lungs(space: Space, lung: Bool[np.ndarray, "z y x"], patient: Patient
     fissure = np.full(lung.shape, 50, np.float32)
     for side, upper, lower in ((-1, Lobe.RIGHT_UPPER, Lobe.RIGHT_LOWER), (1, Lobe.LEFT_UPPER, Lobe.LEFT_LOWER)):
         mine = lung & (np.sign(space.x) == side) if side < 0 else lung & (space.x >= 0)
-        oblique = _oblique(space, patient, side, rng)
+        # Negative below and behind; it rises from the front below to the back above.
+        slope = rng.uniform(0.9, 1.4)
+        height = rng.uniform(-60, -38) * patient.scale + (4 if side > 0 else -4)
+        bumps = rng.uniform(3, 9) * space.random(rng, 55.0)
+        oblique = np.asarray(((space.z - height - slope * space.y - bumps) / math.sqrt(1 + slope**2)), dtype=np.float32)
         labels[mine] = np.where(oblique[mine] < 0, lower, upper)
         fissure[mine] = np.abs(oblique[mine])
     front = labels == Lobe.RIGHT_UPPER
@@ -186,14 +190,6 @@ def divide_lungs(space: Space, lung: Bool[np.ndarray, "z y x"], patient: Patient
     labels[front & (horizontal < 0)] = Lobe.RIGHT_MIDDLE
     fissure[front] = np.minimum(fissure[front], np.abs(horizontal[front]))
     return Lobes(labels, fissure)
-
-
-def _oblique(space: Space, patient: Patient, side: int, rng: Generator) -> Field:
-    """Negative below and behind; it rises from the front below to the back above."""
-    slope = rng.uniform(0.9, 1.4)
-    height = rng.uniform(-60, -38) * patient.scale + (4 if side > 0 else -4)
-    bumps = rng.uniform(3, 9) * space.random(rng, 55.0)
-    return np.asarray(((space.z - height - slope * space.y - bumps) / math.sqrt(1 + slope**2)), dtype=np.float32)
 
 
 def _horizontal(space: Space, patient: Patient, rng: Generator) -> Field:

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from chaos.campaign import heal_seconds, percentile
-from chaos.checker import cases_of, check
-from chaos.history import Event, History, read_history
+from tests.chaos.campaign import heal_seconds, percentile
+from tests.chaos.checker import cases_of, check
+from tests.chaos.history import Event, History, read_history
 
 ORDER = {"name": "a", "opacity": 25, "seconds": 0.0, "deed": "score", "priority": "routine"}
 POSTED = ("post", {"status": 202, "job": "1", "order": ORDER})

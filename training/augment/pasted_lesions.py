@@ -24,7 +24,12 @@ def with_opacities(
     They grow where COVID-19 prefers to: near the pleura, below and behind. Vessels stay visible in ground glass.
     """
     rng = np.random.default_rng([seed, 101])
-    space = Space.of(_centred(lungs))
+    # The lungs' grid, moved so that their middle lies where the phantom's does.
+    middle = lungs.grid.to_lps(np.argwhere(lungs.mask).mean(axis=0))
+    x, y, z = np.asarray(lungs.grid.origin_mm) - middle + np.asarray(CENTRE_MM)
+    grid = lungs.grid
+    centred = Grid(grid.shape, grid.spacing_mm, (float(x), float(y), float(z)), grid.direction)
+    space = Space.of(centred)
     depth_mm = edt.edt(lungs.mask, anisotropy=volume.grid.spacing_mm).astype(np.float32)
     recipe = PhantomRecipe(seed=seed, percent_opacity=percent_opacity)
     lesions = grow_lesions(space, lungs.mask, -depth_mm, recipe, rng)
@@ -32,11 +37,3 @@ def with_opacities(
     grain = rng.normal(0, rng.uniform(*NOISE_HU), painted.shape).astype(np.float32)
     painted += grain * lesions.cover
     return np.clip(np.round(painted), -1024, 3071).astype(np.int16), lesions.mask(lungs.mask)
-
-
-def _centred(lungs: LungMask) -> Grid:
-    """The lungs' grid, moved so that their middle lies where the phantom's does."""
-    middle = lungs.grid.to_lps(np.argwhere(lungs.mask).mean(axis=0))
-    x, y, z = np.asarray(lungs.grid.origin_mm) - middle + np.asarray(CENTRE_MM)
-    grid = lungs.grid
-    return Grid(grid.shape, grid.spacing_mm, (float(x), float(y), float(z)), grid.direction)

@@ -77,7 +77,11 @@ def split_sides(lungs: Mask, grid: Grid) -> tuple[Mask, Mask]:
         labels, count = ndimage.label(eroded)
         sizes = np.bincount(labels.ravel(), minlength=3)[1:]
         if count >= 2 and np.sort(sizes)[-2] > 0.2 * sizes.sum():
-            return _by_nearest(lungs, [labels == 1 + number for number in np.argsort(sizes)[-2:]], grid)
+            # Every voxel to the nearer core; the core of greater x is the left lung.
+            cores = [labels == 1 + number for number in np.argsort(sizes)[-2:]]
+            right, left = sorted(cores, key=lambda core: float(grid.to_lps(np.argwhere(core).mean(axis=0))[0]))
+            is_left = ndimage.distance_transform_edt(~left) < ndimage.distance_transform_edt(~right)
+            return lungs & is_left, lungs & ~is_left
         eroded = ndimage.binary_erosion(eroded)
     raise SidesError("the lungs of this mask cannot be told apart")
 
@@ -160,13 +164,6 @@ def _atlas_boxes(path: Path) -> dict[str, Float64[np.ndarray, "2 3"]]:
             [image.TransformContinuousIndexToPhysicalPoint([c - 0.5 for c in corner]) for corner in corners], axis=0
         )
     return boxes
-
-
-def _by_nearest(lungs: Mask, cores: Sequence[Mask], grid: Grid) -> tuple[Mask, Mask]:
-    """Every voxel to the nearer core; the core of greater x is the left lung."""
-    right, left = sorted(cores, key=lambda core: float(grid.to_lps(np.argwhere(core).mean(axis=0))[0]))
-    is_left = ndimage.distance_transform_edt(~left) < ndimage.distance_transform_edt(~right)
-    return lungs & is_left, lungs & ~is_left
 
 
 def write_shapes(model: FissureModel, path: Path) -> None:

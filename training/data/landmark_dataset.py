@@ -111,18 +111,8 @@ def deform(base: Volume, marks_mm: Marks, rng: np.random.Generator) -> tuple[Vol
     image = sitk.Cast(to_sitk(base.hu, base.grid), sitk.sitkFloat32)
     if rng.random() < 0.4:
         image = sitk.RecursiveGaussian(image, sigma=float(rng.uniform(1.0, 3.5)), direction=2)
-    to_source = _random_affine(base.grid, rng)
-    grid = _copy_grid(base.grid, to_source, rng)
-    copy = sitk.Resample(image, to_sitk(np.zeros(grid.shape, np.uint8), grid), to_source, sitk.sitkLinear, AIR_HU)
-    hu = sitk.GetArrayFromImage(copy) + rng.normal(0, rng.uniform(0, 60), grid.shape) + rng.uniform(-30, 30)
-    to_copy = to_source.GetInverse()
-    marks = {mark: _triple(to_copy.TransformPoint(xyz)) for mark, xyz in marks_mm.items()}
-    return Volume(np.clip(np.rint(hu), AIR_HU, 3000).astype(np.int16), grid_of(copy)), marks
-
-
-def _random_affine(grid: Grid, rng: np.random.Generator) -> sitk.AffineTransform:
-    """Maps a point of the copy to a point of the source."""
-    lower, upper = grid.bounds_mm()
+    # Maps a point of the copy to a point of the source.
+    lower, upper = base.grid.bounds_mm()
     turn = sitk.Euler3DTransform()
     turn.SetRotation(*(float(angle) for angle in np.radians(rng.uniform([-7, -7, -15], [7, 7, 15]))))
     scale = rng.uniform(0.85, 1.18) * rng.uniform(0.92, 1.08, 3)
@@ -131,7 +121,13 @@ def _random_affine(grid: Grid, rng: np.random.Generator) -> sitk.AffineTransform
     transform = sitk.AffineTransform(3)
     transform.SetCenter([float(c) for c in (lower + upper) / 2])
     transform.SetMatrix([float(v) for v in matrix.ravel()])
-    return transform
+    to_source = transform
+    grid = _copy_grid(base.grid, to_source, rng)
+    copy = sitk.Resample(image, to_sitk(np.zeros(grid.shape, np.uint8), grid), to_source, sitk.sitkLinear, AIR_HU)
+    hu = sitk.GetArrayFromImage(copy) + rng.normal(0, rng.uniform(0, 60), grid.shape) + rng.uniform(-30, 30)
+    to_copy = to_source.GetInverse()
+    marks = {mark: _triple(to_copy.TransformPoint(xyz)) for mark, xyz in marks_mm.items()}
+    return Volume(np.clip(np.rint(hu), AIR_HU, 3000).astype(np.int16), grid_of(copy)), marks
 
 
 def _copy_grid(source: Grid, to_source: sitk.AffineTransform, rng: np.random.Generator) -> Grid:

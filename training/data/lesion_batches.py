@@ -152,14 +152,30 @@ class Sampler:
         example = found[int(rng.integers(len(found)))]
         crop = self._flip(self._bend(self._cut(example, rng), rng), rng)
         if kind in GROWN_KINDS and not example.lesions.any() and rng.random() < GROWN_SHARE:
-            crop = _grown(crop, rng)
+            hu, lesions = grow_lesions(crop.image * HU_SPAN + HU_FLOOR, crop.lungs, SPACING_MM, rng)
+            crop = Crop((hu - HU_FLOOR) / HU_SPAN, crop.lungs, lesions)
         in_hu = kind != "covid"
         if not in_hu and rng.random() < 0.5:
             crop = _faded(crop, rng.uniform(*FADED))
         if in_hu and rng.random() < self._recipe.equalised_share:
             shown = equalise(crop.image, (HU_FLOOR, HU_FLOOR + HU_SPAN), rng) ** TOWARDS_WINDOW
             crop, in_hu = Crop(shown, crop.lungs, crop.lesions), False
-        crop = self._see_again(crop, rng, in_hu=in_hu)
+        # As another scanner, another breath or, for what is not in HU, another monotone curve would show it.
+        image = crop.image
+        if in_hu:
+            if rng.random() < 0.5:
+                image = image + crop.lungs * breath(self._crop, rng, self._device)
+            image = image * rng.uniform(0.96, 1.04)
+        else:
+            image = image ** float(np.exp(rng.uniform(-0.25, 0.25))) * rng.uniform(0.9, 1.1) + rng.uniform(-0.04, 0.04)
+        image = image + rng.uniform(-self._recipe.shift_hu, self._recipe.shift_hu) / HU_SPAN
+        if rng.random() < 0.3:
+            # A softer kernel in the plane, or slices twice as thick.
+            kernel, padding = ((3, 1, 1), (1, 0, 0)) if (rng.random() < 0.5) else ((1, 3, 3), (0, 1, 1))
+            image = functional.avg_pool3d(image[None, None], kernel, 1, padding, count_include_pad=False)[0, 0]
+        if rng.random() < 0.5:
+            image = image + rng.uniform(0, MOST_NOISE_HU / HU_SPAN) * grain(self._crop, rng, self._device)
+        crop = Crop(image.clamp(0, 1), crop.lungs, crop.lesions)
         return drawn_too_large(crop, rng) if rng.random() < self._recipe.inexact_share else crop
 
     def _cut(self, example: Example, rng: Generator) -> Crop:
@@ -200,22 +216,6 @@ class Sampler:
         axes = [axis for axis in range(3) if rng.random() < 0.5]
         return Crop(*(field.flip(axes) for field in (crop.image, crop.lungs, crop.lesions)))
 
-    def _see_again(self, crop: Crop, rng: Generator, *, in_hu: bool) -> Crop:
-        """As another scanner, another breath or, for what is not in HU, another monotone curve would show it."""
-        image = crop.image
-        if in_hu:
-            if rng.random() < 0.5:
-                image = image + crop.lungs * breath(self._crop, rng, self._device)
-            image = image * rng.uniform(0.96, 1.04)
-        else:
-            image = image ** float(np.exp(rng.uniform(-0.25, 0.25))) * rng.uniform(0.9, 1.1) + rng.uniform(-0.04, 0.04)
-        image = image + rng.uniform(-self._recipe.shift_hu, self._recipe.shift_hu) / HU_SPAN
-        if rng.random() < 0.3:
-            image = _blurred(image, thick=rng.random() < 0.5)
-        if rng.random() < 0.5:
-            image = image + rng.uniform(0, MOST_NOISE_HU / HU_SPAN) * grain(self._crop, rng, self._device)
-        return Crop(image.clamp(0, 1), crop.lungs, crop.lesions)
-
 
 def drawn_too_large(crop: Crop, rng: Generator) -> Crop:
     """The same crop as the lung stage may draw it: a rim of the chest wall, or a bulge into it, is called lung.
@@ -248,19 +248,8 @@ def _mean_around(field: Field) -> Field:
     return field
 
 
-def _grown(crop: Crop, rng: Generator) -> Crop:
-    hu, lesions = grow_lesions(crop.image * HU_SPAN + HU_FLOOR, crop.lungs, SPACING_MM, rng)
-    return Crop((hu - HU_FLOOR) / HU_SPAN, crop.lungs, lesions)
-
-
 def breath(size: Size, rng: Generator, device: torch.device) -> Field:
     """How much denser, in [0, 1] units, a healthy lung is by expiration and by gravity: up to some 60 HU each."""
     along = torch.linspace(-1, 1, size[1], device=device)[None, :, None] * (1 if rng.random() < 0.5 else -1)
     patches = 12 * smooth_noise(size, SPACING_MM, rng.uniform(20, 60), rng, device)
     return (rng.uniform(-30, 60) + rng.uniform(0, 40) * along + patches) / HU_SPAN
-
-
-def _blurred(image: Field, *, thick: bool) -> Field:
-    """A softer kernel in the plane, or slices twice as thick."""
-    kernel, padding = ((3, 1, 1), (1, 0, 0)) if thick else ((1, 3, 3), (0, 1, 1))
-    return functional.avg_pool3d(image[None, None], kernel, 1, padding, count_include_pad=False)[0, 0]

@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float32, UInt8
 from numpy.random import Generator
 from torch import Tensor
 from torch.nn import functional
@@ -164,7 +164,12 @@ def draw_sample(bank: Bank, recipe: LungRecipe, stride: int, rng: Generator) -> 
 def make_sample(image: Image, labels: Image, recipe: LungRecipe, stride: int, rng: Generator) -> Sample:
     """New lesions, varied intensities, edges that are multiples of `stride`; what is added is air."""
     if rng.random() < recipe.grown_share:
-        image, labels = _with_grown_lesions(image, labels, rng)
+        # New lesions in the lungs; where they are dense, the lung is marked as opaque.
+        low, high = LungConfig().window_hu
+        hu, lesions = grow_lesions(image.float() * ((high - low) / 255) + low, (labels > 0).float(), SPACING_MM, rng)
+        opaque = (lesions > 0) & (hu > OPAQUE_HU)
+        shades = ((hu - low) * (255 / (high - low))).round().clamp(0, 255).byte()
+        image, labels = torch.where(labels > 0, shades, image), torch.where(opaque, labels | OPAQUE, labels)
     lifted = _vary_intensity(_with_clutter(image, labels, rng), rng)
     pads = padding(image.shape, stride)
     lifted, labels = functional.pad(lifted, pads, value=-1.0), functional.pad(labels, pads)
@@ -189,7 +194,28 @@ def random_crop(image: Image, labels: Image, edges: Sequence[int], rng: Generato
 
 def bent_crop(image: Image, labels: Image, edges: Sequence[int], rng: Generator) -> tuple[Part, Part]:
     """The same, turned, stretched and bent as another body would be; left stays left, what lies beyond is air."""
-    where = _bent_places(image.shape, _anywhere(image.shape, edges, rng), rng, image.device)
+    # Where each voxel of the part comes from, as `grid_sample` wants it: x, y, z from -1 to 1 across the volume.
+    slices = _anywhere(image.shape, edges, rng)
+    size = [part.stop - part.start for part in slices]
+    # Turned about x, then y, then z.
+    angles = rng.uniform(-MOST_TURNED, MOST_TURNED)
+    (cx, cy, cz), (sx, sy, sz) = np.cos(angles), np.sin(angles)
+    about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
+    about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
+    about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
+    turned = np.asarray(about_z @ about_y @ about_x)
+    whole, each = MOST_STRETCHED
+    to_source = turned @ np.diag(np.exp(rng.uniform(-whole, whole) + rng.uniform(-each, each, 3)))
+    half, half_part = ((np.array(n[::-1]) - 1).clip(1) / 2 for n in (np.array(image.shape), np.array(size)))
+    starts = np.array([part.start for part in slices])[::-1]
+    centre = (starts + half_part - half) / half
+    affine = np.column_stack([to_source * half_part / half[:, None], centre])
+    theta = torch.tensor(affine[None], dtype=torch.float32, device=image.device)
+    where = functional.affine_grid(theta, [1, 1, *size], align_corners=True)
+    strength_mm = rng.uniform(0, MOST_BENT_MM)
+    for axis, spacing_mm in enumerate(reversed(SPACING_MM)):
+        bend = smooth_noise(torch.Size(size), SPACING_MM, BEND_MM, rng, image.device)
+        where[0, ..., axis] += strength_mm / spacing_mm / half[axis] * bend
     # The nearest voxel's lobe, since the mean of two would be a third one.
     seen, named = (
         functional.grid_sample(volume[None, None].float(), where, mode=mode, padding_mode="border", align_corners=True)[
@@ -222,36 +248,6 @@ def _anywhere(shape: Sequence[int], edges: Sequence[int], rng: Generator) -> tup
     return tuple(slice(start, start + edge) for start, edge in zip(starts, edges, strict=True))
 
 
-def _bent_places(
-    shape: Sequence[int], slices: tuple[slice, ...], rng: Generator, device: torch.device
-) -> Float[Tensor, "1 z y x 3"]:
-    """Where each voxel of the part comes from, as `grid_sample` wants it: x, y, z from -1 to 1 across the volume."""
-    size = [part.stop - part.start for part in slices]
-    turned = _rotation(rng.uniform(-MOST_TURNED, MOST_TURNED))
-    whole, each = MOST_STRETCHED
-    to_source = turned @ np.diag(np.exp(rng.uniform(-whole, whole) + rng.uniform(-each, each, 3)))
-    half, half_part = ((np.array(n[::-1]) - 1).clip(1) / 2 for n in (np.array(shape), np.array(size)))
-    starts = np.array([part.start for part in slices])[::-1]
-    centre = (starts + half_part - half) / half
-    affine = np.column_stack([to_source * half_part / half[:, None], centre])
-    theta = torch.tensor(affine[None], dtype=torch.float32, device=device)
-    where = functional.affine_grid(theta, [1, 1, *size], align_corners=True)
-    strength_mm = rng.uniform(0, MOST_BENT_MM)
-    for axis, spacing_mm in enumerate(reversed(SPACING_MM)):
-        bend = smooth_noise(torch.Size(size), SPACING_MM, BEND_MM, rng, device)
-        where[0, ..., axis] += strength_mm / spacing_mm / half[axis] * bend
-    return where
-
-
-def _rotation(angles: np.ndarray) -> np.ndarray:
-    """Turned about x, then y, then z."""
-    (cx, cy, cz), (sx, sy, sz) = np.cos(angles), np.sin(angles)
-    about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
-    about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
-    about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
-    return np.asarray(about_z @ about_y @ about_x)
-
-
 def _with_clutter(image: Image, labels: Image, rng: Generator) -> Image:
     """Sometimes the air outside of the lungs holds what blankets and cushions do: a thin, uneven haze."""
     if rng.random() < 0.6:
@@ -260,15 +256,6 @@ def _with_clutter(image: Image, labels: Image, rng: Generator) -> Image:
     smooth = functional.interpolate(coarse.to(image.device), size=list(image.shape), mode="trilinear")[0, 0]
     haze = ((smooth - rng.uniform(0.4, 0.6)) * rng.uniform(60, 220)).clamp(0, 60).byte()
     return torch.where((labels == 0) & (image < 12), image + haze, image)
-
-
-def _with_grown_lesions(image: Image, labels: Image, rng: Generator) -> tuple[Image, Image]:
-    """New lesions in the lungs; where they are dense, the lung is marked as opaque."""
-    low, high = LungConfig().window_hu
-    hu, lesions = grow_lesions(image.float() * ((high - low) / 255) + low, (labels > 0).float(), SPACING_MM, rng)
-    opaque = (lesions > 0) & (hu > OPAQUE_HU)
-    shades = ((hu - low) * (255 / (high - low))).round().clamp(0, 255).byte()
-    return torch.where(labels > 0, shades, image), torch.where(opaque, labels | OPAQUE, labels)
 
 
 def _vary_intensity(image: Image, rng: Generator) -> Lifted:

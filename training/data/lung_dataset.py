@@ -15,7 +15,7 @@ from typing import Final
 
 import numpy as np
 import SimpleITK as sitk
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Float32, UInt8
 from scipy import ndimage
 
 from pipeline.anatomy import AIR_HU, Landmark
@@ -77,7 +77,14 @@ def read_lctsc(folder: Path, case: str) -> Chest:
 
 def deformed_copy(chest: Chest, config: LungConfig, rng: np.random.Generator) -> tuple[Hu, Labels]:
     """The region of interest of the chest, turned, stretched and bent, at the config's spacing."""
-    to_source = _random_affine(chest, rng)
+    # Maps a point of the copy to a point of the source, about the carina; left stays left.
+    turn = sitk.Euler3DTransform()
+    turn.SetRotation(*(float(angle) for angle in np.radians(rng.uniform([-7, -6, -8], [7, 6, 8]))))
+    scale = rng.uniform(0.85, 1.2) * rng.uniform([0.93, 0.9, 0.85], [1.07, 1.12, 1.35])
+    transform = sitk.AffineTransform(3)
+    transform.SetCenter(chest.carina_mm)
+    transform.SetMatrix([float(v) for v in (np.reshape(turn.GetMatrix(), (3, 3)) @ np.diag(1 / scale)).ravel()])
+    to_source = transform
     lower, upper = (np.asarray(corner) for corner in config.carina_box_mm)
     centre = np.asarray(to_source.GetInverse().TransformPoint(chest.carina_mm)) + rng.normal(0, 8, 3)
     grid = Grid.axis_aligned((centre + lower).tolist(), (centre + upper).tolist(), (config.spacing_mm,) * 3)
@@ -136,10 +143,30 @@ def with_opacities(
     where = np.argwhere(lungs)
     marked = labels.copy()
     for _ in range(int(rng.integers(1, 7))):
-        centre = _pick_centre(where, depth, rng)
+        # A voxel of the lungs; of several, often the one nearest to the pleura or farthest back.
+        tries = where[rng.integers(len(where), size=8)]
+        rank = depth[tuple(tries.T)] if rng.random() < 0.5 else -tries[:, 1]
+        z, y, x = tries[int(np.argmin(rank)) if rng.random() < 0.75 else 0]
+        centre = int(z), int(y), int(x)
         radius_mm = float(rng.uniform(12, 45) if rng.random() < 0.7 else rng.uniform(45, 90))
-        share = _blob(lungs, centre, radius_mm / np.array(spacing_mm), rng)
-        _fill(hu, share, rng)
+        # An irregular ball of soft edge, 0 to 1, cut by the lungs; its radius is about `voxels` (z, y, x).
+        voxels = radius_mm / np.array(spacing_mm)
+        radius = voxels * rng.uniform(0.7, 1.3, 3)
+        axes = [(np.arange(n) - c) / r for n, c, r in zip(lungs.shape, centre, radius, strict=True)]
+        distance = np.sqrt(axes[0][:, None, None] ** 2 + axes[1][None, :, None] ** 2 + axes[2][None, None, :] ** 2)
+        coarse = rng.normal(size=tuple(n // 6 + 2 for n in lungs.shape))
+        zoom = [n / m for n, m in zip(lungs.shape, coarse.shape, strict=True)]
+        rough = ndimage.zoom(coarse, zoom, order=1)[: lungs.shape[0], : lungs.shape[1], : lungs.shape[2]]
+        edge = (1.0 + 0.35 * rough - distance) * float(rng.uniform(2.5, 8.0))
+        share = np.asarray(np.clip(edge + 0.5, 0, 1) * lungs, dtype=np.float32)
+        # Ground glass lets the vessels show through; consolidation is as dense as soft tissue, some with open bronchi.
+        inside = share > 0
+        if rng.random() < 0.35:
+            dense = np.maximum(hu[inside], hu[inside] + rng.uniform(120, 420))
+        else:
+            dense = rng.uniform(-80, 90) + rng.normal(0, 25, np.count_nonzero(inside))
+            dense = np.where(hu[inside] > dense, hu[inside], dense)
+        hu[inside] = hu[inside] + share[inside] * (np.minimum(dense, 250) - hu[inside])
         marked[(share > 0.5) & lungs & (hu > OPAQUE_HU)] |= OPAQUE
     return hu, marked
 
@@ -181,17 +208,6 @@ def reach_mm(labels: Labels, grid: Grid, carina_mm: Sequence[float]) -> list[lis
     return [corner.round(1).tolist() for corner in corners - np.asarray(carina_mm)]
 
 
-def _random_affine(chest: Chest, rng: np.random.Generator) -> sitk.AffineTransform:
-    """Maps a point of the copy to a point of the source, about the carina; left stays left."""
-    turn = sitk.Euler3DTransform()
-    turn.SetRotation(*(float(angle) for angle in np.radians(rng.uniform([-7, -6, -8], [7, 6, 8]))))
-    scale = rng.uniform(0.85, 1.2) * rng.uniform([0.93, 0.9, 0.85], [1.07, 1.12, 1.35])
-    transform = sitk.AffineTransform(3)
-    transform.SetCenter(chest.carina_mm)
-    transform.SetMatrix([float(v) for v in (np.reshape(turn.GetMatrix(), (3, 3)) @ np.diag(1 / scale)).ravel()])
-    return transform
-
-
 def _random_bending(grid: Grid, rng: np.random.Generator) -> sitk.DisplacementFieldTransform:
     """Smooth displacements of some millimetres."""
     coarse = grid.covering((16.0, 16.0, 16.0))
@@ -202,48 +218,6 @@ def _random_bending(grid: Grid, rng: np.random.Generator) -> sitk.DisplacementFi
     image = sitk.GetImageFromArray(field, isVector=True)
     image.CopyInformation(to_sitk(np.zeros(coarse.shape, np.uint8), coarse))
     return sitk.DisplacementFieldTransform(sitk.Cast(image, sitk.sitkVectorFloat64))
-
-
-def _pick_centre(where: np.ndarray, depth: np.ndarray, rng: np.random.Generator) -> tuple[int, int, int]:
-    """A voxel of the lungs; of several, often the one nearest to the pleura or farthest back."""
-    tries = where[rng.integers(len(where), size=8)]
-    rank = depth[tuple(tries.T)] if rng.random() < 0.5 else -tries[:, 1]
-    z, y, x = tries[int(np.argmin(rank)) if rng.random() < 0.75 else 0]
-    return int(z), int(y), int(x)
-
-
-def _blob(
-    lungs: Bool[np.ndarray, "z y x"], centre: tuple[int, int, int], voxels: np.ndarray, rng: np.random.Generator
-) -> Float32[np.ndarray, "z y x"]:
-    """An irregular ball of soft edge, 0 to 1, cut by the lungs; its radius is about `voxels` (z, y, x)."""
-    radius = voxels * rng.uniform(0.7, 1.3, 3)
-    axes = [(np.arange(n) - c) / r for n, c, r in zip(lungs.shape, centre, radius, strict=True)]
-    distance = np.sqrt(axes[0][:, None, None] ** 2 + axes[1][None, :, None] ** 2 + axes[2][None, None, :] ** 2)
-    coarse = rng.normal(size=tuple(n // 6 + 2 for n in lungs.shape))
-    zoom = [n / m for n, m in zip(lungs.shape, coarse.shape, strict=True)]
-    rough = ndimage.zoom(coarse, zoom, order=1)[: lungs.shape[0], : lungs.shape[1], : lungs.shape[2]]
-    edge = (1.0 + 0.35 * rough - distance) * float(rng.uniform(2.5, 8.0))
-    return np.asarray(np.clip(edge + 0.5, 0, 1) * lungs, dtype=np.float32)
-
-
-def _fill(hu: Hu, share: Float32[np.ndarray, "z y x"], rng: np.random.Generator) -> None:
-    """Ground glass lets the vessels show through; consolidation is as dense as soft tissue, some with open bronchi."""
-    inside = share > 0
-    if rng.random() < 0.35:
-        dense = np.maximum(hu[inside], hu[inside] + rng.uniform(120, 420))
-    else:
-        dense = rng.uniform(-80, 90) + rng.normal(0, 25, np.count_nonzero(inside))
-        dense = np.where(hu[inside] > dense, hu[inside], dense)
-    hu[inside] = hu[inside] + share[inside] * (np.minimum(dense, 250) - hu[inside])
-
-
-def _make_real(options: argparse.Namespace, config: LungConfig) -> None:
-    for case in options.cases:
-        chest = read_lctsc(options.data / "lctsc", case)
-        for number in range(options.first_copy, options.copies):
-            rng = np.random.default_rng([int(case[-2:]), number])
-            hu, labels = deformed_copy(chest, config, rng)
-            _finish(options.out / f"{case}-{number:03d}.npz", hu, labels, config, rng, options.opaque_share)
 
 
 def _make_covid(options: argparse.Namespace, config: LungConfig) -> None:
@@ -293,7 +267,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--phantoms", type=int, nargs=2, default=(0, 0), help="first and last + 1 seed")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
-    _make_real(options, LungConfig())
+    config = LungConfig()
+    for case in options.cases:
+        chest = read_lctsc(options.data / "lctsc", case)
+        for number in range(options.first_copy, options.copies):
+            rng = np.random.default_rng([int(case[-2:]), number])
+            hu, labels = deformed_copy(chest, config, rng)
+            _finish(options.out / f"{case}-{number:03d}.npz", hu, labels, config, rng, options.opaque_share)
     _make_covid(options, LungConfig())
     _make_phantoms(options, LungConfig())
 

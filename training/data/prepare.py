@@ -103,7 +103,18 @@ def prepare_scan(row: Row, stage: Stage, bank: Path, copies: int = 1, *, draw_lo
         return paths
     volume = read_ct(row.ct).volume
     if stage is Stage.LANDMARKS:
-        _check_landmarks(row, volume)
+        # A landmark within the scan lies in the body; the sternum tip in front of the carina and below it.
+        for mark, place_mm in row.landmarks_mm.items():
+            around = _box_around(volume, place_mm)
+            if around.size and around.max() < AIR_AROUND_HU:
+                raise CohortError(f"{row.ct.name}: its {mark.value} lies in the air; LPS mm of the file's own space?")
+        places = row.landmarks_mm
+        if Landmark.CARINA in places and Landmark.STERNUM_TIP in places:
+            (_, carina_y, carina_z), (_, tip_y, tip_z) = places[Landmark.CARINA], places[Landmark.STERNUM_TIP]
+            if tip_y > carina_y or tip_z > carina_z:
+                raise CohortError(
+                    f"{row.ct.name}: its sternum tip is behind or above its carina; are they RAS, or swapped?"
+                )
         _write_for_landmarks(paths, volume, row.landmarks_mm)
         return paths
     lobes = _read_mask(row.lobes, volume)
@@ -111,7 +122,12 @@ def prepare_scan(row: Row, stage: Stage, bank: Path, copies: int = 1, *, draw_lo
     if lungs is None:
         raise CohortError(f"{row.ct.name}: name lungs or lobes")
     if lobes is not None:
-        _check_lobes(lobes, volume.grid, row)
+        # Left is where LPS has it, and no other labels are used.
+        if lobes.max() > max(RIGHT_LOBES):
+            raise CohortError(f"{row.ct.name}: lobes are 1 to 5, not {lobes.max()}")
+        left_mm, right_mm = (_middle_x_mm(np.isin(lobes, side), volume.grid) for side in (LEFT_LOBES, RIGHT_LOBES))
+        if left_mm is not None and right_mm is not None and left_mm < right_mm:
+            raise CohortError(f"{row.ct.name}: its left lobes lie on the right; is the mask flipped?")
     _check_lungs(lungs > 0, volume, row)
     if stage is Stage.LUNGS:
         if lobes is None:
@@ -172,15 +188,6 @@ def _check_lungs(lungs: Bool[np.ndarray, "z y x"], volume: Volume, row: Row) -> 
         raise CohortError(f"{row.ct.name}: what is marked as lung has {median_hu:.0f} HU; is the mask flipped?")
 
 
-def _check_lobes(lobes: Labels, grid: Grid, row: Row) -> None:
-    """Left is where LPS has it, and no other labels are used."""
-    if lobes.max() > max(RIGHT_LOBES):
-        raise CohortError(f"{row.ct.name}: lobes are 1 to 5, not {lobes.max()}")
-    left_mm, right_mm = (_middle_x_mm(np.isin(lobes, side), grid) for side in (LEFT_LOBES, RIGHT_LOBES))
-    if left_mm is not None and right_mm is not None and left_mm < right_mm:
-        raise CohortError(f"{row.ct.name}: its left lobes lie on the right; is the mask flipped?")
-
-
 def _middle_x_mm(mask: Bool[np.ndarray, "z y x"], grid: Grid) -> float | None:
     where = np.argwhere(mask)
     return float(grid.to_lps(where.mean(axis=0)[None])[0, 0]) if len(where) else None
@@ -191,21 +198,6 @@ def _check_lesions(lesions: Bool[np.ndarray, "z y x"], lungs: Bool[np.ndarray, "
     if lesions.any() and (lesions & lungs).sum() < LEAST_INSIDE_LUNGS * lesions.sum():
         inside = 100 * (lesions & lungs).sum() / lesions.sum()
         raise CohortError(f"{row.ct.name}: {inside:.0f} % of its lesions lie in its lungs; is a mask flipped?")
-
-
-def _check_landmarks(row: Row, volume: Volume) -> None:
-    """A landmark within the scan lies in the body; the sternum tip in front of the carina and below it."""
-    for mark, place_mm in row.landmarks_mm.items():
-        around = _box_around(volume, place_mm)
-        if around.size and around.max() < AIR_AROUND_HU:
-            raise CohortError(f"{row.ct.name}: its {mark.value} lies in the air; LPS mm of the file's own space?")
-    places = row.landmarks_mm
-    if Landmark.CARINA in places and Landmark.STERNUM_TIP in places:
-        (_, carina_y, carina_z), (_, tip_y, tip_z) = places[Landmark.CARINA], places[Landmark.STERNUM_TIP]
-        if tip_y > carina_y or tip_z > carina_z:
-            raise CohortError(
-                f"{row.ct.name}: its sternum tip is behind or above its carina; are they RAS, or swapped?"
-            )
 
 
 def _box_around(volume: Volume, place_mm: Triple) -> np.ndarray:

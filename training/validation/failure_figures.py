@@ -21,7 +21,7 @@ from evaluation.figures import BLUE, ORANGE, STYLE
 from evaluation.overlap import Mask
 from evaluation.overlays import Pair, around, draw_legend, picture
 from pipeline.anatomy import Landmark
-from pipeline.geometry import Grid, Scan, Triple
+from pipeline.geometry import Scan
 from pipeline.io.overview import centre_mm, planes_through
 from pipeline.phantom import Phantom, PhantomRecipe, make_phantom
 from pipeline.quantify import Models, Quantification, load_models, quantify
@@ -81,7 +81,9 @@ def draw_masks(path: Path, shown: Sequence[tuple[Answer, Pair, str]]) -> None:
         for row, (case, pair, title) in zip(figure.subplots(len(shown), 2, squeeze=False), shown, strict=True):
             volume = case.phantom.volume
             lungs = (case.phantom.lobes.labels > 0) | case.found.lungs.mask
-            coronal, axial = planes_through(_middle_mm(pair, volume.grid), around(lungs, volume.grid))
+            wrong: Mask = pair.truth ^ pair.predicted
+            middle_mm = centre_mm(wrong if wrong.any() else pair.truth, volume.grid)
+            coronal, axial = planes_through(middle_mm, around(lungs, volume.grid))
             row[0].imshow(picture(volume, pair, axial)[0], interpolation="nearest")
             row[1].imshow(picture(volume, pair, coronal)[::-1, 0], interpolation="nearest")
             _name(list(row), case, title)
@@ -110,11 +112,6 @@ def draw_carinas(path: Path, shown: Sequence[Answer]) -> None:
             _name(list(row), case, "carina not found" if error_mm is None else f"carina, {error_mm:.1f} mm off")
             row[0].legend(loc="upper right")
         figure.savefig(path, dpi=DOTS_PER_INCH)
-
-
-def _middle_mm(pair: Pair, grid: Grid) -> Triple:
-    wrong: Mask = pair.truth ^ pair.predicted
-    return centre_mm(wrong if wrong.any() else pair.truth, grid)
 
 
 def _name(row: Sequence[Axes], case: Answer, title: str) -> None:

@@ -9,12 +9,11 @@ from typing import Final
 import matplotlib as mpl
 import numpy as np
 from jaxtyping import Bool, Float64, UInt8
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import ndimage
 
 from evaluation.figures import BLUE, GREY, ORANGE, PNG_DOTS_PER_INCH, STYLE
-from pipeline.anatomy import LEFT_LOBES, RIGHT_LOBES, Lobe
+from pipeline.anatomy import LEFT_LOBES, RIGHT_LOBES
 from pipeline.distances import distance_to_mm
 from pipeline.geometry import LobeLabels, Volume
 from pipeline.lungs.fissure_model import SIDES_OF
@@ -69,7 +68,12 @@ def draw_marks(path: Path, volume: Volume, lobes: LobeLabels, marks: Marks) -> N
                     ax.plot(near[:, 1], near[:, 0], "+", color=ORANGE, markersize=7)
             for side in (LEFT_LOBES, RIGHT_LOBES):
                 for lobe in side[:-1]:
-                    _outline(outlined, lobes.labels[:, :, x], side, lobe)
+                    # Where the lobe meets another of its side.
+                    labels = lobes.labels[:, :, x]
+                    own, others = labels == lobe, np.isin(labels, side) & (labels != lobe)
+                    meet = ndimage.binary_dilation(own) & others
+                    z, y = np.nonzero(meet)
+                    outlined.plot(y, z, ".", color=BLUE, markersize=2)
             plain.set_title(f"x = {volume.grid.to_lps(np.array([0.0, 0.0, x]))[0]:.0f} mm", color=GREY)
         figure.savefig(path, dpi=PNG_DOTS_PER_INCH / 2, format="png")
 
@@ -81,14 +85,6 @@ def _around(labels: UInt8[np.ndarray, "z y"]) -> dict[str, tuple[float, float]]:
         return {}
     (bottom, front), (top, back) = lungs.min(axis=0), lungs.max(axis=0)
     return {"xlim": (float(front - 5), float(back + 5)), "ylim": (float(bottom - 2), float(top + 2))}
-
-
-def _outline(ax: Axes, labels: UInt8[np.ndarray, "z y"], side: tuple[Lobe, ...], lobe: Lobe) -> None:
-    """Where the lobe meets another of its side."""
-    own, others = labels == lobe, np.isin(labels, side) & (labels != lobe)
-    meet = ndimage.binary_dilation(own) & others
-    z, y = np.nonzero(meet)
-    ax.plot(y, z, ".", color=BLUE, markersize=2)
 
 
 def _distances_mm(

@@ -203,19 +203,16 @@ def draw(case: Case, path: Path, answers: Sequence[Answer] = ()) -> None:
     for row, (landmark, truth_mm) in zip(panels, case.truth.items(), strict=True):
         row[0].set_title(f"{case.name}: {landmark.value}")
         for axis, panel in enumerate(row):
-            _draw_section(panel, case.volume, axis, truth_mm)
+            volume = case.volume
+            index = round(float(volume.grid.to_index(np.array(truth_mm))[axis]))
+            rows_mm, columns_mm = (mm for i, mm in enumerate(volume.grid.spacing_mm) if i != axis)
+            section = np.take(volume.hu, index, axis=axis)
+            origin = "upper" if axis == 0 else "lower"
+            panel.imshow(section, cmap="gray", vmin=-1000, vmax=400, aspect=rows_mm / columns_mm, origin=origin)
             _draw_cross(panel, case.volume.grid, axis, truth_mm, "red")
             if (position := found.get(landmark)) is not None:
                 _draw_cross(panel, case.volume.grid, axis, position, "lime")
     figure.savefig(path, dpi=80)
-
-
-def _draw_section(panel: Any, volume: Volume, axis: int, through_mm: Triple) -> None:
-    index = round(float(volume.grid.to_index(np.array(through_mm))[axis]))
-    rows_mm, columns_mm = (mm for i, mm in enumerate(volume.grid.spacing_mm) if i != axis)
-    section = np.take(volume.hu, index, axis=axis)
-    origin = "upper" if axis == 0 else "lower"
-    panel.imshow(section, cmap="gray", vmin=-1000, vmax=400, aspect=rows_mm / columns_mm, origin=origin)
 
 
 def _draw_cross(panel: Any, grid: Grid, axis: int, position_mm: Triple, colour: str) -> None:

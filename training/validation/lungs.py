@@ -95,7 +95,9 @@ def evaluate(case: Case, network: LungNetwork, borders: Borders = follow_fissure
     """
     found = lobes_by(case, network, borders)
     row: Row = {"case": case.name, "lungs_ml": round(found.lungs().volume_ml())}
-    row["lobes_ml"] = {lobe.slug: round(_volume_ml(found, lobe)) for lobe in Lobe}
+    row["lobes_ml"] = {
+        lobe.slug: round(float(np.count_nonzero(found.of(lobe)) * found.grid.voxel_volume_ml)) for lobe in Lobe
+    }
     row["sides_right"] = sides_are_right(found)
     if case.lungs is not None:
         row |= _compare("", case, found.lungs().mask) | _compare("threshold_", case, threshold_lungs(case.volume))
@@ -225,10 +227,6 @@ def _compare(prefix: str, case: Case, found: Mask) -> Row:
     if case.opaque is not None and case.opaque.any():
         row[f"{prefix}opaque_recall"] = round(recall(found, case.opaque), 3)
     return row
-
-
-def _volume_ml(lobes: LobeLabels, lobe: Lobe) -> float:
-    return float(np.count_nonzero(lobes.of(lobe)) * lobes.grid.voxel_volume_ml)
 
 
 def _ball(radius: Sequence[int]) -> Mask:

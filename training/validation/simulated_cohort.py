@@ -104,7 +104,16 @@ def simulate(case: Case, quantifier: Quantifier, masks: Path | None = None) -> L
     except PipelineError as error:
         return line | {"refused": {"code": error.code, "detail": error.detail}}
     if masks is not None:
-        _write_masks(masks / case.name, phantom, found)
+        folder = masks / case.name
+        folder.mkdir(parents=True, exist_ok=True)
+        write_ct(folder / "ct.nii.gz", phantom.volume)
+        sides: tuple[tuple[str, LobeLabels, np.ndarray], ...] = (
+            ("true", phantom.lobes, phantom.lesions.mask),
+            ("predicted", found.lobes, found.lesions.mask),
+        )
+        for side, lobes, lesions in sides:
+            write_mask(folder / f"{side}-lobes.nii.gz", lobes.labels, lobes.grid)
+            write_mask(folder / f"{side}-lesions.nii.gz", lesions, lobes.grid)
     return line | {
         "predicted": asdict(scores_of(case.name, found.severity, group)),
         "dice": _dice(phantom, found),
@@ -234,18 +243,6 @@ def _dice(phantom: Phantom, found: Quantification) -> dict[str, float | None]:
     }
 
 
-def _write_masks(folder: Path, phantom: Phantom, found: Quantification) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    write_ct(folder / "ct.nii.gz", phantom.volume)
-    sides: tuple[tuple[str, LobeLabels, np.ndarray], ...] = (
-        ("true", phantom.lobes, phantom.lesions.mask),
-        ("predicted", found.lobes, found.lesions.mask),
-    )
-    for side, lobes, lesions in sides:
-        write_mask(folder / f"{side}-lobes.nii.gz", lobes.labels, lobes.grid)
-        write_mask(folder / f"{side}-lesions.nii.gz", lesions, lobes.grid)
-
-
 def _write_manifest(folder: Path, lines: Sequence[Line]) -> Path:
     """Of the cases whose masks were kept."""
     files = ("ct", "true-lobes", "true-lesions", "predicted-lobes", "predicted-lesions")
@@ -277,7 +274,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OtherCohortError as error:
         sys.exit(str(error))
     manifest = _write_manifest(options.folder, lines) if options.masks else None
-    _say_what_next(options.folder, lines, manifest)
+    folder = options.folder
+    refused = sum("refused" in line for line in lines)
+    inputs = f"--manifest {manifest}" if manifest else f"--truth {folder}/truth.csv --predicted {folder}/predicted.csv"
+    note = f"phantoms, not patients; {len(lines)} cases, of which {refused} were refused and are not compared"
+    sys.stdout.write(f'lobewise evaluate {inputs} --label "{LABEL}" --note "{note}" --out {folder}/report\n')
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -305,13 +306,6 @@ def _told(lines: Iterable[Line], count: int) -> Iterator[Line]:
         found = f"{line['predicted']['percent_opacity']:.2f}" if "predicted" in line else line["refused"]["code"]
         sys.stderr.write(f"{number}/{count} {line['case']} {line['truth']['group']}: PO {truth:.2f} -> {found}\n")
         yield line
-
-
-def _say_what_next(folder: Path, lines: Sequence[Line], manifest: Path | None) -> None:
-    refused = sum("refused" in line for line in lines)
-    inputs = f"--manifest {manifest}" if manifest else f"--truth {folder}/truth.csv --predicted {folder}/predicted.csv"
-    note = f"phantoms, not patients; {len(lines)} cases, of which {refused} were refused and are not compared"
-    sys.stdout.write(f'lobewise evaluate {inputs} --label "{LABEL}" --note "{note}" --out {folder}/report\n')
 
 
 if __name__ == "__main__":

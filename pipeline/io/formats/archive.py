@@ -77,10 +77,21 @@ def members_of_zip(archive: zipfile.ZipFile, limits: SizeLimits) -> Iterator[Mem
     infos = [info for info in archive.infolist() if not info.is_dir()]
     limits.check_files(len(infos))
     for info in infos:
-        _check(info)
+        name = PurePosixPath(info.filename.replace("\\", "/"))
+        if not name.parts or name.is_absolute() or ".." in name.parts or ":" in name.parts[0]:
+            raise DamagedFileError("The zip holds names that lead out of it.")
+        if stat.S_ISLNK(info.external_attr >> 16):
+            raise DamagedFileError("The zip holds links; send the files themselves.")
+        if info.flag_bits & _ENCRYPTED:
+            raise UnsupportedFormatError("The zip is encrypted.")
+        if info.compress_type not in _METHODS:
+            raise UnsupportedFormatError("The zip is compressed in an unusual way; use deflate.")
     limits.check_bytes(sum(info.file_size for info in infos))
     for info in infos:
-        if not _is_litter(info.filename):
+        # What operating systems leave in zips.
+        parts = PurePosixPath(info.filename).parts
+        is_litter = parts[0] == "__MACOSX" or parts[-1].startswith(".") or parts[-1].upper() == "DICOMDIR"
+        if not is_litter:
             yield ZipMember(archive, info, _content_of(archive, info))
 
 
@@ -98,24 +109,6 @@ def _regular_files(folder: Path) -> Iterator[Path]:
             path = Path(root, name)
             if path.is_file() and not path.is_symlink():
                 yield path
-
-
-def _check(info: zipfile.ZipInfo) -> None:
-    name = PurePosixPath(info.filename.replace("\\", "/"))
-    if not name.parts or name.is_absolute() or ".." in name.parts or ":" in name.parts[0]:
-        raise DamagedFileError("The zip holds names that lead out of it.")
-    if stat.S_ISLNK(info.external_attr >> 16):
-        raise DamagedFileError("The zip holds links; send the files themselves.")
-    if info.flag_bits & _ENCRYPTED:
-        raise UnsupportedFormatError("The zip is encrypted.")
-    if info.compress_type not in _METHODS:
-        raise UnsupportedFormatError("The zip is compressed in an unusual way; use deflate.")
-
-
-def _is_litter(name: str) -> bool:
-    """What operating systems leave in zips."""
-    parts = PurePosixPath(name).parts
-    return parts[0] == "__MACOSX" or parts[-1].startswith(".") or parts[-1].upper() == "DICOMDIR"
 
 
 def _content_of(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Content:

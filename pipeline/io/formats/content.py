@@ -34,7 +34,12 @@ class Content(Enum):
 def identify(head: bytes) -> Content:
     """What the file that begins with `head` (up to `HEAD_BYTES`) is."""
     if head.startswith(b"\x1f\x8b"):
-        return Content.NIFTI_GZ if _identify_plain(_inflate(head)) is Content.NIFTI else Content.GZIP
+        # What `head` unpacks to before anything in it turns out to be damaged.
+        stream, unpacked = zlib.decompressobj(wbits=31), b""
+        with suppress(zlib.error):
+            for begin in range(0, len(head), 16):
+                unpacked += stream.decompress(head[begin : begin + 16], HEAD_BYTES)
+        return Content.NIFTI_GZ if _identify_plain(unpacked) is Content.NIFTI else Content.GZIP
     return _identify_plain(head)
 
 
@@ -56,12 +61,3 @@ def _identify_plain(head: bytes) -> Content:
 
 def _has_magic(head: bytes, magics: dict[bytes, int]) -> bool:
     return any(head[at : at + len(magic)] == magic for magic, at in magics.items())
-
-
-def _inflate(head: bytes) -> bytes:
-    """What `head` unpacks to before anything in it turns out to be damaged."""
-    stream, unpacked = zlib.decompressobj(wbits=31), b""
-    with suppress(zlib.error):
-        for begin in range(0, len(head), 16):
-            unpacked += stream.decompress(head[begin : begin + 16], HEAD_BYTES)
-    return unpacked

@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 import pydicom
 import SimpleITK as sitk
-from jaxtyping import Float64, Int16
+from jaxtyping import Float64
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
@@ -124,7 +124,25 @@ def read_series(members: Iterable[Member], folder: Path, limits: SizeLimits) -> 
         *findings,
         *_content_findings(chosen[0]),
     )
-    return Scan(Volume(_pixels(chosen), grid), everything_seen)
+    hu = np.empty((len(chosen), *chosen[0].shape), dtype=np.int16)
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    opened: tuple[Path, np.ndarray] | None = None
+    for index, wanted in enumerate(chosen):
+        if opened is None or opened[0] != wanted.path:
+            # All frames of the file, rescaled by GDCM.
+            count = len(chosen)
+            reader.SetFileName(str(wanted.path))
+            try:
+                frames = np.asarray(sitk.GetArrayFromImage(reader.Execute()))
+            except RuntimeError as error:
+                raise DamagedFileError(f"The pixels of a slice (of {count}) cannot be decoded.") from error
+            frames = frames.reshape(-1, *frames.shape[-2:]) if frames.ndim in (2, 3) else frames
+            if frames.shape[1:] != wanted.shape or len(frames) <= wanted.frame:
+                raise DamagedFileError(f"A slice (of {count}) does not hold the pixels its header says.")
+            opened = (wanted.path, frames)
+        hu[index] = to_hounsfield(opened[1][wanted.frame : wanted.frame + 1])[0][0]
+    return Scan(Volume(hu, grid), everything_seen)
 
 
 # Headers
@@ -172,7 +190,11 @@ def _frames(header: Dataset) -> list[dict[str, Any]]:
     per_frame = header.get("PerFrameFunctionalGroupsSequence")
     if per_frame is None:
         wanted = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
-        return [{tag: header[tag].value for tag in wanted if header.get(tag)}] if _frame_count(header) == 1 else []
+        return (
+            [{tag: header[tag].value for tag in wanted if header.get(tag)}]
+            if int(header.get("NumberOfFrames") or 1) == 1
+            else []
+        )
     shared = header.get("SharedFunctionalGroupsSequence") or [Dataset()]
     return [{**_group(shared[0]), **_group(frame)} for frame in per_frame]
 
@@ -187,14 +209,19 @@ def _group(groups: Dataset) -> dict[str, Any]:
     return {tag: value for tag, value in found if value}
 
 
-def _frame_count(header: Dataset) -> int:
-    return int(header.get("NumberOfFrames") or 1)
-
-
 def _slice(path: Path, frame: int, header: Dataset, geometry: dict[str, Any]) -> Slice:
     try:
         x, y, z = _floats(geometry["ImagePositionPatient"], 3)
         between_rows, between_columns = _floats(geometry["PixelSpacing"], 2)
+        # Unit vectors at right angles; stored cosines are rounded to a few digits.
+        values = geometry["ImageOrientationPatient"]
+        pair = np.asarray(_floats(values, 6)).reshape(2, 3)
+        lengths = np.linalg.norm(pair, axis=1)
+        if np.any(np.abs(lengths - 1) > SAME_DIRECTION) or abs(pair[0] @ pair[1]) > SAME_DIRECTION:
+            raise ValueError("rows and columns are not at right angles")
+        row = pair[0] / lengths[0]
+        column = pair[1] - (pair[1] @ row) * row
+        directions = (*(float(v) for v in row), *(float(v) for v in column / np.linalg.norm(column)))
         return Slice(
             path=path,
             frame=frame,
@@ -203,7 +230,7 @@ def _slice(path: Path, frame: int, header: Dataset, geometry: dict[str, Any]) ->
             acquisition=int(header.get("AcquisitionNumber") or 0),
             instance=int(header.get("InstanceNumber") or 0),
             position_mm=(x, y, z),
-            rows_and_columns=_directions(geometry["ImageOrientationPatient"]),
+            rows_and_columns=directions,
             spacing_mm=(between_rows, between_columns),
             shape=(int(header.Rows), int(header.Columns)),
             is_contrasted=bool(header.get("ContrastBolusAgent") or header.get("ContrastBolusRoute")),
@@ -218,17 +245,6 @@ def _floats(values: Iterable[Any], count: int) -> list[float]:
     if len(numbers) != count or not np.all(np.isfinite(numbers)):
         raise ValueError("wrong number of values")
     return numbers
-
-
-def _directions(values: Iterable[Any]) -> tuple[float, ...]:
-    """Unit vectors at right angles; stored cosines are rounded to a few digits."""
-    pair = np.asarray(_floats(values, 6)).reshape(2, 3)
-    lengths = np.linalg.norm(pair, axis=1)
-    if np.any(np.abs(lengths - 1) > SAME_DIRECTION) or abs(pair[0] @ pair[1]) > SAME_DIRECTION:
-        raise ValueError("rows and columns are not at right angles")
-    row = pair[0] / lengths[0]
-    column = pair[1] - (pair[1] @ row) * row
-    return (*(float(v) for v in row), *(float(v) for v in column / np.linalg.norm(column)))
 
 
 # Stacks
@@ -255,7 +271,8 @@ def _without_duplicates(stack: Sequence[Slice]) -> tuple[list[Slice], tuple[Find
     ordered = _in_order(stack)
     if not _repeats(ordered):
         return ordered, ()
-    acquisitions = _by_acquisition(stack)
+    by_number = sorted(stack, key=lambda s: s.acquisition)
+    acquisitions = [list(group) for _, group in groupby(by_number, key=lambda s: s.acquisition)]
     largest = _in_order(max(acquisitions, key=len))
     first_of_each = [largest[0], *(b for a, b in pairwise(largest) if not _coincide(a, b))]
     message = f"{len(ordered)} slices share {len(first_of_each)} positions; one slice of each position was read."
@@ -266,11 +283,6 @@ def _without_duplicates(stack: Sequence[Slice]) -> tuple[list[Slice], tuple[Find
 def _in_order(stack: Sequence[Slice]) -> list[Slice]:
     normal = stack[0].normal
     return sorted(stack, key=lambda s: (round(float(np.dot(s.position_mm, normal)), 3), s.instance, s.frame))
-
-
-def _by_acquisition(stack: Sequence[Slice]) -> list[list[Slice]]:
-    by_number = sorted(stack, key=lambda s: s.acquisition)
-    return [list(group) for _, group in groupby(by_number, key=lambda s: s.acquisition)]
 
 
 def _repeats(ordered: Sequence[Slice]) -> bool:
@@ -287,7 +299,11 @@ def place(stack: Sequence[Slice]) -> tuple[Grid, tuple[Finding, ...]]:
     row, column, normal = np.array(first.rows_and_columns[:3]), np.array(first.rows_and_columns[3:]), first.normal
     positions = np.array([s.position_mm for s in stack])
     steps_mm = np.diff(positions @ normal)
-    distance_mm = _distance_mm(steps_mm)
+    # The mean of all steps that jump over no slice; the median says which do. Positions are often rounded to a tenth:
+    # then no single step is the distance, the median least of all.
+    median_mm = float(np.median(steps_mm))
+    single = steps_mm[steps_mm < 1.5 * median_mm]
+    distance_mm = median_mm if np.ptp(single) < 1e-3 else float(np.mean(single))
     axes = np.stack([row, column, normal], axis=1)
     x, y, z = (tuple(float(v) for v in axis) for axis in axes)
     grid = Grid(
@@ -296,20 +312,6 @@ def place(stack: Sequence[Slice]) -> tuple[Grid, tuple[Finding, ...]]:
         origin_mm=first.position_mm,
         direction=((x[0], x[1], x[2]), (y[0], y[1], y[2]), (z[0], z[1], z[2])),
     )
-    return grid, (*_step_findings(steps_mm, distance_mm), *_tilt_findings(positions, normal))
-
-
-def _distance_mm(steps_mm: Float64[np.ndarray, " n"]) -> float:
-    """The mean of all steps that jump over no slice; the median says which do.
-
-    Positions are often rounded to a tenth: then no single step is the distance, the median least of all.
-    """
-    median_mm = float(np.median(steps_mm))
-    single = steps_mm[steps_mm < 1.5 * median_mm]
-    return median_mm if np.ptp(single) < 1e-3 else float(np.mean(single))
-
-
-def _step_findings(steps_mm: Float64[np.ndarray, " n"], distance_mm: float) -> tuple[Finding, ...]:
     multiples = np.maximum(np.rint(steps_mm / distance_mm), 1)
     missing = int(np.sum(multiples - 1))
     off_mm = float(np.max(np.abs(steps_mm - multiples * distance_mm)))
@@ -324,7 +326,8 @@ def _step_findings(steps_mm: Float64[np.ndarray, " n"], distance_mm: float) -> t
         message = "The slices are unevenly spaced: they were stacked with the mean distance."
         rounded = {name: round(float(value), 3) for name, value in extremes.items()}
         findings.append(Finding("uneven-spacing", "warning", message, rounded))
-    return tuple(findings)
+    step_findings = tuple(findings)
+    return grid, (*step_findings, *_tilt_findings(positions, normal))
 
 
 def _tilt_findings(positions: Float64[np.ndarray, "n 3"], normal: Float64[np.ndarray, "3"]) -> tuple[Finding, ...]:
@@ -364,28 +367,3 @@ def _content_findings(first: Slice) -> tuple[Finding, ...]:
 
 
 # Pixels
-
-
-def _pixels(stack: Sequence[Slice]) -> Int16[np.ndarray, "z y x"]:
-    hu = np.empty((len(stack), *stack[0].shape), dtype=np.int16)
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    opened: tuple[Path, np.ndarray] | None = None
-    for index, wanted in enumerate(stack):
-        if opened is None or opened[0] != wanted.path:
-            opened = (wanted.path, _decode(reader, wanted, len(stack)))
-        hu[index] = to_hounsfield(opened[1][wanted.frame : wanted.frame + 1])[0][0]
-    return hu
-
-
-def _decode(reader: sitk.ImageFileReader, wanted: Slice, count: int) -> np.ndarray:
-    """All frames of the file, rescaled by GDCM."""
-    reader.SetFileName(str(wanted.path))
-    try:
-        frames = np.asarray(sitk.GetArrayFromImage(reader.Execute()))
-    except RuntimeError as error:
-        raise DamagedFileError(f"The pixels of a slice (of {count}) cannot be decoded.") from error
-    frames = frames.reshape(-1, *frames.shape[-2:]) if frames.ndim in (2, 3) else frames
-    if frames.shape[1:] != wanted.shape or len(frames) <= wanted.frame:
-        raise DamagedFileError(f"A slice (of {count}) does not hold the pixels its header says.")
-    return frames

@@ -177,7 +177,10 @@ _NRRD_PACKINGS: Final = {"raw": Packing.PLAIN, "gzip": Packing.GZIP, "gz": Packi
 
 def parse_nrrd(head: bytes) -> ImageHeader:
     """An NRRD header with its pixels in the same file."""
-    text, data_at = _nrrd_text(head)
+    end = re.search(rb"\r?\n\r?\n", head)
+    if end is None:
+        raise UnsupportedFormatError("The NRRD header is not followed by its pixels: it is detached or damaged.")
+    text, data_at = head[: end.start()].decode("latin-1"), end.end()
     fields = _nrrd_fields(text)
     if "data file" in fields or "datafile" in fields:
         raise UnsupportedFormatError("The NRRD header points to another file; send one .nrrd that holds its pixels.")
@@ -201,13 +204,6 @@ def parse_nrrd(head: bytes) -> ImageHeader:
         rewritten=f"NRRD0005\n{passed_on}encoding: raw\n\n".encode("ascii", "replace"),
         packing=packing,
     )
-
-
-def _nrrd_text(head: bytes) -> tuple[str, int]:
-    end = re.search(rb"\r?\n\r?\n", head)
-    if end is None:
-        raise UnsupportedFormatError("The NRRD header is not followed by its pixels: it is detached or damaged.")
-    return head[: end.start()].decode("latin-1"), end.end()
 
 
 def _nrrd_fields(text: str) -> dict[str, str]:

@@ -72,11 +72,7 @@ def _grid(reader: _Reader, header: ImageHeader, folder: Path) -> Grid:
         raise _explained(str(error)) from error
     if information.GetSize()[:3] != header.sizes:
         raise DamagedFileError("The header is damaged: it contradicts itself.")
-    return _grid_of(information)
-
-
-def _grid_of(information: sitk.ImageFileReader) -> Grid:
-    """The first three axes; those that follow have length one."""
+    # The first three axes; those that follow have length one.
     n = information.GetDimension()
     (x, y, z), (ox, oy, oz) = information.GetSize()[:3], information.GetOrigin()[:3]
     sx, sy, sz = information.GetSpacing()[:3]

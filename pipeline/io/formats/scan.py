@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from pipeline.errors import DamagedFileError, UnsupportedFormatError
-from pipeline.geometry import Grid, Scan
+from pipeline.geometry import Scan
 from pipeline.io.formats.archive import FileMember, Member, members_of_folder, members_of_zip, open_zip
 from pipeline.io.formats.content import HEAD_BYTES, Content, identify
 from pipeline.io.formats.dicom import read_series
@@ -38,7 +38,16 @@ def leave_hounsfield(path: str, max_voxels: int, max_bytes: int, max_files: int)
     """
     limits = SizeLimits(max_voxels, max_bytes, max_files)
     scan = _read(Path(path), Path.cwd(), limits)
-    _check_geometry(scan.volume.grid)
+    grid = scan.volume.grid
+    smallest, largest = SPACING_MM
+    numbers = (*grid.spacing_mm, *grid.origin_mm, *(v for row in grid.direction for v in row))
+    if not all(math.isfinite(number) for number in numbers):
+        raise DamagedFileError("The header is damaged: the geometry holds what is no number.")
+    if min(grid.spacing_mm) < smallest or max(grid.spacing_mm) > largest or max(grid.size_mm) > LONGEST_MM:
+        raise DamagedFileError(
+            "The header is damaged: no CT has voxels of this size.",
+            evidence={"spacing_mm": list(grid.spacing_mm), "size_mm": list(grid.size_mm)},
+        )
     np.save(HU_FILE, scan.volume.hu, allow_pickle=False)
     return {"grid": asdict(scan.volume.grid), "findings": [asdict(finding) for finding in scan.findings]}
 
@@ -81,15 +90,3 @@ def _what_it_is(content: Content) -> str:
     if content is Content.NIFTI_PAIR:
         return "The NIfTI header has its pixels in another file; send one .nii or .nii.gz."
     return f"The file is {content.value}. Read are {READ_AS}."
-
-
-def _check_geometry(grid: Grid) -> None:
-    smallest, largest = SPACING_MM
-    numbers = (*grid.spacing_mm, *grid.origin_mm, *(v for row in grid.direction for v in row))
-    if not all(math.isfinite(number) for number in numbers):
-        raise DamagedFileError("The header is damaged: the geometry holds what is no number.")
-    if min(grid.spacing_mm) < smallest or max(grid.spacing_mm) > largest or max(grid.size_mm) > LONGEST_MM:
-        raise DamagedFileError(
-            "The header is damaged: no CT has voxels of this size.",
-            evidence={"spacing_mm": list(grid.spacing_mm), "size_mm": list(grid.size_mm)},
-        )

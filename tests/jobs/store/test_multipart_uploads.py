@@ -260,7 +260,7 @@ def test_what_a_crash_left_is_swept_but_not_before_its_time(jobs: Jobs, other: C
     blobs.write(f"jobs/{new_id()}/input", b"a scan that never became a job")
     blobs.write(f"uploads/{new_id()}/parts/1", b"a part whose upload is gone")
     if blobs.bucket is not None:
-        blobs.bucket.begin("jobs/never/input")
+        blobs.bucket.create("jobs/never/input")
     if blobs.folder is not None:
         (blobs.folder / "jobs" / "input#1").write_bytes(b"a write that was killed")
     assert jobs.clean_up() == 0

@@ -1,4 +1,0 @@
-"""A campaign against a running service: real processes, real faults, and a checker of what was promised.
-
-`python -m chaos --help`, or `make chaos`. docs/promise.md says what is promised and what the campaign does.
-"""

@@ -1,0 +1,1 @@
+"""Builds both images, looks into them and scores a scan with them: `make images`."""
