@@ -4,7 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from api.errors import UnsupportedFormatError
+from api.errors import ApiError
+from jobs import problems
 
 HEAD_BYTES: Final = 512
 
@@ -18,17 +19,21 @@ def require_scan(head: bytes) -> None:
     """`head` is the first `HEAD_BYTES` of the file, or all of a shorter one.
 
     Raises:
-        UnsupportedFormatError: this cannot be a scan.
+        ApiError (unsupported-format): this cannot be a scan.
     """
     if head.startswith(_ARCHIVES):
         return
     if head[128:132] == b"DICM":
-        raise UnsupportedFormatError("this is a single DICOM file: send all slices of the series in one zip file")
+        raise ApiError(
+            problems.UNSUPPORTED_FORMAT, "this is a single DICOM file: send all slices of the series in one zip file"
+        )
     if head.startswith(b"NRRD") or _METAIMAGE.match(head) or _has_magic(head, _NIFTI_MAGIC):
         return
     if _has_magic(head, _DETACHED_MAGIC):
-        raise UnsupportedFormatError("this is a NIfTI header without its pixels: send a .nii or .nii.gz file")
-    raise UnsupportedFormatError("the file does not begin as NIfTI, NRRD, MetaImage or zip files do")
+        raise ApiError(
+            problems.UNSUPPORTED_FORMAT, "this is a NIfTI header without its pixels: send a .nii or .nii.gz file"
+        )
+    raise ApiError(problems.UNSUPPORTED_FORMAT, "the file does not begin as NIfTI, NRRD, MetaImage or zip files do")
 
 
 def _has_magic(head: bytes, magics: Mapping[int, tuple[bytes, ...]]) -> bool:

@@ -10,7 +10,8 @@ from typing import Final
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from api.errors import MalformedRequestError
+from api.errors import ApiError
+from jobs import problems
 
 MAX_PARTS: Final = 8
 MAX_BOUNDARY_BYTES: Final = 70  # RFC 2046
@@ -39,11 +40,13 @@ Event = PartBegin | PartData | PartEnd
 
 
 def boundary_of(content_type: str) -> bytes:
-    """Raises MalformedRequestError: there is none, or none that could be."""
+    """Raises ApiError (malformed-request): there is none, or none that could be."""
     _, options = parse_options_header(content_type)
     boundary = options.get(b"boundary", b"")
     if not 0 < len(boundary) <= MAX_BOUNDARY_BYTES:
-        raise MalformedRequestError("the Content-Type of a form must name its boundary, of 1 to 70 characters")
+        raise ApiError(
+            problems.MALFORMED_REQUEST, "the Content-Type of a form must name its boundary, of 1 to 70 characters"
+        )
     return boundary
 
 
@@ -72,23 +75,23 @@ class MultipartReader:
         )
 
     def feed(self, chunk: bytes) -> Iterable[Event]:
-        """Raises MalformedRequestError: this is no form."""
+        """Raises ApiError (malformed-request): this is no form."""
         try:
             self._parser.write(chunk)
         except MultipartParseError as error:
-            raise MalformedRequestError("the body is not a well-formed multipart form") from error
+            raise ApiError(problems.MALFORMED_REQUEST, "the body is not a well-formed multipart form") from error
         events, self._events = self._events, []
         return events
 
     def close(self) -> None:
-        """Raises MalformedRequestError: the form ended before its end."""
+        """Raises ApiError (malformed-request): the form ended before its end."""
         if not self._ended:
-            raise MalformedRequestError("the form ends before its last boundary")
+            raise ApiError(problems.MALFORMED_REQUEST, "the form ends before its last boundary")
 
     def _on_part_begin(self) -> None:
         self._parts += 1
         if self._parts > MAX_PARTS:
-            raise MalformedRequestError(f"the form has more than {MAX_PARTS} parts")
+            raise ApiError(problems.MALFORMED_REQUEST, f"the form has more than {MAX_PARTS} parts")
         self._disposition = b""
 
     def _on_header_field(self, data: bytes, start: int, end: int) -> None:
@@ -105,7 +108,7 @@ class MultipartReader:
     def _on_headers_finished(self) -> None:
         kind, options = parse_options_header(self._disposition)
         if kind != b"form-data" or b"name" not in options:
-            raise MalformedRequestError("a part of the form has no name")
+            raise ApiError(problems.MALFORMED_REQUEST, "a part of the form has no name")
         self._events.append(PartBegin(options[b"name"].decode("utf-8", errors="replace")))
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:

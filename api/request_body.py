@@ -10,11 +10,12 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 from starlette.requests import ClientDisconnect
 
-from api.errors import BodyTooLargeError, InvalidParametersError, MalformedRequestError, RequestTimeoutError, pointer
+from api.errors import ApiError, BodyTooLargeError, field_errors, invalid_parameter, invalid_parameters, pointer
 from api.formats import HEAD_BYTES, require_scan
 from api.multipart import Event, MultipartReader, PartBegin, PartData
 from api.schemas import FieldError, JobOptions, SourceSubmission, UploadedSubmission
 from api.upload_limits import Place
+from jobs import problems
 from jobs.answers import Chunk
 from jobs.errors import WrongPartSizeError
 from jobs.models import InputInfo
@@ -71,8 +72,8 @@ async def body_chunks(request: Request, limit_bytes: int, idle_seconds: float) -
 
     Raises:
         BodyTooLargeError: it is longer than `limit_bytes`, whatever its Content-Length says.
-        RequestTimeoutError: nothing came for `idle_seconds`.
-        MalformedRequestError: the client went away.
+        ApiError (request-timeout): nothing came for `idle_seconds`.
+        ApiError (malformed-request): the client went away.
     """
     stream, size = request.stream(), 0
     while True:
@@ -82,9 +83,16 @@ async def body_chunks(request: Request, limit_bytes: int, idle_seconds: float) -
         except StopAsyncIteration:
             return
         except TimeoutError as error:
-            raise RequestTimeoutError(idle_seconds) from error
+            raise ApiError(
+                problems.REQUEST_TIMEOUT,
+                f"no byte arrived for {idle_seconds:g} seconds",
+                evidence={"idle_seconds": idle_seconds},
+                headers={"Connection": "close"},
+            ) from error
         except ClientDisconnect as error:
-            raise MalformedRequestError("the connection was closed before the end of the body") from error
+            raise ApiError(
+                problems.MALFORMED_REQUEST, "the connection was closed before the end of the body"
+            ) from error
         size += len(chunk)
         if size > limit_bytes:
             raise BodyTooLargeError(limit_bytes)
@@ -98,7 +106,7 @@ async def read_submission(chunks: AsyncIterator[bytes]) -> SourceSubmission | Up
 
 
 async def read_json(chunks: AsyncIterator[bytes], model: type[Body]) -> Body:
-    """Raises MalformedRequestError (no JSON), InvalidParametersError."""
+    """Raises ApiError (malformed-request) (no JSON), ApiError (invalid-parameters)."""
     return _parsed(await _whole(chunks), model)
 
 
@@ -151,8 +159,8 @@ def _parsed(body: bytes, model: type[Body]) -> Body:
         return model.model_validate_json(body)
     except ValidationError as error:
         if any(e["type"] == "json_invalid" for e in error.errors()):
-            raise MalformedRequestError("the body is not valid JSON") from error
-        raise InvalidParametersError.from_pydantic(error, "/body") from error
+            raise ApiError(problems.MALFORMED_REQUEST, "the body is not valid JSON") from error
+        raise invalid_parameters(*field_errors(error, "/body")) from error
 
 
 async def read_form(
@@ -166,7 +174,7 @@ async def read_form(
         demand: raises what is wrong with the options, if they are.
 
     Raises:
-        MalformedRequestError, InvalidParametersError, UnsupportedFormatError: and what `chunks` and `sink` raise.
+        ApiError (malformed-request, invalid-parameters, unsupported-format), and what `chunks` and `sink` raise.
     """
     form = _Form(sink)
     try:
@@ -200,14 +208,14 @@ class _Form:
             if self._name == "file":
                 await self._file.write(data)
             elif len(self._fields[self._name]) + len(data) > MAX_FIELD_BYTES:
-                raise InvalidParametersError.one(_pointer(self._name), f"longer than {MAX_FIELD_BYTES} bytes")
+                raise invalid_parameter(_pointer(self._name), f"longer than {MAX_FIELD_BYTES} bytes")
             else:
                 self._fields[self._name] += data
         elif self._name == "file":
             await self._file.end()
 
     def options(self) -> JobOptions:
-        """Raises InvalidParametersError: a part is missing, unknown, repeated or not valid."""
+        """Raises ApiError (invalid-parameters): a part is missing, unknown, repeated or not valid."""
         errors = []
         if self._file.is_missing:
             errors.append(FieldError(pointer="/body/file", detail="the file is missing or empty"))
@@ -216,14 +224,14 @@ class _Form:
                 {name: value.decode("utf-8", errors="replace") for name, value in self._fields.items()}
             )
         except ValidationError as error:
-            errors.extend(InvalidParametersError.from_pydantic(error, "/body").errors)
+            errors.extend(field_errors(error, "/body"))
         if errors:
-            raise InvalidParametersError(errors)
+            raise invalid_parameters(*errors)
         return options
 
     def _begin(self, name: str) -> None:
         if name in self._fields or (name == "file" and self._file.has_begun):
-            raise InvalidParametersError.one(_pointer(name), "given more than once")
+            raise invalid_parameter(_pointer(name), "given more than once")
         self._name = name
         if name == "file":
             self._file.has_begun = True

@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from time import monotonic
 from typing import Final
 
-from api.errors import TooManyUploadsError
+from api.errors import ApiError
+from jobs import problems
 from jobs.settings import MIB
 
 TURNS: Final = 4
@@ -63,9 +64,11 @@ class Places:
 
     @contextmanager
     def take(self) -> Iterator["Place"]:
-        """A place for one scan. Raises TooManyUploadsError when all are taken."""
+        """A place for one scan. Raises ApiError (too-many-uploads) when all are taken."""
         if self._taken >= self.limit:
-            raise TooManyUploadsError(self.limit)
+            raise ApiError(
+                problems.TOO_MANY_UPLOADS, f"{self.limit} scans are on their way in", evidence={"limit": self.limit}
+            )
         self._taken += 1
         if self._heart is None:
             self._heart = asyncio.get_running_loop().create_task(self._beat())

@@ -525,15 +525,15 @@ class Jobs:
     def _require_open(self, job_id: str, but: str | None = None) -> None:
         manifest = self._store.manifest(job_id)
         if manifest is not None and manifest.outcome != but:
-            raise WrongStateError(job_id, manifest.outcome, f"the job is already {manifest.outcome}")
+            raise WrongStateError(manifest.outcome, f"the job is already {manifest.outcome}")
 
     def _require_succeeded(self, job_id: str) -> Manifest:
         manifest = self._store.manifest(job_id)
         if manifest is None:
             status: str = self.get(job_id).status
-            raise WrongStateError(job_id, status, f"the job is {status}")
+            raise WrongStateError(status, f"the job is {status}")
         if manifest.outcome != "succeeded":
-            raise WrongStateError(job_id, manifest.outcome, f"the job {manifest.outcome}")
+            raise WrongStateError(manifest.outcome, f"the job {manifest.outcome}")
         return manifest
 
     def _begin(self, lease: Lease) -> None:
@@ -543,10 +543,10 @@ class Jobs:
         if manifest is not None:
             finalize.show(self._parts, states.final(lease.record, manifest))
             finalize.remove_traces_if_deleted(self._parts, lease.job_id)
-            raise WrongStateError(lease.job_id, manifest.outcome, "there is nothing left to do")
+            raise WrongStateError(manifest.outcome, "there is nothing left to do")
         if files.cancel_requested:
             finalize.conclude(self._parts, lease.record, finalize.cancelled(lease.record, files.attempt))
-            raise WrongStateError(lease.job_id, "cancelled", "the job was cancelled")
+            raise WrongStateError("cancelled", "the job was cancelled")
         self._settle(lease, files.attempt)
         if not self._store.create_claim(lease.job_id, lease.claim):
             raise LeaseLostError(f"job {lease.job_id} is in other hands")
@@ -554,7 +554,7 @@ class Jobs:
             lease.fence()
         except CancelRequestedError:
             self.confirm_cancel(lease)
-            raise WrongStateError(lease.job_id, "cancelled", "the job was cancelled while it was claimed") from None
+            raise WrongStateError("cancelled", "the job was cancelled while it was claimed") from None
         self._live.put(
             states.running(lease.record, attempt=lease.attempt, started_at=lease.claim.started_at), guard=lease.value
         )
@@ -567,7 +567,7 @@ class Jobs:
         ending = Ending(reason="worker-lost", ended_at=states.now())
         finalize.mark_ended(self._parts, lease.record, previous, ending)
         if finalize.settle(self._parts, lease.record, previous):
-            raise WrongStateError(lease.job_id, "failed", "the job was attempted too often")
+            raise WrongStateError("failed", "the job was attempted too often")
         reasons = {ending.reason for ending in self._store.endings(lease.job_id, previous.attempt)}
         lease.low_memory = not reasons.isdisjoint({"out-of-memory", "worker-lost"})
 

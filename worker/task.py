@@ -22,6 +22,7 @@ from jobs.errors import (
 )
 from jobs.logs import log_context
 from jobs.models import JobError, MaskName, Stage
+from jobs.problems import BY_SLUG
 from jobs.service import Jobs
 from jobs.tracing import OUTCOME, Steps, step
 from pipeline.errors import PipelineError
@@ -123,8 +124,9 @@ def _score(context: WorkerContext, lease: Lease, folder: Path) -> None:
         report = report_of(result, job_id=lease.job_id, input_sha256=lease.scan.sha256 or "", seconds=clock.seconds)
         context.jobs.succeed(lease, report, masks)
     except (PipelineError, SourceError) as error:
-        log.info("the scan cannot be scored", extra={"code": error.code})
-        context.jobs.fail(lease, job_error(error), clock.seconds)
+        problem = error.problem if isinstance(error, SourceError) else BY_SLUG[error.code]
+        log.info("the scan cannot be scored", extra={"code": problem.slug})
+        context.jobs.fail(lease, JobError.of(problem, str(error), error.evidence), clock.seconds)
 
 
 def write_masks(result: "Quantification", folder: Path) -> dict[MaskName, Path]:
@@ -134,17 +136,6 @@ def write_masks(result: "Quantification", folder: Path) -> dict[MaskName, Path]:
         paths[name] = folder / f"{name}.nii.gz"
         write_mask(paths[name], mask.labels if isinstance(mask, LobeLabels) else mask.mask, mask.grid)
     return paths
-
-
-def job_error(error: PipelineError | SourceError) -> JobError:
-    """The problem that ends a job whose scan cannot be scored."""
-    return JobError(
-        type=f"/problems/{error.code}",
-        title=error.title,
-        detail=error.detail,
-        retryable=False,
-        evidence=error.evidence,
-    )
 
 
 def _stop_hard(context: WorkerContext, lease: Lease) -> None:
