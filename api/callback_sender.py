@@ -23,12 +23,11 @@ from api.sending import new_client, send
 from jobs import states, tracing
 from jobs.bootstrap import connect
 from jobs.callbacks import Answer, Delivery
-from jobs.configuration import misspelt, read_settings
 from jobs.errors import JobNotFoundError, JobPurgedError, SettingsError, UnavailableError
 from jobs.liveness import alive
 from jobs.logs import configure_logging
 from jobs.service import Jobs
-from jobs.settings import JobsSettings
+from jobs.settings import JobsSettings, misspelt, read_settings
 from jobs.tracing import configure_tracing, stop_tracing
 
 log = logging.getLogger(__name__)

@@ -9,8 +9,7 @@ from cli.client import ServiceClient
 from cli.exits import require
 from cli.processes import Child, started, wait_until
 from jobs.bootstrap import connect
-from jobs.configuration import read_settings
-from jobs.settings import JobsSettings
+from jobs.settings import JobsSettings, read_settings
 
 READY_SECONDS = 120.0
 
