@@ -15,19 +15,20 @@ from typing import Final
 from urllib.parse import urlsplit
 
 import httpx
+from opentelemetry import trace
+from opentelemetry.trace import SpanKind
 from standardwebhooks import Webhook
 
 from api.callback_message import Message, compose, signers
 from jobs import states, tracing
 from jobs.bootstrap import connect
 from jobs.callbacks import Answer, Delivery
-from jobs.configuration import misspelt, read_settings
 from jobs.errors import JobNotFoundError, JobPurgedError, SettingsError, UnavailableError
 from jobs.liveness import alive
 from jobs.logs import configure_logging
 from jobs.models import CallbackFault
 from jobs.service import Jobs
-from jobs.settings import JobsSettings
+from jobs.settings import JobsSettings, misspelt, read_settings
 from jobs.tracing import configure_tracing, stop_tracing
 
 log = logging.getLogger(__name__)
@@ -115,7 +116,7 @@ class Sender:
             return
         self._at_host[host] += 1
         try:
-            message = compose(delivery, signed_by, states.now(), tracing.current().traceparent)
+            message = compose(delivery, signed_by, states.now(), tracing.traceparent_of())
             answer = await send(client, delivery.url, message, self._settings.callback_timeout_seconds)
         finally:
             self._at_host[host] -= 1
@@ -125,9 +126,9 @@ class Sender:
     async def _settle(self, delivery: Delivery, answer: Answer) -> None:
         """The address is not logged: it may hold a receiver's secret."""
         attempt = await asyncio.to_thread(self._callbacks.settle, delivery, answer)
-        tracing.current().note({tracing.OUTCOME: attempt.outcome.value})
+        trace.get_current_span().set_attributes({tracing.OUTCOME: attempt.outcome.value})
         if attempt.http_status is not None:
-            tracing.current().note({"http.response.status_code": attempt.http_status})
+            trace.get_current_span().set_attributes({"http.response.status_code": attempt.http_status})
         said = attempt.http_status or attempt.fault
         log.info(
             "job %s: callback %d.%d %s (%s)", delivery.record.id, delivery.round, delivery.number, attempt.outcome, said
@@ -137,9 +138,9 @@ class Sender:
 @contextmanager
 def _traced(delivery: Delivery) -> Iterator[None]:
     """The address is not told, as it is not logged."""
-    span = tracing.entry("callback", delivery.record.traceparent, "client", {tracing.JOB_ID: delivery.record.id})
-    span.note({"lobewise.callback.round": delivery.round, tracing.ATTEMPT: delivery.number})
-    with tracing.ended(span), span.active():
+    span = tracing.entry("callback", delivery.record.traceparent, SpanKind.CLIENT, {tracing.JOB_ID: delivery.record.id})
+    span.set_attributes({"lobewise.callback.round": delivery.round, tracing.ATTEMPT: delivery.number})
+    with tracing.ended(span), tracing.active(span):
         yield
 
 

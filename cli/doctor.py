@@ -13,11 +13,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from jobs.bootstrap import connect
-from jobs.configuration import misspelt, read_settings
 from jobs.errors import JobsError, SettingsError
-from jobs.gateway_settings import ApiSettings
 from jobs.live.redis_view import broker_errors
-from jobs.settings import GIB, JobsSettings
+from jobs.settings import GIB, ApiSettings, JobsSettings, misspelt, read_settings
 from jobs.store.object_store import ObjectStore, open_object_store
 from jobs.tracing import collector_takes
 

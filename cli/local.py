@@ -17,8 +17,7 @@ from typing import Final
 from cli.client import ServiceClient
 from cli.output import require
 from jobs.bootstrap import connect
-from jobs.configuration import read_settings
-from jobs.settings import JobsSettings
+from jobs.settings import JobsSettings, read_settings
 
 SUPERVISOR: Final = "LOBEWISE_SUPERVISOR_PID"
 GRACE_SECONDS: Final = 15.0

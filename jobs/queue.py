@@ -10,6 +10,7 @@ from typing import Any, Final
 from celery import Celery
 from kombu.entity import Queue
 from kombu.exceptions import OperationalError
+from opentelemetry.trace import SpanKind
 
 from jobs import tracing
 from jobs.errors import BrokerUnavailableError
@@ -94,4 +95,4 @@ class JobQueue:
 
 def _sending(job_id: str, queue: str) -> AbstractContextManager[object]:
     named = {"messaging.system": "celery", "messaging.destination.name": queue, "messaging.message.id": job_id}
-    return tracing.step(f"send {queue}", {**named, "messaging.operation.type": "send"}, "producer")
+    return tracing.step(f"send {queue}", {**named, "messaging.operation.type": "send"}, SpanKind.PRODUCER)

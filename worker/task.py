@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
+from jobs import tracing
 from jobs.attempts import Lease
 from jobs.errors import (
     CancelRequestedError,
@@ -142,7 +143,7 @@ def _attempt(context: WorkerContext, lease: Lease, folder: Path) -> bool:
         context.jobs.confirm_cancel(lease)
         log.info("cancelled")
     except (LeaseLostError, JobPurgedError) as reason:
-        lease.span.note({OUTCOME: "unwanted"})
+        lease.span.set_attributes({OUTCOME: "unwanted"})
         log.warning("the attempt is no longer wanted (%s)", type(reason).__name__)
     except HandBackError:
         context.jobs.requeue(lease)
@@ -196,7 +197,7 @@ def _stop_hard(context: WorkerContext, lease: Lease) -> None:
         else:
             context.jobs.confirm_cancel(lease)
     finally:
-        lease.span.end()
+        tracing.end(lease.span)
         context.stop_hard()
 
 

@@ -34,10 +34,10 @@ from api.schemas import Job, JobOptions, UploadedSubmission
 from api.upload_limits import Place
 from api.views import job_view
 from jobs import problems
-from jobs.gateway_settings import ApiSettings
 from jobs.models import InputInfo, JobRecord, JobState
 from jobs.remote_sources import is_allowed
 from jobs.service import Jobs
+from jobs.settings import ApiSettings
 from jobs.store.idempotency import FirstAnswer
 from jobs.tracing import step
 

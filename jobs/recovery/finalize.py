@@ -132,7 +132,7 @@ def mark_ended(parts: Backends, record: JobRecord, claim: Claim, ending: Ending)
     is_new = parts.store.create_ending(record.id, claim.attempt, ending)
     if is_new and ending.reason == "worker-lost":
         what = {**attempt_attributes(record, claim.attempt), tracing.OUTCOME: "worker-lost"}
-        tracing.tell_for(claim.traceparent, tracing.ATTEMPT_SPAN, record.traceparent, claim.started_at, what)
+        tracing.end_lost(claim.traceparent, tracing.ATTEMPT_SPAN, record.traceparent, claim.started_at, what)
 
 
 def attempt_attributes(record: JobRecord, attempt: int) -> dict[str, str | int]:

@@ -15,10 +15,9 @@ import uvicorn
 from api import examples
 from api.app import create_app
 from jobs.bootstrap import connect
-from jobs.gateway_settings import ApiSettings
 from jobs.models import JobError, MaskName, SeverityScores
 from jobs.service import Jobs
-from jobs.settings import JobsSettings
+from jobs.settings import ApiSettings, JobsSettings
 
 MAX_UPLOAD_BYTES = 1 << 20
 ALLOWED_SOURCE = "https://pacs.example/ct/"

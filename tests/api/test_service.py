@@ -13,11 +13,10 @@ from api.app import create_app
 from jobs import problems
 from jobs.bootstrap import connect
 from jobs.errors import SourceError
-from jobs.gateway_settings import ApiSettings
 from jobs.live.job_metrics import OTHER, PROBLEMS, WorkerStats
 from jobs.problems import BY_SLUG, PROBLEM_TYPES
 from jobs.service import Jobs
-from jobs.settings import JobsSettings
+from jobs.settings import ApiSettings, JobsSettings
 from pipeline.errors import PipelineError, UnreadableScanError
 
 from .conftest import Service, Worker, nifti, require_problem, running_service, serving
