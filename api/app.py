@@ -90,7 +90,7 @@ def run(host: str | None = None, port: int | None = None, jobs_settings: JobsSet
             host=settings.host,
             port=settings.port,
             root_path=settings.root_path,
-            http="api.connections:PiecewiseProtocol",
+            http="api.upload_limits:PiecewiseProtocol",
             log_config=None,
             access_log=False,  # the gateway logs its requests itself
             server_header=False,

@@ -10,9 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli.exits import Exit, fail, needs
-from cli.progress import bar
-from cli.results import write_report
+from cli.client import write_report
+from cli.output import Exit, bar, fail, needs
 from jobs.models import Report
 from jobs.problems import BY_SLUG
 

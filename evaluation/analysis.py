@@ -11,22 +11,33 @@ import numpy as np
 
 from evaluation.masks import STRUCTURES, Overlap
 from evaluation.scores import CaseScores, Metric, PairedScores
-from evaluation.statistics.calibration import Calibration, calibrate
-from evaluation.statistics.confusion import Confusion, confuse
-from evaluation.statistics.contingency import (
+from evaluation.statistics import (
     PERCENT_BINS,
     SCORE_BINS,
+    Calibration,
+    Confusion,
     Contingency,
+    Correlation,
+    Estimate,
+    Interval,
+    LimitsOfAgreement,
+    LinearFit,
+    NotDefined,
+    Values,
+    bootstrap,
+    calibrate,
     compare_frequencies,
+    confuse,
+    fit_line,
+    kendall,
+    limits_of_agreement,
+    mean_absolute_error,
+    mean_error,
+    pearson,
     percent_bins,
     score_bins,
+    too_few,
 )
-from evaluation.statistics.correlation import Correlation, kendall, pearson
-from evaluation.statistics.errors import mean_absolute_error, mean_error
-from evaluation.statistics.estimates import Estimate, Interval, NotDefined, Values, too_few
-from evaluation.statistics.limits import LimitsOfAgreement, limits_of_agreement
-from evaluation.statistics.regression import LinearFit, fit_line
-from evaluation.statistics.resampling import bootstrap
 from pipeline.anatomy import Lobe
 
 HIGHEST_GRADE: Final = 4

@@ -15,11 +15,16 @@ from matplotlib.ticker import MaxNLocator
 
 from evaluation.analysis import Agreement, Analysis, Recalibration
 from evaluation.scores import Metric
-from evaluation.statistics.calibration import Calibration
-from evaluation.statistics.confusion import Confusion
-from evaluation.statistics.estimates import Interval, NotDefined, Values
-from evaluation.statistics.limits import LimitsOfAgreement
-from evaluation.statistics.regression import LinearFit, confidence_band
+from evaluation.statistics import (
+    Calibration,
+    Confusion,
+    Interval,
+    LimitsOfAgreement,
+    LinearFit,
+    NotDefined,
+    Values,
+    confidence_band,
+)
 
 BLUE: Final = "#0072B2"
 ORANGE: Final = "#D55E00"

@@ -11,8 +11,7 @@ from pydantic import BaseModel
 
 from evaluation.errors import BadValueError, ImageError, MismatchedGridError
 from evaluation.overlap import Mask, dice, surface_distances
-from evaluation.rows import Row, read_table
-from evaluation.scores import CaseScores, PairedScores, match, scores_of
+from evaluation.scores import CaseScores, PairedScores, Row, match, read_table, scores_of
 from pipeline.anatomy import Lobe
 from pipeline.errors import PipelineError
 from pipeline.geometry import Grid, LesionMask, LobeLabels, LungMask, Volume

@@ -14,8 +14,7 @@ from evaluation.analysis import Analysis
 from evaluation.figures import Drawn, draw_all
 from evaluation.masks import Compared
 from evaluation.overlays import draw_cases
-from evaluation.statistics.estimates import NotDefined
-from evaluation.statistics.resampling import RESAMPLES
+from evaluation.statistics import RESAMPLES, NotDefined
 from evaluation.tables import Table, all_tables
 
 SCHEMA_VERSION: Final = "1.0"

@@ -15,12 +15,15 @@ from evaluation.analysis import (
     worst_cases,
 )
 from evaluation.scores import CaseScores, Metric
-from evaluation.statistics.calibration import Calibration
-from evaluation.statistics.confusion import Confusion
-from evaluation.statistics.contingency import Contingency
-from evaluation.statistics.correlation import Correlation
-from evaluation.statistics.estimates import Estimate, NotDefined
-from evaluation.statistics.limits import LimitsOfAgreement
+from evaluation.statistics import (
+    Calibration,
+    Confusion,
+    Contingency,
+    Correlation,
+    Estimate,
+    LimitsOfAgreement,
+    NotDefined,
+)
 
 SHOWN_CASES: Final = 10
 

@@ -12,8 +12,7 @@ from pydantic import Field
 from api import examples, openapi
 from api.dependencies import Addresses, AddressesDep, JobsDep, MetricsDep, SettingsDep
 from api.errors import ApiError, problem_of
-from api.formats import HEAD_BYTES, require_scan
-from api.request_body import MAX_BATCH_BYTES, body_chunks, read_json, require_length
+from api.request_body import HEAD_BYTES, MAX_BATCH_BYTES, body_chunks, read_json, require_length, require_scan
 from api.routes.submission import IdempotencyKey
 from api.schemas import Batch, BatchSubmission, BatchUploadedItem, Schema
 from api.views import batch_view

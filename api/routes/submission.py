@@ -16,18 +16,19 @@ from api import examples, openapi
 from api.conditional import quoted
 from api.dependencies import Addresses, AddressesDep, JobsDep, MetricsDep, PlacesDep, SettingsDep
 from api.errors import ApiError
-from api.formats import HEAD_BYTES, require_scan
 from api.metrics import Metrics
-from api.multipart import boundary_of
 from api.request_body import (
     FORM_OVERHEAD_BYTES,
+    HEAD_BYTES,
     MAX_JSON_BYTES,
     HashSink,
     Sink,
     body_chunks,
+    boundary_of,
     read_form,
     read_submission,
     require_length,
+    require_scan,
 )
 from api.schemas import Job, JobOptions, UploadedSubmission
 from api.upload_limits import Place

@@ -86,7 +86,7 @@ class Service:
 @contextmanager
 def serving(app: object, root_path: str = "") -> Iterator[str]:
     """The address of `app`, served by uvicorn in a thread."""
-    protocol = "api.connections:PiecewiseProtocol"
+    protocol = "api.upload_limits:PiecewiseProtocol"
     server = uvicorn.Server(
         uvicorn.Config(
             app, host="127.0.0.1", port=0, http=protocol, log_level="warning", access_log=False, root_path=root_path

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from evaluation import masks, scores
-from evaluation.statistics.resampling import RESAMPLES
+from evaluation.statistics import RESAMPLES
 from pipeline.anatomy import Lobe
 
 PAGE = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")

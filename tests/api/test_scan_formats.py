@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.errors import ApiError
-from api.formats import HEAD_BYTES, require_scan
+from api.request_body import HEAD_BYTES, require_scan
 from pipeline.io.formats.content import Content, identify
 
 from .conftest import nifti
