@@ -15,9 +15,9 @@ from api.formats import HEAD_BYTES, require_scan
 from api.multipart import Event, MultipartReader, PartBegin, PartData
 from api.schemas import FieldError, JobOptions, SourceSubmission, UploadedSubmission
 from api.upload_limits import Place
-from jobs.answers import Chunk
 from jobs.errors import WrongPartSizeError
 from jobs.models import InputInfo
+from jobs.states import Chunk
 from jobs.store.upload_stream import in_upload_thread
 
 FORM_OVERHEAD_BYTES: Final = 64 << 10
