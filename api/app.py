@@ -20,9 +20,8 @@ from api.routes import batches, callbacks, events, results, service, submission,
 from api.routes import jobs as job_routes
 from api.sse import Streams
 from api.upload_limits import Places
-from jobs.bootstrap import connect
+from jobs.bootstrap import Connection, connect
 from jobs.logs import configure_logging
-from jobs.service import Jobs
 from jobs.settings import ApiSettings, JobsSettings, misspelt, read_settings
 from jobs.tracing import configure_tracing, stop_tracing
 from jobs.version import __version__
@@ -33,7 +32,7 @@ STARTUP_FAILURE: Final = 3
 """The exit code that uvicorn has for it."""
 
 
-def create_app(settings: ApiSettings | None = None, jobs: Jobs | None = None) -> FastAPI:
+def create_app(settings: ApiSettings | None = None, jobs: Connection | None = None) -> FastAPI:
     """The gateway as an ASGI application; settings come from the environment where none are given.
 
     Without `jobs` it connects when it starts, and closes when it stops; given ones are the caller's to close.
@@ -123,11 +122,11 @@ class _Server(uvicorn.Server):
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     configure_tracing("lobewise-gateway")
-    owned: Jobs | None = None
+    owned: Connection | None = None
     if app.state.jobs is None:
         owned = await anyio.to_thread.run_sync(connect)
         _use(app, owned)
-    app.state.jobs.start_reconciler()
+    app.state.reconciler.start()
     app.state.streams.start(app.state.jobs)
     app.state.status_batcher = app.state.jobs.open_status_batcher()
     try:
@@ -140,6 +139,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await anyio.to_thread.run_sync(stop_tracing)
 
 
-def _use(app: FastAPI, jobs: Jobs) -> None:
-    app.state.jobs = jobs
-    app.state.metrics.watch(jobs)
+def _use(app: FastAPI, connection: Connection) -> None:
+    app.state.jobs, app.state.service_status = connection.service, connection.status
+    app.state.reconciler = connection.reconciler
+    app.state.metrics.watch(connection.status, connection.service.callbacks)

@@ -22,12 +22,11 @@ from standardwebhooks import Webhook
 from api.callback_message import Message, compose, signers
 from jobs import states, tracing
 from jobs.bootstrap import connect
-from jobs.callbacks import Answer, Delivery
+from jobs.callbacks import Answer, Callbacks, Delivery
 from jobs.errors import JobNotFoundError, JobPurgedError, SettingsError, UnavailableError
 from jobs.liveness import alive
 from jobs.logs import configure_logging
 from jobs.models import CallbackFault
-from jobs.service import Jobs
 from jobs.settings import JobsSettings, misspelt, read_settings
 from jobs.tracing import configure_tracing, stop_tracing
 
@@ -46,12 +45,12 @@ def run(settings: JobsSettings | None = None) -> None:
     configure_tracing("lobewise-sender")
     for sentence in misspelt((JobsSettings,)):
         log.warning("%s", sentence)
-    jobs = connect(settings)
+    connection = connect(settings)
     try:
         with alive(settings.liveness_file):
-            asyncio.run(_until_told(Sender(jobs)))
+            asyncio.run(_until_told(Sender(connection.service.callbacks, connection.settings)))
     finally:
-        jobs.close()
+        connection.close()
         stop_tracing()
 
 
@@ -65,15 +64,15 @@ async def _until_told(sender: "Sender") -> None:
 class Sender:
     """Sends what is due, many at once, and to no host more than its share."""
 
-    def __init__(self, jobs: Jobs) -> None:
-        self._jobs, self._callbacks, self._settings = jobs, jobs.callbacks, jobs.settings
+    def __init__(self, callbacks: Callbacks, settings: JobsSettings) -> None:
+        self._callbacks, self._settings = callbacks, settings
         self._under_way: set[asyncio.Task[None]] = set()
         self._at_host: Counter[str] = Counter()
         self._share = max(self._settings.callback_concurrency // 4, 1)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop` is set and all that is under way has ended."""
-        signed_by = await asyncio.to_thread(signers, self._jobs.settings)
+        signed_by = await asyncio.to_thread(signers, self._settings)
         settings = self._settings
         async with new_client(settings.callback_concurrency, settings.callback_timeout_seconds) as client:
             while not stop.is_set():

@@ -11,17 +11,23 @@ from fastapi import Depends, Request
 
 from api.metrics import Metrics
 from api.upload_limits import Places
-from jobs.answers import UrlSignature
 from jobs.live.status_batcher import StatusBatcher
-from jobs.service import Jobs
+from jobs.service import JobService
+from jobs.service_status import ServiceStatus
 from jobs.settings import ApiSettings
+from jobs.states import UrlSignature
 
 _HOST: Final = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
 
 
-async def _jobs(request: Request) -> Jobs:
-    jobs: Jobs = request.app.state.jobs
+async def _jobs(request: Request) -> JobService:
+    jobs: JobService = request.app.state.jobs
     return jobs
+
+
+async def _service_status(request: Request) -> ServiceStatus:
+    status: ServiceStatus = request.app.state.service_status
+    return status
 
 
 async def _status_batcher(request: Request) -> StatusBatcher:
@@ -78,8 +84,9 @@ async def _places(request: Request) -> Places:
     return places
 
 
-JobsDep = Annotated[Jobs, Depends(_jobs)]
+JobsDep = Annotated[JobService, Depends(_jobs)]
 PlacesDep = Annotated[Places, Depends(_places)]
+ServiceStatusDep = Annotated[ServiceStatus, Depends(_service_status)]
 StatusBatcherDep = Annotated[StatusBatcher, Depends(_status_batcher)]
 SettingsDep = Annotated[ApiSettings, Depends(_settings)]
 MetricsDep = Annotated[Metrics, Depends(_metrics)]

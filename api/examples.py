@@ -7,7 +7,6 @@ from typing import Any, Final
 from api.dependencies import Addresses
 from api.schemas import MaskAddress
 from api.views import batch_view, job_view, report_view, upload_view
-from jobs.answers import MultipartUploadState, PartState, UrlSignature
 from jobs.batches import BatchCounts, BatchItem, BatchRecord
 from jobs.models import (
     Callback,
@@ -33,6 +32,7 @@ from jobs.models import (
     UploadCompletion,
     UploadRecord,
 )
+from jobs.states import MultipartUploadState, PartState, UrlSignature
 
 ADDRESSES: Final = Addresses("https://lobewise.example")
 JOB_ID: Final = "01935f3a-7c1e-7b6a-9d53-2f1c7e0a4b11"

@@ -9,9 +9,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from jobs.callbacks import Callbacks
 from jobs.errors import BrokerUnavailableError
 from jobs.live.job_metrics import Histogram as Seconds
-from jobs.service import Jobs
+from jobs.service_status import ServiceStatus
 
 MEDIA_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS: Final = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -58,9 +59,9 @@ class Metrics:
         )
         rate.set_function(bytes_per_second)
 
-    def watch(self, jobs: Jobs) -> None:
+    def watch(self, status: ServiceStatus, callbacks: Callbacks) -> None:
         """Add what the jobs themselves know, asked for at each scrape."""
-        self.registry.register(_JobsCollector(jobs))
+        self.registry.register(_JobsCollector(status, callbacks))
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
         self._requests.labels(method, route, str(status)).inc()
@@ -71,15 +72,15 @@ class Metrics:
 
 
 class _JobsCollector(Collector):
-    def __init__(self, jobs: Jobs) -> None:
-        self._jobs = jobs
+    def __init__(self, status: ServiceStatus, callbacks: Callbacks) -> None:
+        self._status, self._job_callbacks = status, callbacks
 
     def describe(self) -> Iterator[Metric]:
         """Nothing is asked of the jobs before the first scrape."""
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
-        ready = self._jobs.readiness()
+        ready = self._status.readiness()
         yield GaugeMetricFamily("lobewise_broker_up", "1 if the broker answers", value=ready.broker)
         yield GaugeMetricFamily("lobewise_blobs_up", "1 if the store of scans and results answers", value=ready.blobs)
         yield GaugeMetricFamily("lobewise_workers_ready", "Workers with their models loaded", value=ready.workers)
@@ -92,13 +93,13 @@ class _JobsCollector(Collector):
                     "How long the first of the waiting jobs has waited",
                     labels=["priority"],
                 )
-                for priority, length in self._jobs.queues().items():
+                for priority, length in self._status.queues().items():
                     waiting.add_metric([priority], length.waiting)
                     oldest.add_metric([priority], length.oldest_seconds)
                 yield from (waiting, oldest)
                 yield from self._callbacks()
                 # What the workers did, at every gateway the same.
-                figures = self._jobs.figures()
+                figures = self._status.job_metrics()
                 finished = CounterMetricFamily(
                     "lobewise_jobs_finished",
                     "Jobs by how they ended and, if they failed, why",
@@ -130,7 +131,7 @@ class _JobsCollector(Collector):
                     yield gauge
 
     def _callbacks(self) -> Iterator[Metric]:
-        backlog = self._jobs.callbacks.backlog()
+        backlog = self._job_callbacks.backlog()
         yield GaugeMetricFamily("lobewise_callbacks_pending", "Callbacks to make, now or later", value=backlog.pending)
         yield GaugeMetricFamily(
             "lobewise_callbacks_overdue_seconds",
@@ -140,13 +141,13 @@ class _JobsCollector(Collector):
         attempts = CounterMetricFamily(
             "lobewise_callback_attempts", "Attempts at callbacks, by how they ended", labels=["outcome"]
         )
-        for outcome, count in self._jobs.callbacks.outcomes().items():
+        for outcome, count in self._job_callbacks.outcomes().items():
             attempts.add_metric([outcome], count)
         yield attempts
 
     def _by_status(self) -> Metric:
         gauge = GaugeMetricFamily("lobewise_jobs", "Jobs by status", labels=["status"])
-        for status, count in self._jobs.counts().items():
+        for status, count in self._status.counts().items():
             gauge.add_metric([status], count)
         return gauge
 

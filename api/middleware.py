@@ -16,8 +16,8 @@ from api.errors import internal_error
 from api.metrics import Metrics
 from api.upload_limits import Places
 from jobs import tracing
-from jobs.ids import is_id
 from jobs.logs import log_context
+from jobs.states import is_id
 
 logger = logging.getLogger("lobewise.api")
 

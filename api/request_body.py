@@ -18,9 +18,9 @@ from api.errors import ApiError, BodyTooLargeError, field_errors, invalid_parame
 from api.schemas import FieldError, JobOptions, SourceSubmission, UploadedSubmission
 from api.upload_limits import Place
 from jobs import problems
-from jobs.answers import Chunk
 from jobs.errors import WrongPartSizeError
 from jobs.models import InputInfo
+from jobs.states import Chunk
 from jobs.store.upload_stream import in_upload_thread
 
 MAX_PARTS: Final = 8

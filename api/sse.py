@@ -14,7 +14,7 @@ from api.errors import ApiError
 from jobs import problems
 from jobs.errors import BrokerUnavailableError, JobNotFoundError, JobPurgedError
 from jobs.live.events import JobEvent
-from jobs.service import Jobs
+from jobs.service import JobService
 
 log = logging.getLogger(__name__)
 
@@ -32,14 +32,14 @@ class Streams:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._jobs: Jobs | None = None
+        self._jobs: JobService | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: dict[str, set[asyncio.Event]] = {}
         self._listener: threading.Thread | None = None
         self._open = 0
         self._closing = threading.Event()
 
-    def start(self, jobs: Jobs) -> None:
+    def start(self, jobs: JobService) -> None:
         """Listen for changes, in a thread of its own."""
         self._jobs, self._loop = jobs, asyncio.get_running_loop()
         self._listener = threading.Thread(target=self._listen, name="job-changes", daemon=True)

@@ -14,9 +14,9 @@ from api.schemas import (
     UploadLinks,
     UploadPart,
 )
-from jobs.answers import MultipartUploadState, PartState, UrlSignature
 from jobs.batches import BatchCounts, BatchRecord
 from jobs.models import JobState, JobStatus, MaskName, Report
+from jobs.states import MultipartUploadState, PartState, UrlSignature
 
 
 def job_view(state: JobState, addresses: Addresses) -> Job:

@@ -253,7 +253,7 @@ def rebuild() -> None:
 
     jobs = connect()
     try:
-        restored = jobs.rebuild()
+        restored = jobs.reconciler.rebuild()
     except UnavailableError as error:
         raise fail(Exit.SERVICE_PROBLEM, escape(str(error)), "lobewise doctor looks at every part.") from error
     finally:

@@ -111,7 +111,7 @@ def _broker(settings: JobsSettings) -> Iterator[Check]:
     jobs = connect(settings)
     try:
         broker_info = read_broker_info(jobs.settings)
-        workers = jobs.readiness().workers
+        workers = jobs.status.readiness().workers
     finally:
         jobs.close()
     kind = "" if settings.redis_url else "embedded, "

@@ -15,6 +15,7 @@ from typing import Final, Self
 from opentelemetry.trace import INVALID_SPAN, Span
 
 from jobs import states, tracing
+from jobs.backends import Backends
 from jobs.errors import (
     BrokerUnavailableError,
     CancelRequestedError,
@@ -24,7 +25,6 @@ from jobs.errors import (
     UnavailableError,
 )
 from jobs.models import InputInfo, JobRecord, Stage
-from jobs.recovery.finalize import Backends
 from jobs.store.job_store import Claim
 
 log = logging.getLogger(__name__)
@@ -51,13 +51,15 @@ class Lease:
             not stop within `cancel_grace_seconds`.
     """
 
-    def __init__(self, parts: Backends, record: JobRecord, claim: Claim, value: str, span: Span = INVALID_SPAN) -> None:
+    def __init__(
+        self, backends: Backends, record: JobRecord, claim: Claim, value: str, span: Span = INVALID_SPAN
+    ) -> None:
         self.record, self.claim, self.value, self.span = record, claim, value, span
         self._active = ExitStack()
         self.scan: InputInfo = record.input
         self.low_memory = False
         self.on_overdue: Callable[[Lease], None] | None = None
-        self._parts = parts
+        self._backends = backends
         self._state = states.running(record, attempt=claim.attempt, started_at=claim.started_at)
         self._stop = threading.Event()
         self._stop_reason: StopReason | None = None
@@ -129,7 +131,7 @@ class Lease:
             updated_at=states.now(),
         )
         try:
-            self._parts.live.put(self._state, guard=self.value)
+            self._backends.live.put(self._state, guard=self.value)
         except BrokerUnavailableError:
             log.warning("job %s: progress cannot be shown", self.job_id)
 
@@ -141,9 +143,9 @@ class Lease:
             LeaseLostError: the attempt has ended, another has begun, or the job is final.
             CancelRequestedError: someone asked to stop.
         """
-        files = self._parts.store.files(self.job_id)
+        files = self._backends.store.files(self.job_id)
         if files.is_purged:
-            self._parts.store.clean_up(self.job_id)
+            self._backends.store.clean_up(self.job_id)
             raise JobPurgedError(self.job_id)
         if files.is_final or files.has_ended(self.attempt) or files.attempt > self.attempt:
             raise LeaseLostError(f"job {self.job_id}: attempt {self.attempt} may publish nothing")
@@ -153,12 +155,12 @@ class Lease:
     def drop(self) -> None:
         """Let others claim the job at once."""
         try:
-            self._parts.live.drop_lease(self.job_id, self.value)
+            self._backends.live.drop_lease(self.job_id, self.value)
         except BrokerUnavailableError:
             log.warning("job %s: the lease stays until it expires", self.job_id)
 
     def _beat(self) -> None:
-        settings = self._parts.settings
+        settings = self._backends.settings
         stop_due_at: float | None = None
         while not self._pause():
             try:
@@ -175,21 +177,21 @@ class Lease:
 
     def _pause(self) -> bool:
         """Until the next beat, or until someone asked to stop, which Redis knows at once. True: the lease has ended."""
-        beat_at = time.monotonic() + self._parts.settings.heartbeat_seconds
+        beat_at = time.monotonic() + self._backends.settings.heartbeat_seconds
         while (left_seconds := beat_at - time.monotonic()) > 0:
             if self._stop.wait(min(left_seconds, _LISTEN_EVERY_SECONDS)):
                 return True
             with suppress(BrokerUnavailableError):
-                if self._stop_reason is None and self._parts.live.is_cancel_requested(self.job_id):
+                if self._stop_reason is None and self._backends.live.is_cancel_requested(self.job_id):
                     return False
         return self._stop.is_set()
 
     def _find_stop_reason(self) -> StopReason | None:
-        files = self._parts.store.files(self.job_id)
+        files = self._backends.store.files(self.job_id)
         if files.is_purged or files.cancel_requested:
             return CancelRequestedError
         if files.is_final or files.has_ended(self.attempt):
             return LeaseLostError
-        lease_seconds = self._parts.settings.lease_seconds
-        is_ours = self._parts.live.renew_lease(self.job_id, self.value, self.attempt, lease_seconds)
+        lease_seconds = self._backends.settings.lease_seconds
+        is_ours = self._backends.live.renew_lease(self.job_id, self.value, self.attempt, lease_seconds)
         return None if is_ours else LeaseLostError

@@ -22,7 +22,7 @@ from typing import Final
 
 from pydantic import Field
 
-from jobs import ids, states
+from jobs import states
 from jobs.errors import (
     BatchNotFoundError,
     BrokerUnavailableError,
@@ -99,7 +99,7 @@ class Batches:
         Raises:
             IdempotencyMismatchError: the key came with another request.
         """
-        batch_id = ids.new_id()
+        batch_id = states.new_id()
         if key is None:
             return batch_id, None
         name = f"idempotency-batches/{hashlib.sha256(key.encode()).hexdigest()}.json"
@@ -117,7 +117,7 @@ class Batches:
         if not jobs:
             self._blobs.create(f"{folder}batch.json", record.model_dump_json(exclude_none=True).encode())
             return record
-        pending = f"{folder}pending-{ids.new_id()}.json"
+        pending = f"{folder}pending-{states.new_id()}.json"
         self._blobs.create(pending, Pending(jobs=list(jobs)).model_dump_json(exclude_none=True).encode())
         if not self._blobs.create(f"{folder}batch.json", record.model_dump_json(exclude_none=True).encode()):
             self._blobs.delete(pending)
@@ -127,7 +127,7 @@ class Batches:
 
     def get(self, batch_id: str) -> BatchRecord:
         """Raises BatchNotFoundError."""
-        record = self._read(batch_id) if ids.is_id(batch_id) else None
+        record = self._read(batch_id) if states.is_id(batch_id) else None
         if record is None:
             raise BatchNotFoundError(batch_id)
         return record
@@ -171,11 +171,11 @@ class Batches:
             forget_before: older batches are deleted once all their jobs are; None keeps them.
         """
         found = {key.removeprefix(PREFIX).partition("/")[0] for key in self._blobs.keys(PREFIX)}
-        return sum(self._swept(batch_id, now, forget_before) for batch_id in found if ids.is_id(batch_id))
+        return sum(self._swept(batch_id, now, forget_before) for batch_id in found if states.is_id(batch_id))
 
     def _swept(self, batch_id: str, now: datetime, forget_before: datetime | None) -> int:
         try:
-            if ids.made_at(batch_id) + RESUMED_AFTER > now:
+            if states.made_at(batch_id) + RESUMED_AFTER > now:
                 return 0
             record, pending = self._read(batch_id), list(self._pending(batch_id))
             for key in pending:
@@ -185,7 +185,7 @@ class Batches:
                     jobs = [job for job in Pending.read(data).jobs if job.id in record.job_ids]
                     log.warning("batch %s was left by its gateway; its %d jobs are accepted now", batch_id, len(jobs))
                     self._settle(key, record, jobs)
-            if record is None or forget_before is None or ids.made_at(batch_id) > forget_before:
+            if record is None or forget_before is None or states.made_at(batch_id) > forget_before:
                 return len(pending) if record is None else 0
             if any(state is not None for state in self.states(record.job_ids)):
                 return 0

@@ -1,20 +1,58 @@
-"""Wires the parts together, in one function."""
+"""Connects a process to the blob store and the broker, and wires all of `jobs` together."""
 
 import atexit
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from jobs import embedded_redis
+from jobs.backends import Backends
 from jobs.live.redis_view import LiveView
 from jobs.live.view_freshness import ViewFreshness
 from jobs.queue import JobQueue
-from jobs.recovery.finalize import Backends
-from jobs.service import Jobs
+from jobs.recovery.cleanup import Cleanup
+from jobs.recovery.reconciler import Reconciler
+from jobs.service import JobService
+from jobs.service_status import ServiceStatus
 from jobs.settings import JobsSettings, read_settings
 from jobs.store.job_store import JobStore
 from jobs.store.object_store import open_object_store
+from jobs.worker_api import WorkerApi
 
 
-def connect(settings: JobsSettings | None = None) -> Jobs:
-    """Jobs over the blob store and the broker that the settings name; starts or joins the embedded server if none.
+@dataclass(frozen=True)
+class Connection:
+    """Of one process to the jobs; each process uses the side that it needs.
+
+    Attributes:
+        service: for the gateway and the sender of callbacks.
+        worker: for workers.
+        status: for probes and metrics.
+        reconciler: finds lost jobs; gateways and workers start it.
+    """
+
+    backends: Backends
+    service: JobService
+    worker: WorkerApi
+    status: ServiceStatus
+    cleanup: Cleanup
+    reconciler: Reconciler
+    _on_close: Callable[[], None]
+
+    @property
+    def settings(self) -> JobsSettings:
+        """With `redis_url` filled in, an embedded server's too."""
+        return self.backends.settings
+
+    def close(self) -> None:
+        """Stop threads and connections; the embedded server too, if nobody else uses it."""
+        self.reconciler.stop()
+        self.backends.queue.close()
+        self.backends.live.close()
+        self._on_close()
+
+
+def connect(settings: JobsSettings | None = None) -> Connection:
+    """Over the blob store and the broker that the settings name; starts or joins the embedded server if none.
 
     Works with an unreachable broker too: then only what needs it fails.
 
@@ -37,8 +75,25 @@ def connect(settings: JobsSettings | None = None) -> Jobs:
         }
     )
     if server is not None:
+        # A process that forgets to close must not leave the server running for ever.
         atexit.register(server.close)
+    # By then the reconciler has certainly looked: its leader may be lost, and be followed after three of its turns.
     view_freshness = ViewFreshness(resolved.lease_seconds + 3 * resolved.reap_seconds)
     live = LiveView(resolved.redis_url or "", resolved.broker_timeout_seconds, view_freshness)
-    parts = Backends(resolved, JobStore(blobs), live, JobQueue(resolved, live))
-    return Jobs(parts, on_close=server.close if server else lambda: None)
+    backends = Backends(resolved, JobStore(blobs), live, JobQueue(resolved, live))
+    return assemble(backends, on_close=server.close if server else lambda: None)
+
+
+def assemble(backends: Backends, on_close: Callable[[], None] = lambda: None) -> Connection:
+    """All sides over these backends."""
+    service = JobService(backends)
+    cleanup = Cleanup(backends, service.uploads, service.batches)
+    return Connection(
+        backends,
+        service,
+        WorkerApi(backends),
+        ServiceStatus(backends),
+        cleanup,
+        Reconciler(backends, cleanup),
+        on_close,
+    )

@@ -1,61 +1,37 @@
-"""Jobs, as the API and the workers see them: accept, look, cancel, purge; claim, report, finish."""
+"""Jobs as clients see them, through the gateway: accept, read, list, watch, cancel, delete."""
 
-import hashlib
 import logging
-import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Final
 
 from opentelemetry import trace
-from opentelemetry.trace import SpanKind
 
-from jobs import ids, remote_sources, states, tracing
-from jobs.answers import JobPage, QueueLength, Readiness, Sort, StoredMask, UploadSink
-from jobs.attempts import Lease
+from jobs import states, tracing
+from jobs.backends import Backends
 from jobs.batches import Batches
 from jobs.callbacks import Callbacks
 from jobs.errors import (
     BrokerUnavailableError,
-    CancelRequestedError,
     IdempotencyInFlightError,
     JobNotFoundError,
     JobPurgedError,
-    LeaseLostError,
     NewerSchemaError,
     StorageUnavailableError,
     WrongStateError,
 )
 from jobs.live.events import JobEvent
-from jobs.live.job_metrics import Figures, WorkerStats
 from jobs.live.pagination import Query, id_of
 from jobs.live.redis_view import broker_errors
 from jobs.live.status_batcher import StatusBatcher
-from jobs.models import (
-    InputInfo,
-    JobError,
-    JobRecord,
-    JobState,
-    JobStatus,
-    Manifest,
-    MaskBlob,
-    MaskName,
-    ModelProvenance,
-    Priority,
-    Report,
-    Stage,
-)
+from jobs.models import InputInfo, JobRecord, JobState, JobStatus, Manifest, MaskName, Priority, Report
 from jobs.recovery import finalize
-from jobs.recovery.cleanup import Cleanup
-from jobs.recovery.finalize import Backends
-from jobs.recovery.reconciler import Reconciler
 from jobs.settings import JobsSettings
+from jobs.states import JobPage, Sort, StoredMask, UploadSink
 from jobs.store.idempotency import Idempotency
-from jobs.store.job_store import Claim, Ending
 from jobs.store.multipart_uploads import MultipartUploads
 from jobs.store.object_store import ObjectStore
 from jobs.store.upload_stream import BlobUpload
@@ -64,45 +40,44 @@ log = logging.getLogger(__name__)
 
 _Found = list[tuple[str, JobState]]
 
+#: A status is one field in Redis: a client that waits is told soon. A read of the blobs costs several requests.
 _POLL_SECONDS: Final = 0.1
 _SLOW_POLL_SECONDS: Final = 1.0
 
 
-class Jobs:
-    """All calls are synchronous and thread-safe; only the upload sink and the glance are async.
+class JobService:
+    """All calls are synchronous and thread-safe; only the upload sink and the status batcher are async.
 
     What cannot be reached raises UnavailableError: StorageUnavailableError always, BrokerUnavailableError only
     where it says so; all else works without the broker, if more slowly.
     """
 
-    def __init__(self, parts: Backends, on_close: Callable[[], None] = lambda: None) -> None:
-        self._parts = parts
-        self._store, self._live = parts.store, parts.live
-        self.uploads = MultipartUploads(parts.store.blobs, parts.settings)
-        self.callbacks = Callbacks(parts.store, parts.live, parts.settings)
-        self.batches = Batches(parts.store, parts.live, self._ensure)
-        self._cleanup = Cleanup(parts, self.uploads, self.batches)
-        self._reconciler = Reconciler(parts, self._cleanup)
-        self._on_close = on_close
-        self.idempotency = Idempotency(parts.store, parts.settings.in_flight_seconds)
+    def __init__(self, backends: Backends) -> None:
+        self._backends, self._store, self._live = backends, backends.store, backends.live
+        self.uploads = MultipartUploads(backends.store.blobs, backends.settings)
+        self.callbacks = Callbacks(backends.store, backends.live, backends.settings)
+        self.batches = Batches(backends.store, backends.live, self.accept_once)
+        self.idempotency = Idempotency(backends.store, backends.settings.in_flight_seconds)
 
     @property
     def settings(self) -> JobsSettings:
         """With `redis_url` filled in, an embedded server's too."""
-        return self._parts.settings
+        return self._backends.settings
 
-    # The gateway's side
+    def check_broker(self) -> None:
+        """Raises BrokerUnavailableError within about a second when the broker does not answer."""
+        self._live.ping()
 
     def new_id(self) -> str:
         """An id that sorts by time (UUIDv7) and cannot be guessed."""
-        return ids.new_id()
+        return states.new_id()
 
     async def open_upload(self, job_id: str) -> UploadSink:
         """Where the scan of a job to come is written to."""
         return BlobUpload(self._store.blobs, self._store.key(job_id, "input"), self.settings.max_upload_bytes)
 
     def discard_upload(self, job_id: str) -> None:
-        """Forget a finished upload that will not become a job, such as the body of a replayed request."""
+        """Delete a finished upload that will not become a job, such as the body of a replayed request."""
         if not self._store.files(job_id).is_job:
             self._store.blobs.delete(self._store.key(job_id, "input"))
 
@@ -126,45 +101,51 @@ class Jobs:
             if not self._store.create_job(record):
                 self._store.blobs.delete(self._store.key(record.id, "input"))
                 raise IdempotencyInFlightError("another request with this idempotency key came first")
-            return self._queue_up(record)
+            return self._enqueue(record)
 
-    def _ensure(self, record: JobRecord) -> None:
+    def accept_once(self, record: JobRecord) -> None:
         """Accept a job of a batch, unless that was done before."""
         with tracing.continued(record.traceparent), tracing.step("accept", {tracing.JOB_ID: record.id}):
             if self._store.is_purged(record.id) or not self._store.create_job(record):
                 return
-            # Another may have accepted it and deleted it, just now.
-            if not finalize.remove_traces_if_deleted(self._parts, record.id):
-                self._queue_up(record)
+            # Another gateway may have accepted and a client deleted it between the two questions above: then
+            # `job.json` was free again, and what was just created is of a deleted job.
+            if not finalize.remove_traces_if_deleted(self._backends, record.id):
+                self._enqueue(record)
 
-    def _queue_up(self, record: JobRecord) -> JobState:
+    def _enqueue(self, record: JobRecord) -> JobState:
         if record.upload_id is not None:
             with suppress(StorageUnavailableError):  # the job has its copy; this one expires
                 self.uploads.delete(record.upload_id)
         state = states.queued(record)
         try:
+            # Shown before it is sent: a worker may have the message, and show the job running, at once.
             self._live.put(state, guard="new")
-            self._parts.queue.publish(record.id, record.priority)
+            self._backends.queue.publish(record.id, record.priority)
             return self._live.get(record.id) or state
         except BrokerUnavailableError:
+            # `job.json` is there, which is the promise of the 202: the reconciler will find the job and send it.
             log.warning("job %s is accepted but not queued yet", record.id)
             return state
 
     def get(self, job_id: str) -> JobState:
         """Raises JobNotFoundError, JobPurgedError."""
         try:
-            shown = self._shown_now(job_id) if ids.is_id(job_id) else None
+            shown, is_whole = self._live.look(job_id) if states.is_id(job_id) else (None, True)
         except BrokerUnavailableError:
             return self._store.state(job_id)
-        return shown or self._get_from_blobs(job_id)
-
-    def _get_from_blobs(self, job_id: str) -> JobState:
-        """An end that was told once is shown from then on, to all, whatever the live view made of the job before."""
+        if shown is not None:
+            # While the broker was away jobs may have ended unseen; nothing that is told may be taken back by an end.
+            is_fresh = self._live.view_freshness.holds(shown, is_whole=is_whole)
+            if is_fresh or not self._store.is_final(job_id):
+                return shown
         state = self._store.state(job_id)
         if state.status.is_final:
+            # An end that one client was told must be told to all, whatever the live view made of the job before.
             with suppress(BrokerUnavailableError):
                 self._live.put(state)
-                finalize.remove_traces_if_deleted(self._parts, job_id)
+                # After showing: a delete that came between reading and showing would leave the end of a deleted job.
+                finalize.remove_traces_if_deleted(self._backends, job_id)
         return state
 
     def open_status_batcher(self) -> StatusBatcher:
@@ -187,9 +168,33 @@ class Jobs:
         """
         query = Query(sort, status, priority)
         after = query.decode(cursor) if cursor else None
-        found = self._page(query, after, limit + 1)
+        members = None
+        try:
+            members = self._live.page(query, after, limit + 1)
+            if members is not None:
+                shown = self._live.get_many([id_of(member) for member in members])
+                found = [(member, state) for member, state in zip(members, shown, strict=True) if state is not None]
+        except BrokerUnavailableError:
+            log.warning("jobs are listed from the blobs, which is slow")
+            members = None
+        if members is None:
+            found = self._page_from_blobs(query, after, limit + 1)
         items = tuple(state for _, state in found[:limit])
         return JobPage(items, query.encode(found[limit - 1][0]) if len(found) > limit else None)
+
+    def _page_from_blobs(self, query: Query, after: str | None, limit: int) -> _Found:
+        """Reads every job: slow, but right while the live view is away or not whole."""
+        found = []
+        for files in self._store.all_files():
+            with suppress(JobNotFoundError, JobPurgedError, NewerSchemaError):  # deleted while we looked, or not for us
+                state = self._store.state(files.job_id, files)
+                member = query.member(state)
+                if member is not None:
+                    found.append((member, state))
+        found.sort(key=lambda item: item[0], reverse=query.is_descending)
+        if after is not None:
+            found = [item for item in found if (item[0] < after if query.is_descending else item[0] > after)]
+        return found[:limit]
 
     def wait(self, job_id: str, timeout_seconds: float) -> JobState:
         """The job once it is final, or as it stands after the timeout."""
@@ -216,9 +221,9 @@ class Jobs:
         """
         try:
             with broker_errors():
-                known = self._live.events.after(job_id, after) if after and ids.is_id(job_id) else None
+                known = self._live.events.after(job_id, after) if after and states.is_id(job_id) else None
                 if known is None:
-                    latest = self._live.events.latest(job_id) if ids.is_id(job_id) else None
+                    latest = self._live.events.latest(job_id) if states.is_id(job_id) else None
                     known = [latest] if latest else None
         except BrokerUnavailableError:
             known = None
@@ -242,19 +247,20 @@ class Jobs:
         record = self._store.record(job_id)
         tracing.link(trace.get_current_span(), record.traceparent)
         self._require_open(job_id)
+        # Durable first: whoever ends an attempt from now on finds it, also if this process dies here.
         self._store.request_cancel(job_id)
         state = self.get(job_id)
         if state.status == JobStatus.QUEUED:
-            if not finalize.conclude(self._parts, record, finalize.cancelled(record, state.attempt)):
+            if not finalize.end_job(self._backends, record, finalize.cancelled(record, state.attempt)):
                 self._require_open(job_id, but="cancelled")
         elif state.status == JobStatus.RUNNING:
-            with suppress(BrokerUnavailableError):  # the worker reads the blob
+            with suppress(BrokerUnavailableError):  # the worker reads the blob at its next heartbeat
                 self._live.request_cancel(job_id)
         return self.get(job_id)
 
     def purge(self, job_id: str) -> None:
         """Delete the job and all that belongs to it, running or not; later reads raise JobPurgedError."""
-        self._cleanup.purge(job_id)
+        finalize.purge(self._backends, self.uploads, job_id)
 
     def report(self, job_id: str) -> Report:
         """Raises WrongStateError unless succeeded."""
@@ -274,257 +280,6 @@ class Jobs:
             raise StorageUnavailableError(f"a mask of job {job_id} is missing")
         return _Mask(self._store.blobs, stored.key, stored.size_bytes, stored.sha256, info.last_modified)
 
-    def check_broker(self) -> None:
-        """Raises BrokerUnavailableError within about a second when the broker does not answer."""
-        self._live.ping()
-
-    def readiness(self) -> Readiness:
-        """Never raises."""
-        try:
-            workers, broker = self._live.ready_workers(), True
-        except BrokerUnavailableError:
-            workers, broker = 0, False
-        try:
-            self._store.blobs.check()
-        except StorageUnavailableError:
-            return Readiness(broker, blobs=False, workers=workers)
-        return Readiness(broker, blobs=True, workers=workers)
-
-    def models(self) -> Sequence[ModelProvenance]:
-        """What the ready workers have loaded, each once. Raises BrokerUnavailableError."""
-        return self._live.models()
-
-    def counts(self) -> Mapping[JobStatus, int]:
-        """How many jobs have each status. Raises BrokerUnavailableError."""
-        return self._live.counts()
-
-    def queues(self) -> Mapping[Priority, QueueLength]:
-        """How many jobs wait, and how long. Raises BrokerUnavailableError."""
-        return self._live.queues()
-
-    def figures(self) -> Figures:
-        """What workers did and how they are. Raises BrokerUnavailableError."""
-        return self._live.figures()
-
-    # Both sides
-
-    def start_reconciler(self) -> None:
-        """Look for lost jobs in a background thread until `close`; one process at a time does it."""
-        self._reconciler.start()
-
-    def reconcile(self) -> int:
-        """Look for lost jobs once, unless another process does; how many were put on their way again.
-
-        Raises:
-            BrokerUnavailableError: nothing can be done without it.
-        """
-        return self._reconciler.reconcile()
-
-    def clean_up(self) -> int:
-        """Delete jobs past their retention and what never became a job; how many things that were.
-
-        The reaper does so every `sweep_seconds`.
-        """
-        return self._cleanup.clean_up()
-
-    def rebuild(self) -> int:
-        """Bring the live view and the queue back from the blobs; how many jobs were missing.
-
-        Raises:
-            BrokerUnavailableError: nothing can be done without it.
-        """
-        return self._reconciler.rebuild()
-
-    def close(self) -> None:
-        """Stop threads and connections; the embedded server too, if nobody else uses it."""
-        self._reconciler.stop()
-        self._parts.queue.close()
-        self._live.close()
-        self._on_close()
-
-    # The workers' side
-
-    def announce(
-        self,
-        worker: str,
-        seconds: float,
-        models: Sequence[ModelProvenance] = (),
-        worker_stats: WorkerStats | None = None,
-    ) -> None:
-        """`worker` can score with these; say so again before `seconds` have passed. Raises BrokerUnavailableError."""
-        self._live.announce(worker, seconds, models, worker_stats)
-
-    def any_ready(self, workers: Iterable[str]) -> bool:
-        """Whether one of these has announced itself and not fallen silent. Raises BrokerUnavailableError."""
-        return self._live.any_ready(workers)
-
-    def messages_wait(self) -> bool:
-        """Whether a message lies in a queue, for any worker to take. Raises BrokerUnavailableError."""
-        return self._parts.queue.has_messages()
-
-    def claim(self, job_id: str, worker: str) -> Lease:
-        """Begin an attempt.
-
-        Raises:
-            JobNotFoundError, JobPurgedError: there is nothing to do.
-            NewerSchemaError: there is, for a newer worker; this is no attempt.
-            WrongStateError: the job is final, or has just become so: cancelled, or attempted too often.
-            LeaseLostError: another worker has it.
-            BrokerUnavailableError: leases cannot be had now.
-        """
-        record = self._store.record(job_id)
-        attempt = self._store.files(job_id).attempt + 1
-        value = f"{attempt}:{secrets.token_hex(8)}"
-        if not self._live.lease(job_id, value, self.settings.lease_seconds):
-            raise LeaseLostError(f"job {job_id} is in other hands")
-        span = tracing.entry(tracing.ATTEMPT_SPAN, record.traceparent, SpanKind.CONSUMER, {tracing.JOB_ID: job_id})
-        claim = Claim(attempt=attempt, started_at=states.now(), worker=worker, traceparent=tracing.traceparent_of(span))
-        lease = Lease(self._parts, record, claim, value, span)
-        try:
-            with tracing.active(span), tracing.step("claim"):
-                self._begin(lease)
-        except BaseException as error:
-            span.update_name("claim refused")
-            tracing.fail(span, type(error).__name__)
-            tracing.end(span)
-            lease.drop()
-            raise
-        span.set_attributes(finalize.attempt_attributes(record, attempt))
-        return lease
-
-    def fetch_input(self, lease: Lease, folder: Path) -> Path:
-        """Copy the scan into `folder`, checked against its sha256.
-
-        Raises:
-            SourceError: a `source` that cannot be had; the job should fail.
-        """
-        path = folder / "scan"
-        if lease.record.input.source is not None:
-            settings = self.settings
-            lease.scan = remote_sources.fetch(
-                lease.record.input.source,
-                path,
-                allowlist=settings.source_allowlist,
-                limit_bytes=settings.max_source_bytes,
-            )
-        else:
-            self._store.blobs.read_file(self._store.key(lease.job_id, "input"), path)
-            with path.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-            if lease.record.input.sha256 not in (None, found):
-                raise StorageUnavailableError("the blob store gave other bytes than it took")
-        return path
-
-    def succeed(self, lease: Lease, report: Report, masks: Mapping[MaskName, Path]) -> None:
-        """Store report and masks, then the manifest that makes the job succeeded.
-
-        Raises:
-            LeaseLostError: this attempt may not publish; nothing of it will be seen.
-            CancelRequestedError, JobPurgedError: it is no longer wanted.
-        """
-        begin = time.perf_counter()
-        with tracing.step("publish"):
-            # What will end the job: all that it names is in the store.
-            lease.fence()
-            stored = [self._store_mask(lease, name, path) for name, path in masks.items()]
-            report_key = self._store.attempt_key(lease.job_id, lease.attempt, "report.json")
-            self._store.blobs.write(report_key, report.model_dump_json().encode())
-            manifest = Manifest(
-                job_id=lease.job_id,
-                outcome="succeeded",
-                attempt=lease.attempt,
-                started_at=lease.claim.started_at,
-                finished_at=states.now(),
-                severity=report.severity,
-                report_key=report_key,
-                masks=stored,
-                input_sha256=lease.scan.sha256,
-                input_size_bytes=lease.scan.size_bytes,
-            )
-            # The report's seconds of `store` are those of writing the masks; bringing them to the store belongs to it.
-            seconds = dict(report.provenance.seconds)
-            seconds[Stage.STORE] = seconds.get(Stage.STORE, 0.0) + time.perf_counter() - begin
-            self._publish(lease, manifest, seconds)
-
-    def fail(self, lease: Lease, error: JobError, seconds: Mapping[str, float] | None = None) -> None:
-        """The scan cannot be scored: the job ends here. Raises as `succeed` does.
-
-        Args:
-            seconds: of the stages that came to an end before.
-        """
-        with tracing.step("publish"):
-            self._publish(lease, finalize.failed(lease.record, lease.claim, error, lease.scan), seconds)
-        lease.span.set_attributes({"lobewise.problem": error.type.rpartition("/")[2]})
-
-    def confirm_cancel(self, lease: Lease) -> None:
-        """The work has stopped as requested."""
-        try:
-            lease.fence()
-        except (JobPurgedError, LeaseLostError):
-            return
-        except CancelRequestedError:
-            manifest = finalize.cancelled(lease.record, lease.attempt, lease.claim.started_at)
-            finalize.conclude(self._parts, lease.record, manifest)
-            lease.span.set_attributes({tracing.OUTCOME: manifest.outcome})
-        finally:
-            lease.drop()
-
-    def release(self, lease: Lease, fault: BaseException) -> None:
-        """The attempt failed for a reason that is not the scan's: try again later, or give up after the last."""
-        self._end(lease, Ending(reason="fault", fault=type(fault).__name__, ended_at=states.now()))
-
-    def fail_out_of_memory(self, lease: Lease, fault: BaseException) -> None:
-        """The attempt needed more memory than there is: another process tries it in smaller pieces, once."""
-        self._end(lease, Ending(reason="out-of-memory", fault=type(fault).__name__, ended_at=states.now()))
-
-    def requeue(self, lease: Lease) -> None:
-        """The worker has to stop before the work is done: another begins at once. Counts for nothing."""
-        self._end(lease, Ending(reason="handed-back", ended_at=states.now()))
-
-    # Inside
-
-    def _shown_now(self, job_id: str) -> JobState | None:
-        """What the live view shows, unless the blobs know better."""
-        shown, is_whole = self._live.look(job_id)
-        if shown is None or self._live.view_freshness.holds(shown, is_whole=is_whole):
-            return shown
-        return None if self._store.is_final(job_id) else shown
-
-    def _end(self, lease: Lease, ending: Ending) -> None:
-        lease.span.set_attributes({tracing.OUTCOME: ending.reason})
-        if ending.fault is not None:
-            tracing.fail(lease.span, ending.fault)
-        try:
-            finalize.end_attempt(self._parts, lease.record, lease.claim, ending, guard=lease.value)
-        finally:
-            lease.drop()
-
-    def _page(self, query: Query, after: str | None, limit: int) -> _Found:
-        try:
-            members = self._live.page(query, after, limit)
-            if members is not None:
-                states_shown = self._live.get_many([id_of(member) for member in members])
-                return [
-                    (member, state) for member, state in zip(members, states_shown, strict=True) if state is not None
-                ]
-        except BrokerUnavailableError:
-            log.warning("jobs are listed from the blobs, which is slow")
-        return self._scan(query, after, limit)
-
-    def _scan(self, query: Query, after: str | None, limit: int) -> _Found:
-        found = sorted(self._scanned(query), key=lambda item: item[0], reverse=query.is_descending)
-        if after is not None:
-            found = [item for item in found if (item[0] < after if query.is_descending else item[0] > after)]
-        return found[:limit]
-
-    def _scanned(self, query: Query) -> Iterator[tuple[str, JobState]]:
-        for files in self._store.all_files():
-            with suppress(JobNotFoundError, JobPurgedError, NewerSchemaError):  # deleted while we looked, or not for us
-                state = self._store.state(files.job_id, files)
-                member = query.member(state)
-                if member is not None:
-                    yield member, state
-
     def _require_open(self, job_id: str, but: str | None = None) -> None:
         manifest = self._store.manifest(job_id)
         if manifest is not None and manifest.outcome != but:
@@ -538,55 +293,6 @@ class Jobs:
         if manifest.outcome != "succeeded":
             raise WrongStateError(manifest.outcome, f"the job {manifest.outcome}")
         return manifest
-
-    def _begin(self, lease: Lease) -> None:
-        """Under the lease: settle what earlier attempts left, then make the new one durable before any work."""
-        files = self._store.files(lease.job_id)
-        manifest = self._store.manifest(lease.job_id) if files.is_final else None
-        if manifest is not None:
-            finalize.show(self._parts, states.final(lease.record, manifest))
-            finalize.remove_traces_if_deleted(self._parts, lease.job_id)
-            raise WrongStateError(manifest.outcome, "there is nothing left to do")
-        if files.cancel_requested:
-            finalize.conclude(self._parts, lease.record, finalize.cancelled(lease.record, files.attempt))
-            raise WrongStateError("cancelled", "the job was cancelled")
-        self._settle(lease, files.attempt)
-        if not self._store.create_claim(lease.job_id, lease.claim):
-            raise LeaseLostError(f"job {lease.job_id} is in other hands")
-        try:
-            lease.fence()
-        except CancelRequestedError:
-            self.confirm_cancel(lease)
-            raise WrongStateError("cancelled", "the job was cancelled while it was claimed") from None
-        self._live.put(
-            states.running(lease.record, attempt=lease.attempt, started_at=lease.claim.started_at), guard=lease.value
-        )
-
-    def _settle(self, lease: Lease, attempt: int) -> None:
-        """An attempt whose lease ran out can publish nothing from now on; the last one allowed ends the job."""
-        previous = self._store.claim(lease.job_id, attempt) if attempt else None
-        if previous is None:
-            return
-        ending = Ending(reason="worker-lost", ended_at=states.now())
-        finalize.mark_ended(self._parts, lease.record, previous, ending)
-        if finalize.settle(self._parts, lease.record, previous):
-            raise WrongStateError("failed", "the job was attempted too often")
-        reasons = {ending.reason for ending in self._store.endings(lease.job_id, previous.attempt)}
-        lease.low_memory = not reasons.isdisjoint({"out-of-memory", "worker-lost"})
-
-    def _store_mask(self, lease: Lease, name: MaskName, path: Path) -> MaskBlob:
-        key = self._store.attempt_key(lease.job_id, lease.attempt, f"{name}.nii.gz")
-        sha256 = self._store.blobs.write_file(key, path)
-        return MaskBlob(name=name, key=key, size_bytes=path.stat().st_size, sha256=sha256)
-
-    def _publish(self, lease: Lease, manifest: Manifest, seconds: Mapping[str, float] | None) -> None:
-        lease.fence()
-        if finalize.conclude(self._parts, lease.record, manifest, seconds):
-            lease.span.set_attributes({tracing.OUTCOME: manifest.outcome})
-            return
-        if self._store.is_purged(lease.job_id):
-            raise JobPurgedError(lease.job_id)
-        raise LeaseLostError(f"job {lease.job_id} was ended by another")
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,16 @@
 """How a job's state follows from its record, its outcome and the live view."""
 
 import hashlib
+import re
+import secrets
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final, Literal, Protocol
 
-from jobs import ids
-from jobs.models import InputInfo, JobRecord, JobState, JobStatus, Manifest
+from jobs.models import InputInfo, JobRecord, JobState, JobStatus, Manifest, UploadCompletion, UploadRecord
 
 
 def now() -> datetime:
@@ -34,9 +39,9 @@ def queued(record: JobRecord, *, attempt: int = 0, updated_at: datetime | None =
 
 def coming(job_id: str) -> JobState:
     """A job of a batch whose record is about to be written."""
-    made_at = ids.made_at(job_id)
+    moment = made_at(job_id)
     return make_state(
-        id=job_id, created_at=made_at, updated_at=made_at, status=JobStatus.QUEUED, input=InputInfo(), attempt=0
+        id=job_id, created_at=moment, updated_at=moment, status=JobStatus.QUEUED, input=InputInfo(), attempt=0
     )
 
 
@@ -80,3 +85,131 @@ def _of_record(record: JobRecord) -> dict[str, Any]:
         "client_reference": record.client_reference,
         "callback_url": record.callback_url,
     }
+
+
+JOB_ID: Final = re.compile(r"^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$")
+
+
+def new_id() -> str:
+    """48 bits of milliseconds, then 74 random bits."""
+    milliseconds = time.time_ns() // 1_000_000
+    version_and_variant = (7 << 76) | (2 << 62)
+    random_high, random_low = secrets.randbits(12) << 64, secrets.randbits(62)
+    return str(uuid.UUID(int=(milliseconds << 80) | version_and_variant | random_high | random_low))
+
+
+def made_at(job_id: str) -> datetime:
+    """The moment in an id."""
+    return datetime.fromtimestamp((uuid.UUID(job_id).int >> 80) / 1000, UTC)
+
+
+def is_id(text: str) -> bool:
+    """Whether this could be an id of ours. Nothing else may become part of a key."""
+    return JOB_ID.fullmatch(text) is not None
+
+
+Chunk = bytes | memoryview
+"""Bytes on their way; a view saves a copy."""
+Sort = Literal["-created_at", "created_at", "severity"]
+
+
+@dataclass(frozen=True)
+class JobPage:
+    """Some jobs; `next_cursor` leads to the next ones, None after the last."""
+
+    items: tuple[JobState, ...]
+    next_cursor: str | None
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """Which parts answer. `workers` have their models loaded."""
+
+    broker: bool
+    blobs: bool
+    workers: int
+
+
+@dataclass(frozen=True)
+class QueueLength:
+    """How many jobs of a priority wait, and how long the first of them has."""
+
+    waiting: int
+    oldest_seconds: float
+
+
+class StoredMask(Protocol):
+    """A mask of a succeeded job."""
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    @property
+    def sha256(self) -> str: ...
+
+    @property
+    def last_modified(self) -> datetime: ...
+
+    def read(self, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """The bytes from `start` up to, not including, `end`; in pieces."""
+        ...
+
+    def signed_url(self, seconds: int) -> str | None:
+        """Where it can be had without us for some seconds; None where the store gives no such addresses."""
+        ...
+
+
+@dataclass(frozen=True)
+class ReceivedPart:
+    """A part that has arrived. `tag` is what S3 wants to hear of it again."""
+
+    size_bytes: int
+    tag: str = ""
+
+
+@dataclass(frozen=True)
+class UrlSignature:
+    """What makes an address of the gateway valid for one part of an upload. `expires` is in seconds since 1970."""
+
+    expires: int
+    signature: str
+
+
+@dataclass(frozen=True)
+class PartState:
+    """A part of an upload: it has arrived, or `url` says where it may be sent (a signature is one for the gateway)."""
+
+    number: int
+    size_bytes: int
+    url: str | UrlSignature | None
+
+    @property
+    def is_received(self) -> bool:
+        return self.url is None
+
+
+@dataclass(frozen=True)
+class MultipartUploadState:
+    """An upload as it stands. `completion` is there once a job may take it."""
+
+    record: UploadRecord
+    completion: UploadCompletion | None
+    parts: tuple[PartState, ...]
+    urls_expire_at: datetime | None
+    """None when there is nothing left to send."""
+
+
+class UploadSink(Protocol):
+    """Takes an upload piece by piece, hashing on the way. End it with `finish` or `abort`."""
+
+    async def write(self, chunk: Chunk) -> None:
+        """Raises UploadTooLargeError past the limit; nothing is kept then."""
+        ...
+
+    async def finish(self) -> InputInfo:
+        """Makes the upload durable."""
+        ...
+
+    async def abort(self) -> None:
+        """Forgets it; harmless after `finish` failed or when called twice."""
+        ...

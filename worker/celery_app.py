@@ -18,9 +18,9 @@ from jobs.errors import BrokerUnavailableError
 from jobs.live.job_metrics import WorkerStats
 from jobs.logs import configure_logging
 from jobs.queue import TASK_NAME, celery_config
-from jobs.service import Jobs
 from jobs.settings import JobsSettings
 from jobs.tracing import configure_tracing, stop_tracing
+from jobs.worker_api import WorkerApi
 from worker.scratch import open_scratch
 from worker.task import Load, WorkerContext, load_pipeline, work_on
 
@@ -78,7 +78,7 @@ def build_app(settings: JobsSettings, device: str = "auto", load: Load = load_pi
     """The app of a worker.
 
     Args:
-        settings: with `redis_url` filled in, as `Jobs.settings` has it.
+        settings: with `redis_url` filled in, as `Connection.settings` has it.
         load: makes the analysis in each worker process.
     """
     app = WorkerApp(settings, device, load)
@@ -143,7 +143,7 @@ class _Process:
         configure_tracing(SERVICE)
         open_scratch()
         try:
-            jobs = connect(self._settings)
+            jobs = connect(self._settings).worker
             analysis = self._load(self._settings, self._device)
         except Exception:
             log.exception("the worker cannot start")
@@ -159,7 +159,7 @@ class _Process:
         stop_tracing()
 
 
-def _announce(jobs: Jobs, worker: str, device: str) -> None:
+def _announce(jobs: WorkerApi, worker: str, device: str) -> None:
     pause = threading.Event()
     while True:
         try:

@@ -16,9 +16,9 @@ from celery.worker import state
 from jobs.bootstrap import connect
 from jobs.liveness import alive
 from jobs.logs import configure_logging
-from jobs.service import Jobs
 from jobs.settings import JobsSettings, misspelt, read_settings
 from jobs.tracing import configure_tracing, stop_tracing
+from jobs.worker_api import WorkerApi
 from worker.celery_app import SERVICE, build_app, process_name
 from worker.shutdown import requeue_after
 from worker.task import Load, load_pipeline
@@ -47,9 +47,10 @@ def run(
     configure_tracing(SERVICE)
     for sentence in misspelt((JobsSettings,)):
         log.warning("%s", sentence)
-    jobs = connect(settings)
+    connection = connect(settings)
+    jobs = connection.worker
     try:
-        jobs.start_reconciler()
+        connection.reconciler.start()
         app = build_app(jobs.settings, device or jobs.settings.device, load)
         # Celery warns root of pickled messages; we take none but JSON.
         warnings.simplefilter("ignore", SecurityWarning)
@@ -72,7 +73,7 @@ def run(
             worker.start()
         return int(worker.exitcode or os.EX_OK)
     finally:
-        jobs.close()
+        connection.close()
         stop_tracing()
 
 
@@ -82,7 +83,7 @@ def _pids(worker: Any) -> list[int]:
     return [process.pid for process in getattr(pool, "_pool", ()) if process.pid]
 
 
-def _worker_status(jobs: Jobs, pids: Callable[[], list[int]]) -> WorkerStatus:
+def _worker_status(jobs: WorkerApi, pids: Callable[[], list[int]]) -> WorkerStatus:
     """Idle: a process has loaded its models, none has a job or is about to get one, and nobody said to stop."""
     is_busy = bool(len(state.reserved_requests)) or state.should_stop is not None
     return WorkerStatus(not is_busy and jobs.any_ready(map(process_name, pids())), sum(state.total_count.values()))

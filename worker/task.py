@@ -25,9 +25,9 @@ from jobs.errors import (
 from jobs.logs import log_context
 from jobs.models import JobError, MaskName, Stage
 from jobs.problems import BY_SLUG
-from jobs.service import Jobs
 from jobs.settings import JobsSettings
 from jobs.tracing import OUTCOME, Steps, step
+from jobs.worker_api import WorkerApi
 from pipeline.errors import PipelineError
 from pipeline.geometry import LobeLabels, Scan
 from pipeline.io.read import read_ct
@@ -104,7 +104,7 @@ class WorkerContext:
         drain: whether the job in hand shall be handed back.
     """
 
-    jobs: Jobs
+    jobs: WorkerApi
     analysis: Analysis
     worker: str
     stop_hard: Callable[[], None]
@@ -153,7 +153,7 @@ def _attempt(context: WorkerContext, lease: Lease, folder: Path) -> bool:
         if is_out_of_memory(fault):
             context.jobs.fail_out_of_memory(lease, fault)
             return False  # what it still holds, or has cut up, is gone with the process alone
-        context.jobs.release(lease, fault)
+        context.jobs.retry(lease, fault)
     else:
         log.info("the attempt is done")
     return True

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from jobs.errors import UnavailableError
-from jobs.service import Jobs
 from jobs.tracing import stop_tracing
+from jobs.worker_api import WorkerApi
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class Watchdog:
         restart: what to do then.
     """
 
-    def __init__(self, jobs: Jobs, worker_status: Callable[[], WorkerStatus], restart: Callable[[], None]) -> None:
+    def __init__(self, jobs: WorkerApi, worker_status: Callable[[], WorkerStatus], restart: Callable[[], None]) -> None:
         self._jobs, self._worker_status, self._restart = jobs, worker_status, restart
         self._seconds = jobs.settings.deaf_seconds
         self._idle_since: float | None = None

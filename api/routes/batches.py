@@ -21,7 +21,7 @@ from jobs.batches import BatchItem, BatchRecord
 from jobs.errors import JobsError, UnavailableError
 from jobs.models import InputInfo, JobError, JobRecord
 from jobs.remote_sources import is_allowed
-from jobs.service import Jobs
+from jobs.service import JobService
 
 router = APIRouter(tags=["batches"])
 
@@ -134,7 +134,7 @@ def cancel_batch(batch_id: BatchId, jobs: JobsDep, addresses: AddressesDep) -> J
 
 
 def _accepted(
-    jobs: Jobs, submission: BatchSubmission, key: str | None, addresses: Addresses
+    jobs: JobService, submission: BatchSubmission, key: str | None, addresses: Addresses
 ) -> tuple[BatchRecord, bool]:
     """The batch, and whether an earlier request with this key made it."""
     fingerprint = hashlib.sha256(submission.model_dump_json().encode()).hexdigest()
@@ -150,7 +150,7 @@ def _accepted(
     return jobs.batches.accept(record, [item for item in items if isinstance(item, JobRecord)]), False
 
 
-def _taken(jobs: Jobs, submission: BatchSubmission, addresses: Addresses) -> Iterator[JobRecord | JobError]:
+def _taken(jobs: JobService, submission: BatchSubmission, addresses: Addresses) -> Iterator[JobRecord | JobError]:
     """What each item will be. A storage that is down refuses the whole batch."""
     for item in submission.items:
         job_id = jobs.new_id()
@@ -175,7 +175,7 @@ def _taken(jobs: Jobs, submission: BatchSubmission, addresses: Addresses) -> Ite
             yield JobError.of(problem_of(error), str(error), error.evidence)
 
 
-def _input(jobs: Jobs, job_id: str, item: Any) -> InputInfo:
+def _input(jobs: JobService, job_id: str, item: Any) -> InputInfo:
     if isinstance(item, BatchUploadedItem):
         require_scan(jobs.uploads.head(item.source.upload_id, HEAD_BYTES))
         return jobs.take_upload(item.source.upload_id, job_id)
@@ -184,7 +184,7 @@ def _input(jobs: Jobs, job_id: str, item: Any) -> InputInfo:
     return InputInfo(source=item.source)
 
 
-def _page(jobs: Jobs, record: BatchRecord, first: int, limit: int, addresses: Addresses) -> Any:
+def _page(jobs: JobService, record: BatchRecord, first: int, limit: int, addresses: Addresses) -> Any:
     items = record.items[first : first + limit]
     known = iter(jobs.batches.states([item.job_id for item in items if item.job_id is not None]))
     found = [next(known) if item.job_id is not None else None for item in items]

@@ -17,7 +17,7 @@ from api.sse import RETRY_MS, Patience, Streams, follow
 from api.views import job_view
 from jobs import problems
 from jobs.live.events import JobEvent
-from jobs.service import Jobs
+from jobs.service import JobService
 
 router = APIRouter(tags=["jobs"])
 
@@ -85,7 +85,7 @@ async def watch_job(
     return StreamingResponse(_lines(events, addresses, place), headers=headers, media_type=MEDIA_TYPE)
 
 
-def _is_over(jobs: Jobs, job_id: str, last_event_id: str | None) -> bool:
+def _is_over(jobs: JobService, job_id: str, last_event_id: str | None) -> bool:
     """Whether the client has the last event of a final job. Raises JobNotFoundError, JobPurgedError."""
     return jobs.get(job_id).status.is_final and not jobs.events(job_id, last_event_id)
 

@@ -13,9 +13,9 @@ from api.dependencies import Addresses, AddressesDep, JobsDep, SettingsDep, Stat
 from api.schemas import Job, JobList, Schema
 from api.views import job_view
 from jobs import problems
-from jobs.answers import Sort
 from jobs.models import JobState, JobStatus, Priority
 from jobs.settings import ApiSettings
+from jobs.states import Sort
 
 router = APIRouter(tags=["jobs"])
 

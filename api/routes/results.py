@@ -15,8 +15,8 @@ from api.routes.jobs import READ_PROBLEMS, IfNoneMatch, JobId
 from api.schemas import MaskAddress
 from api.views import report_view
 from jobs import problems
-from jobs.answers import StoredMask
 from jobs.models import MaskName, Report
+from jobs.states import StoredMask
 
 router = APIRouter(tags=["results"])
 

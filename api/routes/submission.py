@@ -36,7 +36,7 @@ from api.views import job_view
 from jobs import problems
 from jobs.models import InputInfo, JobRecord, JobState
 from jobs.remote_sources import is_allowed
-from jobs.service import Jobs
+from jobs.service import JobService
 from jobs.settings import ApiSettings
 from jobs.store.idempotency import FirstAnswer
 from jobs.tracing import step
@@ -189,7 +189,7 @@ class _Submission:
     """One request on its way to a job."""
 
     def __init__(
-        self, request: Request, jobs: Jobs, settings: ApiSettings, metrics: Metrics, addresses: Addresses
+        self, request: Request, jobs: JobService, settings: ApiSettings, metrics: Metrics, addresses: Addresses
     ) -> None:
         self._request = request
         self._addresses = addresses
@@ -284,7 +284,9 @@ def _record(job_id: str, scan: InputInfo, options: JobOptions, upload_id: str | 
     )
 
 
-async def _wait(jobs: Jobs, state: JobState, seconds: float, limiter: anyio.CapacityLimiter) -> tuple[JobState, bool]:
+async def _wait(
+    jobs: JobService, state: JobState, seconds: float, limiter: anyio.CapacityLimiter
+) -> tuple[JobState, bool]:
     """Hold the answer back, if not too many do so already. Says whether it did."""
     if seconds <= 0 or limiter.available_tokens < 1:
         return state, False

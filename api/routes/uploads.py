@@ -13,7 +13,7 @@ from api.request_body import MAX_JSON_BYTES, body_chunks, read_json, receive_par
 from api.schemas import Upload, UploadRequest
 from api.views import upload_view
 from jobs import problems
-from jobs.answers import MultipartUploadState, UrlSignature
+from jobs.states import MultipartUploadState, UrlSignature
 
 router = APIRouter(tags=["uploads"])
 

@@ -61,7 +61,7 @@ class WorkerStats(Model):
 
 
 @dataclass(frozen=True)
-class Figures:
+class JobMetrics:
     """All that was counted, and what is there now.
 
     Attributes:
@@ -94,11 +94,11 @@ class Tally:
     def __init__(self, server: redis.Redis) -> None:
         self._redis = server
 
-    def read(self, running: Mapping[Stage | None, int], workers: Mapping[str, WorkerStats]) -> Figures:
+    def read(self, running: Mapping[Stage | None, int], workers: Mapping[str, WorkerStats]) -> JobMetrics:
         raw = cast("dict[str, str]", self._redis.hgetall(FIGURES))
         counts = {name: int(count) for name, count in raw.items()}
         ends = [(JobStatus.SUCCEEDED, ""), (JobStatus.CANCELLED, ""), *((JobStatus.FAILED, slug) for slug in PROBLEMS)]
-        return Figures(
+        return JobMetrics(
             finished={end: counts.get(f"finished:{end[0]}:{end[1]}", 0) for end in ends},
             stage_seconds={stage: _histogram(counts, f"stage:{stage}", BUCKETS_SECONDS) for stage in Stage},
             job_seconds={p: _histogram(counts, f"job:{p}", WAITING_BUCKETS_SECONDS) for p in Priority},

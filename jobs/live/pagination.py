@@ -11,10 +11,9 @@ import re
 from dataclasses import dataclass
 from typing import Final, get_args
 
-from jobs.answers import Sort
 from jobs.errors import InvalidCursorError
-from jobs.ids import is_id
 from jobs.models import JobState, JobStatus, Priority
+from jobs.states import Sort, is_id
 
 _SEVERITY_MEMBER: Final = re.compile(r"(\d{8}):(.+)")
 _SEVERITY_STEPS: Final = 100_000

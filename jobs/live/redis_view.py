@@ -31,14 +31,14 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from jobs import states
-from jobs.answers import QueueLength
 from jobs.errors import BrokerUnavailableError
 from jobs.live.callback_schedule import CALLBACKS, CallbackQueue
 from jobs.live.events import CHANNEL, EVENTS_KEPT, KEPT_SECONDS, EventLog, events_key
-from jobs.live.job_metrics import FIGURES, Figures, Tally, WorkerStats, by_stage, counts_of
+from jobs.live.job_metrics import FIGURES, JobMetrics, Tally, WorkerStats, by_stage, counts_of
 from jobs.live.pagination import Query, severity_member
 from jobs.live.view_freshness import ViewFreshness
 from jobs.models import JobState, JobStatus, ModelProvenance, Priority, Stage
+from jobs.states import QueueLength
 
 PREFIX: Final = "lobewise:"
 REBUILT: Final = "rebuilt"
@@ -455,7 +455,7 @@ class LiveView:
         found = {model for word in words if word for model in _MODELS.validate_json(word, extra="ignore")}
         return sorted(found, key=lambda model: (model.name, model.version, model.sha256))
 
-    def figures(self) -> Figures:
+    def job_metrics(self) -> JobMetrics:
         """What workers did since the server was last empty, and how they are now."""
         with broker_errors():
             workers = self._workers()

@@ -14,11 +14,11 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from jobs.errors import BrokerUnavailableError
-from jobs.ids import is_id
 from jobs.live.redis_view import LOOK, MAX_TOGETHER, broker_errors, look_at, seen
 from jobs.live.view_freshness import ViewFreshness
 from jobs.models import JobState
 from jobs.settings import JobsSettings
+from jobs.states import is_id
 
 Look = Callable[[str], JobState]
 

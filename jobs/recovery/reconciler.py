@@ -11,12 +11,12 @@ from contextlib import suppress
 from typing import Final
 
 from jobs import states, tracing
+from jobs.backends import Backends
 from jobs.errors import JobNotFoundError, JobPurgedError, NewerSchemaError, UnavailableError
 from jobs.live.redis_view import REBUILT, Waiting
 from jobs.models import JobState, JobStatus
 from jobs.recovery import finalize
 from jobs.recovery.cleanup import Cleanup
-from jobs.recovery.finalize import Backends
 from jobs.store.job_store import Ending, JobFiles
 
 log = logging.getLogger(__name__)
@@ -28,8 +28,8 @@ RECONCILE_SECONDS: Final = 600.0
 class Reconciler:
     """One look (`reap`), or a thread that keeps looking. Of many reapers one leads; the others wait for its silence."""
 
-    def __init__(self, parts: Backends, cleanup: Cleanup) -> None:
-        self._parts = parts
+    def __init__(self, backends: Backends, cleanup: Cleanup) -> None:
+        self._backends = backends
         self._cleanup = cleanup
         self._who = secrets.token_hex(8)
         self._stop = threading.Event()
@@ -49,20 +49,20 @@ class Reconciler:
 
     def reconcile(self) -> int:
         """Look once, if nobody else does; how many jobs were put on their way again."""
-        if not self._parts.live.lead(self._who, 3 * self._parts.settings.reap_seconds):
+        if not self._backends.live.lead(self._who, 3 * self._backends.settings.reap_seconds):
             return 0
         now = time.monotonic()
-        if self._swept_at is None or now - self._swept_at > self._parts.settings.sweep_seconds:
+        if self._swept_at is None or now - self._swept_at > self._backends.settings.sweep_seconds:
             self._swept_at = now
             self._cleanup.clean_up()
         found = self._reconcile_if_due()
-        found += sum(self._recover(job_id) for job_id in self._parts.live.running_without_lease())
-        waiting = self._parts.live.waiting()
-        patience_ms = 1000 * self._parts.settings.reap_seconds
+        found += sum(self._recover(job_id) for job_id in self._backends.live.running_without_lease())
+        waiting = self._backends.live.waiting()
+        patience_ms = 1000 * self._backends.settings.reap_seconds
         due = [job for job in waiting if job.retry_in_ms == 0]
         doubtful = [job for job in waiting if _is_doubtful(job, patience_ms)]
         if doubtful:
-            present = self._parts.queue.present(self._parts.settings.lease_seconds)
+            present = self._backends.queue.present(self._backends.settings.lease_seconds)
             due += [job for job in doubtful if job.job_id not in present]
         publish_unheard = sum(self._publish(job.job_id) for job in due)
         return found + publish_unheard
@@ -72,17 +72,17 @@ class Reconciler:
 
         A job that was deleted while the broker was down, or by a gateway that was killed, is still shown until then.
         """
-        parts = self._parts
-        mark = parts.live.begin_rebuild()
-        known = {files.job_id: files for files in parts.store.all_files()}
-        shown = dict(zip(known, parts.live.statuses(list(known)), strict=True))
+        backends = self._backends
+        mark = backends.live.begin_rebuild()
+        known = {files.job_id: files for files in backends.store.all_files()}
+        shown = dict(zip(known, backends.live.statuses(list(known)), strict=True))
         restored = sum(self._restore(known[job_id], mark) for job_id, status in shown.items() if status is None)
         behind = [job_id for job_id, status in shown.items() if status and not status.is_final]
         restored += sum(self._show_end(job_id) for job_id in behind if known[job_id].is_final)
-        for job_id in parts.live.all_ids():
+        for job_id in backends.live.all_ids():
             if job_id not in known:
                 self._forget_if_gone(job_id)
-        parts.live.declare_whole(mark)
+        backends.live.declare_whole(mark)
         return restored
 
     def _run(self) -> None:
@@ -94,14 +94,14 @@ class Reconciler:
                 self._reconciled_at = None  # what happened meanwhile was not shown
             except Exception:  # a thread that dies unseen would lose jobs silently
                 log.exception("the reaper stumbled; it goes on")
-            if self._stop.wait(self._parts.settings.reap_seconds):
+            if self._stop.wait(self._backends.settings.reap_seconds):
                 return
 
     def _reconcile_if_due(self) -> int:
         now = time.monotonic()
         is_due = self._reconciled_at is None or now - self._reconciled_at > RECONCILE_SECONDS
-        is_due = is_due or self._parts.live.view_freshness.was_lost_after(self._reconciled_at or 0.0)
-        if not is_due and self._parts.live.is_whole():
+        is_due = is_due or self._backends.live.view_freshness.was_lost_after(self._reconciled_at or 0.0)
+        if not is_due and self._backends.live.is_whole():
             return 0
         restored = self.rebuild()
         self._reconciled_at = now  # when it began: what happened meanwhile may be missing
@@ -112,8 +112,8 @@ class Reconciler:
     def _show_end(self, job_id: str) -> bool:
         """A job that ended while the broker was away."""
         with suppress(JobNotFoundError, JobPurgedError, NewerSchemaError):
-            is_shown = self._parts.live.put(self._parts.store.state(job_id))
-            return not finalize.remove_traces_if_deleted(self._parts, job_id) and is_shown
+            is_shown = self._backends.live.put(self._backends.store.state(job_id))
+            return not finalize.remove_traces_if_deleted(self._backends, job_id) and is_shown
         return False
 
     def _restore(self, files: JobFiles, mark: str) -> bool:
@@ -121,41 +121,41 @@ class Reconciler:
 
         Not after another wipe: what we know is older than what others may have shown since.
         """
-        parts = self._parts
+        backends = self._backends
         try:
-            state = parts.store.state(files.job_id, files)
+            state = backends.store.state(files.job_id, files)
         except (JobNotFoundError, JobPurgedError):
             return False
         except NewerSchemaError as error:
             log.warning("job %s is left to newer processes: %s", files.job_id, error)
             return False
         if state.status == JobStatus.RUNNING:
-            parts.live.lease(state.id, f"{state.attempt}:{REBUILT}", parts.settings.lease_seconds)
-        if not parts.live.put(state, guard=f"rebuild:{mark}"):
+            backends.live.lease(state.id, f"{state.attempt}:{REBUILT}", backends.settings.lease_seconds)
+        if not backends.live.put(state, guard=f"rebuild:{mark}"):
             return False
-        if not state.status.is_final and parts.store.is_final(state.id):
+        if not state.status.is_final and backends.store.is_final(state.id):
             return self._show_end(state.id)  # it ended between the listing and now
         if state.cancel_requested:
-            parts.live.request_cancel(state.id)
+            backends.live.request_cancel(state.id)
         if state.status == JobStatus.QUEUED:
-            self._send(state, parts.store.record(state.id).traceparent)
+            self._send(state, backends.store.record(state.id).traceparent)
         return True
 
     def _recover(self, job_id: str) -> bool:
         """A job that the live view shows running though nobody holds it."""
         try:
-            parts = self._parts
-            files, record = parts.store.files(job_id), parts.store.record(job_id)
-            claim = parts.store.claim(job_id, files.attempt) if files.attempt else None
+            backends = self._backends
+            files, record = backends.store.files(job_id), backends.store.record(job_id)
+            claim = backends.store.claim(job_id, files.attempt) if files.attempt else None
             if claim is None:  # the blobs are older than the view, from a copy: they decide
-                parts.live.forget(job_id)
+                backends.live.forget(job_id)
                 self._reconciled_at = None
                 return False
-            if finalize.is_over(parts, record, claim):
+            if finalize.end_if_decided(backends, record, claim):
                 return True
             log.warning("job %s: the worker of attempt %d was lost", job_id, claim.attempt)
             ending = Ending(reason="worker-lost", ended_at=states.now())
-            finalize.end_attempt(parts, record, claim, ending, guard="free")
+            finalize.end_attempt(backends, record, claim, ending, guard="free")
             return True
         except (JobNotFoundError, JobPurgedError):
             self._forget_if_gone(job_id)
@@ -168,13 +168,13 @@ class Reconciler:
         return False
 
     def _publish(self, job_id: str) -> bool:
-        state = self._parts.live.get(job_id)
+        state = self._backends.live.get(job_id)
         if state is None or state.status != JobStatus.QUEUED:
             return False
         traceparent = None
         try:
             with suppress(NewerSchemaError):  # a message holds the id alone: whoever can read the job takes it
-                traceparent = self._parts.store.record(job_id).traceparent
+                traceparent = self._backends.store.record(job_id).traceparent
         except (JobNotFoundError, JobPurgedError):
             self._forget_if_gone(job_id)
             return False
@@ -185,15 +185,15 @@ class Reconciler:
     def _forget_if_gone(self, job_id: str) -> None:
         try:
             with suppress(NewerSchemaError):
-                self._parts.store.record(job_id)  # it may have come after we looked
+                self._backends.store.record(job_id)  # it may have come after we looked
         except JobPurgedError:
-            finalize.remove_traces(self._parts, job_id)
+            finalize.remove_traces(self._backends, job_id)
         except JobNotFoundError:
-            self._parts.live.forget(job_id)
+            self._backends.live.forget(job_id)
 
     def _send(self, state: JobState, traceparent: str | None) -> None:
         with tracing.continued(traceparent):
-            self._parts.queue.publish(state.id, state.priority)
+            self._backends.queue.publish(state.id, state.priority)
 
 
 def _is_doubtful(job: Waiting, patience_ms: float) -> bool:

@@ -11,8 +11,8 @@ from pydantic import Field
 
 from jobs import states
 from jobs.errors import JobNotFoundError, JobPurgedError
-from jobs.ids import is_id
 from jobs.models import SCHEMA_VERSION, JobRecord, JobState, Manifest, Model, SchemaVersion
+from jobs.states import is_id
 from jobs.store.object_store import ObjectStore
 
 _CLAIM: Final = re.compile(r"attempts/(\d+)/claim\.json")

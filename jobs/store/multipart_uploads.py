@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final, Protocol
 
-from jobs import ids, states
-from jobs.answers import MultipartUploadState, PartState, ReceivedPart, UploadSink, UrlSignature
+from jobs import states
 from jobs.errors import (
     NewerSchemaError,
     UploadClosedError,
@@ -25,6 +24,7 @@ from jobs.errors import (
 )
 from jobs.models import InputInfo, UploadCompletion, UploadRecord
 from jobs.settings import GIB, MIB, JobsSettings
+from jobs.states import MultipartUploadState, PartState, ReceivedPart, UploadSink, UrlSignature
 from jobs.store.object_store import ObjectStore
 from jobs.store.signed_urls import UrlSigner
 from jobs.store.upload_stream import BlobUpload
@@ -58,7 +58,7 @@ class MultipartUploads:
         """Raises UploadTooLargeError."""
         if size_bytes > self.limit_bytes:
             raise UploadTooLargeError(self.limit_bytes)
-        now, upload_id = states.now(), ids.new_id()
+        now, upload_id = states.now(), states.new_id()
         needed_mib = -(-size_bytes // (MAX_PARTS * MIB))
         record = UploadRecord(
             id=upload_id,
@@ -152,7 +152,7 @@ class MultipartUploads:
         """Delete what has expired, and what crashes left; how many uploads that were."""
         deleted = 0
         for upload_id in {key.removeprefix(PREFIX).partition("/")[0] for key in self._blobs.keys(PREFIX)}:
-            if not ids.is_id(upload_id):
+            if not states.is_id(upload_id):
                 continue
             try:
                 record = self._record(upload_id, also_expired=True)
@@ -160,7 +160,7 @@ class MultipartUploads:
                 continue
             except UploadNotFoundError:
                 # Without its `upload.json`: an abort was cut short, or a call to create it is not done yet.
-                if ids.made_at(upload_id) + timedelta(seconds=self._settings.upload_seconds) < now:
+                if states.made_at(upload_id) + timedelta(seconds=self._settings.upload_seconds) < now:
                     self._blobs.delete_all(_folder(upload_id))
                     deleted += 1
                 continue
@@ -170,7 +170,7 @@ class MultipartUploads:
         return deleted
 
     def _record(self, upload_id: str, *, also_expired: bool = False) -> UploadRecord:
-        data = self._blobs.read(_folder(upload_id) + "upload.json") if ids.is_id(upload_id) else None
+        data = self._blobs.read(_folder(upload_id) + "upload.json") if states.is_id(upload_id) else None
         if data is None:
             raise UploadNotFoundError
         record = UploadRecord.read(data)

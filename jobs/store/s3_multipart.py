@@ -15,8 +15,8 @@ import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from jobs.answers import ReceivedPart
 from jobs.errors import StorageUnavailableError
+from jobs.states import ReceivedPart
 
 _GONE: Final = "NoSuchUpload"
 

@@ -13,9 +13,9 @@ from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
-from jobs.answers import UrlSignature
 from jobs.errors import StorageUnavailableError, UrlNotValidError
 from jobs.settings import JobsSettings
+from jobs.states import UrlSignature
 
 
 class UrlSigner:

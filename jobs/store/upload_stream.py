@@ -12,9 +12,9 @@ import obstore
 from obstore.exceptions import BaseError
 
 from jobs import tracing
-from jobs.answers import Chunk
 from jobs.errors import StorageUnavailableError, UploadTooLargeError
 from jobs.models import InputInfo
+from jobs.states import Chunk
 from jobs.store.object_store import ObjectStore, traced
 
 SENDERS: Final = 16

@@ -14,9 +14,8 @@ import uvicorn
 
 from api import examples
 from api.app import create_app
-from jobs.bootstrap import connect
+from jobs.bootstrap import Connection, connect
 from jobs.models import JobError, MaskName, SeverityScores
-from jobs.service import Jobs
 from jobs.settings import ApiSettings, JobsSettings
 
 MAX_UPLOAD_BYTES = 1 << 20
@@ -37,7 +36,7 @@ def mask_bytes(name: MaskName) -> bytes:
 class Worker:
     """Does what a worker does, but for the science."""
 
-    jobs: Jobs
+    jobs: Connection
     folder: Path
 
     def succeed(self, job_id: str, percent_opacity: float = 12.3) -> None:
@@ -47,19 +46,19 @@ class Worker:
         for name in MaskName:
             masks[name] = self.folder / f"{job_id}-{name}"
             masks[name].write_bytes(mask_bytes(name))
-        with self.jobs.claim(job_id, "test") as lease:
-            self.jobs.succeed(lease, report, masks)
+        with self.jobs.worker.claim(job_id, "test") as lease:
+            self.jobs.worker.succeed(lease, report, masks)
 
     def fail(self, job_id: str, error: JobError = examples.FAILURE) -> None:
-        with self.jobs.claim(job_id, "test") as lease:
-            self.jobs.fail(lease, error)
+        with self.jobs.worker.claim(job_id, "test") as lease:
+            self.jobs.worker.fail(lease, error)
 
 
 @dataclass
 class Service:
     """A running gateway."""
 
-    jobs: Jobs
+    jobs: Connection
     client: httpx.Client
     worker: Worker
     blobs: Path

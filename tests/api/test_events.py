@@ -13,9 +13,8 @@ import redis
 
 from api import examples
 from api.app import create_app
-from jobs.bootstrap import connect
+from jobs.bootstrap import Connection, connect
 from jobs.models import Stage
-from jobs.service import Jobs
 from jobs.settings import ApiSettings
 
 from .conftest import Service, require_problem, running_service, serving
@@ -84,12 +83,12 @@ def service(tmp_path: Path) -> Iterator[Service]:
         yield service
 
 
-def work(jobs: Jobs, job_id: str) -> None:
+def work(jobs: Connection, job_id: str) -> None:
     """Two stages, then failure."""
-    with jobs.claim(job_id, "test") as lease:
+    with jobs.worker.claim(job_id, "test") as lease:
         for stage in (Stage.READ, Stage.LUNGS):
             lease.report(stage, 0.5)
-        jobs.fail(lease, examples.FAILURE)
+        jobs.worker.fail(lease, examples.FAILURE)
 
 
 def test_a_watcher_sees_every_change_and_the_stream_ends_with_the_job(service: Service) -> None:
@@ -141,7 +140,7 @@ def test_after_a_wipe_the_job_as_it_stands_is_told_and_the_stream_goes_on(servic
         watcher.until(1)
         with redis.Redis.from_url(service.jobs.settings.redis_url or "") as server:
             server.flushall()
-        service.jobs.rebuild()
+        service.jobs.reconciler.rebuild()
         work(service.jobs, job_id)
         assert watcher.to_the_end()[-1] == "failed"
 
@@ -162,7 +161,7 @@ def test_a_gateway_whose_ear_was_cut_off_hears_again(tmp_path: Path) -> None:
 
 def test_a_request_to_cancel_is_an_event(service: Service) -> None:
     job_id = service.submit()
-    with watching(service, job_id) as watcher, service.jobs.claim(job_id, "test"):
+    with watching(service, job_id) as watcher, service.jobs.worker.claim(job_id, "test"):
         watcher.until(1)
         service.client.post(f"/v1/jobs/{job_id}/cancel")
         service.client.post(f"/v1/jobs/{job_id}/cancel")
@@ -179,7 +178,7 @@ def test_a_quiet_stream_says_that_it_is_still_there(service: Service) -> None:
         while watcher.comments < 2:
             time.sleep(0.02)
         assert len(watcher.jobs()) == 1
-        service.jobs.purge(job_id)
+        service.jobs.service.purge(job_id)
         watcher.to_the_end()
 
 

@@ -19,7 +19,7 @@ def test_a_job_is_followed_by_its_etag(shared: Service) -> None:
     assert int(same.headers["retry-after"]) == int(first.headers["retry-after"]) > 0
 
     job_id = first.json()["id"]
-    with shared.jobs.claim(job_id, "test") as lease:
+    with shared.jobs.worker.claim(job_id, "test") as lease:
         lease.report(Stage.LUNGS, 0.5)
         running = shared.client.get(path, headers={"If-None-Match": first.headers["etag"]})
         lease.drop()
@@ -69,12 +69,12 @@ def test_a_queued_job_is_cancelled_at_once(shared: Service) -> None:
 
 def test_a_running_job_is_asked_to_stop(shared: Service) -> None:
     job_id = shared.submit()
-    with shared.jobs.claim(job_id, "test") as lease:
+    with shared.jobs.worker.claim(job_id, "test") as lease:
         answers = [shared.client.post(f"/v1/jobs/{job_id}/cancel") for _ in range(2)]
         assert [(a.status_code, a.json()["status"], a.json()["cancel_requested"]) for a in answers] == [
             (202, "running", True)
         ] * 2
-        shared.jobs.confirm_cancel(lease)
+        shared.jobs.worker.confirm_cancel(lease)
     assert shared.client.get(f"/v1/jobs/{job_id}").json()["status"] == "cancelled"
 
 

@@ -100,7 +100,7 @@ def labels_told(shared: Service) -> dict[str, set[str]]:
     worker_stats = WorkerStats(
         peak_memory_bytes=1, gpu_memory_used_bytes=1, gpu_memory_total_bytes=2, gpu_utilization_ratio=0.5
     )
-    shared.jobs.announce("a worker", 60, worker_stats=worker_stats)
+    shared.jobs.worker.announce("a worker", 60, worker_stats=worker_stats)
     shared.client.get("/healthz")
     told: dict[str, set[str]] = {"up": set()}
     for family in text_string_to_metric_families(shared.client.get("/metrics").text):

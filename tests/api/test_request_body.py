@@ -10,9 +10,9 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import pytest
 
-from jobs.ids import new_id
 from jobs.models import MaskName
 from jobs.settings import ApiSettings
+from jobs.states import new_id
 from tests.support.seaweed import S3Server
 
 from .conftest import Service, mask_bytes, nifti, require_problem, running_service
@@ -70,7 +70,7 @@ def submit(service: Service, upload_id: str, key: str | None = None, **options: 
 
 
 def keys(service: Service, folder: str = "uploads/") -> list[str]:
-    return list(service.jobs._store.blobs.keys(folder))
+    return list(service.jobs.backends.store.blobs.keys(folder))
 
 
 def test_a_scan_in_parts_becomes_a_job(service: Service) -> None:
@@ -151,7 +151,7 @@ def test_a_mask_has_an_address(service: Service) -> None:
     assert answer.headers["cache-control"] == "no-store"
     address = answer.json()
     is_signed = "X-Amz-Signature" in address["url"]
-    assert is_signed is (service.jobs._store.blobs.bucket is not None)
+    assert is_signed is (service.jobs.backends.store.blobs.bucket is not None)
     assert (address["expires_at"] is not None) is is_signed
     data = httpx.get(address["url"], headers={"Range": "bytes=0-9"})
     assert (data.status_code, data.content) == (206, mask_bytes(MaskName.LOBES)[:10])
@@ -233,7 +233,7 @@ class TestAFolder:
 
     def test_an_expired_address_is_refused(self, on_folder: Service) -> None:
         upload = begin(on_folder)
-        signed = on_folder.jobs.uploads._signer.sign(upload["id"], 1, 1_700_000_000)
+        signed = on_folder.jobs.service.uploads._signer.sign(upload["id"], 1, 1_700_000_000)
         url = f"{upload['links']['self']}/parts/1?expires={signed.expires}&signature={signed.signature}"
         require_problem(httpx.put(url, content=bytes(PART_BYTES)), 403, "url-not-valid")
 

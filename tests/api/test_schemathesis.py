@@ -9,8 +9,8 @@ import schemathesis
 from hypothesis import HealthCheck, settings
 from schemathesis.config import SchemathesisConfig
 
-from jobs.answers import MultipartUploadState, UrlSignature
 from jobs.settings import ApiSettings
+from jobs.states import MultipartUploadState, UrlSignature
 
 from .conftest import DOCUMENT, Service, nifti, running_service
 
@@ -21,7 +21,7 @@ SETTINGS = ApiSettings(max_wait_seconds=0, stream_seconds=0.2)
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """With a job in every state; calls find them by `job_ids`."""
     with running_service(tmp_path_factory.mktemp("fuzzed") / "service", SETTINGS) as service:
-        service.jobs.announce("fuzzed", 600)
+        service.jobs.worker.announce("fuzzed", 600)
         yield service
 
 
@@ -29,8 +29,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 def job_ids(service: Service) -> "itertools.cycle[str]":
     queued, failed, purged, cancelled = (service.submit() for _ in range(4))
     service.worker.fail(failed)
-    service.jobs.cancel(cancelled)
-    service.jobs.purge(purged)
+    service.jobs.service.cancel(cancelled)
+    service.jobs.service.purge(purged)
     kept = [service.succeeded() for _ in range(3)]
     return itertools.cycle([*kept, queued, failed, purged, cancelled])
 
@@ -38,8 +38,8 @@ def job_ids(service: Service) -> "itertools.cycle[str]":
 @pytest.fixture
 def uploads(service: Service) -> "itertools.cycle[MultipartUploadState]":
     """One that waits for its part, one that was aborted."""
-    states = [service.jobs.uploads.create(1000) for _ in range(2)]
-    service.jobs.uploads.abort(states[1].record.id)
+    states = [service.jobs.service.uploads.create(1000) for _ in range(2)]
+    service.jobs.service.uploads.abort(states[1].record.id)
     return itertools.cycle(states)
 
 

@@ -15,7 +15,6 @@ from jobs.bootstrap import connect
 from jobs.errors import SourceError
 from jobs.live.job_metrics import OTHER, PROBLEMS, WorkerStats
 from jobs.problems import BY_SLUG, PROBLEM_TYPES
-from jobs.service import Jobs
 from jobs.settings import ApiSettings, JobsSettings
 from pipeline.errors import PipelineError, UnreadableScanError
 
@@ -30,8 +29,8 @@ def test_it_is_ready_once_a_worker_is(alone: Service) -> None:
     problem = require_problem(alone.client.get("/readyz"), 503, "not-ready")
     assert problem["evidence"] == {"broker": True, "blobs": True, "workers": 0}
     assert alone.client.get("/v1/models").json() == {"items": []}
-    alone.jobs.announce("w1", 60, examples.MODELS)
-    alone.jobs.announce("w2", 60, examples.MODELS[:2])
+    alone.jobs.worker.announce("w1", 60, examples.MODELS)
+    alone.jobs.worker.announce("w2", 60, examples.MODELS[:2])
     answer = alone.client.get("/readyz")
     assert (answer.status_code, answer.json()) == (200, {"broker": True, "blobs": True, "workers": 2})
     named = {model["name"]: model["sha256"] for model in alone.client.get("/v1/models").json()["items"]}
@@ -47,7 +46,7 @@ def test_metrics_count_what_the_workers_did(alone: Service) -> None:
     alone.succeeded(priority="stat")
     alone.worker.fail(alone.submit())
     stats = WorkerStats(peak_memory_bytes=5 << 30, gpu_memory_used_bytes=1 << 30, gpu_memory_total_bytes=80 << 30)
-    alone.jobs.announce("host:1", 30, worker_stats=stats)
+    alone.jobs.worker.announce("host:1", 30, worker_stats=stats)
     found = figures(alone)
     slug = examples.FAILURE.type.rpartition("/")[2]
     assert found['lobewise_jobs_finished_total{outcome="succeeded",problem=""}'] == 1
@@ -149,16 +148,14 @@ def test_request_ids_come_back_if_they_are_harmless(shared: Service) -> None:
 
 
 def test_a_fault_says_nothing_of_the_inside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    class Broken(Jobs):
-        def cancel(self, job_id: str) -> object:  # noqa: ARG002
-            raise ZeroDivisionError("a secret of the inside")
+    def cancel(job_id: str) -> object:
+        raise ZeroDivisionError("a secret of the inside")
 
-    real = connect(JobsSettings(data_dir=tmp_path))
-    broken = Broken(real._parts)
+    broken = connect(JobsSettings(data_dir=tmp_path))
+    broken.service.cancel = cancel
     with serving(create_app(ApiSettings(), broken)) as address:
         answer = httpx.post(f"{address}/v1/jobs/x/cancel", headers={"X-Request-ID": "trace-me"})
     broken.close()
-    real.close()
     require_problem(answer, 500, "internal-error")
     assert "secret" not in answer.text
     assert answer.headers["x-request-id"] == "trace-me"

@@ -270,7 +270,7 @@ def test_a_malformed_key_is_pointed_at(shared: Service, key: str) -> None:
 
 def test_prefer_wait_answers_200_once_the_job_is_finished(shared: Service) -> None:
     def work() -> None:
-        while not (jobs := shared.jobs.list(limit=1).items) or jobs[0].client_reference != "awaited":
+        while not (jobs := shared.jobs.service.list(limit=1).items) or jobs[0].client_reference != "awaited":
             pass
         shared.worker.succeed(jobs[0].id)
 

@@ -10,9 +10,8 @@ import redis
 
 from jobs import states
 from jobs.attempts import Lease
-from jobs.bootstrap import connect
+from jobs.bootstrap import Connection, connect
 from jobs.models import InputInfo, JobRecord, LobeScores, LungVolumes, MaskName, Provenance, Report, SeverityScores
-from jobs.service import Jobs
 from jobs.settings import JobsSettings
 
 LOBES = ("left_upper", "left_lower", "right_upper", "right_middle", "right_lower")
@@ -33,31 +32,31 @@ def settings(tmp_path: Path, blob_url: str) -> JobsSettings:
 
 
 @pytest.fixture
-def jobs(settings: JobsSettings) -> Iterator[Jobs]:
+def jobs(settings: JobsSettings) -> Iterator[Connection]:
     jobs = connect(settings)
-    jobs.rebuild()
+    jobs.reconciler.rebuild()
     yield jobs
     jobs.close()
 
 
 @pytest.fixture
-def server(jobs: Jobs) -> Iterator[redis.Redis]:
+def server(jobs: Connection) -> Iterator[redis.Redis]:
     """The Redis behind `jobs`."""
     with redis.Redis.from_url(jobs.settings.redis_url or "", decode_responses=True) as client:
         yield client
 
 
 @pytest.fixture
-def without_broker(jobs: Jobs) -> Iterator[Jobs]:
+def without_broker(jobs: Connection) -> Iterator[Connection]:
     """The same blobs, but nobody listens where the broker should be."""
     other = connect(jobs.settings.model_copy(update={"redis_url": "redis://127.0.0.1:1/0"}))
     yield other
     other.close()
 
 
-def upload(jobs: Jobs, job_id: str, data: bytes = b"a scan") -> InputInfo:
+def upload(jobs: Connection, job_id: str, data: bytes = b"a scan") -> InputInfo:
     async def stream() -> InputInfo:
-        sink = await jobs.open_upload(job_id)
+        sink = await jobs.service.open_upload(job_id)
         await sink.write(data)
         return await sink.finish()
 
@@ -68,10 +67,10 @@ def upload(jobs: Jobs, job_id: str, data: bytes = b"a scan") -> InputInfo:
 def post() -> Callable[..., str]:
     """Upload and accept a job; the answer is its id."""
 
-    def post(jobs: Jobs, data: bytes = b"a scan", **options: Any) -> str:
-        job_id = jobs.new_id()
+    def post(jobs: Connection, data: bytes = b"a scan", **options: Any) -> str:
+        job_id = jobs.service.new_id()
         record = JobRecord(id=job_id, created_at=states.now(), input=upload(jobs, job_id, data), **options)
-        return jobs.accept(record).id
+        return jobs.service.accept(record).id
 
     return post
 
@@ -99,10 +98,10 @@ def report_for(job_id: str, percent_opacity: float = 12.5) -> Report:
 def succeed(tmp_path: Path) -> Callable[..., None]:
     """Publish a report and one mask's bytes for all masks under a lease."""
 
-    def succeed(jobs: Jobs, lease: Lease, percent_opacity: float = 12.5, mask: bytes = b"a mask") -> None:
+    def succeed(jobs: Connection, lease: Lease, percent_opacity: float = 12.5, mask: bytes = b"a mask") -> None:
         path = tmp_path / "mask.nii.gz"
         path.write_bytes(mask)
-        jobs.succeed(lease, report_for(lease.job_id, percent_opacity), dict.fromkeys(MaskName, path))
+        jobs.worker.succeed(lease, report_for(lease.job_id, percent_opacity), dict.fromkeys(MaskName, path))
 
     return succeed
 
@@ -111,9 +110,9 @@ def succeed(tmp_path: Path) -> Callable[..., None]:
 def finished(post: Callable[..., str], succeed: Callable[..., None]) -> Callable[..., str]:
     """A job that succeeded; the answer is its id."""
 
-    def finished(jobs: Jobs, percent_opacity: float = 12.5, **options: Any) -> str:
+    def finished(jobs: Connection, percent_opacity: float = 12.5, **options: Any) -> str:
         job_id = post(jobs, **options)
-        with jobs.claim(job_id, "test") as lease:
+        with jobs.worker.claim(job_id, "test") as lease:
             succeed(jobs, lease, percent_opacity)
         return job_id
 

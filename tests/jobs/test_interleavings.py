@@ -10,6 +10,7 @@ import pytest
 import redis
 
 from jobs import states
+from jobs.bootstrap import Connection
 from jobs.errors import (
     BrokerUnavailableError,
     IdempotencyInFlightError,
@@ -22,7 +23,6 @@ from jobs.models import InputInfo, JobRecord, JobStatus, Manifest, Stage
 from jobs.recovery import finalize
 from jobs.recovery.finalize import cancelled
 from jobs.recovery.reconciler import Reconciler
-from jobs.service import Jobs
 
 Post = Callable[..., str]
 Succeed = Callable[..., None]
@@ -47,104 +47,112 @@ def before_next(monkeypatch: pytest.MonkeyPatch) -> Meanwhile:
     return before_next
 
 
-def is_gone(jobs: Jobs, job_id: str) -> bool:
+def is_gone(jobs: Connection, job_id: str) -> bool:
     with pytest.raises(JobPurgedError):
-        jobs.get(job_id)
-    return {key.rpartition("/")[2] for key in jobs._store.blobs.keys(f"jobs/{job_id}/")} == {"purged.json"}
+        jobs.service.get(job_id)
+    return {key.rpartition("/")[2] for key in jobs.backends.store.blobs.keys(f"jobs/{job_id}/")} == {"purged.json"}
 
 
-def delete_and_wipe(jobs: Jobs, server: redis.Redis, job_id: str) -> None:
+def delete_and_wipe(jobs: Connection, server: redis.Redis, job_id: str) -> None:
     """What was to keep late words out is gone, and nobody compares again for a while."""
-    jobs.purge(job_id)
+    jobs.service.purge(job_id)
     server.flushall()
-    jobs.rebuild()
+    jobs.reconciler.rebuild()
 
 
-LATE: dict[str, Callable[[Jobs, str], object]] = {
-    "a client": Jobs.get,
-    "a worker": lambda jobs, job_id: jobs.claim(job_id, "two"),
-    "the reaper": lambda jobs, _: jobs.rebuild(),
+LATE: dict[str, Callable[[Connection, str], object]] = {
+    "a client": lambda jobs, job_id: jobs.service.get(job_id),
+    "a worker": lambda jobs, job_id: jobs.worker.claim(job_id, "two"),
+    "the reaper": lambda jobs, _: jobs.reconciler.rebuild(),
 }
 
 
 class TestDeletedJobs:
     def test_one_that_was_deleted_while_the_broker_was_down_is_forgotten(
-        self, jobs: Jobs, without_broker: Jobs, finished: Post
+        self, jobs: Connection, without_broker: Connection, finished: Post
     ) -> None:
         job_id = finished(jobs)
-        without_broker.purge(job_id)
-        jobs.rebuild()
+        without_broker.service.purge(job_id)
+        jobs.reconciler.rebuild()
         assert is_gone(jobs, job_id)
-        assert jobs.list(limit=9).items == jobs.list(limit=9, sort="severity").items == ()
+        assert jobs.service.list(limit=9).items == jobs.service.list(limit=9, sort="severity").items == ()
 
     def test_a_gateway_that_is_killed_after_the_tombstone_leaves_nothing_that_is_still_shown(
-        self, jobs: Jobs, finished: Post
+        self, jobs: Connection, finished: Post
     ) -> None:
         job_id = finished(jobs)
-        jobs._store.mark_purged(job_id)
-        jobs.rebuild()
-        jobs.clean_up()
+        jobs.backends.store.mark_purged(job_id)
+        jobs.reconciler.rebuild()
+        jobs.cleanup.clean_up()
         assert is_gone(jobs, job_id)
 
-    def test_who_deletes_again_after_that_deletes_all(self, jobs: Jobs, finished: Post) -> None:
+    def test_who_deletes_again_after_that_deletes_all(self, jobs: Connection, finished: Post) -> None:
         job_id = finished(jobs)
-        jobs._store.mark_purged(job_id)
+        jobs.backends.store.mark_purged(job_id)
         with pytest.raises(JobPurgedError):
-            jobs.purge(job_id)
+            jobs.service.purge(job_id)
         assert is_gone(jobs, job_id)
 
-    def test_progress_shows_it_no_more(self, jobs: Jobs, post: Post) -> None:
+    def test_progress_shows_it_no_more(self, jobs: Connection, post: Post) -> None:
         job_id = post(jobs)
-        lease = jobs.claim(job_id, "one")
-        jobs.purge(job_id)
+        lease = jobs.worker.claim(job_id, "one")
+        jobs.service.purge(job_id)
         lease.report(Stage.LUNGS, 0.5)
         assert is_gone(jobs, job_id)
 
     @pytest.mark.parametrize("is_wiped", [False, True])
     def test_a_worker_that_had_passed_the_fence_shows_it_no_more(
-        self, jobs: Jobs, server: redis.Redis, post: Post, succeed: Succeed, before_next: Meanwhile, is_wiped: bool
+        self,
+        jobs: Connection,
+        server: redis.Redis,
+        post: Post,
+        succeed: Succeed,
+        before_next: Meanwhile,
+        is_wiped: bool,
     ) -> None:
         job_id = post(jobs)
-        lease = jobs.claim(job_id, "one")
+        lease = jobs.worker.claim(job_id, "one")
 
         def delete() -> None:
-            jobs.purge(job_id)
+            jobs.service.purge(job_id)
             if is_wiped:
                 server.flushall()
 
-        before_next(type(jobs._store), "create_manifest", delete)
+        before_next(type(jobs.backends.store), "create_manifest", delete)
         with pytest.raises(JobPurgedError):
             succeed(jobs, lease)
         assert is_gone(jobs, job_id)
 
-    def test_a_fault_shows_it_no_more(self, jobs: Jobs, post: Post) -> None:
+    def test_a_fault_shows_it_no_more(self, jobs: Connection, post: Post) -> None:
         job_id = post(jobs)
-        lease = jobs.claim(job_id, "one")
-        jobs.purge(job_id)
-        jobs.release(lease, RuntimeError())
+        lease = jobs.worker.claim(job_id, "one")
+        jobs.service.purge(job_id)
+        jobs.worker.retry(lease, RuntimeError())
         assert is_gone(jobs, job_id)
 
-    def test_the_last_attempt_may_be_given_up_just_then(self, jobs: Jobs, post: Post, before_next: Meanwhile) -> None:
+    def test_the_last_attempt_may_be_given_up_just_then(
+        self, jobs: Connection, post: Post, before_next: Meanwhile
+    ) -> None:
         job_id = post(jobs)
         for _ in range(jobs.settings.max_attempts - 1):
-            jobs.release(jobs.claim(job_id, "one"), RuntimeError())
-        lease = jobs.claim(job_id, "one")
-        before_next(type(jobs._store), "endings", lambda: jobs.purge(job_id))
-        jobs.release(lease, RuntimeError())
+            jobs.worker.retry(jobs.worker.claim(job_id, "one"), RuntimeError())
+        lease = jobs.worker.claim(job_id, "one")
+        before_next(type(jobs.backends.store), "endings", lambda: jobs.service.purge(job_id))
+        jobs.worker.retry(lease, RuntimeError())
         assert is_gone(jobs, job_id)
 
     def test_a_batch_that_is_taken_up_late_accepts_it_no_more(
-        self, jobs: Jobs, post: Post, before_next: Meanwhile
+        self, jobs: Connection, post: Post, before_next: Meanwhile
     ) -> None:
         job_id = post(jobs)
-        record = jobs._store.record(job_id)
-        before_next(type(jobs._store), "create_job", lambda: jobs.purge(job_id))
-        jobs._ensure(record)
+        record = jobs.backends.store.record(job_id)
+        before_next(type(jobs.backends.store), "create_job", lambda: jobs.service.purge(job_id))
+        jobs.service.accept_once(record)
         assert is_gone(jobs, job_id)
 
     def test_a_worker_that_could_not_show_its_end_in_time_shows_it_no_more(
         self,
-        jobs: Jobs,
+        jobs: Connection,
         server: redis.Redis,
         post: Post,
         succeed: Succeed,
@@ -152,14 +160,14 @@ class TestDeletedJobs:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         job_id = post(jobs)
-        lease = jobs.claim(job_id, "one")
+        lease = jobs.worker.claim(job_id, "one")
 
         def fail() -> None:
-            before_next(jobs._live, "put", lambda: delete_and_wipe(jobs, server, job_id))
+            before_next(jobs.backends.live, "put", lambda: delete_and_wipe(jobs, server, job_id))
             raise BrokerUnavailableError("down")
 
         monkeypatch.setattr(finalize, "SHOW_EVERY_SECONDS", 0)
-        before_next(jobs._live, "put", fail)
+        before_next(jobs.backends.live, "put", fail)
         with suppress(JobPurgedError):
             succeed(jobs, lease)
         for thread in threading.enumerate():
@@ -169,14 +177,14 @@ class TestDeletedJobs:
 
     @pytest.mark.parametrize("who", LATE)
     def test_who_finds_its_end_in_the_blobs_shows_it_no_more(
-        self, jobs: Jobs, server: redis.Redis, post: Post, before_next: Meanwhile, who: str
+        self, jobs: Connection, server: redis.Redis, post: Post, before_next: Meanwhile, who: str
     ) -> None:
         job_id = post(jobs)
-        lease = jobs.claim(job_id, "killed after the manifest")
-        jobs._store.create_manifest(cancelled(lease.record, 1))
+        lease = jobs.worker.claim(job_id, "killed after the manifest")
+        jobs.backends.store.create_manifest(cancelled(lease.record, 1))
         lease.drop()
         server.delete(f"{PREFIX}epoch")
-        before_next(jobs._live, "put", lambda: delete_and_wipe(jobs, server, job_id))
+        before_next(jobs.backends.live, "put", lambda: delete_and_wipe(jobs, server, job_id))
         with suppress(JobPurgedError, WrongStateError):
             LATE[who](jobs, job_id)
         assert is_gone(jobs, job_id)
@@ -184,138 +192,140 @@ class TestDeletedJobs:
 
 class TestEnds:
     def test_one_that_was_seen_is_seen_after_a_rebuild_that_began_before(
-        self, jobs: Jobs, server: redis.Redis, post: Post, before_next: Meanwhile
+        self, jobs: Connection, server: redis.Redis, post: Post, before_next: Meanwhile
     ) -> None:
         job_id = post(jobs)
-        lease = jobs.claim(job_id, "killed after the manifest")
+        lease = jobs.worker.claim(job_id, "killed after the manifest")
         server.flushall()
 
         def end_and_look() -> None:
-            jobs._store.create_manifest(cancelled(lease.record, 1))
-            assert jobs.get(job_id).status == JobStatus.CANCELLED
+            jobs.backends.store.create_manifest(cancelled(lease.record, 1))
+            assert jobs.service.get(job_id).status == JobStatus.CANCELLED
 
-        before_next(jobs._live, "put", end_and_look)
-        jobs.rebuild()
-        assert jobs.get(job_id).status == JobStatus.CANCELLED
+        before_next(jobs.backends.live, "put", end_and_look)
+        jobs.reconciler.rebuild()
+        assert jobs.service.get(job_id).status == JobStatus.CANCELLED
 
     def test_one_that_was_seen_is_seen_after_a_wipe_in_a_rebuild(
-        self, jobs: Jobs, server: redis.Redis, post: Post, succeed: Succeed, before_next: Meanwhile
+        self, jobs: Connection, server: redis.Redis, post: Post, succeed: Succeed, before_next: Meanwhile
     ) -> None:
         job_id = post(jobs)
-        lease = jobs.claim(job_id, "one")
+        lease = jobs.worker.claim(job_id, "one")
         server.flushall()
 
         def end_and_wipe() -> None:
             succeed(jobs, lease)
             server.flushall()
 
-        before_next(jobs._live, "lease", end_and_wipe)
-        jobs.rebuild()
-        assert jobs.get(job_id).status == JobStatus.SUCCEEDED
+        before_next(jobs.backends.live, "lease", end_and_wipe)
+        jobs.reconciler.rebuild()
+        assert jobs.service.get(job_id).status == JobStatus.SUCCEEDED
 
     def test_one_that_was_seen_is_seen_though_a_reaper_wakes_up_late(
-        self, jobs: Jobs, server: redis.Redis, post: Post, succeed: Succeed, before_next: Meanwhile
+        self, jobs: Connection, server: redis.Redis, post: Post, succeed: Succeed, before_next: Meanwhile
     ) -> None:
         job_id = post(jobs)
-        lost = jobs.claim(job_id, "lost")
+        lost = jobs.worker.claim(job_id, "lost")
         lost.drop()
 
         def end_and_wipe() -> None:
-            succeed(jobs, jobs.claim(job_id, "two"))
+            succeed(jobs, jobs.worker.claim(job_id, "two"))
             server.flushall()
 
-        reconciler = Reconciler(jobs._parts, jobs._cleanup)
-        before_next(type(jobs._store), "create_ending", end_and_wipe)
+        reconciler = Reconciler(jobs.backends, jobs.cleanup)
+        before_next(type(jobs.backends.store), "create_ending", end_and_wipe)
         reconciler._recover(job_id)
-        assert jobs.get(job_id).status == JobStatus.SUCCEEDED
+        assert jobs.service.get(job_id).status == JobStatus.SUCCEEDED
 
     def test_a_manifest_whose_answer_got_lost_counts(
-        self, jobs: Jobs, post: Post, succeed: Succeed, monkeypatch: pytest.MonkeyPatch
+        self, jobs: Connection, post: Post, succeed: Succeed, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         job_id = post(jobs)
-        lease = jobs.claim(job_id, "one")
+        lease = jobs.worker.claim(job_id, "one")
 
         def create(manifest: Manifest) -> bool:
-            jobs._store.blobs.create(f"jobs/{job_id}/manifest.json", manifest.model_dump_json().encode())
+            jobs.backends.store.blobs.create(f"jobs/{job_id}/manifest.json", manifest.model_dump_json().encode())
             raise ConnectionError("the answer got lost")
 
         with monkeypatch.context() as patch:
-            patch.setattr(type(jobs._store), "create_manifest", lambda _, manifest: create(manifest))
+            patch.setattr(type(jobs.backends.store), "create_manifest", lambda _, manifest: create(manifest))
             with pytest.raises(ConnectionError):
                 succeed(jobs, lease)
-        jobs.release(lease, ConnectionError())
-        assert jobs.get(job_id).status == JobStatus.SUCCEEDED
+        jobs.worker.retry(lease, ConnectionError())
+        assert jobs.service.get(job_id).status == JobStatus.SUCCEEDED
 
     def test_a_cancel_while_a_worker_claims_ends_the_job_though_the_client_is_killed(
-        self, jobs: Jobs, post: Post, before_next: Meanwhile
+        self, jobs: Connection, post: Post, before_next: Meanwhile
     ) -> None:
         job_id = post(jobs)
-        before_next(type(jobs._store), "create_claim", lambda: jobs._store.request_cancel(job_id))
+        before_next(type(jobs.backends.store), "create_claim", lambda: jobs.backends.store.request_cancel(job_id))
         with pytest.raises(WrongStateError):
-            jobs.claim(job_id, "one")
-        assert (jobs.get(job_id).status, jobs.get(job_id).attempt) == (JobStatus.CANCELLED, 1)
+            jobs.worker.claim(job_id, "one")
+        assert (jobs.service.get(job_id).status, jobs.service.get(job_id).attempt) == (JobStatus.CANCELLED, 1)
 
-    def test_a_cancelled_job_that_meets_a_fault_is_cancelled_and_not_tried_again(self, jobs: Jobs, post: Post) -> None:
+    def test_a_cancelled_job_that_meets_a_fault_is_cancelled_and_not_tried_again(
+        self, jobs: Connection, post: Post
+    ) -> None:
         job_id = post(jobs)
-        lease = jobs.claim(job_id, "one")
-        jobs.cancel(job_id)
-        jobs.release(lease, RuntimeError())
-        assert jobs.get(job_id).status == JobStatus.CANCELLED
+        lease = jobs.worker.claim(job_id, "one")
+        jobs.service.cancel(job_id)
+        jobs.worker.retry(lease, RuntimeError())
+        assert jobs.service.get(job_id).status == JobStatus.CANCELLED
         with pytest.raises(WrongStateError):
-            jobs.claim(job_id, "two")
+            jobs.worker.claim(job_id, "two")
 
 
-def test_a_view_that_is_newer_than_blobs_from_a_copy_gives_way(jobs: Jobs, post: Post) -> None:
+def test_a_view_that_is_newer_than_blobs_from_a_copy_gives_way(jobs: Connection, post: Post) -> None:
     job_id = post(jobs)
-    lease = jobs.claim(job_id, "one")
-    jobs.reconcile()
-    jobs._store.blobs.delete(f"jobs/{job_id}/attempts/1/claim.json")
+    lease = jobs.worker.claim(job_id, "one")
+    jobs.reconciler.reconcile()
+    jobs.backends.store.blobs.delete(f"jobs/{job_id}/attempts/1/claim.json")
     lease.drop()
-    jobs.reconcile()
-    assert jobs.reconcile() == 1
-    assert (jobs.get(job_id).status, jobs.get(job_id).attempt) == (JobStatus.QUEUED, 0)
+    jobs.reconciler.reconcile()
+    assert jobs.reconciler.reconcile() == 1
+    assert (jobs.service.get(job_id).status, jobs.service.get(job_id).attempt) == (JobStatus.QUEUED, 0)
 
 
-def test_what_was_swept_as_no_job_becomes_none_however_late(jobs: Jobs) -> None:
-    job_id = jobs.new_id()
-    jobs._store.blobs.write(f"jobs/{job_id}/input", b"a scan")
+def test_what_was_swept_as_no_job_becomes_none_however_late(jobs: Connection) -> None:
+    job_id = jobs.service.new_id()
+    jobs.backends.store.blobs.write(f"jobs/{job_id}/input", b"a scan")
     later = states.now() + timedelta(seconds=2 * jobs.settings.upload_seconds)
-    assert jobs._cleanup.clean_up(later) == 1
+    assert jobs.cleanup.clean_up(later) == 1
     with pytest.raises(IdempotencyInFlightError):
-        jobs.accept(JobRecord(id=job_id, created_at=states.now(), input=InputInfo()))
-    assert jobs._cleanup.clean_up(later) == 0
-    assert jobs._cleanup.clean_up(later + timedelta(days=30)) == 1
-    assert list(jobs._store.blobs.keys("jobs/")) == []
+        jobs.service.accept(JobRecord(id=job_id, created_at=states.now(), input=InputInfo()))
+    assert jobs.cleanup.clean_up(later) == 0
+    assert jobs.cleanup.clean_up(later + timedelta(days=30)) == 1
+    assert list(jobs.backends.store.blobs.keys("jobs/")) == []
 
 
 def test_after_an_outage_the_reaper_looks_for_what_it_missed_at_once(
-    jobs: Jobs, without_broker: Jobs, post: Post, monkeypatch: pytest.MonkeyPatch
+    jobs: Connection, without_broker: Connection, post: Post, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    jobs.reconcile()
+    jobs.reconciler.reconcile()
     job_id = post(without_broker)
-    assert jobs.reconcile() == 0, "nothing tells that there is something to look for"
+    assert jobs.reconciler.reconcile() == 0, "nothing tells that there is something to look for"
 
     def fail(*_: object) -> bool:
-        jobs._reconciler._stop.set()
+        jobs.reconciler._stop.set()
         raise BrokerUnavailableError("down")
 
     with monkeypatch.context() as patch:
-        patch.setattr(jobs._live, "lead", fail)
-        jobs._reconciler._run()
-    assert jobs.reconcile() == 1
-    assert jobs._parts.queue.present(0) == {job_id}
+        patch.setattr(jobs.backends.live, "lead", fail)
+        jobs.reconciler._run()
+    assert jobs.reconciler.reconcile() == 1
+    assert jobs.backends.queue.present(0) == {job_id}
 
 
 def test_a_wiped_server_forgets_no_tombstone_that_matters(
-    jobs: Jobs, server: redis.Redis, post: Post, succeed: Succeed
+    jobs: Connection, server: redis.Redis, post: Post, succeed: Succeed
 ) -> None:
     job_id = post(jobs)
-    lease = jobs.claim(job_id, "one")
-    jobs.purge(job_id)
+    lease = jobs.worker.claim(job_id, "one")
+    jobs.service.purge(job_id)
     server.flushall()
     lease.report(Stage.LUNGS, 0.5)
     with pytest.raises((JobPurgedError, LeaseLostError)):
         succeed(jobs, lease)
-    jobs.rebuild()
+    jobs.reconciler.rebuild()
     assert is_gone(jobs, job_id)
     assert not list(server.scan_iter(f"{PREFIX}job:*"))

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,8 +37,9 @@ from hypothesis.stateful import (
 
 from jobs import embedded_redis, states
 from jobs.attempts import Lease
+from jobs.backends import Backends
+from jobs.bootstrap import Connection, assemble
 from jobs.errors import IdempotencyInFlightError, JobNotFoundError, JobPurgedError, UnavailableError, WrongStateError
-from jobs.ids import new_id
 from jobs.live.redis_view import PREFIX
 from jobs.live.view_freshness import ViewFreshness
 from jobs.models import (
@@ -55,10 +57,9 @@ from jobs.models import (
 )
 from jobs.queue import QUEUES
 from jobs.recovery import finalize
-from jobs.recovery.finalize import Backends
 from jobs.recovery.reconciler import Reconciler
-from jobs.service import Jobs
 from jobs.settings import JobsSettings
+from jobs.states import new_id
 from jobs.store.job_store import JobStore
 from jobs.store.object_store import ObjectStore
 from pipeline.errors import LungsNotFoundError
@@ -161,11 +162,11 @@ class World:
         self.queue = GatedQueue(self.settings, self.live)
         self.numbers = itertools.count()
 
-    def jobs(self) -> Jobs:
+    def jobs(self) -> Connection:
         """An empty service."""
         self.server.flushall()
         blobs = GatedObjectStore(self.folder / f"example-{next(self.numbers)}")
-        return Jobs(Backends(self.settings, JobStore(blobs), self.live, self.queue))
+        return assemble(Backends(self.settings, JobStore(blobs), self.live, self.queue))
 
     def close(self) -> None:
         self.queue.close()
@@ -184,7 +185,7 @@ class JobMachine(RuleBasedStateMachine):
         self.world = WORLD[0]
         self.server = self.world.server
         self.jobs = self.world.jobs()
-        self.parts = self.jobs._parts
+        self.parts = self.jobs.backends
         self.root = self.parts.store.blobs.folder
         self.seen: list[Seen] = []
         self.running: list[Running] = []
@@ -256,7 +257,7 @@ class JobMachine(RuleBasedStateMachine):
     def begin(self, mercy: bool, reconciled: bool) -> None:
         self.mercy = mercy
         if reconciled:
-            self.jobs.rebuild()
+            self.jobs.reconciler.rebuild()
 
     steps = st.one_of(st.just(99), st.integers(0, 25))
     orders = st.sampled_from(["go", "go", "kill", "fail-before", "fail-after"])
@@ -276,7 +277,7 @@ class JobMachine(RuleBasedStateMachine):
 
         def call() -> None:
             self.parts.store.blobs.write(self.parts.store.key(job.id, "input"), scan)
-            self.jobs.accept(record)
+            self.jobs.service.accept(record)
 
         self.advance(self.start("accept", call, job=job), steps, order)
 
@@ -284,13 +285,13 @@ class JobMachine(RuleBasedStateMachine):
     @rule(index=st.integers(0, 9), steps=steps, order=orders)
     def cancel(self, index: int, steps: int, order: str) -> None:
         job = self.pick(index)
-        self.advance(self.start("cancel", lambda: self.jobs.cancel(job.id), job=job), steps, order)
+        self.advance(self.start("cancel", lambda: self.jobs.service.cancel(job.id), job=job), steps, order)
 
     @precondition(lambda self: self.seen)
     @rule(index=st.integers(0, 9), steps=steps, order=orders)
     def purge(self, index: int, steps: int, order: str) -> None:
         job = self.pick(index)
-        self.advance(self.start("purge", lambda: self.jobs.purge(job.id), job=job), steps, order)
+        self.advance(self.start("purge", lambda: self.jobs.service.purge(job.id), job=job), steps, order)
 
     # Rules: workers
 
@@ -326,19 +327,19 @@ class JobMachine(RuleBasedStateMachine):
     @rule(is_first=st.booleans(), steps=steps, order=orders)
     def reconcile(self, is_first: bool, steps: int, order: str) -> None:
         self.server.delete(PREFIX + "reaper")  # the leader before fell silent
-        reconciler = Reconciler(self.parts, self.jobs._cleanup)
+        reconciler = Reconciler(self.parts, self.jobs.cleanup)
         if not is_first:
             reconciler._reconciled_at = reconciler._swept_at = 1e12
         self.advance(self.start("reap", reconciler.reconcile), steps, order)
 
     @rule(steps=steps, order=orders)
     def rebuild(self, steps: int, order: str) -> None:
-        self.advance(self.start("rebuild", self.jobs.rebuild), steps, order)
+        self.advance(self.start("rebuild", self.jobs.reconciler.rebuild), steps, order)
 
     @rule(days=st.sampled_from([0, 2]), steps=steps, order=orders)
     def clean_up(self, days: int, steps: int, order: str) -> None:
         now = states.now() + timedelta(days=days)
-        self.advance(self.start("sweep", lambda: self.jobs._cleanup.clean_up(now)), steps, order)
+        self.advance(self.start("sweep", lambda: self.jobs.cleanup.clean_up(now)), steps, order)
 
     # Rules: others go on, fail, die
 
@@ -439,7 +440,7 @@ class JobMachine(RuleBasedStateMachine):
         if not job.accepted:
             return
         try:
-            state = self.jobs.get(job.id)
+            state = self.jobs.service.get(job.id)
         except JobPurgedError:
             assert (self.folder(job) / "purged.json").exists()
             return
@@ -479,7 +480,7 @@ class JobMachine(RuleBasedStateMachine):
             self.time_passes()
             self.deliver_again()
             self.server.delete(PREFIX + "reaper")
-            reconciler = Reconciler(self.parts, self.jobs._cleanup)
+            reconciler = Reconciler(self.parts, self.jobs.cleanup)
             if round_:
                 reconciler._reconciled_at = 1e12
             reconciler.reconcile()
@@ -497,17 +498,17 @@ class JobMachine(RuleBasedStateMachine):
                 names = [path.name for path in self.folder(job).rglob("*") if path.is_file()]
                 assert names == ["purged.json"], names
                 with pytest.raises(JobPurgedError):
-                    self.jobs.get(job.id)
+                    self.jobs.service.get(job.id)
                 assert not self.traces(job.id)
             elif data is not None and data != b'{"void":true}':
-                state = self.jobs.get(job.id)
+                state = self.jobs.service.get(job.id)
                 assert state.status.is_final, f"it is still {state.status}"
                 assert state == self.parts.store.state(job.id)
                 final[job.id] = state.status
             else:
                 assert not job.accepted
         for status in (None, *JobStatus):
-            listed = {state.id for state in self.jobs.list(limit=99, status=status).items}
+            listed = {state.id for state in self.jobs.service.list(limit=99, status=status).items}
             assert listed == {i for i, s in final.items() if status in (None, s)}
         assert self.server.exists(PREFIX + "epoch")
 
@@ -522,7 +523,7 @@ class JobMachine(RuleBasedStateMachine):
 
     def next_id(self) -> str:
         """Behind all others: within a millisecond chance decides the order of ids, and with it that of steps."""
-        return next(new for new in iter(self.jobs.new_id, None) if all(new > job.id for job in self.seen))
+        return next(new for new in iter(self.jobs.service.new_id, None) if all(new > job.id for job in self.seen))
 
     def work(self, job_id: str, plan: str, message: str | None) -> Running:
         job = next(job for job in self.seen if job.id == job_id)
@@ -564,14 +565,19 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         this_actor().running.lease = lease  # type: ignore[union-attr]
         return lease
 
-    def show_later(*about: Any) -> None:
-        """A thread would go on into the next example, and show it a job of this one."""
-        actor: Any = this_actor()
-        process = actor.running.owner or actor.running
-        actor.machine.start("show", lambda: finalize._keep_trying(*about), owner=process, job=process.job)
+    class Later:
+        """In place of the thread, which would go on into the next example, and show it a job of this one."""
+
+        def __init__(self, *, target: Callable[..., None], args: tuple[Any, ...], **_: object) -> None:
+            self.call = lambda: target(*args)
+
+        def start(self) -> None:
+            actor: Any = this_actor()
+            process = actor.running.owner or actor.running
+            actor.machine.start("show", self.call, owner=process, job=process.job)
 
     monkeypatch.setattr(Lease, "__enter__", enter)
-    monkeypatch.setattr(finalize, "_show_later", show_later)
+    monkeypatch.setattr(finalize, "threading", SimpleNamespace(Thread=Later))
     monkeypatch.setattr(finalize, "SHOW_EVERY_SECONDS", 0)
     logging.disable()
     monkeypatch.setattr(task, "write_masks", write_masks)
@@ -622,7 +628,7 @@ def cancelled_meanwhile(machine: JobMachine) -> None:
     machine.cancel(0, 99, "go")
     machine.expire_lease(0)
     machine.reconcile(False, 99, "go")
-    assert machine.jobs.get(machine.seen[0].id).status == JobStatus.CANCELLED
+    assert machine.jobs.service.get(machine.seen[0].id).status == JobStatus.CANCELLED
     machine.promises()
     machine.advance(worker, 99)
     machine.promises()

@@ -16,10 +16,9 @@ import jsonschema
 import pytest
 import yaml
 
-from jobs.bootstrap import connect
+from jobs.bootstrap import Connection, connect
 from jobs.live.redis_view import PREFIX
 from jobs.models import JobStatus
-from jobs.service import Jobs
 from jobs.settings import ApiSettings, JobsSettings, variables
 
 ROOT = Path(__file__).parents[2]
@@ -194,7 +193,7 @@ def test_what_autoscaling_counts_are_statuses_of_jobs() -> None:
 
 
 @pytest.fixture
-def jobs(tmp_path: Path) -> Iterator[Jobs]:
+def jobs(tmp_path: Path) -> Iterator[Connection]:
     jobs = connect(JobsSettings(data_dir=tmp_path, redis_url=None, blob_url=(tmp_path / "blobs").as_uri()))
     yield jobs
     jobs.close()
@@ -205,17 +204,17 @@ def probe(url: str, *arguments: str) -> int:
     return subprocess.run([sys.executable, PROBE, *arguments], env=environment, check=False).returncode
 
 
-def test_a_worker_is_ready_once_it_says_so(jobs: Jobs) -> None:
+def test_a_worker_is_ready_once_it_says_so(jobs: Connection) -> None:
     url = jobs.settings.redis_url or ""
-    jobs.announce("another-pod:17", 60)
+    jobs.worker.announce("another-pod:17", 60)
     assert probe(url) == 1
-    jobs.announce(f"{socket.gethostname()}:17", 60)
+    jobs.worker.announce(f"{socket.gethostname()}:17", 60)
     assert probe(url) == 0
     assert module(PROBE).WORKERS == PREFIX + "workers"
 
 
-def test_a_silent_worker_is_not_ready(jobs: Jobs) -> None:
-    jobs.announce(f"{socket.gethostname()}:17", 0.001)
+def test_a_silent_worker_is_not_ready(jobs: Connection) -> None:
+    jobs.worker.announce(f"{socket.gethostname()}:17", 0.001)
     assert probe(jobs.settings.redis_url or "") == 1
 
 

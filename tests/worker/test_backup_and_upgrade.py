@@ -18,10 +18,9 @@ import pytest
 import redis
 
 from jobs import states
-from jobs.bootstrap import connect
+from jobs.bootstrap import Connection, connect
 from jobs.errors import JobPurgedError
 from jobs.models import InputInfo, JobRecord, JobStatus, MaskName
-from jobs.service import Jobs
 from jobs.settings import JobsSettings
 
 TINY_WORKER = Path(__file__).parents[1] / "support" / "tiny_worker.py"
@@ -40,9 +39,9 @@ class Site:
         self.folder, self.blobs = folder, folder / "data" / "blobs"
         if blobs is not None:
             shutil.copytree(blobs, self.blobs)
-        self.jobs: Jobs = connect(JobsSettings(data_dir=folder / "data", redis_url=None, **FAST))
-        self.jobs.rebuild()
-        self.jobs.start_reconciler()
+        self.jobs: Connection = connect(JobsSettings(data_dir=folder / "data", redis_url=None, **FAST))
+        self.jobs.reconciler.rebuild()
+        self.jobs.reconciler.start()
         self.workers: list[subprocess.Popen[bytes]] = []
 
     def start_worker(self) -> None:
@@ -55,14 +54,14 @@ class Site:
             )
 
     def post(self, order: dict[str, Any]) -> str:
-        job_id = self.jobs.new_id()
+        job_id = self.jobs.service.new_id()
 
         async def stream() -> InputInfo:
-            sink = await self.jobs.open_upload(job_id)
+            sink = await self.jobs.service.open_upload(job_id)
             await sink.write(json.dumps(order).encode())
             return await sink.finish()
 
-        return self.jobs.accept(JobRecord(id=job_id, created_at=states.now(), input=asyncio.run(stream()))).id
+        return self.jobs.service.accept(JobRecord(id=job_id, created_at=states.now(), input=asyncio.run(stream()))).id
 
     def close(self) -> None:
         for process in self.workers:
@@ -109,10 +108,10 @@ def _matches(name: str, patterns: list[str]) -> bool:
     return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
 
 
-def require_whole(jobs: Jobs, job_id: str) -> None:
-    assert jobs.report(job_id).job_id == job_id
+def require_whole(jobs: Connection, job_id: str) -> None:
+    assert jobs.service.report(job_id).job_id == job_id
     for name in MaskName:
-        mask = jobs.mask(job_id, name)
+        mask = jobs.service.mask(job_id, name)
         assert hashlib.sha256(b"".join(mask.read())).hexdigest() == mask.sha256
 
 
@@ -122,15 +121,15 @@ def test_a_copy_made_while_workers_work_is_restored_and_every_job_in_it_ends(
     before, copy = site("before"), tmp_path / "copy"
     before.start_worker()
     job_ids = [before.post({"do": "score", "seconds": 0.8}) for _ in range(14)]
-    before.jobs.wait(job_ids[2], 60)
+    before.jobs.service.wait(job_ids[2], 60)
     deletions = iter([job_ids[0], job_ids[1], job_ids[-1], job_ids[-2]])
 
     def pause() -> None:
         time.sleep(1.0)
-        before.jobs.purge(next(deletions))
+        before.jobs.service.purge(next(deletions))
 
     back_up(before.blobs, copy, pause)
-    during = before.jobs.counts()
+    during = before.jobs.status.counts()
     assert during[JobStatus.QUEUED], "the copy was made half way"
 
     kept = {path.parent.name: path.read_bytes() for path in copy.glob("jobs/*/manifest.json")}
@@ -138,13 +137,13 @@ def test_a_copy_made_while_workers_work_is_restored_and_every_job_in_it_ends(
     after = site("after", copy)
     for job_id in (job_ids.pop(0), job_ids.pop(0), job_ids.pop(), job_ids.pop()):
         with pytest.raises(JobPurgedError):
-            after.jobs.get(job_id)
+            after.jobs.service.get(job_id)
         kept.pop(job_id, None)
     for job_id in kept:
         require_whole(after.jobs, job_id)
     after.start_worker()
     for job_id in job_ids:
-        assert after.jobs.wait(job_id, 90).status == JobStatus.SUCCEEDED
+        assert after.jobs.service.wait(job_id, 90).status == JobStatus.SUCCEEDED
         require_whole(after.jobs, job_id)
     for job_id, manifest in kept.items():
         assert (after.blobs / "jobs" / job_id / "manifest.json").read_bytes() == manifest
@@ -157,7 +156,7 @@ def test_a_worker_of_today_scores_what_was_accepted_by_the_first_version(site: C
         server.lpush("lobewise.routine", json.dumps(json.loads((FIRST / "message.json").read_text())))
     today.start_worker()
     for name, attempt in (("queued", 1), ("keyed", 1), ("retried", 2), ("running", 2)):
-        state = today.jobs.wait(ids[name], 60)
+        state = today.jobs.service.wait(ids[name], 60)
         assert (state.status, state.attempt) == (JobStatus.SUCCEEDED, attempt)
         require_whole(today.jobs, ids[name])
 
@@ -169,11 +168,11 @@ def test_an_old_worker_leaves_a_newer_schema_to_others_and_goes_on(site: Callabl
     ours = record.read_bytes()
     record.write_text(json.dumps({"schema_version": "2.0", "id": newer, "scan": "elsewhere"}))
     mixed.start_worker()
-    assert mixed.jobs.wait(plain, 60).status == JobStatus.SUCCEEDED
+    assert mixed.jobs.service.wait(plain, 60).status == JobStatus.SUCCEEDED
     until(lambda: (mixed.folder / "worker.log").read_text().count("left to newer workers") >= 2)
-    assert not mixed.jobs._store.files(newer).attempt, "being passed on is no attempt"
+    assert not mixed.jobs.backends.store.files(newer).attempt, "being passed on is no attempt"
     record.write_bytes(ours)  # now the worker is one that can read it
-    state = mixed.jobs.wait(newer, 60)
+    state = mixed.jobs.service.wait(newer, 60)
     assert (state.status, state.attempt) == (JobStatus.SUCCEEDED, 1)
 
 

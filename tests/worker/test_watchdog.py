@@ -7,7 +7,7 @@ import pytest
 from celery.worker import state
 
 from jobs.errors import BrokerUnavailableError
-from jobs.service import Jobs
+from jobs.worker_api import WorkerApi
 from worker.main import _worker_status
 from worker.watchdog import Watchdog, WorkerStatus
 
@@ -32,7 +32,7 @@ class Worker:
     def __init__(self) -> None:
         self.worker_status = WorkerStatus(is_idle=True, received=7)
         self.service = Service()
-        self.watchdog = Watchdog(cast("Jobs", self.service), lambda: self.worker_status, lambda: None)
+        self.watchdog = Watchdog(cast("WorkerApi", self.service), lambda: self.worker_status, lambda: None)
         self.watchdog.look(-1.0)  # learns how many messages it got before
 
     def deaf_at(self, *moments: float) -> list[bool]:
@@ -73,7 +73,7 @@ def test_nobody_is_deaf_while_the_broker_is_away() -> None:
 
 def test_a_worker_that_was_told_to_stop_is_not_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     """Or it would be started anew, and never stop."""
-    jobs = cast("Jobs", SimpleNamespace(any_ready=lambda _workers: True))
+    jobs = cast("WorkerApi", SimpleNamespace(any_ready=lambda _workers: True))
     assert _worker_status(jobs, list).is_idle
     monkeypatch.setattr(state, "should_stop", 0)
     assert not _worker_status(jobs, list).is_idle

@@ -20,9 +20,8 @@ import redis
 import SimpleITK as sitk
 
 from jobs import states
-from jobs.bootstrap import connect
+from jobs.bootstrap import Connection, connect
 from jobs.models import InputInfo, JobRecord, JobStatus, MaskName, Priority
-from jobs.service import Jobs
 from jobs.settings import JobsSettings
 
 TINY_WORKER = Path(__file__).parents[1] / "support" / "tiny_worker.py"
@@ -50,8 +49,8 @@ class Service:
         self.environment |= {"LOBEWISE_DATA_DIR": str(folder / "data"), "TMPDIR": str(folder)}
         self.environment["LOBEWISE_LIVENESS_FILE"] = str(folder / "alive")
         settings = {name.lower(): value for name, value in wanted.items() if not name.startswith("TEST_")}
-        self.jobs: Jobs = connect(JobsSettings(data_dir=folder / "data", redis_url=None, **settings))  # type: ignore[arg-type]
-        self.jobs.start_reconciler()
+        self.jobs: Connection = connect(JobsSettings(data_dir=folder / "data", redis_url=None, **settings))  # type: ignore[arg-type]
+        self.jobs.reconciler.start()
         self.workers: list[subprocess.Popen[bytes]] = []
 
     def start_worker(self) -> "subprocess.Popen[bytes]":
@@ -64,15 +63,15 @@ class Service:
         return process
 
     def post(self, order: dict[str, Any], **options: Any) -> str:
-        job_id = self.jobs.new_id()
+        job_id = self.jobs.service.new_id()
 
         async def stream() -> InputInfo:
-            sink = await self.jobs.open_upload(job_id)
+            sink = await self.jobs.service.open_upload(job_id)
             await sink.write(json.dumps(order).encode())
             return await sink.finish()
 
         record = JobRecord(id=job_id, created_at=states.now(), input=asyncio.run(stream()), **options)
-        return self.jobs.accept(record).id
+        return self.jobs.service.accept(record).id
 
     def close(self) -> None:
         for process in self.workers:
@@ -86,7 +85,7 @@ class Service:
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     service = Service(tmp_path_factory.mktemp("service"))
     service.start_worker()
-    until(lambda: service.jobs.readiness().workers == 1)
+    until(lambda: service.jobs.status.readiness().workers == 1)
     yield service
     service.close()
 
@@ -97,7 +96,7 @@ def alone(folder: Path, **settings: str) -> Iterator[tuple[Service, "subprocess.
     service = Service(folder, settings)
     worker = service.start_worker()
     try:
-        until(lambda: service.jobs.readiness().workers == 1)
+        until(lambda: service.jobs.status.readiness().workers == 1)
         yield service, worker
     finally:
         service.close()
@@ -109,22 +108,22 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def is_running(service: Service, job_id: str, attempt: int = 1) -> bool:
-    state = service.jobs.get(job_id)
+    state = service.jobs.service.get(job_id)
     return state.status == JobStatus.RUNNING and state.attempt == attempt
 
 
 def test_a_scan_is_scored_and_its_masks_lie_on_its_own_grid(service: Service, tmp_path: Path) -> None:
     job_id = service.post({"do": "score", "opacity": 40})
-    state = service.jobs.wait(job_id, 60)
+    state = service.jobs.service.wait(job_id, 60)
     assert (state.status, state.attempt, state.progress) == (JobStatus.SUCCEEDED, 1, 1.0)
-    report = service.jobs.report(job_id)
+    report = service.jobs.service.report(job_id)
     assert report.severity.percent_opacity == 40.0
     assert [lobe.severity_score for lobe in report.lobes] == [2] * 5
     assert report.provenance.input_sha256 == state.input.sha256
     assert set(report.provenance.seconds) >= {"fetch", "read", "store", "lungs"}
     for name, values in ((MaskName.LOBES, {1, 2, 3, 4, 5}), (MaskName.LESIONS, {0, 1}), (MaskName.LUNGS, {1})):
         path = tmp_path / f"{name}.nii.gz"
-        path.write_bytes(b"".join(service.jobs.mask(job_id, name).read()))
+        path.write_bytes(b"".join(service.jobs.service.mask(job_id, name).read()))
         assert gzip.decompress(path.read_bytes())[344:347] == b"n+1"
         image = sitk.ReadImage(str(path))
         assert image.GetSize() == (20, 10, 5)
@@ -135,7 +134,7 @@ def test_a_scan_is_scored_and_its_masks_lie_on_its_own_grid(service: Service, tm
 
 
 def test_a_scan_that_cannot_be_scored_fails_with_its_problem_and_is_not_retried(service: Service) -> None:
-    state = service.jobs.wait(service.post({"do": "not-chest"}), 60)
+    state = service.jobs.service.wait(service.post({"do": "not-chest"}), 60)
     assert (state.status, state.attempt) == (JobStatus.FAILED, 1)
     assert state.error is not None
     assert (state.error.type, state.error.retryable) == ("/problems/lungs-not-found", False)
@@ -143,7 +142,7 @@ def test_a_scan_that_cannot_be_scored_fails_with_its_problem_and_is_not_retried(
 
 
 def test_a_fault_of_ours_is_retried_and_counted(service: Service) -> None:
-    state = service.jobs.wait(service.post({"do": "fault"}), 60)
+    state = service.jobs.service.wait(service.post({"do": "fault"}), 60)
     assert (state.status, state.attempt) == (JobStatus.FAILED, 3)
     assert state.error is not None
     assert (state.error.type, state.error.retryable) == ("/problems/attempts-exhausted", True)
@@ -153,26 +152,26 @@ def test_an_urgent_job_overtakes_a_flood_and_the_flood_goes_on(service: Service)
     blocker = service.post({"do": "score", "seconds": 1})
     until(lambda: is_running(service, blocker))
     flood = [service.post({"do": "score"}, priority=Priority.BATCH) for _ in range(12)]
-    urgent = service.jobs.wait(service.post({"do": "score"}, priority=Priority.STAT), 60)
-    begun_at = [state.started_at for state in map(service.jobs.get, flood) if state.started_at]
+    urgent = service.jobs.service.wait(service.post({"do": "score"}, priority=Priority.STAT), 60)
+    begun_at = [state.started_at for state in map(service.jobs.service.get, flood) if state.started_at]
     before = [at for at in begun_at if urgent.created_at < at < (urgent.started_at or at)]
     assert len(before) <= 1
-    assert all(service.jobs.wait(job_id, 60).status == JobStatus.SUCCEEDED for job_id in flood)
+    assert all(service.jobs.service.wait(job_id, 60).status == JobStatus.SUCCEEDED for job_id in flood)
 
 
 def test_a_running_job_stops_when_it_is_cancelled(service: Service) -> None:
     job_id = service.post({"do": "score", "seconds": 2.9})
     until(lambda: is_running(service, job_id))
-    assert service.jobs.cancel(job_id).cancel_requested
-    assert service.jobs.wait(job_id, 60).status == JobStatus.CANCELLED
+    assert service.jobs.service.cancel(job_id).cancel_requested
+    assert service.jobs.service.wait(job_id, 60).status == JobStatus.CANCELLED
 
 
 def test_work_that_hangs_is_cancelled_by_force_and_the_worker_goes_on(service: Service) -> None:
     job_id = service.post({"do": "hang"})
     until(lambda: is_running(service, job_id))
-    service.jobs.cancel(job_id)
-    assert service.jobs.wait(job_id, 60).status == JobStatus.CANCELLED
-    assert service.jobs.wait(service.post({"do": "score"}), 60).status == JobStatus.SUCCEEDED
+    service.jobs.service.cancel(job_id)
+    assert service.jobs.service.wait(job_id, 60).status == JobStatus.CANCELLED
+    assert service.jobs.service.wait(service.post({"do": "score"}), 60).status == JobStatus.SUCCEEDED
 
 
 def test_a_job_that_was_running_when_redis_was_wiped_is_neither_lost_nor_done_twice(service: Service) -> None:
@@ -181,7 +180,7 @@ def test_a_job_that_was_running_when_redis_was_wiped_is_neither_lost_nor_done_tw
     until(lambda: is_running(service, job_id))
     with redis.Redis.from_url(service.jobs.settings.redis_url or "") as server:
         server.flushall()
-    states_after = [service.jobs.wait(i, 60) for i in (job_id, waiting)]
+    states_after = [service.jobs.service.wait(i, 60) for i in (job_id, waiting)]
     assert [(s.status, s.attempt) for s in states_after] == [(JobStatus.SUCCEEDED, 1)] * 2
 
 
@@ -190,7 +189,7 @@ def test_the_liveness_file_is_touched(service: Service) -> None:
 
 
 def test_a_job_whose_process_dies_every_time_ends_failed(service: Service) -> None:
-    state = service.jobs.wait(service.post({"do": "die"}), 80)
+    state = service.jobs.service.wait(service.post({"do": "die"}), 80)
     assert (state.status, state.attempt) == (JobStatus.FAILED, 3)
     assert state.error is not None
     assert state.error.type == "/problems/poison"
@@ -203,22 +202,22 @@ def test_work_past_its_limits_is_interrupted_and_else_killed_and_counted(
     service: Service, order: str, reason: str, fault: str | None
 ) -> None:
     job_id = service.post({"do": order})
-    until(lambda: service.jobs.get(job_id).attempt == 2)
-    ending = service.jobs._store.endings(job_id, 1)[0]
+    until(lambda: service.jobs.service.get(job_id).attempt == 2)
+    ending = service.jobs.backends.store.endings(job_id, 1)[0]
     assert (ending.reason, ending.fault) == (reason, fault)
-    service.jobs.cancel(job_id)
-    assert service.jobs.wait(job_id, 60).status == JobStatus.CANCELLED
+    service.jobs.service.cancel(job_id)
+    assert service.jobs.service.wait(job_id, 60).status == JobStatus.CANCELLED
 
 
 def test_what_needs_too_much_memory_is_tried_once_more_in_smaller_pieces_by_a_fresh_process(service: Service) -> None:
-    state = service.jobs.wait(service.post({"do": "memory-unless-frugal"}), 60)
+    state = service.jobs.service.wait(service.post({"do": "memory-unless-frugal"}), 60)
     assert (state.status, state.attempt) == (JobStatus.SUCCEEDED, 2)
-    claims = [service.jobs._store.claim(state.id, attempt) for attempt in (1, 2)]
+    claims = [service.jobs.backends.store.claim(state.id, attempt) for attempt in (1, 2)]
     assert len({claim.worker for claim in claims if claim}) == 2
 
 
 def test_what_needs_too_much_memory_twice_fails_and_says_so(service: Service) -> None:
-    state = service.jobs.wait(service.post({"do": "memory"}), 60)
+    state = service.jobs.service.wait(service.post({"do": "memory"}), 60)
     assert (state.status, state.attempt) == (JobStatus.FAILED, 2)
     assert state.error is not None
     assert (state.error.type, state.error.retryable) == ("/problems/out-of-memory", False)
@@ -230,7 +229,10 @@ def test_a_worker_that_is_told_to_stop_finishes_the_job_in_hand(tmp_path: Path) 
         until(lambda: is_running(service, job_id))
         worker.terminate()
         assert worker.wait(30) == 0
-        assert (service.jobs.get(job_id).status, service.jobs.get(job_id).attempt) == (JobStatus.SUCCEEDED, 1)
+        assert (service.jobs.service.get(job_id).status, service.jobs.service.get(job_id).attempt) == (
+            JobStatus.SUCCEEDED,
+            1,
+        )
 
 
 def test_a_worker_without_time_to_finish_hands_the_job_back_and_that_counts_for_nothing(tmp_path: Path) -> None:
@@ -239,15 +241,18 @@ def test_a_worker_without_time_to_finish_hands_the_job_back_and_that_counts_for_
         until(lambda: is_running(service, job_id))
         worker.terminate()
         assert worker.wait(30) == 0
-        assert (service.jobs.get(job_id).status, service.jobs.get(job_id).attempt) == (JobStatus.QUEUED, 1)
+        assert (service.jobs.service.get(job_id).status, service.jobs.service.get(job_id).attempt) == (
+            JobStatus.QUEUED,
+            1,
+        )
         service.start_worker()
-        state = service.jobs.wait(job_id, 60)
+        state = service.jobs.service.wait(job_id, 60)
         assert (state.status, state.attempt) == (JobStatus.SUCCEEDED, 2)
 
 
 def test_a_worker_that_hears_nothing_while_jobs_wait_starts_anew(tmp_path: Path) -> None:
     with alone(tmp_path, TEST_DEAF_ONCE=str(tmp_path / "was-deaf")) as (service, worker):
-        state = service.jobs.wait(service.post({"do": "score"}), 60)
+        state = service.jobs.service.wait(service.post({"do": "score"}), 60)
         assert (state.status, state.attempt) == (JobStatus.SUCCEEDED, 1)
         assert worker.poll() is None
     assert "starts anew" in (tmp_path / "worker.log").read_text()
@@ -260,5 +265,5 @@ def test_when_a_whole_worker_is_killed_another_finishes_its_job(service: Service
     victim.send_signal(signal.SIGKILL)
     victim.wait()
     service.start_worker()
-    state = service.jobs.wait(job_id, 60)
+    state = service.jobs.service.wait(job_id, 60)
     assert (state.status, state.attempt) == (JobStatus.SUCCEEDED, 2)

@@ -14,10 +14,9 @@ import pytest
 
 from api.callback_sender import Sender
 from jobs import states
-from jobs.bootstrap import connect
+from jobs.bootstrap import Connection, connect
 from jobs.models import Callback, CallbackStatus, InputInfo, JobError, JobRecord, Manifest, SeverityScores
 from jobs.recovery import finalize
-from jobs.service import Jobs
 from jobs.settings import JobsSettings
 
 OLD_SECRET = "whsec_b2xkZXIgc2VjcmV0IG9mIHRlc3RzLCAyNCBieXRlcw=="
@@ -123,27 +122,27 @@ def any_port(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def jobs(settings: JobsSettings) -> Iterator[Jobs]:
+def jobs(settings: JobsSettings) -> Iterator[Connection]:
     jobs = connect(settings)
-    jobs.rebuild()
+    jobs.reconciler.rebuild()
     yield jobs
     jobs.close()
 
 
 @pytest.fixture
-def end_job(jobs: Jobs) -> Callable[..., str]:
+def end_job(jobs: Connection) -> Callable[..., str]:
     """Accept a job and end it, as a worker would; the answer is its id."""
 
     def end(url: str | None, outcome: str = "succeeded", **more: Any) -> str:
         record = JobRecord(
-            id=jobs.new_id(),
+            id=jobs.service.new_id(),
             created_at=states.now(),
             input=InputInfo(size_bytes=1, sha256="0" * 64),
             callback_url=url,
             client_reference="worklist-4711",
             **more,
         )
-        jobs.accept(record.model_copy(update={"address": f"https://lobewise.example/v1/jobs/{record.id}"}))
+        jobs.service.accept(record.model_copy(update={"address": f"https://lobewise.example/v1/jobs/{record.id}"}))
         error = JobError(type="/problems/x", title="x", detail="x", retryable=False) if outcome == "failed" else None
         manifest = Manifest(
             job_id=record.id,
@@ -153,17 +152,19 @@ def end_job(jobs: Jobs) -> Callable[..., str]:
             severity=SCORES if outcome == "succeeded" else None,
             error=error,
         )
-        assert finalize.conclude(jobs._parts, record, manifest)
+        assert finalize.end_job(jobs.backends, record, manifest)
         return record.id
 
     return end
 
 
 @contextmanager
-def sending(jobs: Jobs) -> Iterator[None]:
+def sending(jobs: Connection) -> Iterator[None]:
     """A sender at work."""
     loop, stop = asyncio.new_event_loop(), asyncio.Event()
-    thread = threading.Thread(target=loop.run_until_complete, args=(Sender(jobs).run(stop),))
+    thread = threading.Thread(
+        target=loop.run_until_complete, args=(Sender(jobs.service.callbacks, jobs.settings).run(stop),)
+    )
     thread.start()
     try:
         yield
@@ -175,12 +176,12 @@ def sending(jobs: Jobs) -> Iterator[None]:
 
 
 @pytest.fixture
-def settled(jobs: Jobs) -> Callable[[str], Callback]:
+def settled(jobs: Connection) -> Callable[[str], Callback]:
     """Wait until no attempt is due any more."""
 
     def wait(job_id: str, seconds: float = 10) -> Callback:
         deadline = time.monotonic() + seconds
-        while (callback := jobs.callbacks.look(job_id)).status is CallbackStatus.PENDING:
+        while (callback := jobs.service.callbacks.look(job_id)).status is CallbackStatus.PENDING:
             assert time.monotonic() < deadline, callback
             time.sleep(0.02)
         return callback

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from jobs.bootstrap import Connection
 from jobs.models import CallbackStatus
-from jobs.service import Jobs
 
 from .conftest import NEW_SECRET, Receiver
 
 
 @pytest.mark.parametrize("command", [["api.callback_sender"], ["cli", "sender"]])
 def test_it_sends_and_ends_in_peace(
-    jobs: Jobs,
+    jobs: Connection,
     receiver: Callable[..., Receiver],
     end_job: Callable[..., str],
     settled: Callable,

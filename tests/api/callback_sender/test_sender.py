@@ -13,11 +13,10 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from api.schemas import JobEnded
 from jobs import states
-from jobs.bootstrap import connect
+from jobs.bootstrap import Connection, connect
 from jobs.callbacks import Answer
 from jobs.errors import JobPurgedError, NoCallbackError, WrongStateError
 from jobs.models import CallbackFault, CallbackOutcome, CallbackStatus, InputInfo, JobRecord
-from jobs.service import Jobs
 
 from .conftest import NEW_SECRET, OLD_SECRET, Receiver, sending, status
 
@@ -26,7 +25,7 @@ D, R, F, X = (CallbackOutcome(name) for name in ("delivered", "retry", "failed",
 
 @pytest.mark.parametrize("outcome", ["succeeded", "failed", "cancelled"])
 def test_the_receiver_gets_a_cloud_event_that_both_secrets_sign(
-    jobs: Jobs, receiver: Callable[..., Receiver], end_job: Callable[..., str], settled: Callable, outcome: str
+    jobs: Connection, receiver: Callable[..., Receiver], end_job: Callable[..., str], settled: Callable, outcome: str
 ) -> None:
     there = receiver()
     job_id = end_job(there.url, outcome)
@@ -48,7 +47,7 @@ def test_the_receiver_gets_a_cloud_event_that_both_secrets_sign(
 
 
 def test_a_changed_message_or_another_secret_is_found_out(
-    jobs: Jobs, receiver: Callable[..., Receiver], end_job: Callable[..., str], settled: Callable
+    jobs: Connection, receiver: Callable[..., Receiver], end_job: Callable[..., str], settled: Callable
 ) -> None:
     there = receiver()
     with sending(jobs):
@@ -73,7 +72,7 @@ def test_a_changed_message_or_another_secret_is_found_out(
     ],
 )
 def test_what_is_not_2xx_is_tried_again_until_it_is_given_up_or_unwanted(
-    jobs: Jobs,
+    jobs: Connection,
     receiver: Callable[..., Receiver],
     end_job: Callable[..., str],
     settled: Callable,
@@ -89,7 +88,7 @@ def test_what_is_not_2xx_is_tried_again_until_it_is_given_up_or_unwanted(
     assert {message.path for message in there.got} == {"/ended"}, "no redirect is followed"
     assert len({message.headers["webhook-id"] for message in there.got}) == 1
     assert len({message.body for message in there.got}) == 1
-    assert dict(jobs.callbacks.outcomes()) == {o: expected.count(o) for o in CallbackOutcome}
+    assert dict(jobs.service.callbacks.outcomes()) == {o: expected.count(o) for o in CallbackOutcome}
 
 
 def hang(handler: object, number: int) -> None:
@@ -120,7 +119,11 @@ def endless(handler, number: int) -> None:
 
 @pytest.mark.parametrize("answer", [hang, drip])
 def test_a_receiver_that_never_answers_is_left_after_the_timeout(
-    jobs: Jobs, receiver: Callable[..., Receiver], end_job: Callable[..., str], settled: Callable, answer: Callable
+    jobs: Connection,
+    receiver: Callable[..., Receiver],
+    end_job: Callable[..., str],
+    settled: Callable,
+    answer: Callable,
 ) -> None:
     job_id = end_job(receiver(answer).url)
     with sending(jobs):
@@ -131,13 +134,15 @@ def test_a_receiver_that_never_answers_is_left_after_the_timeout(
 
 
 def test_an_endless_answer_is_not_read(
-    jobs: Jobs, receiver: Callable[..., Receiver], end_job: Callable[..., str], settled: Callable
+    jobs: Connection, receiver: Callable[..., Receiver], end_job: Callable[..., str], settled: Callable
 ) -> None:
     with sending(jobs):
         assert settled(end_job(receiver(endless).url)).status is CallbackStatus.DELIVERED
 
 
-def test_nobody_there_is_a_fault_of_the_connection(jobs: Jobs, end_job: Callable[..., str], settled: Callable) -> None:
+def test_nobody_there_is_a_fault_of_the_connection(
+    jobs: Connection, end_job: Callable[..., str], settled: Callable
+) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{probe.getsockname()[1]}/ended"
@@ -147,7 +152,7 @@ def test_nobody_there_is_a_fault_of_the_connection(jobs: Jobs, end_job: Callable
 
 
 def test_receivers_that_hang_do_not_hold_up_the_others(
-    jobs: Jobs, receiver: Callable[..., Receiver], end_job: Callable[..., str], settled: Callable
+    jobs: Connection, receiver: Callable[..., Receiver], end_job: Callable[..., str], settled: Callable
 ) -> None:
     """Far more messages for one that hangs than a sender has under way at once."""
     bad, good = receiver(hang), receiver()
@@ -157,12 +162,12 @@ def test_receivers_that_hang_do_not_hold_up_the_others(
     with sending(jobs):
         begin = time.monotonic()
         settled(job_id, 10)
-        assert jobs.callbacks.backlog().pending > 50, "the bad ones still wait"
+        assert jobs.service.callbacks.backlog().pending > 50, "the bad ones still wait"
         assert time.monotonic() - begin < 8
 
 
 def test_an_address_that_answered_410_is_left_alone_until_a_redelivery_is_taken(
-    jobs: Jobs, receiver: Callable[..., Receiver], end_job: Callable[..., str], settled: Callable
+    jobs: Connection, receiver: Callable[..., Receiver], end_job: Callable[..., str], settled: Callable
 ) -> None:
     there = receiver(status(410, 410, 204))
     first, second = end_job(there.url), None
@@ -172,21 +177,21 @@ def test_an_address_that_answered_410_is_left_alone_until_a_redelivery_is_taken(
         callback = settled(second)
         assert (callback.status, callback.attempts[0].fault) == (CallbackStatus.DISABLED, CallbackFault.DISABLED)
         assert len(there.got) == 1
-        jobs.callbacks.redeliver(second)
+        jobs.service.callbacks.redeliver(second)
         assert settled(second).status is CallbackStatus.DISABLED
-        jobs.callbacks.redeliver(second)
+        jobs.service.callbacks.redeliver(second)
         assert [(a.round, a.outcome) for a in settled(second).attempts] == [(1, X), (2, X), (3, D)]
         assert settled(end_job(there.url)).status is CallbackStatus.DELIVERED
 
 
 def test_a_redelivery_begins_anew_with_the_same_id(
-    jobs: Jobs, receiver: Callable[..., Receiver], end_job: Callable[..., str], settled: Callable
+    jobs: Connection, receiver: Callable[..., Receiver], end_job: Callable[..., str], settled: Callable
 ) -> None:
     there = receiver(status(500, 500, 500, 500, 204))
     job_id = end_job(there.url)
     with sending(jobs):
         assert settled(job_id).status is CallbackStatus.FAILED
-        assert jobs.callbacks.redeliver(job_id).status is CallbackStatus.PENDING
+        assert jobs.service.callbacks.redeliver(job_id).status is CallbackStatus.PENDING
         callback = settled(job_id)
     assert [(a.round, a.number, a.outcome) for a in callback.attempts] == [
         (1, 1, R), (1, 2, R), (1, 3, F), (2, 1, R), (2, 2, D),
@@ -195,7 +200,7 @@ def test_a_redelivery_begins_anew_with_the_same_id(
 
 
 def test_an_address_that_the_operator_does_not_allow_is_never_called(
-    jobs: Jobs, receiver: Callable[..., Receiver], end_job: Callable[..., str], settled: Callable
+    jobs: Connection, receiver: Callable[..., Receiver], end_job: Callable[..., str], settled: Callable
 ) -> None:
     there = receiver()
     job_id = end_job(there.url.replace("127.0.0.1", "127.0.0.2"))
@@ -206,66 +211,66 @@ def test_an_address_that_the_operator_does_not_allow_is_never_called(
 
 
 def test_a_receiver_that_asks_for_patience_gets_it(
-    jobs: Jobs, receiver: Callable[..., Receiver], end_job: Callable[..., str]
+    jobs: Connection, receiver: Callable[..., Receiver], end_job: Callable[..., str]
 ) -> None:
     there = receiver(status(429, retry_after="3600"))
     job_id = end_job(there.url)
     with sending(jobs):
-        while not (attempts := jobs.callbacks.look(job_id).attempts):
+        while not (attempts := jobs.service.callbacks.look(job_id).attempts):
             time.sleep(0.02)
     pause = attempts[0].next_attempt_at - states.now()
     assert 3500 < pause.total_seconds() < 3700
 
 
 def test_a_wiped_broker_loses_no_callback_and_repeats_none_that_was_taken(
-    jobs: Jobs, receiver: Callable[..., Receiver], end_job: Callable[..., str], settled: Callable
+    jobs: Connection, receiver: Callable[..., Receiver], end_job: Callable[..., str], settled: Callable
 ) -> None:
     there = receiver()
     with sending(jobs):
         settled(end_job(there.url))
     waiting = end_job(there.url)
-    jobs._live._redis.flushall()
-    jobs.rebuild()
+    jobs.backends.live._redis.flushall()
+    jobs.reconciler.rebuild()
     with sending(jobs):
         settled(waiting)
-        while jobs.callbacks.backlog().pending:
+        while jobs.service.callbacks.backlog().pending:
             time.sleep(0.02)
     assert [message.headers["webhook-id"] for message in there.got].count(f"msg_{waiting}") == 1
     assert len(there.got) == 2
 
 
 def test_a_sender_that_dies_with_a_message_in_hand_is_followed_by_another(
-    jobs: Jobs, receiver: Callable[..., Receiver], end_job: Callable[..., str], settled: Callable
+    jobs: Connection, receiver: Callable[..., Receiver], end_job: Callable[..., str], settled: Callable
 ) -> None:
     there = receiver()
     job_id = end_job(there.url)
-    assert jobs.callbacks.claim(10) == [job_id]
-    assert jobs.callbacks.claim(10) == [], "it is in other hands"
+    assert jobs.service.callbacks.claim(10) == [job_id]
+    assert jobs.service.callbacks.claim(10) == [], "it is in other hands"
     with sending(jobs):
         assert settled(job_id).status is CallbackStatus.DELIVERED
 
 
 def test_what_was_kept_counts_when_the_broker_fails_right_after(
-    jobs: Jobs, receiver: Callable[..., Receiver], end_job: Callable[..., str]
+    jobs: Connection, receiver: Callable[..., Receiver], end_job: Callable[..., str]
 ) -> None:
     """The record of the attempt is there; the claim runs out; nothing is sent twice."""
     there = receiver()
     job_id = end_job(there.url)
-    (claimed,) = jobs.callbacks.claim(1)
-    delivery = jobs.callbacks.open(claimed)
+    (claimed,) = jobs.service.callbacks.claim(1)
+    delivery = jobs.service.callbacks.open(claimed)
     assert delivery is not None
     from jobs.callbacks import Answer
 
-    jobs.callbacks.settle(delivery, Answer(states.now(), 0.1, http_status=200))
-    jobs.callbacks.postpone(job_id, 0)
+    jobs.service.callbacks.settle(delivery, Answer(states.now(), 0.1, http_status=200))
+    jobs.service.callbacks.postpone(job_id, 0)
     with sending(jobs):
-        while jobs.callbacks.backlog().pending:
+        while jobs.service.callbacks.backlog().pending:
             time.sleep(0.02)
     assert not there.got
 
 
 def test_two_senders_send_each_message_once(
-    jobs: Jobs, receiver: Callable[..., Receiver], end_job: Callable[..., str], settled: Callable
+    jobs: Connection, receiver: Callable[..., Receiver], end_job: Callable[..., str], settled: Callable
 ) -> None:
     there = receiver()
     ids = [end_job(there.url) for _ in range(40)]
@@ -280,80 +285,82 @@ def test_two_senders_send_each_message_once(
 
 
 def test_a_purged_job_tells_nobody_and_leaves_nothing(
-    jobs: Jobs, receiver: Callable[..., Receiver], end_job: Callable[..., str], settled: Callable
+    jobs: Connection, receiver: Callable[..., Receiver], end_job: Callable[..., str], settled: Callable
 ) -> None:
     there = receiver(status(500))
     job_id = end_job(there.url)
     with sending(jobs):
-        while not jobs.callbacks.look(job_id).attempts:
+        while not jobs.service.callbacks.look(job_id).attempts:
             time.sleep(0.02)
-        jobs.purge(job_id)
-        while jobs.callbacks.backlog().pending:
+        jobs.service.purge(job_id)
+        while jobs.service.callbacks.backlog().pending:
             time.sleep(0.02)
     with pytest.raises(JobPurgedError):
-        jobs.callbacks.look(job_id)
-    jobs._cleanup.clean_up()
-    assert set(jobs._store.files(job_id).names) == {"purged.json"}
+        jobs.service.callbacks.look(job_id)
+    jobs.cleanup.clean_up()
+    assert set(jobs.backends.store.files(job_id).names) == {"purged.json"}
 
 
-def test_an_attempt_that_ends_after_its_job_was_deleted_is_the_last(jobs: Jobs, end_job: Callable[..., str]) -> None:
+def test_an_attempt_that_ends_after_its_job_was_deleted_is_the_last(
+    jobs: Connection, end_job: Callable[..., str]
+) -> None:
     job_id = end_job("http://127.0.0.1:9/")
-    assert jobs.callbacks.claim(9) == [job_id]
-    delivery = jobs.callbacks.open(job_id)
+    assert jobs.service.callbacks.claim(9) == [job_id]
+    delivery = jobs.service.callbacks.open(job_id)
     assert delivery is not None
-    jobs.purge(job_id)
-    jobs.callbacks.settle(delivery, Answer(states.now(), 0.1, http_status=500))
-    assert jobs.callbacks.backlog().pending == 0
+    jobs.service.purge(job_id)
+    jobs.service.callbacks.settle(delivery, Answer(states.now(), 0.1, http_status=500))
+    assert jobs.service.callbacks.backlog().pending == 0
 
 
 def test_a_redelivery_that_is_asked_for_while_an_attempt_ends_is_not_lost(
-    jobs: Jobs, end_job: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    jobs: Connection, end_job: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job_id = end_job("http://127.0.0.1:9/")
-    assert jobs.callbacks.claim(9) == [job_id]
-    delivery = jobs.callbacks.open(job_id)
+    assert jobs.service.callbacks.claim(9) == [job_id]
+    delivery = jobs.service.callbacks.open(job_id)
     assert delivery is not None
-    forget = jobs._live.callbacks.forget
+    forget = jobs.backends.live.callbacks.forget
 
     def ask_before_it_is_forgotten(job_id: str) -> None:
-        jobs.callbacks.redeliver(job_id)
+        jobs.service.callbacks.redeliver(job_id)
         forget(job_id)
 
-    monkeypatch.setattr(jobs._live.callbacks, "forget", ask_before_it_is_forgotten)
-    jobs.callbacks.settle(delivery, Answer(states.now(), 0.1, http_status=204))
-    assert jobs.callbacks.claim(9) == [job_id]
+    monkeypatch.setattr(jobs.backends.live.callbacks, "forget", ask_before_it_is_forgotten)
+    jobs.service.callbacks.settle(delivery, Answer(states.now(), 0.1, http_status=204))
+    assert jobs.service.callbacks.claim(9) == [job_id]
 
 
-def test_what_is_due_for_a_deleted_job_is_forgotten(jobs: Jobs, end_job: Callable[..., str]) -> None:
+def test_what_is_due_for_a_deleted_job_is_forgotten(jobs: Connection, end_job: Callable[..., str]) -> None:
     """As a sender leaves it that was killed between the end of an attempt and what follows."""
     job_id = end_job("http://127.0.0.1:9/")
-    jobs.purge(job_id)
-    jobs._live.callbacks.after(job_id, 0)
-    assert jobs.callbacks.claim(9) == [job_id]
+    jobs.service.purge(job_id)
+    jobs.backends.live.callbacks.after(job_id, 0)
+    assert jobs.service.callbacks.claim(9) == [job_id]
     with pytest.raises(JobPurgedError):
-        jobs.callbacks.open(job_id)
-    assert jobs.callbacks.backlog().pending == 0
+        jobs.service.callbacks.open(job_id)
+    assert jobs.service.callbacks.backlog().pending == 0
 
 
-def test_a_job_that_is_not_finished_waits_and_one_without_address_has_no_callback(jobs: Jobs) -> None:
+def test_a_job_that_is_not_finished_waits_and_one_without_address_has_no_callback(jobs: Connection) -> None:
     def accept(url: str | None) -> str:
         scan = InputInfo(size_bytes=1, sha256="0" * 64)
-        record = JobRecord(id=jobs.new_id(), created_at=states.now(), input=scan, callback_url=url)
-        return jobs.accept(record).id
+        record = JobRecord(id=jobs.service.new_id(), created_at=states.now(), input=scan, callback_url=url)
+        return jobs.service.accept(record).id
 
     waiting, silent = accept("http://127.0.0.1/x"), accept(None)
-    assert jobs.callbacks.look(waiting).status is CallbackStatus.WAITING
+    assert jobs.service.callbacks.look(waiting).status is CallbackStatus.WAITING
     with pytest.raises(WrongStateError):
-        jobs.callbacks.redeliver(waiting)
-    for call in (jobs.callbacks.look, jobs.callbacks.redeliver):
+        jobs.service.callbacks.redeliver(waiting)
+    for call in (jobs.service.callbacks.look, jobs.service.callbacks.redeliver):
         with pytest.raises(NoCallbackError):
             call(silent)
-    assert jobs.callbacks.backlog().pending == 0
-    assert jobs.callbacks.claim(5) == []
+    assert jobs.service.callbacks.backlog().pending == 0
+    assert jobs.service.callbacks.claim(5) == []
 
 
 def test_a_secret_of_ones_own_is_made_once_and_signs(
-    jobs: Jobs, receiver: Callable[..., Receiver], end_job: Callable[..., str], settled: Callable
+    jobs: Connection, receiver: Callable[..., Receiver], end_job: Callable[..., str], settled: Callable
 ) -> None:
     plain = connect(jobs.settings.model_copy(update={"callback_secrets": None}))
     there = receiver()
@@ -369,7 +376,7 @@ def test_a_secret_of_ones_own_is_made_once_and_signs(
 
 
 def test_what_is_under_way_is_finished_when_a_sender_stops(
-    jobs: Jobs, receiver: Callable[..., Receiver], end_job: Callable[..., str]
+    jobs: Connection, receiver: Callable[..., Receiver], end_job: Callable[..., str]
 ) -> None:
     arrived = threading.Event()
 
@@ -381,11 +388,11 @@ def test_what_is_under_way_is_finished_when_a_sender_stops(
     job_id = end_job(receiver(slow).url)
     with sending(jobs):
         assert arrived.wait(5)
-    assert jobs.callbacks.look(job_id).status is CallbackStatus.DELIVERED
+    assert jobs.service.callbacks.look(job_id).status is CallbackStatus.DELIVERED
 
 
 def test_no_log_names_an_address(
-    jobs: Jobs, receiver: Callable[..., Receiver], end_job: Callable[..., str], settled: Callable, caplog
+    jobs: Connection, receiver: Callable[..., Receiver], end_job: Callable[..., str], settled: Callable, caplog
 ) -> None:
     for room in ("api", "jobs"):
         caplog.set_level("DEBUG", room)
@@ -398,7 +405,7 @@ def test_no_log_names_an_address(
 
 
 def test_the_moment_is_signed_in_whole_seconds(
-    jobs: Jobs, receiver: Callable[..., Receiver], end_job: Callable[..., str], settled: Callable
+    jobs: Connection, receiver: Callable[..., Receiver], end_job: Callable[..., str], settled: Callable
 ) -> None:
     there = receiver()
     with sending(jobs):

@@ -6,38 +6,37 @@ from collections.abc import Callable
 import pytest
 import redis
 
-from jobs.bootstrap import connect
+from jobs.bootstrap import Connection, connect
 from jobs.errors import LeaseLostError
 from jobs.live.job_metrics import BUCKETS_SECONDS, FIGURES, PROBLEMS, WorkerStats
 from jobs.models import JobError, JobStatus, Priority, Stage
-from jobs.service import Jobs
 from tests.jobs.conftest import report_for
 
 INFINITY = float("inf")
 
 
-def counted(jobs: Jobs) -> dict[tuple[str, str], int]:
-    return {(str(outcome), slug): n for (outcome, slug), n in jobs.figures().finished.items() if n}
+def counted(jobs: Connection) -> dict[tuple[str, str], int]:
+    return {(str(outcome), slug): n for (outcome, slug), n in jobs.status.job_metrics().finished.items() if n}
 
 
-def ended(jobs: Jobs) -> int:
-    return sum(histogram.buckets[INFINITY] for histogram in jobs.figures().job_seconds.values())
+def ended(jobs: Connection) -> int:
+    return sum(histogram.buckets[INFINITY] for histogram in jobs.status.job_metrics().job_seconds.values())
 
 
 def error(slug: str = "not-chest-ct") -> JobError:
     return JobError(type=f"/problems/{slug}", title="t", detail="d", retryable=False)
 
 
-def test_a_job_counts_once_with_its_stages_and_its_time(jobs: Jobs, post: Callable[..., str]) -> None:
+def test_a_job_counts_once_with_its_stages_and_its_time(jobs: Connection, post: Callable[..., str]) -> None:
     job_id = post(jobs, priority=Priority.STAT)
     report = report_for(job_id)
     seconds = {"fetch": 0.1, "lungs": 7.0, "lesions": 5000.0, "a stage of another version": 1.0}
     report = report.model_copy(update={"provenance": report.provenance.model_copy(update={"seconds": seconds})})
-    with jobs.claim(job_id, "w") as lease:
+    with jobs.worker.claim(job_id, "w") as lease:
         lease.report(Stage.LUNGS, 0.2)
-        assert jobs.figures().running[Stage.LUNGS] == 1
-        jobs.succeed(lease, report, {})
-    figures = jobs.figures()
+        assert jobs.status.job_metrics().running[Stage.LUNGS] == 1
+        jobs.worker.succeed(lease, report, {})
+    figures = jobs.status.job_metrics()
     assert counted(jobs) == {("succeeded", ""): 1}
     assert sum(figures.running.values()) == 0
     lungs, lesions = figures.stage_seconds[Stage.LUNGS], figures.stage_seconds[Stage.LESIONS]
@@ -49,88 +48,90 @@ def test_a_job_counts_once_with_its_stages_and_its_time(jobs: Jobs, post: Callab
     assert figures.job_seconds[Priority.STAT].buckets[INFINITY] == ended(jobs) == 1
 
 
-def test_a_failure_counts_with_its_problem_and_an_unknown_one_as_other(jobs: Jobs, post: Callable[..., str]) -> None:
+def test_a_failure_counts_with_its_problem_and_an_unknown_one_as_other(
+    jobs: Connection, post: Callable[..., str]
+) -> None:
     for slug in ("not-chest-ct", "unheard-of"):
-        with jobs.claim(post(jobs), "w") as lease:
-            jobs.fail(lease, error(slug), {"read": 0.3})
+        with jobs.worker.claim(post(jobs), "w") as lease:
+            jobs.worker.fail(lease, error(slug), {"read": 0.3})
     assert counted(jobs) == {("failed", "not-chest-ct"): 1, ("failed", "other"): 1}
-    assert jobs.figures().stage_seconds[Stage.READ].buckets[0.5] == 2
-    assert set(jobs.figures().finished) == {
+    assert jobs.status.job_metrics().stage_seconds[Stage.READ].buckets[0.5] == 2
+    assert set(jobs.status.job_metrics().finished) == {
         (JobStatus.SUCCEEDED, ""),
         (JobStatus.CANCELLED, ""),
         *((JobStatus.FAILED, slug) for slug in PROBLEMS),
     }
 
 
-def test_a_job_that_is_attempted_again_counts_once(jobs: Jobs, post: Callable[..., str]) -> None:
+def test_a_job_that_is_attempted_again_counts_once(jobs: Connection, post: Callable[..., str]) -> None:
     job_id = post(jobs)
-    with jobs.claim(job_id, "w") as lease:
-        jobs.release(lease, RuntimeError("a fault"))
+    with jobs.worker.claim(job_id, "w") as lease:
+        jobs.worker.retry(lease, RuntimeError("a fault"))
     assert counted(jobs) == {}
-    with jobs.claim(job_id, "w") as lease:
-        jobs.fail(lease, error(), {"fetch": 0.1})
+    with jobs.worker.claim(job_id, "w") as lease:
+        jobs.worker.fail(lease, error(), {"fetch": 0.1})
         with pytest.raises(LeaseLostError):
-            jobs.fail(lease, error(), {"fetch": 0.1})
+            jobs.worker.fail(lease, error(), {"fetch": 0.1})
     assert counted(jobs) == {("failed", "not-chest-ct"): 1}
-    assert jobs.figures().stage_seconds[Stage.FETCH].buckets[INFINITY] == ended(jobs) == 1
+    assert jobs.status.job_metrics().stage_seconds[Stage.FETCH].buckets[INFINITY] == ended(jobs) == 1
 
 
-def test_a_job_that_the_reaper_gives_up_counts_once(jobs: Jobs, post: Callable[..., str]) -> None:
+def test_a_job_that_the_reaper_gives_up_counts_once(jobs: Connection, post: Callable[..., str]) -> None:
     job_id = post(jobs)
     for _ in range(jobs.settings.max_attempts):
-        jobs.claim(job_id, "w")  # and dies: no heartbeat
+        jobs.worker.claim(job_id, "w")  # and dies: no heartbeat
         time.sleep(jobs.settings.lease_seconds + 0.1)
-        jobs.reconcile()
+        jobs.reconciler.reconcile()
     assert counted(jobs) == {("failed", "poison"): 1}
-    jobs.reconcile()
-    jobs.rebuild()
+    jobs.reconciler.reconcile()
+    jobs.reconciler.rebuild()
     assert ended(jobs) == 1
 
 
 def test_a_job_cancelled_while_it_waited_counts_and_a_deleted_one_does_not(
-    jobs: Jobs, post: Callable[..., str]
+    jobs: Connection, post: Callable[..., str]
 ) -> None:
-    jobs.cancel(post(jobs))
-    jobs.purge(post(jobs))
+    jobs.service.cancel(post(jobs))
+    jobs.service.purge(post(jobs))
     assert counted(jobs) == {("cancelled", ""): 1}
 
 
-def test_a_rebuild_counts_nothing_again(jobs: Jobs, server: redis.Redis, finished: Callable[..., str]) -> None:
+def test_a_rebuild_counts_nothing_again(jobs: Connection, server: redis.Redis, finished: Callable[..., str]) -> None:
     finished(jobs)
     server.flushall()
-    jobs.rebuild()
+    jobs.reconciler.rebuild()
     assert counted(jobs) == {}
     finished(jobs)
     assert counted(jobs) == {("succeeded", ""): 1}
 
 
 def test_a_job_that_ends_while_the_broker_is_down_ends_all_the_same_and_counts_later(
-    jobs: Jobs, post: Callable[..., str]
+    jobs: Connection, post: Callable[..., str]
 ) -> None:
     job_id = post(jobs)
     down = connect(jobs.settings.model_copy(update={"redis_url": "redis://127.0.0.1:1/0"}))
-    with jobs.claim(job_id, "w") as lease:
-        down.fail(lease, error(), {"read": 1.0})
-    assert down.get(job_id).status is JobStatus.FAILED
+    with jobs.worker.claim(job_id, "w") as lease:
+        down.worker.fail(lease, error(), {"read": 1.0})
+    assert down.service.get(job_id).status is JobStatus.FAILED
     assert counted(jobs) == {}
     time.sleep(jobs.settings.lease_seconds + 0.1)
-    jobs.reconcile()
+    jobs.reconciler.reconcile()
     assert counted(jobs) == {("failed", "not-chest-ct"): 1}
-    assert jobs.figures().stage_seconds[Stage.READ].buckets[INFINITY] == 0
+    assert jobs.status.job_metrics().stage_seconds[Stage.READ].buckets[INFINITY] == 0
     down.close()
 
 
-def test_bounds_of_another_version_go_into_the_next_of_ours(jobs: Jobs, server: redis.Redis) -> None:
+def test_bounds_of_another_version_go_into_the_next_of_ours(jobs: Connection, server: redis.Redis) -> None:
     server.hset(FIGURES, mapping={"stage:read:le:3": 2, "stage:read:le:99999": 1, "stage:read:ms": 1500})
-    read = jobs.figures().stage_seconds[Stage.READ]
+    read = jobs.status.job_metrics().stage_seconds[Stage.READ]
     assert (read.buckets[2.5], read.buckets[5.0], read.buckets[1800.0], read.buckets[INFINITY]) == (0, 2, 2, 3)
     assert read.sum_seconds == 1.5
 
 
-def test_workers_say_how_they_are_until_they_fall_silent(jobs: Jobs) -> None:
+def test_workers_say_how_they_are_until_they_fall_silent(jobs: Connection) -> None:
     worker_stats = WorkerStats(peak_memory_bytes=5, gpu_memory_used_bytes=2, gpu_memory_total_bytes=3)
-    jobs.announce("host:1", 0.3, worker_stats=worker_stats)
-    jobs.announce("host:2", 30)
-    assert jobs.figures().workers == {"host:1": worker_stats}
+    jobs.worker.announce("host:1", 0.3, worker_stats=worker_stats)
+    jobs.worker.announce("host:2", 30)
+    assert jobs.status.job_metrics().workers == {"host:1": worker_stats}
     time.sleep(0.4)
-    assert jobs.figures().workers == {}
+    assert jobs.status.job_metrics().workers == {}

@@ -9,13 +9,11 @@ import redis
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.answers import JobPage
+from jobs.bootstrap import Connection
 from jobs.errors import InvalidCursorError
-from jobs.ids import new_id
 from jobs.live.pagination import Query, severity_member
 from jobs.models import InputInfo, JobState, JobStatus, Priority, SeverityScores
-from jobs.service import Jobs
-from jobs.states import make_state, now
+from jobs.states import JobPage, make_state, new_id, now
 
 Post = Callable[..., str]
 
@@ -41,17 +39,17 @@ def succeeded(percent_opacity: float) -> JobState:
     )
 
 
-def pages(jobs: Jobs, limit: int, **query: object) -> Iterator[JobPage]:
+def pages(jobs: Connection, limit: int, **query: object) -> Iterator[JobPage]:
     cursor = None
     while True:
-        page = jobs.list(limit=limit, cursor=cursor, **query)  # type: ignore[arg-type]
+        page = jobs.service.list(limit=limit, cursor=cursor, **query)  # type: ignore[arg-type]
         yield page
         cursor = page.next_cursor
         if cursor is None:
             return
 
 
-def ids(jobs: Jobs, limit: int, **query: object) -> list[str]:
+def ids(jobs: Connection, limit: int, **query: object) -> list[str]:
     return [state.id for page in pages(jobs, limit, **query) for state in page.items]
 
 
@@ -93,10 +91,10 @@ def test_members_sort_as_the_percentages_do(one: float, other: float) -> None:
 
 
 @pytest.fixture
-def jobs_of_all_kinds(jobs: Jobs, post: Post, finished: Post) -> Jobs:
+def jobs_of_all_kinds(jobs: Connection, post: Post, finished: Post) -> Connection:
     for percent, priority in zip((5.0, 100.0, 0.0, 5.0, 42.0), (*Priority, *Priority), strict=False):
         finished(jobs, percent, priority=priority)
-        jobs.cancel(post(jobs, priority=priority))
+        jobs.service.cancel(post(jobs, priority=priority))
         post(jobs, priority=priority)
     return jobs
 
@@ -115,7 +113,7 @@ ALL = [
 
 
 def test_every_list_is_the_same_from_redis_and_from_the_blobs_and_for_any_page_size(
-    jobs_of_all_kinds: Jobs, without_broker: Jobs
+    jobs_of_all_kinds: Connection, without_broker: Connection
 ) -> None:
     for query in ALL:
         whole = ids(jobs_of_all_kinds, 99, **query)
@@ -125,25 +123,25 @@ def test_every_list_is_the_same_from_redis_and_from_the_blobs_and_for_any_page_s
     assert len(ids(jobs_of_all_kinds, 99)) == 15
 
 
-def test_the_latest_the_oldest_or_the_most_severe_comes_first(jobs_of_all_kinds: Jobs) -> None:
+def test_the_latest_the_oldest_or_the_most_severe_comes_first(jobs_of_all_kinds: Connection) -> None:
     latest, oldest = ids(jobs_of_all_kinds, 3), ids(jobs_of_all_kinds, 3, sort="created_at")
     assert latest == oldest[::-1] == sorted(latest, reverse=True)
     found = [state.severity for page in pages(jobs_of_all_kinds, 2, sort="severity") for state in page.items]
     assert [scores.percent_opacity for scores in found if scores] == [100.0, 42.0, 5.0, 5.0, 0.0]
 
 
-def test_jobs_that_arrive_while_paging_neither_repeat_nor_hide_others(jobs: Jobs, post: Post) -> None:
+def test_jobs_that_arrive_while_paging_neither_repeat_nor_hide_others(jobs: Connection, post: Post) -> None:
     old = [post(jobs) for _ in range(6)]
-    page = jobs.list(limit=3)
+    page = jobs.service.list(limit=3)
     for _ in range(4):
         post(jobs)
-    rest = jobs.list(limit=9, cursor=page.next_cursor)
+    rest = jobs.service.list(limit=9, cursor=page.next_cursor)
     assert [s.id for s in (*page.items, *rest.items)] == sorted(old, reverse=True)
 
 
-def test_a_page_survives_a_wipe_in_the_middle(jobs: Jobs, server: redis.Redis, post: Post) -> None:
+def test_a_page_survives_a_wipe_in_the_middle(jobs: Connection, server: redis.Redis, post: Post) -> None:
     all_of_them = sorted(post(jobs) for _ in range(5))
-    page = jobs.list(limit=2, sort="created_at")
+    page = jobs.service.list(limit=2, sort="created_at")
     server.flushall()
-    rest = jobs.list(limit=9, sort="created_at", cursor=page.next_cursor)
+    rest = jobs.service.list(limit=9, sort="created_at", cursor=page.next_cursor)
     assert [s.id for s in (*page.items, *rest.items)] == all_of_them

@@ -6,19 +6,19 @@ from collections.abc import Awaitable, Callable
 import pytest
 import redis
 
+from jobs.bootstrap import Connection
 from jobs.errors import JobNotFoundError, JobPurgedError
-from jobs.ids import new_id
 from jobs.live.status_batcher import StatusBatcher
 from jobs.live.view_freshness import ViewFreshness
 from jobs.models import JobState
-from jobs.service import Jobs
+from jobs.states import new_id
 
 Post = Callable[..., str]
 
 
-def glancing(jobs: Jobs, look: Callable[[StatusBatcher], Awaitable[list[JobState]]]) -> list[JobState]:
+def glancing(jobs: Connection, look: Callable[[StatusBatcher], Awaitable[list[JobState]]]) -> list[JobState]:
     async def run() -> list[JobState]:
-        status_batcher = jobs.open_status_batcher()
+        status_batcher = jobs.service.open_status_batcher()
         try:
             return await look(status_batcher)
         finally:
@@ -27,16 +27,16 @@ def glancing(jobs: Jobs, look: Callable[[StatusBatcher], Awaitable[list[JobState
     return asyncio.run(run())
 
 
-def all_at_once(jobs: Jobs, *job_ids: str) -> list[JobState]:
+def all_at_once(jobs: Connection, *job_ids: str) -> list[JobState]:
     return glancing(jobs, lambda status_batcher: asyncio.gather(*map(status_batcher.get, job_ids)))
 
 
-def test_it_tells_what_get_does(jobs: Jobs, post: Post, finished: Post) -> None:
+def test_it_tells_what_get_does(jobs: Connection, post: Post, finished: Post) -> None:
     job_ids = [finished(jobs), post(jobs), post(jobs, priority="stat"), post(jobs, priority="batch")]
-    assert all_at_once(jobs, *job_ids) == [jobs.get(job_id) for job_id in job_ids]
+    assert all_at_once(jobs, *job_ids) == [jobs.service.get(job_id) for job_id in job_ids]
 
 
-def test_many_who_ask_at_once_share_a_question(jobs: Jobs, post: Post, server: redis.Redis) -> None:
+def test_many_who_ask_at_once_share_a_question(jobs: Connection, post: Post, server: redis.Redis) -> None:
     job_ids = [post(jobs) for _ in range(5)]
     all_at_once(jobs, *job_ids)  # Redis knows the script from here on
     before = server.info("commandstats")["cmdstat_evalsha"]["calls"]
@@ -46,7 +46,7 @@ def test_many_who_ask_at_once_share_a_question(jobs: Jobs, post: Post, server: r
     assert asked <= 3
 
 
-def test_who_goes_away_takes_no_answer_from_others(jobs: Jobs, post: Post) -> None:
+def test_who_goes_away_takes_no_answer_from_others(jobs: Connection, post: Post) -> None:
     job_id = post(jobs)
 
     async def look(status_batcher: StatusBatcher) -> list[JobState]:
@@ -59,28 +59,32 @@ def test_who_goes_away_takes_no_answer_from_others(jobs: Jobs, post: Post) -> No
     assert [state.id for state in glancing(jobs, look)] == [job_id, job_id]
 
 
-def test_what_redis_does_not_know_the_blobs_tell(jobs: Jobs, post: Post, finished: Post, server: redis.Redis) -> None:
+def test_what_redis_does_not_know_the_blobs_tell(
+    jobs: Connection, post: Post, finished: Post, server: redis.Redis
+) -> None:
     job_ids = [finished(jobs), post(jobs)]
     server.flushall()
     assert [state.status for state in all_at_once(jobs, *job_ids)] == ["succeeded", "queued"]
 
 
-def test_without_the_broker_the_blobs_tell(jobs: Jobs, without_broker: Jobs, post: Post, finished: Post) -> None:
+def test_without_the_broker_the_blobs_tell(
+    jobs: Connection, without_broker: Connection, post: Post, finished: Post
+) -> None:
     job_ids = [finished(jobs), post(jobs)]
     assert [state.status for state in all_at_once(without_broker, *job_ids)] == ["succeeded", "queued"]
 
 
-def test_unknown_impossible_and_purged_ids_are_errors(jobs: Jobs, finished: Post) -> None:
+def test_unknown_impossible_and_purged_ids_are_errors(jobs: Connection, finished: Post) -> None:
     for job_id in (new_id(), "../../etc"):
         with pytest.raises(JobNotFoundError):
             all_at_once(jobs, job_id)
     job_id = finished(jobs)
-    jobs.purge(job_id)
+    jobs.service.purge(job_id)
     with pytest.raises(JobPurgedError):
         all_at_once(jobs, job_id)
 
 
-def test_a_silent_broker_is_asked_once(without_broker: Jobs, jobs: Jobs, post: Post) -> None:
+def test_a_silent_broker_is_asked_once(without_broker: Connection, jobs: Connection, post: Post) -> None:
     """Found by a drill: it was asked three times in turn, a second each."""
     job_id = post(jobs)
 
@@ -88,7 +92,9 @@ def test_a_silent_broker_is_asked_once(without_broker: Jobs, jobs: Jobs, post: P
         raise AssertionError("this asks the broker again")
 
     async def look() -> JobState:
-        status_batcher = StatusBatcher(without_broker.settings, ViewFreshness(1.0), never, without_broker._store.state)
+        status_batcher = StatusBatcher(
+            without_broker.settings, ViewFreshness(1.0), never, without_broker.backends.store.state
+        )
         try:
             return await status_batcher.get(job_id)
         finally:

@@ -1,0 +1,232 @@
+"""Jobs as workers see them: claim an attempt, fetch the scan, end the attempt in one of its ways, say who is ready."""
+
+import hashlib
+import secrets
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from opentelemetry.trace import SpanKind
+
+from jobs import remote_sources, states, tracing
+from jobs.attempts import Lease
+from jobs.backends import Backends
+from jobs.errors import (
+    CancelRequestedError,
+    JobPurgedError,
+    LeaseLostError,
+    StorageUnavailableError,
+    WrongStateError,
+)
+from jobs.live.job_metrics import WorkerStats
+from jobs.models import JobError, Manifest, MaskBlob, MaskName, ModelProvenance, Report, Stage
+from jobs.recovery import finalize
+from jobs.settings import JobsSettings
+from jobs.store.job_store import Claim, Ending
+
+
+class WorkerApi:
+    """All calls are synchronous and thread-safe. StorageUnavailableError may come from every one about a job."""
+
+    def __init__(self, backends: Backends) -> None:
+        self._backends, self._store, self._live = backends, backends.store, backends.live
+
+    @property
+    def settings(self) -> JobsSettings:
+        """With `redis_url` filled in, an embedded server's too."""
+        return self._backends.settings
+
+    def announce(
+        self,
+        worker: str,
+        seconds: float,
+        models: Sequence[ModelProvenance] = (),
+        worker_stats: WorkerStats | None = None,
+    ) -> None:
+        """`worker` can score with these; say so again before `seconds` have passed. Raises BrokerUnavailableError."""
+        self._live.announce(worker, seconds, models, worker_stats)
+
+    def any_ready(self, workers: Iterable[str]) -> bool:
+        """Whether one of these has announced itself and not fallen silent. Raises BrokerUnavailableError."""
+        return self._live.any_ready(workers)
+
+    def messages_wait(self) -> bool:
+        """Whether a message lies in a queue, for any worker to take. Raises BrokerUnavailableError."""
+        return self._backends.queue.has_messages()
+
+    def claim(self, job_id: str, worker: str) -> Lease:
+        """Begin an attempt.
+
+        Raises:
+            JobNotFoundError, JobPurgedError: there is nothing to do.
+            NewerSchemaError: there is, for a newer worker; this is no attempt.
+            WrongStateError: the job is final, or has just become so: cancelled, or attempted too often.
+            LeaseLostError: another worker has it.
+            BrokerUnavailableError: leases cannot be had now.
+        """
+        record = self._store.record(job_id)
+        attempt = self._store.files(job_id).attempt + 1
+        value = f"{attempt}:{secrets.token_hex(8)}"
+        # The lease only keeps honest workers from the same work; what makes an attempt one worker's is `claim.json`.
+        if not self._live.lease(job_id, value, self.settings.lease_seconds):
+            raise LeaseLostError(f"another worker holds job {job_id}")
+        span = tracing.entry(tracing.ATTEMPT_SPAN, record.traceparent, SpanKind.CONSUMER, {tracing.JOB_ID: job_id})
+        claim = Claim(attempt=attempt, started_at=states.now(), worker=worker, traceparent=tracing.traceparent_of(span))
+        lease = Lease(self._backends, record, claim, value, span)
+        try:
+            with tracing.active(span), tracing.step("claim"):
+                self._begin_attempt(lease)
+        except BaseException as error:
+            span.update_name("claim refused")
+            tracing.fail(span, type(error).__name__)
+            tracing.end(span)
+            lease.drop()
+            raise
+        span.set_attributes(finalize.attempt_attributes(record, attempt))
+        return lease
+
+    def _begin_attempt(self, lease: Lease) -> None:
+        """Under the lease: end what earlier attempts left, then make the new one durable before any work."""
+        job_id, record, backends = lease.job_id, lease.record, self._backends
+        files = self._store.files(job_id)
+        manifest = self._store.manifest(job_id) if files.is_final else None
+        if manifest is not None:
+            finalize.show_end(backends, states.final(record, manifest))
+            finalize.remove_traces_if_deleted(backends, job_id)
+            raise WrongStateError(manifest.outcome, "there is nothing left to do")
+        if files.cancel_requested:
+            finalize.end_job(backends, record, finalize.cancelled(record, files.attempt))
+            raise WrongStateError("cancelled", "the job was cancelled")
+        previous = self._store.claim(job_id, files.attempt) if files.attempt else None
+        if previous is not None:
+            # Its lease ran out, but its worker may live: from now on its fence finds the ending, and it publishes
+            # nothing. This has to come before the new claim.
+            lost = Ending(reason="worker-lost", ended_at=states.now())
+            finalize.record_ending(backends, record, previous, lost)
+            if finalize.fail_if_exhausted(backends, record, previous):
+                raise WrongStateError("failed", "the job was attempted too often")
+            reasons = {ending.reason for ending in self._store.endings(job_id, previous.attempt)}
+            # A worker that the kernel kills for its memory is lost without a word: so it counts as out of memory.
+            lease.low_memory = not reasons.isdisjoint({"out-of-memory", "worker-lost"})
+        # Counted before the work: a scan that kills its worker is tried `max_attempts` times, however often Redis,
+        # which has the messages, is wiped.
+        if not self._store.create_claim(job_id, lease.claim):
+            raise LeaseLostError(f"another worker holds job {job_id}")
+        try:
+            lease.fence()  # a cancel that came since the listing saw a queued job, and may have ended it
+        except CancelRequestedError:
+            self.confirm_cancel(lease)
+            raise WrongStateError("cancelled", "the job was cancelled while it was claimed") from None
+        # Only under the lease: after a wipe, what was read before it must not be shown.
+        running = states.running(record, attempt=lease.attempt, started_at=lease.claim.started_at)
+        self._live.put(running, guard=lease.value)
+
+    def fetch_input(self, lease: Lease, folder: Path) -> Path:
+        """Copy the scan into `folder`, checked against its sha256.
+
+        Raises:
+            SourceError: a `source` that cannot be had; the job should fail.
+        """
+        path, accepted = folder / "scan", lease.record.input
+        if accepted.source is not None:
+            lease.scan = remote_sources.fetch(
+                accepted.source,
+                path,
+                allowlist=self.settings.source_allowlist,
+                limit_bytes=self.settings.max_source_bytes,
+            )
+            return path
+        self._store.blobs.read_file(self._store.key(lease.job_id, "input"), path)
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if accepted.sha256 not in (None, found):
+            raise StorageUnavailableError("the blob store gave other bytes than it took")
+        return path
+
+    def succeed(self, lease: Lease, report: Report, masks: Mapping[MaskName, Path]) -> None:
+        """Store report and masks, then the manifest that makes the job succeeded.
+
+        Raises:
+            LeaseLostError: this attempt may not publish; nothing of it will be seen.
+            CancelRequestedError, JobPurgedError: it is no longer wanted.
+        """
+        begin = time.perf_counter()
+        with tracing.step("publish"):
+            lease.fence()  # before the upload, which takes seconds: most attempts that are too late stop here
+            stored = []
+            for name, path in masks.items():
+                key = self._store.attempt_key(lease.job_id, lease.attempt, f"{name}.nii.gz")
+                sha256 = self._store.blobs.write_file(key, path)
+                stored.append(MaskBlob(name=name, key=key, size_bytes=path.stat().st_size, sha256=sha256))
+            report_key = self._store.attempt_key(lease.job_id, lease.attempt, "report.json")
+            self._store.blobs.write(report_key, report.model_dump_json().encode())
+            manifest = Manifest(
+                job_id=lease.job_id,
+                outcome="succeeded",
+                attempt=lease.attempt,
+                started_at=lease.claim.started_at,
+                finished_at=states.now(),
+                severity=report.severity,
+                report_key=report_key,
+                masks=stored,
+                input_sha256=lease.scan.sha256,
+                input_size_bytes=lease.scan.size_bytes,
+            )
+            # The report's seconds of `store` are those of writing the masks; bringing them to the store belongs to it.
+            seconds = dict(report.provenance.seconds)
+            seconds[Stage.STORE] = seconds.get(Stage.STORE, 0.0) + time.perf_counter() - begin
+            # All that the manifest names is in the store by now: success is whole.
+            self._publish(lease, manifest, seconds)
+
+    def fail(self, lease: Lease, error: JobError, seconds: Mapping[str, float] | None = None) -> None:
+        """The scan cannot be scored: the job ends here. Raises as `succeed` does.
+
+        Args:
+            seconds: of the stages that came to an end before.
+        """
+        with tracing.step("publish"):
+            self._publish(lease, finalize.failed(lease.record, lease.claim, error, lease.scan), seconds)
+        lease.span.set_attributes({"lobewise.problem": error.type.rpartition("/")[2]})
+
+    def _publish(self, lease: Lease, manifest: Manifest, seconds: Mapping[str, float] | None) -> None:
+        lease.fence()
+        if finalize.end_job(self._backends, lease.record, manifest, seconds):
+            lease.span.set_attributes({tracing.OUTCOME: manifest.outcome})
+            return
+        if self._store.is_purged(lease.job_id):
+            raise JobPurgedError(lease.job_id)
+        raise LeaseLostError(f"job {lease.job_id} was ended by another")
+
+    def confirm_cancel(self, lease: Lease) -> None:
+        """The work has stopped as requested."""
+        try:
+            lease.fence()
+        except (JobPurgedError, LeaseLostError):
+            return
+        except CancelRequestedError:
+            manifest = finalize.cancelled(lease.record, lease.attempt, lease.claim.started_at)
+            finalize.end_job(self._backends, lease.record, manifest)
+            lease.span.set_attributes({tracing.OUTCOME: manifest.outcome})
+        finally:
+            lease.drop()
+
+    def retry(self, lease: Lease, fault: BaseException) -> None:
+        """The attempt failed for a reason that is not the scan's: try again later, or give up after the last."""
+        self._end_attempt(lease, Ending(reason="fault", fault=type(fault).__name__, ended_at=states.now()))
+
+    def fail_out_of_memory(self, lease: Lease, fault: BaseException) -> None:
+        """The attempt needed more memory than there is: another process tries it in smaller pieces, once."""
+        self._end_attempt(lease, Ending(reason="out-of-memory", fault=type(fault).__name__, ended_at=states.now()))
+
+    def requeue(self, lease: Lease) -> None:
+        """The worker has to stop before the work is done: another begins at once. Not counted as an attempt."""
+        self._end_attempt(lease, Ending(reason="handed-back", ended_at=states.now()))
+
+    def _end_attempt(self, lease: Lease, ending: Ending) -> None:
+        lease.span.set_attributes({tracing.OUTCOME: ending.reason})
+        if ending.fault is not None:
+            tracing.fail(lease.span, ending.fault)
+        try:
+            finalize.end_attempt(self._backends, lease.record, lease.claim, ending, guard=lease.value)
+        finally:
+            lease.drop()
