@@ -7,15 +7,31 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from evaluation.statistics.calibration import Calibration, calibrate
-from evaluation.statistics.confusion import Confusion, confuse
-from evaluation.statistics.contingency import PERCENT_BINS, SCORE_BINS, Contingency, compare_frequencies, percent_bins
-from evaluation.statistics.correlation import Correlation, kendall, pearson
-from evaluation.statistics.errors import mean_absolute_error, mean_error
-from evaluation.statistics.estimates import Estimate, Interval, NotDefined
-from evaluation.statistics.limits import LimitsOfAgreement, limits_of_agreement
-from evaluation.statistics.regression import LinearFit, confidence_band, fit_line
-from evaluation.statistics.resampling import bootstrap
+from evaluation.statistics import (
+    PERCENT_BINS,
+    SCORE_BINS,
+    Calibration,
+    Confusion,
+    Contingency,
+    Correlation,
+    Estimate,
+    Interval,
+    LimitsOfAgreement,
+    LinearFit,
+    NotDefined,
+    bootstrap,
+    calibrate,
+    compare_frequencies,
+    confidence_band,
+    confuse,
+    fit_line,
+    kendall,
+    limits_of_agreement,
+    mean_absolute_error,
+    mean_error,
+    pearson,
+    percent_bins,
+)
 
 ANSCOMBE_X = np.array([10, 8, 13, 9, 11, 14, 6, 4, 12, 7, 5], dtype=np.float64)
 ANSCOMBE_X4 = np.array([8, 8, 8, 8, 8, 8, 8, 19, 8, 8, 8], dtype=np.float64)
