@@ -21,11 +21,9 @@ from api.routes import jobs as job_routes
 from api.sse import Streams
 from api.upload_limits import Places
 from jobs.bootstrap import connect
-from jobs.configuration import misspelt, read_settings
-from jobs.gateway_settings import ApiSettings
 from jobs.logs import configure_logging
 from jobs.service import Jobs
-from jobs.settings import JobsSettings
+from jobs.settings import ApiSettings, JobsSettings, misspelt, read_settings
 from jobs.tracing import configure_tracing, stop_tracing
 from jobs.version import __version__
 
@@ -92,7 +90,7 @@ def run(host: str | None = None, port: int | None = None, jobs_settings: JobsSet
             host=settings.host,
             port=settings.port,
             root_path=settings.root_path,
-            http="api.connections:PiecewiseProtocol",
+            http="api.upload_limits:PiecewiseProtocol",
             log_config=None,
             access_log=False,  # the gateway logs its requests itself
             server_header=False,

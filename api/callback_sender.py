@@ -7,6 +7,7 @@ import asyncio
 import logging
 import signal
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,19 +15,20 @@ from typing import Final
 from urllib.parse import urlsplit
 
 import httpx
+from opentelemetry import trace
+from opentelemetry.trace import SpanKind
 from standardwebhooks import Webhook
 
-from api.callback_message import compose, signers
-from api.sending import new_client, send
+from api.callback_message import Message, compose, signers
 from jobs import states, tracing
 from jobs.bootstrap import connect
 from jobs.callbacks import Answer, Delivery
-from jobs.configuration import misspelt, read_settings
 from jobs.errors import JobNotFoundError, JobPurgedError, SettingsError, UnavailableError
 from jobs.liveness import alive
 from jobs.logs import configure_logging
+from jobs.models import CallbackFault
 from jobs.service import Jobs
-from jobs.settings import JobsSettings
+from jobs.settings import JobsSettings, misspelt, read_settings
 from jobs.tracing import configure_tracing, stop_tracing
 
 log = logging.getLogger(__name__)
@@ -114,7 +116,7 @@ class Sender:
             return
         self._at_host[host] += 1
         try:
-            message = compose(delivery, signed_by, states.now(), tracing.current().traceparent)
+            message = compose(delivery, signed_by, states.now(), tracing.traceparent_of())
             answer = await send(client, delivery.url, message, self._settings.callback_timeout_seconds)
         finally:
             self._at_host[host] -= 1
@@ -124,9 +126,9 @@ class Sender:
     async def _settle(self, delivery: Delivery, answer: Answer) -> None:
         """The address is not logged: it may hold a receiver's secret."""
         attempt = await asyncio.to_thread(self._callbacks.settle, delivery, answer)
-        tracing.current().note({tracing.OUTCOME: attempt.outcome.value})
+        trace.get_current_span().set_attributes({tracing.OUTCOME: attempt.outcome.value})
         if attempt.http_status is not None:
-            tracing.current().note({"http.response.status_code": attempt.http_status})
+            trace.get_current_span().set_attributes({"http.response.status_code": attempt.http_status})
         said = attempt.http_status or attempt.fault
         log.info(
             "job %s: callback %d.%d %s (%s)", delivery.record.id, delivery.round, delivery.number, attempt.outcome, said
@@ -136,9 +138,9 @@ class Sender:
 @contextmanager
 def _traced(delivery: Delivery) -> Iterator[None]:
     """The address is not told, as it is not logged."""
-    span = tracing.entry("callback", delivery.record.traceparent, "client", {tracing.JOB_ID: delivery.record.id})
-    span.note({"lobewise.callback.round": delivery.round, tracing.ATTEMPT: delivery.number})
-    with tracing.ended(span), span.active():
+    span = tracing.entry("callback", delivery.record.traceparent, SpanKind.CLIENT, {tracing.JOB_ID: delivery.record.id})
+    span.set_attributes({"lobewise.callback.round": delivery.round, tracing.ATTEMPT: delivery.number})
+    with tracing.ended(span), tracing.active(span):
         yield
 
 
@@ -155,3 +157,30 @@ if __name__ == "__main__":
         run()
     except SettingsError as error:
         sys.exit(str(error))
+
+
+USER_AGENT: Final = "Lobewise"
+
+
+def new_client(connections: int, timeout_seconds: float) -> httpx.AsyncClient:
+    """Keeps no connection open between messages: receivers are many and messages few."""
+    limits = httpx.Limits(max_connections=connections, max_keepalive_connections=0)
+    return httpx.AsyncClient(
+        follow_redirects=False, timeout=timeout_seconds, limits=limits, headers={"user-agent": USER_AGENT}
+    )
+
+
+async def send(client: httpx.AsyncClient, url: str, message: Message, timeout_seconds: float) -> Answer:
+    """POST the message. Whatever the receiver does, this ends within the time and with an answer."""
+    started_at, begin = states.now(), time.monotonic()
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            # Streamed, and left at its headers: an answer without end costs nothing.
+            async with client.stream("POST", url, content=message.body, headers=message.headers) as response:
+                status, retry_after = response.status_code, response.headers.get("retry-after", "")
+    except TimeoutError:
+        return Answer(started_at, time.monotonic() - begin, fault=CallbackFault.TIMEOUT)
+    except (httpx.HTTPError, httpx.InvalidURL, OSError):
+        return Answer(started_at, time.monotonic() - begin, fault=CallbackFault.CONNECTION)
+    seconds = float(retry_after) if retry_after.isascii() and retry_after.isdecimal() else 0.0
+    return Answer(started_at, time.monotonic() - begin, http_status=status, retry_after_seconds=seconds)

@@ -5,7 +5,8 @@ from datetime import datetime
 from email.utils import format_datetime, parsedate_to_datetime
 from typing import Final
 
-from api.errors import RangeNotSatisfiableError
+from api.errors import ApiError
+from jobs import problems
 
 _RANGE: Final = re.compile(r"bytes=(\d*)-(\d*)", re.IGNORECASE | re.ASCII)
 _TAG: Final = re.compile(r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
@@ -48,7 +49,7 @@ def parse_range(header: str | None, size_bytes: int) -> tuple[int, int] | None:
     None, which means all of it, for several ranges and for what is no range of bytes, as the RFC allows.
 
     Raises:
-        RangeNotSatisfiableError: it begins after the end.
+        ApiError (range-not-satisfiable): it begins after the end.
     """
     match = _RANGE.fullmatch(header.strip()) if header else None
     if match is None or match.group(0) == "bytes=-":
@@ -61,5 +62,10 @@ def parse_range(header: str | None, size_bytes: int) -> tuple[int, int] | None:
         if last and int(last) < int(first):
             return None
     if begin >= end:
-        raise RangeNotSatisfiableError(size_bytes)
+        raise ApiError(
+            problems.RANGE_NOT_SATISFIABLE,
+            f"the file has {size_bytes} bytes",
+            evidence={"size_bytes": size_bytes},
+            headers={"Content-Range": f"bytes */{size_bytes}"},
+        )
     return begin, end

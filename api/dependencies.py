@@ -12,9 +12,9 @@ from fastapi import Depends, Request
 from api.metrics import Metrics
 from api.upload_limits import Places
 from jobs.answers import UrlSignature
-from jobs.gateway_settings import ApiSettings
 from jobs.live.status_batcher import StatusBatcher
 from jobs.service import Jobs
+from jobs.settings import ApiSettings
 
 _HOST: Final = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
 

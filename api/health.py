@@ -9,8 +9,8 @@ from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from typing import Final
 
-from jobs.gateway_settings import ApiSettings
 from jobs.liveness import is_alive, named_file
+from jobs.settings import ApiSettings
 
 TIMEOUT_SECONDS: Final = 3.0
 ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (where to ask, not where to listen)

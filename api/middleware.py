@@ -7,6 +7,8 @@ from typing import Final
 from uuid import uuid4
 
 from fastapi import Request
+from opentelemetry import trace
+from opentelemetry.trace import INVALID_SPAN, Span, SpanKind
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -43,8 +45,8 @@ class RequestEnvelope:
         if scope["method"] == "GET" and not _is_routine(scope):
             self._places.asked()
         span = _span(scope)
-        envelope = _Envelope(scope, send, span.traceparent)
-        with tracing.ended(span), span.active(), log_context(request_id=envelope.request_id):
+        envelope = _Envelope(scope, send, tracing.traceparent_of(span))
+        with tracing.ended(span), tracing.active(span), log_context(request_id=envelope.request_id):
             try:
                 await self._app(scope, receive, envelope.send)
             except Exception:
@@ -60,15 +62,15 @@ class RequestEnvelope:
         route = getattr(scope.get("route"), "path", "(none)")
         method = scope["method"] if scope["method"] in _METHODS else "(other)"
         self._metrics.answered(method, route, envelope.status, seconds)
-        span = tracing.current()
+        span = trace.get_current_span()
         status = envelope.status
-        span.rename(f"{method} {route}")
-        span.note({"http.request.method": method, "http.route": route, "http.response.status_code": status})
+        span.update_name(f"{method} {route}")
+        span.set_attributes({"http.request.method": method, "http.route": route, "http.response.status_code": status})
         job_id = scope.get("path_params", {}).get("job_id")
         if job_id is not None and is_id(job_id):
-            span.note({tracing.JOB_ID: job_id})
+            span.set_attributes({tracing.JOB_ID: job_id})
         if status >= 500:
-            span.fail(str(status))
+            tracing.fail(span, str(status))
         figures = {"method": method, "route": route, "status": envelope.status, "seconds": round(seconds, 4)}
         logger.info("request", extra=figures)
 
@@ -82,11 +84,11 @@ def _is_routine(scope: Scope) -> bool:
     return bool(scope["path"].endswith(_ROUTINE))
 
 
-def _span(scope: Scope) -> tracing.Span:
+def _span(scope: Scope) -> Span:
     """Goes on with the client's trace. Its path and query are not told: they may be anything, signatures too."""
     if _is_routine(scope):
-        return tracing.NO_SPAN
-    return tracing.entry("request", Headers(scope=scope).get("traceparent"), "server")
+        return INVALID_SPAN
+    return tracing.entry("request", Headers(scope=scope).get("traceparent"), SpanKind.SERVER)
 
 
 class _Envelope:

@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from api import examples
-from api.errors import MEDIA_TYPE, STATUS
+from api.errors import MEDIA_TYPE
 from api.schemas import BatchSubmission, Problem, SourceSubmission, UploadedSubmission, UploadRequest
 from jobs import problems
 from jobs.problems import ProblemType
@@ -126,15 +126,14 @@ def problem_answers(*types: ProblemType) -> Responses:
     for problem in (*types, problems.INTERNAL_ERROR):
         schema = {"$ref": "#/components/schemas/Problem"}
         problem_answer = {"description": "", "headers": {}, "content": {MEDIA_TYPE: {"schema": schema, "examples": {}}}}
-        answers.setdefault(STATUS[problem], problem_answer)
-        answer = answers[STATUS[problem]]
+        answer = answers.setdefault(problem.status or 500, problem_answer)
         errors = []
         if problem is problems.INVALID_PARAMETERS:
             errors = [{"pointer": "/query/limit", "detail": "Input should be less than or equal to 200"}]
-        value = {
+        value: dict[str, Any] = {
             "type": problem.uri,
             "title": problem.title,
-            "status": STATUS[problem],
+            "status": problem.status,
             "detail": problem.meaning,
             "instance": "/v1/jobs",
             "retryable": problem.retryable,

@@ -6,7 +6,6 @@
 from html import escape
 from typing import Final
 
-from api.errors import STATUS
 from jobs.problems import PROBLEM_TYPES, ProblemType
 
 _PAGE: Final = """<!doctype html>
@@ -61,7 +60,7 @@ def markdown() -> str:
     parts = [_INTRODUCTION]
     for answers_calls, heading in _HEADINGS.items():
         parts.append(f"{heading}\n")
-        parts.extend(_entry(problem) for problem in PROBLEM_TYPES if (problem in STATUS) is answers_calls)
+        parts.extend(_entry(problem) for problem in PROBLEM_TYPES if (problem.status is not None) is answers_calls)
     return "\n".join(parts)
 
 
@@ -73,7 +72,7 @@ def _entry(problem: ProblemType) -> str:
 
 
 def _where(problem: ProblemType) -> str:
-    return f"HTTP {STATUS[problem]}" if problem in STATUS else "Inside a failed job"
+    return f"HTTP {problem.status}" if problem.status else "Inside a failed job"
 
 
 def _retryable(problem: ProblemType) -> str:

@@ -1,24 +1,168 @@
 """Takes a request's body: a form, or a part, streams into the blob store; JSON is read whole, but small."""
 
 import hashlib
-from collections.abc import AsyncIterator, Callable
+import re
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
 
 import anyio
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
-from api.errors import BodyTooLargeError, InvalidParametersError, MalformedRequestError, RequestTimeoutError, pointer
-from api.formats import HEAD_BYTES, require_scan
-from api.multipart import Event, MultipartReader, PartBegin, PartData
+from api.errors import ApiError, BodyTooLargeError, field_errors, invalid_parameter, invalid_parameters, pointer
 from api.schemas import FieldError, JobOptions, SourceSubmission, UploadedSubmission
 from api.upload_limits import Place
+from jobs import problems
 from jobs.answers import Chunk
 from jobs.errors import WrongPartSizeError
 from jobs.models import InputInfo
 from jobs.store.upload_stream import in_upload_thread
+
+MAX_PARTS: Final = 8
+MAX_BOUNDARY_BYTES: Final = 70  # RFC 2046
+
+
+@dataclass(frozen=True)
+class PartBegin:
+    """A form field begins. A file's name is not kept: it may carry the patient's."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class PartData:
+    """A view of what was fed, not a copy."""
+
+    data: memoryview
+
+
+@dataclass(frozen=True)
+class PartEnd:
+    pass
+
+
+Event = PartBegin | PartData | PartEnd
+
+
+def boundary_of(content_type: str) -> bytes:
+    """Raises ApiError (malformed-request): there is none, or none that could be."""
+    _, options = parse_options_header(content_type)
+    boundary = options.get(b"boundary", b"")
+    if not 0 < len(boundary) <= MAX_BOUNDARY_BYTES:
+        raise ApiError(
+            problems.MALFORMED_REQUEST, "the Content-Type of a form must name its boundary, of 1 to 70 characters"
+        )
+    return boundary
+
+
+class MultipartReader:
+    """Feed it the body as it comes; each call returns what happened in it."""
+
+    def __init__(self, boundary: bytes) -> None:
+        self._events: list[Event] = []
+        self._header_name = b""
+        self._header_value = b""
+        self._disposition = b""
+        self._parts = 0
+        self._ended = False
+        self._parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": self._on_part_begin,
+                "on_header_field": self._on_header_field,
+                "on_header_value": self._on_header_value,
+                "on_header_end": self._on_header_end,
+                "on_headers_finished": self._on_headers_finished,
+                "on_part_data": self._on_part_data,
+                "on_part_end": self._on_part_end,
+                "on_end": self._on_end,
+            },
+        )
+
+    def feed(self, chunk: bytes) -> Iterable[Event]:
+        """Raises ApiError (malformed-request): this is no form."""
+        try:
+            self._parser.write(chunk)
+        except MultipartParseError as error:
+            raise ApiError(problems.MALFORMED_REQUEST, "the body is not a well-formed multipart form") from error
+        events, self._events = self._events, []
+        return events
+
+    def close(self) -> None:
+        """Raises ApiError (malformed-request): the form ended before its end."""
+        if not self._ended:
+            raise ApiError(problems.MALFORMED_REQUEST, "the form ends before its last boundary")
+
+    def _on_part_begin(self) -> None:
+        self._parts += 1
+        if self._parts > MAX_PARTS:
+            raise ApiError(problems.MALFORMED_REQUEST, f"the form has more than {MAX_PARTS} parts")
+        self._disposition = b""
+
+    def _on_header_field(self, data: bytes, start: int, end: int) -> None:
+        self._header_name += data[start:end]
+
+    def _on_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._header_value += data[start:end]
+
+    def _on_header_end(self) -> None:
+        if self._header_name.lower() == b"content-disposition":
+            self._disposition = self._header_value
+        self._header_name = self._header_value = b""
+
+    def _on_headers_finished(self) -> None:
+        kind, options = parse_options_header(self._disposition)
+        if kind != b"form-data" or b"name" not in options:
+            raise ApiError(problems.MALFORMED_REQUEST, "a part of the form has no name")
+        self._events.append(PartBegin(options[b"name"].decode("utf-8", errors="replace")))
+
+    def _on_part_data(self, data: bytes, start: int, end: int) -> None:
+        self._events.append(PartData(memoryview(data)[start:end]))
+
+    def _on_part_end(self) -> None:
+        self._events.append(PartEnd())
+
+    def _on_end(self) -> None:
+        self._ended = True
+
+
+HEAD_BYTES: Final = 512
+
+_ARCHIVES: Final = (b"\x1f\x8b", b"PK\x03\x04", b"PK\x05\x06")
+_METAIMAGE: Final = re.compile(rb"\s*(ObjectType|NDims|Comment|ObjectSubType|BinaryData|DimSize)\s*[=:]")
+_NIFTI_MAGIC: Final = {344: (b"n+1\0",), 4: (b"n+2\0\r\n\x1a\n",)}
+_DETACHED_MAGIC: Final = {344: (b"ni1\0",), 4: (b"ni2\0\r\n\x1a\n",)}
+
+
+def require_scan(head: bytes) -> None:
+    """`head` is the first `HEAD_BYTES` of the file, or all of a shorter one.
+
+    Raises:
+        ApiError (unsupported-format): this cannot be a scan.
+    """
+    if head.startswith(_ARCHIVES):
+        return
+    if head[128:132] == b"DICM":
+        raise ApiError(
+            problems.UNSUPPORTED_FORMAT, "this is a single DICOM file: send all slices of the series in one zip file"
+        )
+    if head.startswith(b"NRRD") or _METAIMAGE.match(head) or _has_magic(head, _NIFTI_MAGIC):
+        return
+    if _has_magic(head, _DETACHED_MAGIC):
+        raise ApiError(
+            problems.UNSUPPORTED_FORMAT, "this is a NIfTI header without its pixels: send a .nii or .nii.gz file"
+        )
+    raise ApiError(problems.UNSUPPORTED_FORMAT, "the file does not begin as NIfTI, NRRD, MetaImage or zip files do")
+
+
+def _has_magic(head: bytes, magics: Mapping[int, tuple[bytes, ...]]) -> bool:
+    return any(head.startswith(values, at) for at, values in magics.items())
+
 
 FORM_OVERHEAD_BYTES: Final = 64 << 10
 """What a form may have beside its file: boundaries, headers and fields."""
@@ -71,8 +215,8 @@ async def body_chunks(request: Request, limit_bytes: int, idle_seconds: float) -
 
     Raises:
         BodyTooLargeError: it is longer than `limit_bytes`, whatever its Content-Length says.
-        RequestTimeoutError: nothing came for `idle_seconds`.
-        MalformedRequestError: the client went away.
+        ApiError (request-timeout): nothing came for `idle_seconds`.
+        ApiError (malformed-request): the client went away.
     """
     stream, size = request.stream(), 0
     while True:
@@ -82,9 +226,16 @@ async def body_chunks(request: Request, limit_bytes: int, idle_seconds: float) -
         except StopAsyncIteration:
             return
         except TimeoutError as error:
-            raise RequestTimeoutError(idle_seconds) from error
+            raise ApiError(
+                problems.REQUEST_TIMEOUT,
+                f"no byte arrived for {idle_seconds:g} seconds",
+                evidence={"idle_seconds": idle_seconds},
+                headers={"Connection": "close"},
+            ) from error
         except ClientDisconnect as error:
-            raise MalformedRequestError("the connection was closed before the end of the body") from error
+            raise ApiError(
+                problems.MALFORMED_REQUEST, "the connection was closed before the end of the body"
+            ) from error
         size += len(chunk)
         if size > limit_bytes:
             raise BodyTooLargeError(limit_bytes)
@@ -98,7 +249,7 @@ async def read_submission(chunks: AsyncIterator[bytes]) -> SourceSubmission | Up
 
 
 async def read_json(chunks: AsyncIterator[bytes], model: type[Body]) -> Body:
-    """Raises MalformedRequestError (no JSON), InvalidParametersError."""
+    """Raises ApiError (malformed-request) (no JSON), ApiError (invalid-parameters)."""
     return _parsed(await _whole(chunks), model)
 
 
@@ -151,8 +302,8 @@ def _parsed(body: bytes, model: type[Body]) -> Body:
         return model.model_validate_json(body)
     except ValidationError as error:
         if any(e["type"] == "json_invalid" for e in error.errors()):
-            raise MalformedRequestError("the body is not valid JSON") from error
-        raise InvalidParametersError.from_pydantic(error, "/body") from error
+            raise ApiError(problems.MALFORMED_REQUEST, "the body is not valid JSON") from error
+        raise invalid_parameters(*field_errors(error, "/body")) from error
 
 
 async def read_form(
@@ -166,7 +317,7 @@ async def read_form(
         demand: raises what is wrong with the options, if they are.
 
     Raises:
-        MalformedRequestError, InvalidParametersError, UnsupportedFormatError: and what `chunks` and `sink` raise.
+        ApiError (malformed-request, invalid-parameters, unsupported-format), and what `chunks` and `sink` raise.
     """
     form = _Form(sink)
     try:
@@ -200,14 +351,14 @@ class _Form:
             if self._name == "file":
                 await self._file.write(data)
             elif len(self._fields[self._name]) + len(data) > MAX_FIELD_BYTES:
-                raise InvalidParametersError.one(_pointer(self._name), f"longer than {MAX_FIELD_BYTES} bytes")
+                raise invalid_parameter(_pointer(self._name), f"longer than {MAX_FIELD_BYTES} bytes")
             else:
                 self._fields[self._name] += data
         elif self._name == "file":
             await self._file.end()
 
     def options(self) -> JobOptions:
-        """Raises InvalidParametersError: a part is missing, unknown, repeated or not valid."""
+        """Raises ApiError (invalid-parameters): a part is missing, unknown, repeated or not valid."""
         errors = []
         if self._file.is_missing:
             errors.append(FieldError(pointer="/body/file", detail="the file is missing or empty"))
@@ -216,14 +367,14 @@ class _Form:
                 {name: value.decode("utf-8", errors="replace") for name, value in self._fields.items()}
             )
         except ValidationError as error:
-            errors.extend(InvalidParametersError.from_pydantic(error, "/body").errors)
+            errors.extend(field_errors(error, "/body"))
         if errors:
-            raise InvalidParametersError(errors)
+            raise invalid_parameters(*errors)
         return options
 
     def _begin(self, name: str) -> None:
         if name in self._fields or (name == "file" and self._file.has_begun):
-            raise InvalidParametersError.one(_pointer(name), "given more than once")
+            raise invalid_parameter(_pointer(name), "given more than once")
         self._name = name
         if name == "file":
             self._file.has_begun = True

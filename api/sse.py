@@ -10,7 +10,8 @@ from typing import Final
 
 import anyio
 
-from api.errors import TooManyStreamsError
+from api.errors import ApiError
+from jobs import problems
 from jobs.errors import BrokerUnavailableError, JobNotFoundError, JobPurgedError
 from jobs.live.events import JobEvent
 from jobs.service import Jobs
@@ -66,9 +67,9 @@ class Streams:
 
     @contextmanager
     def place(self) -> Iterator[None]:
-        """Raises TooManyStreamsError when all are taken."""
+        """Raises ApiError (too-many-streams) when all are taken."""
         if self._open >= self.limit:
-            raise TooManyStreamsError(self.limit)
+            raise ApiError(problems.TOO_MANY_STREAMS, f"{self.limit} streams are open", evidence={"limit": self.limit})
         self._open += 1
         try:
             yield

@@ -4,9 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from time import monotonic
-from typing import Final
+from typing import Any, Final, cast
 
-from api.errors import TooManyUploadsError
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from api.errors import ApiError
+from jobs import problems
 from jobs.settings import MIB
 
 TURNS: Final = 4
@@ -63,9 +66,11 @@ class Places:
 
     @contextmanager
     def take(self) -> Iterator["Place"]:
-        """A place for one scan. Raises TooManyUploadsError when all are taken."""
+        """A place for one scan. Raises ApiError (too-many-uploads) when all are taken."""
         if self._taken >= self.limit:
-            raise TooManyUploadsError(self.limit)
+            raise ApiError(
+                problems.TOO_MANY_UPLOADS, f"{self.limit} scans are on their way in", evidence={"limit": self.limit}
+            )
         self._taken += 1
         if self._heart is None:
             self._heart = asyncio.get_running_loop().create_task(self._beat())
@@ -157,3 +162,43 @@ class Place:
     async def _enter(self) -> None:
         await self._places.turn()
         self._has_turn = True
+
+
+PIECE_BYTES: Final = 128 << 10
+"""An upload holds two at most: one that was read ahead, and one on its way to the blob store."""
+
+
+class PiecewiseProtocol(asyncio.BufferedProtocol):
+    """uvicorn's protocol, read through one buffer that all connections of an event loop share.
+
+    Without it the loop reads up to 256 KB from each and every connection, in memory of its own. It stands before
+    uvicorn's class and not below it, because the loop takes whatever is an `asyncio.Protocol` for one without a buffer.
+    """
+
+    _piece: Final = memoryview(bytearray(PIECE_BYTES))
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        self._http = HttpToolsProtocol(*arguments, **named)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._http.connection_made(cast("asyncio.Transport", transport))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._http.connection_lost(exc)
+
+    def get_buffer(self, _sizehint: int) -> memoryview:
+        """The loop fills it and calls `buffer_updated` before it reads from another connection."""
+        return self._piece
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Parsed at once, and what is kept of it is copied: the buffer is free again."""
+        self._http.data_received(cast("bytes", self._piece[:nbytes]))
+
+    def eof_received(self) -> None:
+        self._http.eof_received()
+
+    def pause_writing(self) -> None:
+        self._http.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._http.resume_writing()

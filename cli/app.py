@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 from rich.markup import escape
 
-from cli.exits import Exit, err, fail, needs, out, require
+from cli.output import Exit, err, fail, needs, out, require
 from jobs.version import __version__
 
 app = typer.Typer(
@@ -46,7 +46,7 @@ Service = Annotated[str, typer.Option("--service", "-s", help="Address of the se
 
 def main() -> None:
     """The entry point of the `lobewise` command."""
-    from cli.processes import end_with_supervisor
+    from cli.local import end_with_supervisor
     from jobs.errors import SettingsError
 
     end_with_supervisor()
@@ -109,9 +109,8 @@ def submit(
     priority: Annotated[str, typer.Option(help="stat, routine or batch.")] = "routine",
 ) -> None:
     """Send one scan to a running service, and wait for its scores. A folder is zipped on the way."""
-    from cli.client import ServiceClient, ServiceError
+    from cli.client import ServiceClient, ServiceError, bring_home, score_remotely
     from cli.output import print_report
-    from cli.results import bring_home, score_remotely
 
     try:
         with ServiceClient(service) as client:
@@ -140,8 +139,7 @@ def serve(
 
     /readyz answers 200 once the worker has loaded its models. Jobs in the data folder outlive the service.
     """
-    from cli.local import local_service
-    from cli.processes import ServiceFailedError, terminated_like_interrupted, watch
+    from cli.local import ServiceFailedError, local_service, terminated_like_interrupted, watch
 
     try:
         with terminated_like_interrupted(), local_service(host, port, data_dir, device) as local:

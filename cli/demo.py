@@ -3,12 +3,9 @@
 import tempfile
 from pathlib import Path
 
-from cli.client import ServiceClient, ServiceError
-from cli.exits import Exit, err, fail, out
-from cli.local import local_service
-from cli.output import print_report
-from cli.processes import ServiceFailedError, free_port, terminated_like_interrupted
-from cli.results import bring_home, score_remotely
+from cli.client import ServiceClient, ServiceError, bring_home, score_remotely
+from cli.local import ServiceFailedError, free_port, local_service, terminated_like_interrupted
+from cli.output import Exit, err, fail, out, print_report
 from jobs.models import Report
 
 DEMO_SEED = 2020

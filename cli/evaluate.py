@@ -6,8 +6,7 @@ from pathlib import Path
 
 from rich.table import Table as RichTable
 
-from cli.exits import Exit, fail, needs, out
-from cli.progress import Bar, bar
+from cli.output import Bar, Exit, bar, fail, needs, out
 from jobs.version import __version__
 
 with needs("evaluation"):

@@ -1,16 +1,143 @@
 """Gateway, worker and sender on this machine, for `serve` and `demo`: embedded server, local blobs."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
+from typing import Final
 
 from cli.client import ServiceClient
-from cli.exits import require
-from cli.processes import Child, started, wait_until
+from cli.output import require
 from jobs.bootstrap import connect
-from jobs.configuration import read_settings
-from jobs.settings import JobsSettings
+from jobs.settings import JobsSettings, read_settings
+
+SUPERVISOR: Final = "LOBEWISE_SUPERVISOR_PID"
+GRACE_SECONDS: Final = 15.0
+
+
+class ServiceFailedError(Exception):
+    """A process of the service ended, or did not become ready."""
+
+
+@dataclass(frozen=True)
+class Child:
+    """A process of ours; `log` is None where it writes to our own streams."""
+
+    name: str
+    process: "subprocess.Popen[bytes]"
+    log: Path | None
+
+    def words(self) -> str:
+        """How it ended, and the last it said."""
+        code = self.process.poll()
+        ended = "is running" if code is None else f"ended with {code}"
+        said = "" if self.log is None else "\n" + "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
+        return f"The {self.name} {ended}.{said}"
+
+
+@contextmanager
+def started(name: str, arguments: list[str], environment: Mapping[str, str], log: Path | None) -> Iterator[Child]:
+    """Run `lobewise ARGUMENTS` until the block ends, however it ends."""
+    with ExitStack() as stack:
+        output = stack.enter_context(log.open("wb")) if log else None
+        # `-P`: a folder named `cli` or `jobs` where the user stands must not be taken for this package.
+        process = subprocess.Popen(  # noqa: S603 (our own interpreter and module)
+            [sys.executable, "-P", "-m", "cli", *arguments],
+            env={**os.environ, **environment, SUPERVISOR: str(os.getpid())},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+        stack.callback(_end, process)
+        yield Child(name, process, log)
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """Ask, wait, then kill it with all it started."""
+    if process.poll() is None:
+        process.terminate()
+    try:
+        process.wait(GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        _kill_group(process.pid)
+        process.wait()
+
+
+def _kill_group(leader: int) -> None:
+    try:
+        os.killpg(leader, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def wait_until(is_so: Callable[[], bool], children: list[Child], seconds: float) -> None:
+    """Raises ServiceFailedError when a child ends first, or when the time is over."""
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        for child in children:
+            if child.process.poll() is not None:
+                raise ServiceFailedError(child.words())
+        if time.monotonic() > deadline:
+            raise ServiceFailedError("\n".join([f"Not ready after {seconds:.0f} s.", *(c.words() for c in children)]))
+        time.sleep(0.1)
+
+
+def watch(children: list[Child]) -> None:
+    """Return never; raise ServiceFailedError when a child ends."""
+    while True:
+        for child in children:
+            if child.process.poll() is not None:
+                raise ServiceFailedError(child.words())
+        time.sleep(0.5)
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does, so that everything started in it is stopped.
+
+    So does SIGINT where a shell that started this in the background had it ignored.
+    """
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def end_with_supervisor() -> None:
+    """In a child: be told to stop when the supervisor dies, even if it is killed (Linux)."""
+    supervisor = os.environ.pop(SUPERVISOR, None)
+    if supervisor is None or not sys.platform.startswith("linux"):
+        return
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+    if os.getppid() != int(supervisor):
+        sys.exit(1)
+
 
 READY_SECONDS = 120.0
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from cli.exits import needs
+from cli.output import needs
 
 with needs("worker"):
     from pipeline.networks.weights import MODEL_NAMES, WeightsError, load_weights, shipped_weights_dir

@@ -1,10 +1,70 @@
 """Reports as tables for people."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import IntEnum
+from importlib.util import find_spec
+from typing import Final
+
+import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from jobs.models import PercentRange, Report
+
+out: Final = Console()
+"""Results: what a pipe should get."""
+
+err: Final = Console(stderr=True)
+"""Progress and problems: what people should see."""
+
+
+class Exit(IntEnum):
+    """How a command ended."""
+
+    OK = 0
+    UNEXPECTED = 1
+    """A fault of ours; a traceback says where."""
+    USAGE = 2
+    """The command was called wrongly, or a part of it is not installed."""
+    SCAN_REFUSED = 3
+    """The scan cannot be scored: unreadable, not a chest, no lungs."""
+    SERVICE_PROBLEM = 4
+    """The service does not answer, refuses or fails."""
+
+
+def fail(code: Exit, sentence: str, *hints: str) -> typer.Exit:
+    """Say why, and return what to raise."""
+    err.print(f"[bold red]{sentence}[/]", highlight=False, soft_wrap=True)  # a path stays in one piece
+    for hint in hints:
+        err.print(hint, highlight=False, soft_wrap=True)
+    return typer.Exit(code)
+
+
+@contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Around imports of an optional part: a missing one ends in the command that installs it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "lobewise":
+            raise
+        raise _missing(error.name, extra) from error
+
+
+def require(module: str, extra: str) -> None:
+    """The same without importing it: torch takes seconds, and some of our processes never use it."""
+    if find_spec(module) is None:
+        raise _missing(module, extra)
+
+
+def _missing(module: str | None, extra: str) -> typer.Exit:
+    sentence = f"This command needs a part that is not installed ({module})."
+    return fail(Exit.USAGE, sentence, f"  pip install 'lobewise\\[{extra}]'")
+
 
 LEGEND = (
     "PO, PHO: percent of the lungs that are opaque, densely opaque (-200 HU or more). "
@@ -70,3 +130,33 @@ def _table(title: str, truth: Report | None, columns: tuple[str, ...]) -> Table:
 def _add(table: Table, *cells: str | None) -> None:
     """The last cell is the truth's, and may be missing."""
     table.add_row(*(cell for cell in cells if cell is not None))
+
+
+WORDS = {
+    "fetch": "fetching the scan",
+    "read": "reading the scan",
+    "landmarks": "looking for the carina",
+    "lungs": "drawing lungs and lobes",
+    "lesions": "drawing opacities",
+    "severity": "scoring",
+    "store": "storing masks and report",
+}
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar from 0 to 1, with what happens now beside it."""
+
+    progress: Progress
+    task: TaskID
+
+    def show(self, what: str, fraction: float) -> None:
+        """`what` may be a stage's name or a sentence."""
+        self.progress.update(self.task, description=WORDS.get(what, what), completed=fraction)
+
+
+@contextmanager
+def bar(what: str) -> Iterator[Bar]:
+    columns = (SpinnerColumn(), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn())
+    with Progress(*columns, TextColumn("{task.description}"), console=err) as progress:
+        yield Bar(progress, progress.add_task(what, total=1.0))

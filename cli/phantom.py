@@ -4,8 +4,7 @@ from itertools import permutations, product
 from pathlib import Path
 from typing import Final, get_args
 
-from cli.exits import needs
-from cli.progress import bar
+from cli.output import bar, needs
 from jobs.models import LandmarkPoint, MaskName, Provenance, Report
 from jobs.version import __version__
 

@@ -10,10 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli.exits import Exit, fail, needs
-from cli.progress import bar
-from cli.results import write_report
+from cli.client import write_report
+from cli.output import Exit, bar, fail, needs
 from jobs.models import Report
+from jobs.problems import BY_SLUG
 
 with needs("worker"):
     from pipeline.errors import PipelineError
@@ -61,7 +61,9 @@ def score_here(path: Path, device: str, weights: Path | None, lung_stage: LungSt
     except PipelineError as error:
         seen = ", ".join(f"{name} {value}" for name, value in error.evidence.items())
         refused = fail(
-            Exit.SCAN_REFUSED, f"{error.title}: {error.detail}", *([f"What was seen: {seen}"] if seen else [])
+            Exit.SCAN_REFUSED,
+            f"{BY_SLUG[error.code].title}: {error.detail}",
+            *([f"What was seen: {seen}"] if seen else []),
         )
         raise refused from error
     # Of a file; of a folder, of its files in the order of their paths.

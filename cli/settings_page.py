@@ -5,9 +5,7 @@ from typing import Final
 
 from pydantic_settings import BaseSettings
 
-from jobs.configuration import Variable, variables
-from jobs.gateway_settings import ApiSettings
-from jobs.settings import JobsSettings
+from jobs.settings import ApiSettings, JobsSettings, Variable, variables
 
 HEAD: Final = """\
 # Settings

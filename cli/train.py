@@ -5,8 +5,7 @@ from pathlib import Path
 
 from rich.markup import escape
 
-from cli.exits import Exit, fail, needs
-from cli.progress import bar
+from cli.output import Exit, bar, fail, needs
 
 with needs("worker"):
     from pipeline.errors import PipelineError

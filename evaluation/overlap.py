@@ -6,8 +6,7 @@ import numpy as np
 from jaxtyping import Bool
 from scipy import ndimage
 
-from pipeline.distances import distance_to_mm
-from pipeline.geometry import Grid
+from pipeline.geometry import Grid, distance_to_mm
 
 Mask = Bool[np.ndarray, "z y x"]
 

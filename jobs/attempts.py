@@ -12,6 +12,8 @@ from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Final, Self
 
+from opentelemetry.trace import INVALID_SPAN, Span
+
 from jobs import states, tracing
 from jobs.errors import (
     BrokerUnavailableError,
@@ -49,9 +51,7 @@ class Lease:
             not stop within `cancel_grace_seconds`.
     """
 
-    def __init__(
-        self, parts: Backends, record: JobRecord, claim: Claim, value: str, span: tracing.Span = tracing.NO_SPAN
-    ) -> None:
+    def __init__(self, parts: Backends, record: JobRecord, claim: Claim, value: str, span: Span = INVALID_SPAN) -> None:
         self.record, self.claim, self.value, self.span = record, claim, value, span
         self._active = ExitStack()
         self.scan: InputInfo = record.input
@@ -79,7 +79,7 @@ class Lease:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        self._active.enter_context(self.span.active())
+        self._active.enter_context(tracing.active(self.span))
         return self
 
     def __exit__(
@@ -88,8 +88,8 @@ class Lease:
         self.stop()
         self._active.close()
         if kind is not None:
-            self.span.fail(kind.__name__)
-        self.span.end()
+            tracing.fail(self.span, kind.__name__)
+        tracing.end(self.span)
 
     def stop(self) -> None:
         """End the heartbeat."""

@@ -3,13 +3,12 @@
 import atexit
 
 from jobs import embedded_redis
-from jobs.configuration import read_settings
 from jobs.live.redis_view import LiveView
 from jobs.live.view_freshness import ViewFreshness
 from jobs.queue import JobQueue
 from jobs.recovery.finalize import Backends
 from jobs.service import Jobs
-from jobs.settings import JobsSettings
+from jobs.settings import JobsSettings, read_settings
 from jobs.store.job_store import JobStore
 from jobs.store.object_store import open_object_store
 

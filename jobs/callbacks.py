@@ -86,7 +86,7 @@ class Callbacks:
         """
         _, files = self._known(job_id)
         if not files.is_final:
-            raise WrongStateError(job_id, "running", "the job is not finished: there is nothing to tell yet")
+            raise WrongStateError("running", "the job is not finished: there is nothing to tell yet")
         attempts = self._attempts(files)
         if attempts:
             asked = f"callbacks/{attempts[-1].round + 1}/asked.json"

@@ -34,41 +34,62 @@ JobsError
     └── NewerSchemaError      a document that only a newer version of this software can read
 """
 
-from collections.abc import Mapping
 from typing import ClassVar
+
+from jobs import problems
+from jobs.problems import ProblemType
 
 
 class JobsError(Exception):
-    """Base of all errors of this package."""
+    """Base of all errors of this package.
+
+    Args:
+        detail: a sentence for people.
+        evidence: what was seen, as data.
+
+    Attributes:
+        problem: how it is put to a client; None for one that no client may meet.
+    """
+
+    problem: ClassVar[ProblemType | None] = None
+
+    def __init__(self, detail: str = "", **evidence: object) -> None:
+        super().__init__(detail)
+        self.evidence = evidence
 
 
 class JobNotFoundError(JobsError):
+    problem = problems.JOB_NOT_FOUND
+
     def __init__(self, job_id: str) -> None:
         super().__init__(f"there is no job {job_id}")
-        self.job_id = job_id
 
 
 class JobPurgedError(JobsError):
+    problem = problems.JOB_PURGED
+
     def __init__(self, job_id: str) -> None:
         super().__init__(f"job {job_id} was deleted")
-        self.job_id = job_id
 
 
 class WrongStateError(JobsError):
-    """The status at the time is in `status`."""
+    problem = problems.WRONG_STATE
 
-    def __init__(self, job_id: str, status: str, detail: str) -> None:
-        super().__init__(detail)
-        self.job_id = job_id
-        self.status = status
+    def __init__(self, status: str, detail: str) -> None:
+        """`status` is the one that the job had at the time."""
+        super().__init__(detail, status=status)
 
 
 class BatchNotFoundError(JobsError):
+    problem = problems.BATCH_NOT_FOUND
+
     def __init__(self, batch_id: str) -> None:
         super().__init__(f"there is no batch {batch_id}")
 
 
 class NoCallbackError(JobsError):
+    problem = problems.NO_CALLBACK
+
     def __init__(self, job_id: str) -> None:
         super().__init__(f"job {job_id} was posted without a callback_url")
 
@@ -78,11 +99,11 @@ class IdempotencyError(JobsError):
 
 
 class IdempotencyMismatchError(IdempotencyError):
-    pass
+    problem = problems.IDEMPOTENCY_KEY_REUSED
 
 
 class IdempotencyInFlightError(IdempotencyError):
-    pass
+    problem = problems.IDEMPOTENCY_IN_FLIGHT
 
 
 class LeaseError(JobsError):
@@ -102,7 +123,7 @@ class CancelRequestedError(LeaseError):
 
 
 class InvalidCursorError(JobsError):
-    pass
+    problem = problems.INVALID_PARAMETERS
 
 
 class SettingsError(JobsError):
@@ -110,79 +131,74 @@ class SettingsError(JobsError):
 
 
 class UploadTooLargeError(JobsError):
+    problem = problems.UPLOAD_TOO_LARGE
+
     def __init__(self, limit_bytes: int) -> None:
-        super().__init__(f"the upload is larger than {limit_bytes} bytes")
-        self.limit_bytes = limit_bytes
+        super().__init__(f"the upload is larger than {limit_bytes} bytes", limit_bytes=limit_bytes)
 
 
 class UploadError(JobsError):
-    """What was seen is in `evidence`."""
-
-    def __init__(self, detail: str, **evidence: object) -> None:
-        super().__init__(detail)
-        self.evidence = evidence
+    pass
 
 
 class UploadNotFoundError(UploadError):
+    problem = problems.UPLOAD_NOT_FOUND
+
     def __init__(self) -> None:
         super().__init__("there is no such upload, or no longer")
 
 
 class UploadIncompleteError(UploadError):
+    problem = problems.UPLOAD_INCOMPLETE
+
     def __init__(self, missing_parts: list[int], wrong_parts: list[dict[str, int]]) -> None:
         detail = f"{len(missing_parts)} parts are missing and {len(wrong_parts)} have the wrong size"
         super().__init__(detail, missing_parts=missing_parts, wrong_parts=wrong_parts)
 
 
 class UploadClosedError(UploadError):
+    problem = problems.UPLOAD_CLOSED
+
     def __init__(self) -> None:
         super().__init__("the upload is complete and takes no more parts")
 
 
 class UploadMismatchError(UploadError):
-    pass
+    problem = problems.UPLOAD_MISMATCH
 
 
 class WrongPartSizeError(UploadError):
+    problem = problems.WRONG_PART_SIZE
+
     def __init__(self, expected_bytes: int, found_bytes: int | None) -> None:
         found = {} if found_bytes is None else {"found_bytes": found_bytes}
         super().__init__(f"this part must have {expected_bytes} bytes", expected_bytes=expected_bytes, **found)
 
 
 class UrlNotValidError(UploadError):
-    pass
+    problem = problems.URL_NOT_VALID
 
 
 class SourceError(JobsError):
-    """Ends the job `failed`: trying again would end the same way. Has what a `JobError` needs."""
+    """Ends the job `failed`: trying again would end the same way."""
 
-    code: ClassVar[str] = "source"
-    title: ClassVar[str] = "The scan could not be fetched"
-
-    def __init__(self, detail: str, *, evidence: Mapping[str, object] | None = None) -> None:
-        super().__init__(detail)
-        self.detail = detail
-        self.evidence: dict[str, object] = dict(evidence or {})
+    problem: ClassVar[ProblemType]
 
 
 class SourceNotAllowedError(SourceError):
-    code = "source-not-allowed"
-    title = "The scan's address is not allowed"
+    problem = problems.SOURCE_NOT_ALLOWED
 
 
 class SourceNotFoundError(SourceError):
-    code = "source-not-found"
-    title = "There is no scan at this address"
+    problem = problems.SOURCE_NOT_FOUND
 
 
 class SourceTooLargeError(SourceError):
-    code = "source-too-large"
-    title = "The scan is larger than this service fetches"
+    problem = problems.SOURCE_TOO_LARGE
 
 
 class SourceMismatchError(SourceError):
-    code = "source-mismatch"
-    title = "The scan at this address is not the one announced"
+    problem = problems.SOURCE_MISMATCH
 
 
 class UnavailableError(JobsError):
@@ -190,16 +206,17 @@ class UnavailableError(JobsError):
 
 
 class BrokerUnavailableError(UnavailableError):
-    pass
+    problem = problems.BROKER_UNAVAILABLE
 
 
 class StorageUnavailableError(UnavailableError):
-    pass
+    problem = problems.STORAGE_UNAVAILABLE
 
 
 class NewerSchemaError(UnavailableError):
-    """Leave it alone: who wrote it is there and goes on with it."""
+    """Leave such a job alone: whoever wrote it is there, and goes on with it."""
+
+    problem = problems.NEWER_SCHEMA
 
     def __init__(self, document: str, version: str) -> None:
         super().__init__(f"{document} has schema {version}, which needs a newer version of this software")
-        self.version = version

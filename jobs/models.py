@@ -3,6 +3,7 @@
 Versioned; the science may change freely behind it.
 """
 
+from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal, Self
@@ -11,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import from_json
 
 from jobs.errors import NewerSchemaError
+from jobs.problems import ProblemType
 
 SCHEMA_VERSION: Final = "1.0"
 """Of all that is stored. A field that may be left out does not change it; what an old reader must not miss raises the
@@ -143,6 +145,16 @@ class JobError(Model):
     detail: str
     retryable: bool = Field(description="whether the same scan may succeed when it is submitted again")
     evidence: dict[str, Any] = Field(default_factory=dict, description="what was seen, as data")
+
+    @classmethod
+    def of(cls, problem: ProblemType, detail: str, evidence: Mapping[str, Any]) -> Self:
+        return cls(
+            type=problem.uri,
+            title=problem.title,
+            detail=detail,
+            retryable=problem.retryable,
+            evidence=dict(evidence),
+        )
 
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

@@ -59,8 +59,7 @@ def fetch(source: ScanSource, path: Path, *, allowlist: Iterable[str], limit_byt
         for piece in pieces:
             size_bytes += len(piece)
             if size_bytes > limit_bytes:
-                evidence = {"limit_bytes": limit_bytes}
-                raise SourceTooLargeError(f"The scan has more than {limit_bytes} bytes.", evidence=evidence)
+                raise SourceTooLargeError(f"The scan has more than {limit_bytes} bytes.", limit_bytes=limit_bytes)
             digest.update(piece)
             file.write(piece)
     _require_same(source, digest.hexdigest())
@@ -81,8 +80,8 @@ def _https(url: str) -> Iterator[Iterator[bytes]]:
     headers = {"Accept-Encoding": "identity", "Accept": "application/octet-stream, */*"}
     with httpx.stream("GET", url, headers=headers, follow_redirects=False, timeout=TIMEOUT) as response:
         if response.is_redirect or response.is_client_error:
-            evidence = {"http_status": response.status_code}
-            raise SourceNotFoundError(f"Its server answered {response.status_code}.", evidence=evidence)
+            status = response.status_code
+            raise SourceNotFoundError(f"Its server answered {status}.", http_status=status)
         response.raise_for_status()
         yield response.iter_raw(PIECE_BYTES)
 
@@ -101,4 +100,4 @@ def _s3(url: str) -> Iterator[Iterator[bytes]]:
 def _require_same(source: ScanSource, sha256: str) -> None:
     if source.sha256 not in (None, sha256):
         evidence = {"expected_sha256": source.sha256, "found_sha256": sha256}
-        raise SourceMismatchError("The bytes at this address have another sha256.", evidence=evidence)
+        raise SourceMismatchError("The bytes at this address have another sha256.", **evidence)

@@ -11,6 +11,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final
 
+from opentelemetry import trace
+from opentelemetry.trace import SpanKind
+
 from jobs import ids, remote_sources, states, tracing
 from jobs.answers import JobPage, QueueLength, Readiness, Sort, StoredMask, UploadSink
 from jobs.attempts import Lease
@@ -117,8 +120,8 @@ class Jobs:
         Raises:
             IdempotencyInFlightError: its idempotency key was taken over meanwhile; the job is not accepted.
         """
-        record = record.model_copy(update={"traceparent": record.traceparent or tracing.current().traceparent})
-        tracing.current().note({tracing.JOB_ID: record.id})
+        record = record.model_copy(update={"traceparent": record.traceparent or tracing.traceparent_of()})
+        trace.get_current_span().set_attributes({tracing.JOB_ID: record.id})
         with tracing.step("accept"):
             if not self._store.create_job(record):
                 self._store.blobs.delete(self._store.key(record.id, "input"))
@@ -237,7 +240,7 @@ class Jobs:
             WrongStateError: it is final already.
         """
         record = self._store.record(job_id)
-        tracing.current().link(record.traceparent)
+        tracing.link(trace.get_current_span(), record.traceparent)
         self._require_open(job_id)
         self._store.request_cancel(job_id)
         state = self.get(job_id)
@@ -374,19 +377,19 @@ class Jobs:
         value = f"{attempt}:{secrets.token_hex(8)}"
         if not self._live.lease(job_id, value, self.settings.lease_seconds):
             raise LeaseLostError(f"job {job_id} is in other hands")
-        span = tracing.entry(tracing.ATTEMPT_SPAN, record.traceparent, "consumer", {tracing.JOB_ID: job_id})
-        claim = Claim(attempt=attempt, started_at=states.now(), worker=worker, traceparent=span.traceparent)
+        span = tracing.entry(tracing.ATTEMPT_SPAN, record.traceparent, SpanKind.CONSUMER, {tracing.JOB_ID: job_id})
+        claim = Claim(attempt=attempt, started_at=states.now(), worker=worker, traceparent=tracing.traceparent_of(span))
         lease = Lease(self._parts, record, claim, value, span)
         try:
-            with span.active(), tracing.step("claim"):
+            with tracing.active(span), tracing.step("claim"):
                 self._begin(lease)
         except BaseException as error:
-            span.rename("claim refused")
-            span.fail(type(error).__name__)
-            span.end()
+            span.update_name("claim refused")
+            tracing.fail(span, type(error).__name__)
+            tracing.end(span)
             lease.drop()
             raise
-        span.note(finalize.attempt_attributes(record, attempt))
+        span.set_attributes(finalize.attempt_attributes(record, attempt))
         return lease
 
     def fetch_input(self, lease: Lease, folder: Path) -> Path:
@@ -451,7 +454,7 @@ class Jobs:
         """
         with tracing.step("publish"):
             self._publish(lease, finalize.failed(lease.record, lease.claim, error, lease.scan), seconds)
-        lease.span.note({"lobewise.problem": error.type.rpartition("/")[2]})
+        lease.span.set_attributes({"lobewise.problem": error.type.rpartition("/")[2]})
 
     def confirm_cancel(self, lease: Lease) -> None:
         """The work has stopped as requested."""
@@ -462,7 +465,7 @@ class Jobs:
         except CancelRequestedError:
             manifest = finalize.cancelled(lease.record, lease.attempt, lease.claim.started_at)
             finalize.conclude(self._parts, lease.record, manifest)
-            lease.span.note({tracing.OUTCOME: manifest.outcome})
+            lease.span.set_attributes({tracing.OUTCOME: manifest.outcome})
         finally:
             lease.drop()
 
@@ -488,9 +491,9 @@ class Jobs:
         return None if self._store.is_final(job_id) else shown
 
     def _end(self, lease: Lease, ending: Ending) -> None:
-        lease.span.note({tracing.OUTCOME: ending.reason})
+        lease.span.set_attributes({tracing.OUTCOME: ending.reason})
         if ending.fault is not None:
-            lease.span.fail(ending.fault)
+            tracing.fail(lease.span, ending.fault)
         try:
             finalize.end_attempt(self._parts, lease.record, lease.claim, ending, guard=lease.value)
         finally:
@@ -525,15 +528,15 @@ class Jobs:
     def _require_open(self, job_id: str, but: str | None = None) -> None:
         manifest = self._store.manifest(job_id)
         if manifest is not None and manifest.outcome != but:
-            raise WrongStateError(job_id, manifest.outcome, f"the job is already {manifest.outcome}")
+            raise WrongStateError(manifest.outcome, f"the job is already {manifest.outcome}")
 
     def _require_succeeded(self, job_id: str) -> Manifest:
         manifest = self._store.manifest(job_id)
         if manifest is None:
             status: str = self.get(job_id).status
-            raise WrongStateError(job_id, status, f"the job is {status}")
+            raise WrongStateError(status, f"the job is {status}")
         if manifest.outcome != "succeeded":
-            raise WrongStateError(job_id, manifest.outcome, f"the job {manifest.outcome}")
+            raise WrongStateError(manifest.outcome, f"the job {manifest.outcome}")
         return manifest
 
     def _begin(self, lease: Lease) -> None:
@@ -543,10 +546,10 @@ class Jobs:
         if manifest is not None:
             finalize.show(self._parts, states.final(lease.record, manifest))
             finalize.remove_traces_if_deleted(self._parts, lease.job_id)
-            raise WrongStateError(lease.job_id, manifest.outcome, "there is nothing left to do")
+            raise WrongStateError(manifest.outcome, "there is nothing left to do")
         if files.cancel_requested:
             finalize.conclude(self._parts, lease.record, finalize.cancelled(lease.record, files.attempt))
-            raise WrongStateError(lease.job_id, "cancelled", "the job was cancelled")
+            raise WrongStateError("cancelled", "the job was cancelled")
         self._settle(lease, files.attempt)
         if not self._store.create_claim(lease.job_id, lease.claim):
             raise LeaseLostError(f"job {lease.job_id} is in other hands")
@@ -554,7 +557,7 @@ class Jobs:
             lease.fence()
         except CancelRequestedError:
             self.confirm_cancel(lease)
-            raise WrongStateError(lease.job_id, "cancelled", "the job was cancelled while it was claimed") from None
+            raise WrongStateError("cancelled", "the job was cancelled while it was claimed") from None
         self._live.put(
             states.running(lease.record, attempt=lease.attempt, started_at=lease.claim.started_at), guard=lease.value
         )
@@ -567,7 +570,7 @@ class Jobs:
         ending = Ending(reason="worker-lost", ended_at=states.now())
         finalize.mark_ended(self._parts, lease.record, previous, ending)
         if finalize.settle(self._parts, lease.record, previous):
-            raise WrongStateError(lease.job_id, "failed", "the job was attempted too often")
+            raise WrongStateError("failed", "the job was attempted too often")
         reasons = {ending.reason for ending in self._store.endings(lease.job_id, previous.attempt)}
         lease.low_memory = not reasons.isdisjoint({"out-of-memory", "worker-lost"})
 
@@ -579,7 +582,7 @@ class Jobs:
     def _publish(self, lease: Lease, manifest: Manifest, seconds: Mapping[str, float] | None) -> None:
         lease.fence()
         if finalize.conclude(self._parts, lease.record, manifest, seconds):
-            lease.span.note({tracing.OUTCOME: manifest.outcome})
+            lease.span.set_attributes({tracing.OUTCOME: manifest.outcome})
             return
         if self._store.is_purged(lease.job_id):
             raise JobPurgedError(lease.job_id)

@@ -1,16 +1,47 @@
-"""What an operator decides, read from the environment as `LOBEWISE_<NAME>`."""
+"""What an operator decides, read from the environment: `LOBEWISE_<NAME>`, for the gateway `LOBEWISE_API_<NAME>`.
 
+A secret may lie in a file named as its variable (`LOBEWISE_SIGNING_KEY`, in capitals or not) in the folder
+`LOBEWISE_SECRETS_DIR`, by default `/run/secrets`: where Docker and Kubernetes put them. The environment goes first.
+"""
+
+import difflib
+import os
 from base64 import b64decode
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
-from pydantic import AliasChoices, Field, PositiveFloat, PositiveInt, SecretStr, field_validator, model_validator
+from pydantic import (
+    AliasChoices,
+    Field,
+    HttpUrl,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from jobs.errors import SettingsError
 from jobs.logs import LogFormat, LogLevel
 
-MIB = 1 << 20
-GIB = 1 << 30
+MIB: Final = 1 << 20
+GIB: Final = 1 << 30
+
+SECRETS_VARIABLE: Final = "LOBEWISE_SECRETS_DIR"
+SECRETS_DIR: Final = Path("/run/secrets")
+#: Variables of ours that are no settings of a process: of the client, of the command line, of the tests.
+OTHERS: Final = (SECRETS_VARIABLE, "LOBEWISE_SERVICE", "LOBEWISE_SUPERVISOR_PID", "LOBEWISE_DATA")
+
+_SCHEMES: Final = {"redis_url": ("redis://", "rediss://", "unix://"), "blob_url": ("file:///", "s3://")}
+
+Settings = TypeVar("Settings", bound=BaseSettings)
 
 
 class JobsSettings(BaseSettings):
@@ -117,43 +148,26 @@ class JobsSettings(BaseSettings):
     )
     weights_dir: Path | None = Field(default=None, description="other weights than those that come with the package")
 
-    @field_validator("redis_url")
+    @field_validator("redis_url", "blob_url")
     @classmethod
-    def _is_redis(cls, url: str | None) -> str | None:
-        if url is not None and not url.startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("it must begin with redis://, rediss:// or unix://")
+    def _require_scheme(cls, url: str | None, info: ValidationInfo) -> str | None:
+        *others, last = schemes = _SCHEMES[info.field_name or ""]
+        if url is not None and not url.startswith(schemes):
+            raise ValueError(f"it must begin with {', '.join(others)} or {last}")
         return url
-
-    @field_validator("blob_url")
-    @classmethod
-    def _is_store(cls, url: str | None) -> str | None:
-        if url is not None and not url.startswith(("file:///", "s3://")):
-            raise ValueError("it must begin with file:/// or s3://")
-        return url
-
-    @model_validator(mode="after")
-    def _heartbeats_fit_the_lease(self) -> Self:
-        if self.heartbeat_seconds >= self.lease_seconds:
-            raise ValueError(
-                f"LOBEWISE_HEARTBEAT_SECONDS ({self.heartbeat_seconds:g}) must be below LOBEWISE_LEASE_SECONDS "
-                f"({self.lease_seconds:g}), or every worker loses its jobs"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _limits_are_in_order(self) -> Self:
-        if self.soft_limit_seconds >= self.hard_limit_seconds:
-            raise ValueError(
-                f"LOBEWISE_SOFT_LIMIT_SECONDS ({self.soft_limit_seconds}) must be below LOBEWISE_HARD_LIMIT_SECONDS "
-                f"({self.hard_limit_seconds}), or no attempt is ever interrupted"
-            )
-        return self
 
     @field_validator("callback_secrets")
     @classmethod
-    def _are_secrets(cls, secrets: SecretStr | None) -> SecretStr | None:
-        if secrets is not None and not all(map(_is_secret, secrets.get_secret_value().split() or [""])):
-            raise ValueError("each must be whsec_ and the base64 of 24 to 64 bytes, as `openssl rand -base64 32` gives")
+    def _require_secrets(cls, secrets: SecretStr | None) -> SecretStr | None:
+        for text in (secrets.get_secret_value().split() or [""]) if secrets is not None else ():
+            try:
+                is_right = 24 <= len(b64decode(text.removeprefix("whsec_"), validate=True)) <= 64
+            except ValueError:
+                is_right = False
+            if not is_right or not text.startswith("whsec_"):
+                raise ValueError(
+                    "each must be whsec_ and the base64 of 24 to 64 bytes, as `openssl rand -base64 32` gives"
+                )
         return secrets
 
     @field_validator("source_allowlist", "callback_allowlist", "callback_retry_seconds", mode="before")
@@ -161,9 +175,128 @@ class JobsSettings(BaseSettings):
     def _split(cls, value: object) -> object:
         return tuple(value.split()) if isinstance(value, str) else value
 
+    @model_validator(mode="after")
+    def _require_order(self) -> Self:
+        if self.heartbeat_seconds >= self.lease_seconds:
+            raise ValueError(
+                f"LOBEWISE_HEARTBEAT_SECONDS ({self.heartbeat_seconds:g}) must be below LOBEWISE_LEASE_SECONDS "
+                f"({self.lease_seconds:g}), or every worker loses its jobs"
+            )
+        if self.soft_limit_seconds >= self.hard_limit_seconds:
+            raise ValueError(
+                f"LOBEWISE_SOFT_LIMIT_SECONDS ({self.soft_limit_seconds}) must be below LOBEWISE_HARD_LIMIT_SECONDS "
+                f"({self.hard_limit_seconds}), or no attempt is ever interrupted"
+            )
+        return self
 
-def _is_secret(text: str) -> bool:
+
+class ApiSettings(BaseSettings):
+    """Where the gateway listens and how long it lets things take."""
+
+    model_config = SettingsConfigDict(env_prefix="LOBEWISE_API_", extra="ignore", frozen=True)
+
+    host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0 lets other machines in")
+    port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 takes any free one")
+    root_path: str = Field(default="", description="prefix that a proxy strips from the path, such as /lobewise")
+    public_url: HttpUrl | None = Field(
+        default=None,
+        description="what the links in answers begin with; without it they begin with the request's Host header",
+    )
+    forwarded_allow_ips: str = Field(
+        default="127.0.0.1", description="proxies whose X-Forwarded headers are believed, separated by commas"
+    )
+    max_wait_seconds: NonNegativeInt = Field(
+        default=60, description="the longest `Prefer: wait` that is granted; 0 grants none"
+    )
+    max_waiting: PositiveInt = Field(default=64, description="how many requests may wait at once; others get 202")
+    max_streams: PositiveInt = Field(default=512, description="how many streams of events may be open at once")
+    max_uploads: PositiveInt = Field(
+        default=128,
+        description="how many scans may be on their way in at once; others get 503. Each costs about 1 MiB of memory, "
+        "and 16 MiB more where it goes to a bucket",
+    )
+    stream_seconds: PositiveFloat = Field(
+        default=3600.0, description="a stream of events is ended then; its client comes back and misses nothing"
+    )
+    keep_alive_seconds: PositiveFloat = Field(
+        default=15.0, description="a stream without events gets a comment that often, so that proxies keep it open"
+    )
+    poll_seconds: PositiveInt = Field(default=2, description="Retry-After of a job that is not finished")
+    unavailable_seconds: PositiveInt = Field(default=5, description="Retry-After while a part is down")
+    idle_seconds: PositiveFloat = Field(default=60.0, description="a body that stands still for longer ends in 408")
+    shutdown_seconds: PositiveInt = Field(default=10, description="how long requests may finish when the gateway stops")
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A setting, as the table of all settings shows it."""
+
+    name: str
+    default: str
+    description: str
+    is_secret: bool
+
+
+def read_settings(kind: type[Settings], **given: Any) -> Settings:
+    """The settings of a process; `given` ones go before the environment, which goes before files.
+
+    Raises:
+        SettingsError: a value is wrong; the sentence says which variable to set and to what.
+    """
+    folder = Path(os.environ.get(SECRETS_VARIABLE, SECRETS_DIR))
+    if SECRETS_VARIABLE in os.environ and not folder.is_dir():
+        raise SettingsError(f"{SECRETS_VARIABLE} is {str(folder)!r}: there is no such folder.")
     try:
-        return text.startswith("whsec_") and 24 <= len(b64decode(text.removeprefix("whsec_"), validate=True)) <= 64
-    except ValueError:
-        return False
+        return kind(_secrets_dir=folder if folder.is_dir() else None, **given)
+    except ValidationError as error:
+        raise SettingsError(" ".join(_sentences(kind, error))) from error
+
+
+def variables(kind: type[BaseSettings]) -> Iterator[Variable]:
+    """Every variable that sets something of `kind`."""
+    for name, field in kind.model_fields.items():
+        default = "" if field.default is None else field.default
+        yield Variable(
+            name=next(iter(_aliases(field)), f"{kind.model_config.get('env_prefix', '')}{name}".upper()),
+            default=" ".join(map(str, default)) if isinstance(default, tuple) else str(default),
+            description=field.description or "",
+            # A Redis address may hold a password.
+            is_secret=field.annotation in (SecretStr, SecretStr | None) or name == "redis_url",
+        )
+
+
+def misspelt(kinds: tuple[type[BaseSettings], ...], environment: Mapping[str, str] = os.environ) -> list[str]:
+    """A sentence about each variable that looks like one of ours and is none."""
+    # Workers and senders may get the gateway's with the same image or ConfigMap: only who reads those complains.
+    foreign = () if ApiSettings in kinds else ("LOBEWISE_API_",)
+    known = [*OTHERS, *(variable.name for kind in kinds for variable in variables(kind))]
+    sentences = []
+    for name in sorted(environment):
+        if name.startswith("LOBEWISE_") and name not in known and not name.startswith(foreign):
+            near = difflib.get_close_matches(name, known, 1)
+            sentences.append(f"{name} sets nothing." + (f" Do you mean {near[0]}?" if near else ""))
+    return sentences
+
+
+def _sentences(kind: type[BaseSettings], error: ValidationError) -> Iterator[str]:
+    """What is wrong, without the value where it may be a secret."""
+    # pydantic names a field or, where it has one, an alias.
+    named = {
+        location: variable
+        for (name, field), variable in zip(kind.model_fields.items(), variables(kind), strict=True)
+        for location in (name, *_aliases(field))
+    }
+    for fault in error.errors(include_url=False):
+        message = fault["msg"].removeprefix("Value error, ")
+        if not fault["loc"]:  # of several values together
+            yield f"{message}."
+            continue
+        variable = named[str(fault["loc"][0])]
+        value = "" if variable.is_secret else f" is {fault['input']!r}"
+        meaning = f" ({variable.description})" if variable.description else ""
+        yield f"{variable.name}{value}: {message[0].lower()}{message[1:]}{meaning}."
+
+
+def _aliases(field: FieldInfo) -> list[str]:
+    alias = field.validation_alias
+    return [str(choice) for choice in alias.choices] if isinstance(alias, AliasChoices) else []

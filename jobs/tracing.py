@@ -1,76 +1,62 @@
 """Traces: where a job's time went, from the client's call to the last blob, for OpenTelemetry.
 
-Off, with nothing imported, unless the standard variables say where traces go (`OTEL_EXPORTER_OTLP_ENDPOINT`); needs the
-extra `tracing`. Spans hold ids, names of routes, stages and blobs, sizes and numbers. No address, no file name and
-nothing else that a client sent: they may be a patient's. Of an exception only the class is told.
+Off unless the standard variables say where traces go (`OTEL_EXPORTER_OTLP_ENDPOINT`): then the SDK of the extra
+`tracing` is imported; until then spans are the API's own that record nothing. Spans hold ids, names of routes, stages
+and blobs, sizes and numbers. No address, no file name and nothing else that a client sent: they may be a patient's. Of
+an exception a span has the class alone, since its message may quote a scan.
 
 A trace goes on where its `traceparent` (W3C) is known: from the client's header, then from the durable record of the
-job, so that it outlives the broker. `entry` begins where work comes in, `step` divides it. A step outside a trace
-leaves none, so that the reaper's and the sweeper's rounds make no noise.
+job, so that it outlives the broker. `entry` begins where work comes in, `step` divides it.
 """
 
 import atexit
 import logging
 import os
+import random
+import socket
 import threading
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from datetime import datetime
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
+from opentelemetry import trace
+from opentelemetry.context import Context, attach, detach
+from opentelemetry.trace import INVALID_SPAN, Span, SpanContext, SpanKind, Status, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from structlog.typing import EventDict
 
+from jobs.version import __version__
+
 if TYPE_CHECKING:  # of the extra `tracing`
-    from jobs.otel import Tracing
+    from opentelemetry.sdk.trace import TracerProvider
 
 log = logging.getLogger(__name__)
 
 Attributes = Mapping[str, str | int | float | bool]
-Kind = Literal["internal", "server", "client", "producer", "consumer"]
 
 JOB_ID: Final = "lobewise.job.id"
 ATTEMPT: Final = "lobewise.attempt"
 ATTEMPT_SPAN: Final = "attempt"
 OUTCOME: Final = "lobewise.outcome"
 
+#: How long a process that ends waits for a collector to take the last spans.
 STOP_SECONDS: Final = 2.0
-"""How long a process that ends waits for a collector to take the last spans."""
+#: A collector that is down for a night fills no disk with complaints.
+COMPLAIN_EVERY_SECONDS: Final = 60.0
+
 _ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _PROTOCOLS: Final = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+_EXPORTER_LOG: Final = logging.getLogger("opentelemetry.exporter.otlp.proto.http.trace_exporter")
+_W3C: Final = TraceContextTextMapPropagator()
 
-_tracing: "Tracing | None" = None
-
-
-class Span:
-    """A piece of work in a trace. This one leaves none: traces are off, or it belongs to none."""
-
-    @property
-    def traceparent(self) -> str | None:
-        """What others need to go on with the trace below this span."""
-        return None
-
-    def rename(self, name: str) -> None:
-        """What it is called, once that is known."""
-
-    def note(self, attributes: Attributes) -> None:
-        """Say more about it."""
-
-    def fail(self, what: str) -> None:
-        """It came to nothing; `what` is the class of an exception, or a word."""
-
-    def link(self, traceparent: str | None) -> None:
-        """It has to do with a span of another trace."""
-
-    def end(self) -> None:
-        """Once; what comes later changes nothing."""
-
-    @contextmanager
-    def active(self) -> Iterator[None]:
-        """What is logged and what steps begin inside belongs to it. Does not end it."""
-        yield
-
-
-NO_SPAN: Final = Span()
+# Not OpenTelemetry's global provider: an instrumented library would send addresses and headers through that.
+_provider: "TracerProvider | None" = None
+_tracer: trace.Tracer = trace.NoOpTracer()
+#: The ids of the next span, if they are known before (`end_lost`).
+_given: ContextVar[SpanContext | None] = ContextVar("given", default=None)
 
 
 def configure_tracing(service: str) -> None:
@@ -79,27 +65,27 @@ def configure_tracing(service: str) -> None:
     Args:
         service: what the process is called where `OTEL_SERVICE_NAME` says nothing else.
     """
-    global _tracing
-    if _tracing is not None or not _is_wanted(os.environ):
+    global _provider, _tracer
+    if _provider is not None or not _is_wanted(os.environ):
         return
     try:
-        from jobs.otel import Tracing
-
-        _tracing = Tracing(service)
+        _provider = _make_provider(service)
     except ImportError as error:
         log.warning("no traces are sent: %s is not installed; pip install 'lobewise[tracing]'", error.name)
     except Exception as error:  # a wrong variable must not keep a scan waiting
         log.warning("no traces are sent: the OTEL_* variables are not understood (%s)", type(error).__name__)
     else:
+        _tracer = _provider.get_tracer("lobewise", __version__)
         atexit.register(stop_tracing)
 
 
 def stop_tracing() -> None:
-    """Send what is left, if that can be done in short time."""
-    global _tracing
-    stopped, _tracing = _tracing, None
+    """Send what is left, if that can be done in `STOP_SECONDS`."""
+    global _provider, _tracer
+    stopped, _provider, _tracer = _provider, None, trace.NoOpTracer()
     if stopped is not None:
-        last = threading.Thread(target=stopped.stop, name="last-traces", daemon=True)
+        # In a thread, since the SDK's own shutdown waits for as long as the collector lets it.
+        last = threading.Thread(target=stopped.shutdown, name="last-traces", daemon=True)
         last.start()
         last.join(STOP_SECONDS)
 
@@ -112,105 +98,206 @@ def collector_takes() -> bool | None:
     """
     if not _is_wanted(os.environ):
         return None
-    from jobs import otel
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.trace.export import SpanExportResult
 
-    return otel.takes(STOP_SECONDS)
+    _EXPORTER_LOG.setLevel(logging.CRITICAL)
+    return OTLPSpanExporter(timeout=STOP_SECONDS).export([]) is SpanExportResult.SUCCESS
 
 
-def entry(name: str, parent: str | None, kind: Kind = "internal", attributes: Attributes | None = None) -> Span:
+def entry(
+    name: str, parent: str | None, kind: SpanKind = SpanKind.INTERNAL, attributes: Attributes | None = None
+) -> Span:
     """Work comes in: a span below `parent`, a `traceparent`; the first of a new trace where that is none."""
-    return _tracing.entry(name, parent, kind, attributes or {}) if _tracing else NO_SPAN
+    return _tracer.start_span(name, _context(parent), kind, attributes)
 
 
-def child(name: str, attributes: Attributes | None = None, kind: Kind = "internal") -> Span:
-    """A part of the work at hand, which the caller ends."""
-    return _tracing.child(name, kind, attributes or {}) if _tracing else NO_SPAN
+def child(name: str, attributes: Attributes | None = None, kind: SpanKind = SpanKind.INTERNAL) -> Span:
+    """A part of the work in progress, which the caller ends."""
+    # Outside of a trace there is none, so that the rounds of the reconciler make no noise.
+    is_inside = trace.get_current_span().get_span_context().is_valid
+    return _tracer.start_span(name, None, kind, attributes) if is_inside else INVALID_SPAN
 
 
 @contextmanager
-def step(name: str, attributes: Attributes | None = None, kind: Kind = "internal") -> Iterator[Span]:
-    """A part of the work at hand, done inside."""
-    if _tracing is None:
-        yield NO_SPAN
-        return
+def step(name: str, attributes: Attributes | None = None, kind: SpanKind = SpanKind.INTERNAL) -> Iterator[Span]:
+    """A part of the work in progress, done inside the block."""
     span = child(name, attributes, kind)
-    with ended(span), span.active():
+    with ended(span), active(span):
         yield span
+
+
+def active(span: Span) -> AbstractContextManager[Span]:
+    """What is logged and what steps begin inside belongs to the span. Does not end it."""
+    return trace.use_span(span, record_exception=False, set_status_on_exception=False)
 
 
 @contextmanager
 def ended(span: Span) -> Iterator[None]:
-    """Ends the span, as failed where the work was."""
+    """Ends the span with the block, as failed where the block raised."""
     try:
         yield
     except BaseException as error:
-        span.fail(type(error).__name__)
+        fail(span, type(error).__name__)
         raise
     finally:
+        end(span)
+
+
+def end(span: Span) -> None:
+    """Once; a second time changes nothing."""
+    if span.is_recording():  # the SDK warns of a second end
         span.end()
+
+
+def fail(span: Span, fault: str) -> None:
+    """It came to nothing; `fault` is the class of an exception, or a word."""
+    if span.is_recording():
+        span.set_attribute("error.type", fault)
+        span.set_status(Status(StatusCode.ERROR))
 
 
 @contextmanager
 def continued(traceparent: str | None) -> Iterator[None]:
     """Steps inside belong to the trace of `traceparent`."""
-    if _tracing is None or traceparent is None:
+    token = attach(_context(traceparent)) if traceparent else None
+    try:
         yield
-        return
-    with _tracing.continued(traceparent):
-        yield
+    finally:
+        if token is not None:
+            detach(token)
 
 
-def current() -> Span:
-    """The span that is active here."""
-    return _tracing.current() if _tracing else NO_SPAN
+def traceparent_of(span: Span | None = None) -> str | None:
+    """What others need to go on with the trace below a span (the active one); None if it belongs to none."""
+    carrier: dict[str, str] = {}
+    _W3C.inject(carrier, trace.set_span_in_context(span or trace.get_current_span()))
+    return carrier.get("traceparent")
+
+
+def link(span: Span, traceparent: str | None) -> None:
+    """The span has to do with one of another trace."""
+    context = trace.get_current_span(_context(traceparent)).get_span_context()
+    if context.is_valid:
+        span.add_link(context)
 
 
 def branch(name: str, attributes: Attributes | None = None) -> str | None:
-    """A trace of its own that is linked to the active span: where work is split into very many pieces."""
-    if _tracing is None:
-        return None
+    """A trace of its own that is linked to the active span; its traceparent.
+
+    For work that is split into very many pieces: no viewer shows the spans of a thousand jobs as one trace.
+    """
     span = entry(name, None, attributes=attributes)
-    span.link(current().traceparent)
-    span.end()
-    return span.traceparent
+    link(span, traceparent_of())
+    end(span)
+    return traceparent_of(span)
 
 
-def tell_for(
+def end_lost(
     traceparent: str | None, name: str, parent: str | None, began_at: datetime, attributes: Attributes
 ) -> None:
     """End a span in place of the process that began it and died; `traceparent` is that span's own."""
-    if _tracing is not None and traceparent is not None:
-        _tracing.tell_for(traceparent, name, parent, began_at, attributes)
+    lost = trace.get_current_span(_context(traceparent)).get_span_context()
+    if not lost.is_valid:
+        return
+    token = _given.set(lost)
+    try:
+        start_ns = int(began_at.timestamp() * 1e9)
+        span = _tracer.start_span(name, _context(parent), SpanKind.CONSUMER, attributes, start_time=start_ns)
+    finally:
+        _given.reset(token)
+    span.set_status(Status(StatusCode.ERROR))
+    end(span)
 
 
 class Steps:
     """Steps one after the other: each ends when the next begins, the last with `close`."""
 
     def __init__(self) -> None:
-        self._name, self._span = "", NO_SPAN
+        self._name = ""
+        self._span: Span = INVALID_SPAN
 
     def to(self, name: str) -> None:
-        """Nothing changes if that one is under way."""
+        """Nothing changes if that one is in progress."""
         if name != self._name:
-            self._span.end()
+            end(self._span)
             self._name, self._span = name, child(name)
 
     def close(self, error: BaseException | None) -> None:
         if error is not None:
-            self._span.fail(type(error).__name__)
-        self._span.end()
+            fail(self._span, type(error).__name__)
+        end(self._span)
 
 
 def with_ids(_logger: object, _method: str, event: EventDict) -> EventDict:
     """For structlog: lines that are logged within a span have its `trace_id` and `span_id`."""
-    traceparent = current().traceparent
-    if traceparent is not None:
-        _, event["trace_id"], event["span_id"], _ = traceparent.split("-")
+    context = trace.get_current_span().get_span_context()
+    if context.is_valid:
+        event["trace_id"] = trace.format_trace_id(context.trace_id)
+        event["span_id"] = trace.format_span_id(context.span_id)
     return event
 
 
+def _context(traceparent: str | None) -> Context:
+    """Of that span; an empty one where it is none or not understood, and where traces are off.
+
+    Off means off: a client's `traceparent` then gets into no record, so that an older version can read that.
+    """
+    # What else a client may send, `tracestate` and `baggage`, is free text and left out.
+    is_known = traceparent is not None and _provider is not None
+    return _W3C.extract({"traceparent": traceparent} if is_known else {}, context=Context())
+
+
+def _make_provider(service: str) -> "TracerProvider":
+    """Sends spans in batches, by a thread of its own, so that no job waits for a collector. Raises ImportError."""
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    from opentelemetry.sdk.trace.id_generator import IdGenerator
+
+    class Ids(IdGenerator):
+        # The SDK's own come from `random`, which a library may seed alike in every process.
+        system = random.SystemRandom()
+
+        def generate_span_id(self) -> int:
+            given = _given.get()
+            return given.span_id if given else self.system.getrandbits(64) or 1
+
+        def generate_trace_id(self) -> int:
+            given = _given.get()
+            return given.trace_id if given else self.system.getrandbits(128) or 1
+
+        def is_trace_id_random(self) -> bool:
+            return True
+
+    next_complaint = 0.0
+
+    def is_due(_record: logging.LogRecord) -> bool:
+        nonlocal next_complaint
+        if time.monotonic() < next_complaint:
+            return False
+        next_complaint = time.monotonic() + COMPLAIN_EVERY_SECONDS
+        return True
+
+    _EXPORTER_LOG.setLevel(logging.ERROR)  # it warns of each retry
+    _EXPORTER_LOG.addFilter(is_due)
+    ours = {
+        "service.name": service,
+        "service.namespace": "lobewise",
+        "service.version": __version__,
+        "service.instance.id": f"{socket.gethostname()}:{os.getpid()}",
+    }
+    # `Resource.create` lets what it is given win, and here the environment shall.
+    from_environment = OTELResourceDetector().detect().attributes
+    resource = Resource.create({name: value for name, value in ours.items() if name not in from_environment})
+    provider = TracerProvider(resource=resource, id_generator=Ids(), shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    return provider
+
+
 def _is_wanted(environment: Mapping[str, str]) -> bool:
-    """As the specification of OpenTelemetry's variables says; only OTLP over HTTP is there."""
+    """As the specification of OpenTelemetry's variables says; OTLP over HTTP is the only exporter."""
     if environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return False
     exporter = environment.get("OTEL_TRACES_EXPORTER", "").strip()

@@ -16,10 +16,12 @@ from typing import ClassVar
 
 
 class PipelineError(Exception):
-    """A scan that cannot be scored, with a stable `code`, a sentence for people and evidence as data."""
+    """A scan that cannot be scored, with a sentence for people and evidence as data.
+
+    `code` is the slug of a row in the service's table of problems, which has its title.
+    """
 
     code: ClassVar[str] = "pipeline-error"
-    title: ClassVar[str] = "The scan cannot be scored"
 
     def __init__(self, detail: str, *, evidence: Mapping[str, object] | None = None) -> None:
         super().__init__(detail)
@@ -29,29 +31,23 @@ class PipelineError(Exception):
 
 class UnreadableScanError(PipelineError):
     code = "unreadable-scan"
-    title = "The file cannot be read as a CT"
 
 
 class UnsupportedFormatError(UnreadableScanError):
     code = "unsupported-format"
-    title = "The file format is not supported"
 
 
 class DamagedFileError(UnreadableScanError):
     code = "damaged-file"
-    title = "The file is damaged"
 
 
 class ScanTooLargeError(UnreadableScanError):
     code = "scan-too-large"
-    title = "The scan is larger than this service reads"
 
 
 class NotChestCTError(PipelineError):
     code = "not-chest-ct"
-    title = "The scan is not a CT of the chest"
 
 
 class LungsNotFoundError(PipelineError):
     code = "lungs-not-found"
-    title = "No lungs were found in the scan"

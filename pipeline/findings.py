@@ -1,12 +1,25 @@
 """What a reader of the scores should know about the scan itself."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
+from pipeline.anatomy import Landmark, Lobe
 from pipeline.errors import NotChestCTError
-from pipeline.geometry import Finding, Grid, Volume
+from pipeline.geometry import (
+    TRUNCATED_CM2,
+    Finding,
+    Grid,
+    LandmarkPosition,
+    LobeLabels,
+    LungMask,
+    Volume,
+    area_on_faces_cm2,
+)
+from pipeline.lungs.fissure_model import FISSURES
+from pipeline.severity import LobeSeverity, OpacityRange, PercentRange, Severity
 
 AIR_BELOW_HU: Final = -500
 """Air in and around the patient, lung included."""
@@ -146,3 +159,121 @@ def _air_in_body_percent(sample: np.ndarray) -> float:
     if not inside.any():
         return 0.0
     return _percent(sample[inside] < AIR_BELOW_HU)
+
+
+PLAUSIBLE_LUNGS_ML: Final = (1000.0, 9000.0)
+"""Both lungs of an adult at inspiration hold 2 to 8 litres; beyond this either the scan or the mask is unusual."""
+
+
+def require_chest(volume: Volume, landmarks: Mapping[Landmark, LandmarkPosition]) -> None:
+    """Refuse a scan that shows neither the carina nor the sternum tip.
+
+    Raises:
+        NotChestCTError: no landmark was found; its evidence says what was seen instead.
+    """
+    if any(position.found for position in landmarks.values()):
+        return
+    z_mm, y_mm, x_mm = (round(edge) for edge in volume.grid.size_mm)
+    seen = histogram_evidence(volume)
+    raise NotChestCTError(
+        f"Neither the carina nor the tip of the sternum is in this scan of {x_mm} x {y_mm} x {z_mm} mm; "
+        f"{seen['air_in_body_percent']} % of the body is air or lung.",
+        evidence={"extent_mm": [x_mm, y_mm, z_mm], **seen},
+    )
+
+
+def findings_of_result(
+    landmarks: Mapping[Landmark, LandmarkPosition], lungs: LungMask, severity: Severity
+) -> tuple[Finding, ...]:
+    """What is unusual about a result that was reached."""
+    found = []
+    carina = landmarks.get(Landmark.CARINA)
+    if carina is None or not carina.found:
+        message = "The lungs were placed by the sternum tip: no carina was found."
+        found.append(Finding("carina-not-found", "warning", message))
+    # Lung on the outermost voxels of any face: the scan ends before the lung does.
+    largest = area_on_faces_cm2(lungs.mask, lungs.grid)
+    if largest >= TRUNCATED_CM2:
+        message = "The scan does not hold the lungs whole: percentages are of the part that it shows."
+        found.append(Finding("lungs-cut-off", "warning", message, {"lung_on_face_cm2": round(largest, 1)}))
+    low, high = PLAUSIBLE_LUNGS_ML
+    if not low <= severity.volume_ml <= high:
+        message = f"The lungs hold {severity.volume_ml:.0f} ml, outside of {low:.0f} to {high:.0f} ml."
+        found.append(Finding("unusual-lung-volume", "warning", message, {"volume_ml": round(severity.volume_ml, 1)}))
+    return tuple(found)
+
+
+USUAL_PERCENT: Final[Mapping[Lobe, float]] = {
+    Lobe.LEFT_UPPER: 25.8,
+    Lobe.LEFT_LOWER: 19.2,
+    Lobe.RIGHT_UPPER: 24.6,
+    Lobe.RIGHT_MIDDLE: 10.2,
+    Lobe.RIGHT_LOWER: 20.2,
+}
+"""Share of the lungs' volume: mean of the LCTSC cases 01-04, whose lobes `training/fissure_atlas.py` drew."""
+
+SMALL_SHARE: Final = 0.5
+"""A lobe with less than this of its usual share is small: collapsed, removed, cut off, or badly drawn."""
+
+SEEN_SD: Final = 3.0
+"""Where there is no fissure at all, less than this is seen in 95 % of lungs (`evaluation.borders --noise 24`: below 2.9
+on the left, 1.7 and, horizontal, 0.9 on the right)."""
+
+WIDE_PERCENT: Final = 10.0
+"""A range of the affected percentage wider than this is remarked upon even where the score is sure."""
+
+
+def findings_of_lobes(lobes: LobeLabels, severity: Severity, between: OpacityRange) -> tuple[Finding, ...]:
+    """What is unusual or unsure about the borders between lobes, and about each lobe, whose name the finding has."""
+    found = list(_fissure_findings(lobes))
+    for lobe in severity.lobes:
+        found += _size_findings(lobe, severity.volume_ml)
+        area_cm2 = area_on_faces_cm2(lobes.of(lobe.lobe), lobes.grid)
+        if area_cm2 >= TRUNCATED_CM2:
+            name = lobe.lobe.title
+            message = f"The {name} lobe reaches the end of the scan: its percentages are of the part that is shown."
+            found.append(
+                Finding("lobe-cut-off", "warning", message, {"lobe_on_face_cm2": round(area_cm2, 1)}, lobe.lobe)
+            )
+        found += _range_findings(lobe, between.lobes[lobe.lobe])
+    return tuple(found)
+
+
+def _fissure_findings(lobes: LobeLabels) -> Iterator[Finding]:
+    if lobes.fissures_sd is None:
+        return
+    seen_sd = {name: round(lobes.fissures_sd.get(name, 0.0), 1) for name in FISSURES}
+    unseen = [name for name in FISSURES if seen_sd[name] < SEEN_SD]
+    if unseen:
+        titles = [name.replace("_", " ") for name in unseen]
+        names = " and the ".join(titles) if len(titles) < 3 else f"{', the '.join(titles[:-1])} and the {titles[-1]}"
+        message = (
+            f"Not surely seen: the {names} fissure. There the border between lobes lies where the network expects it, "
+            "and opacity near it may be counted to the lobe beside it."
+        )
+        yield Finding("fissures-unseen", "info", message, {"fissures": unseen, "seen_sd": seen_sd})
+
+
+def _size_findings(lobe: LobeSeverity, lungs_ml: float) -> Iterator[Finding]:
+    share, usual = 100.0 * lobe.volume_ml / max(lungs_ml, 1e-9), USUAL_PERCENT[lobe.lobe]
+    if lobe.volume_ml == 0:
+        message = f"No voxel was given to the {lobe.lobe.title} lobe: it scores 0, whatever its state."
+        yield Finding("lobe-not-found", "warning", message, lobe=lobe.lobe)
+    elif share < SMALL_SHARE * usual:
+        message = f"The {lobe.lobe.title} lobe is {share:.1f} % of the lungs; {usual:.0f} % are usual."
+        evidence = {"percent_of_lungs": round(share, 2), "usual_percent": usual, "volume_ml": round(lobe.volume_ml, 1)}
+        yield Finding("lobe-small", "warning", message, evidence, lobe.lobe)
+
+
+def _range_findings(lobe: LobeSeverity, between: PercentRange) -> Iterator[Finding]:
+    evidence = {"percent_opacity_low": round(between.low, 2), "percent_opacity_high": round(between.high, 2)}
+    low, high = between.scores
+    shown = f"{between.low:.1f} to {between.high:.1f} % of the {lobe.lobe.title} lobe"
+    if low != high:
+        message = f"{shown} may be affected, so that its score may be {low} to {high}."
+        yield Finding(
+            "lobe-score-unsure", "info", message, {**evidence, "score_low": low, "score_high": high}, lobe.lobe
+        )
+    elif between.high - between.low > WIDE_PERCENT:
+        message = f"{shown} may be affected; the score is the same for all of it."
+        yield Finding("lobe-opacity-unsure", "info", message, evidence, lobe.lobe)

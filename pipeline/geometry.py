@@ -7,12 +7,14 @@ Arrays are z-y-x. What belongs to an array (shape, spacing) is z-y-x too; what b
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Final
 
+import edt
 import numpy as np
 import SimpleITK as sitk
 from jaxtyping import Bool, Float32, Float64, Int16, Shaped, UInt8
 
-from pipeline.anatomy import AIR_HU, LEFT_LOBES, Lobe
+from pipeline.anatomy import AIR_HU, LEFT_LOBES, Landmark, Lobe
 
 Triple = tuple[float, float, float]
 Matrix = tuple[Triple, Triple, Triple]
@@ -176,6 +178,24 @@ class Scan:
     findings: tuple[Finding, ...] = ()
 
 
+@dataclass(frozen=True)
+class LandmarkPosition:
+    """Where a landmark is, or that it is not in this scan.
+
+    Attributes:
+        position_mm: LPS (x, y, z); None when the landmark is not in this scan.
+        confidence: share of the walks that support this answer, 0 to 1; of all scales the least.
+    """
+
+    landmark: Landmark
+    position_mm: Triple | None
+    confidence: float
+
+    @property
+    def found(self) -> bool:
+        return self.position_mm is not None
+
+
 def to_sitk(array: Shaped[np.ndarray, "z y x"], grid: Grid) -> sitk.Image:
     """The array as an ITK image placed by `grid`."""
     image = sitk.GetImageFromArray(array.astype(np.uint8) if array.dtype == np.bool_ else array)
@@ -228,3 +248,77 @@ def _on_grid(image: sitk.Image, target: Grid, interpolator: int, outside: int | 
     filter_.SetInterpolator(interpolator)
     filter_.SetDefaultPixelValue(float(outside))
     return np.asarray(sitk.GetArrayFromImage(filter_.Execute(image)))
+
+
+Slices = tuple[slice, slice, slice]
+
+
+def sampled(volume: Volume, target: Grid) -> Float32[np.ndarray, "z y x"]:
+    """HU at the voxels of `target`, thin slices averaged first; what lies outside of the scan is air."""
+    # The part of the scan that holds the target, with two voxels to spare.
+    slices = index_box(target, np.zeros(3), np.asarray(target.shape) - 1.0, volume.grid, spare=2)
+    cropped = Volume(volume.hu[slices], part_of(volume.grid, slices))
+    near = _shrunk(cropped, min(target.spacing_mm))
+    return resample(near.hu, near.grid, target)
+
+
+def index_box(grid: Grid, low: np.ndarray, high: np.ndarray, target: Grid, *, spare: int) -> Slices:
+    """Slices of `target` that hold the voxels `low` to `high` (z, y, x) of `grid`, whatever the directions."""
+    ends = np.stack([low - 0.5, high + 0.5])
+    corners = np.array([(ends[i, 0], ends[j, 1], ends[k, 2]) for i in (0, 1) for j in (0, 1) for k in (0, 1)])
+    index = target.to_index(grid.to_lps(corners))
+    begin = np.clip(np.floor(index.min(axis=0)).astype(int) - spare, 0, np.asarray(target.shape) - 1)
+    end = np.clip(np.ceil(index.max(axis=0)).astype(int) + spare + 1, begin + 1, target.shape)
+    z, y, x = (slice(int(a), int(b)) for a, b in zip(begin, end, strict=True))
+    return z, y, x
+
+
+def part_of(grid: Grid, slices: Slices) -> Grid:
+    """The grid of a part of an array."""
+    z, y, x = slices
+    origin = grid.to_lps(np.array([z.start, y.start, x.start], dtype=np.float64))
+    shape = (z.stop - z.start, y.stop - y.start, x.stop - x.start)
+    return Grid(shape, grid.spacing_mm, (float(origin[0]), float(origin[1]), float(origin[2])), grid.direction)
+
+
+def _shrunk(volume: Volume, spacing_mm: float) -> Volume:
+    """Whole voxels averaged while they stay at or below half of `spacing_mm`; thin slices get cheap."""
+    factors = [max(int(spacing_mm / 2 / mm), 1) for mm in volume.grid.spacing_mm[::-1]]
+    if max(factors) == 1:
+        return volume
+    image = sitk.BinShrink(to_sitk(volume.hu, volume.grid), factors)
+    return Volume(np.asarray(sitk.GetArrayFromImage(image)), grid_of(image))
+
+
+def distance_to_mm(mask: Bool[np.ndarray, "z y x"], spacing_mm: Triple) -> Float32[np.ndarray, "z y x"]:
+    """How far each voxel is from the nearest one of `mask`; infinite where it is empty.
+
+    On one thread: a worker uses no more of a machine than it was given.
+    """
+    return np.asarray(edt.edt(~mask, anisotropy=spacing_mm, black_border=False, parallel=1))
+
+
+TRUNCATED_CM2: Final = 5.0
+"""More lung than this on a face of the scan means that lung lies beyond it."""
+
+
+def area_on_faces_cm2(mask: Bool[np.ndarray, "z y x"], grid: Grid) -> float:
+    """The largest area that the mask has on one of the six faces of the scan."""
+    areas_cm2 = [grid.voxel_volume_ml * 10 / spacing_mm for spacing_mm in grid.spacing_mm]
+    return max(
+        int(np.count_nonzero(np.take(mask, index, axis=axis))) * areas_cm2[axis]
+        for axis in range(3)
+        for index in (0, -1)
+    )
+
+
+def is_truncated(mask: Bool[np.ndarray, "z y x"], grid: Grid, scan: Grid) -> bool:
+    """Whether a mask on another grid than the scan's goes on beyond one of its faces."""
+    for axis, count in enumerate(scan.shape):
+        for end in (0, count - 1):
+            z, y, x = (slice(end, end + 1) if axis == other else slice(0, n) for other, n in enumerate(scan.shape))
+            face = part_of(scan, (z, y, x))
+            area_cm2 = np.count_nonzero(resample_labels(mask, grid, face)) * face.voxel_volume_ml * 10
+            if area_cm2 / scan.spacing_mm[axis] >= TRUNCATED_CM2:
+                return True
+    return False

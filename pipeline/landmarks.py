@@ -16,7 +16,7 @@ import SimpleITK as sitk
 from jaxtyping import Float32, Float64, Int64, UInt8
 
 from pipeline.anatomy import Landmark
-from pipeline.geometry import Grid, Triple, Volume, grid_of, resample, to_sitk
+from pipeline.geometry import Grid, LandmarkPosition, Volume, grid_of, resample, to_sitk
 from pipeline.networks.q_network import STEPS_ZYX, LandmarkConfig, LandmarkNetwork
 
 __all__ = ["LandmarkNetwork", "LandmarkPosition", "find_landmarks"]
@@ -36,24 +36,6 @@ FARTHEST_CORRECTION_MM: Final = 36.0
 """A finer scale that walks farther than this from where the scale before ended is lost, not better informed."""
 QUORUM: Final = 0.5
 """Share of the walks that must agree on a position for the landmark to be in the scan."""
-
-
-@dataclass(frozen=True)
-class LandmarkPosition:
-    """Where a landmark is, or that it is not in this scan.
-
-    Attributes:
-        position_mm: LPS (x, y, z); None when the landmark is not in this scan.
-        confidence: share of the walks that support this answer, 0 to 1; of all scales the least.
-    """
-
-    landmark: Landmark
-    position_mm: Triple | None
-    confidence: float
-
-    @property
-    def found(self) -> bool:
-        return self.position_mm is not None
 
 
 @dataclass(frozen=True, eq=False)

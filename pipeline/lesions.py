@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Num
 
-from pipeline.distances import distance_to_mm
-from pipeline.geometry import Grid, LesionMask, LungMask, Triple, Volume, resample, resample_labels
+from pipeline.geometry import Grid, LesionMask, LungMask, Triple, Volume, distance_to_mm, resample, resample_labels
 from pipeline.networks.dense_unet import TOTAL_STRIDE, DenseUNet, DenseUNetConfig, network_inputs
 from pipeline.networks.device import mixed_precision, on_device
 from pipeline.networks.weights import ModelInfo, Weights, load_into

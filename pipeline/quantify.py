@@ -13,18 +13,16 @@ from typing import Final
 import torch
 
 from pipeline.anatomy import Landmark
-from pipeline.findings import require_hounsfield
-from pipeline.geometry import Finding, LesionMask, LobeLabels, LungMask, Scan
-from pipeline.landmarks import LandmarkPosition, find_landmarks
+from pipeline.findings import findings_of_lobes, findings_of_result, require_chest, require_hounsfield
+from pipeline.geometry import Finding, LandmarkPosition, LesionMask, LobeLabels, LungMask, Scan
+from pipeline.landmarks import find_landmarks
 from pipeline.lesions import LOW_MEMORY_TILE, TILE, LesionNetwork, segment_lesions
-from pipeline.lobe_quality import findings_of_lobes
 from pipeline.lungs.backend import DEFAULT as DEFAULT_LUNG_STAGE
 from pipeline.lungs.backend import LungStage, LungStageName, load_lung_stage
 from pipeline.networks.device import choose_device
 from pipeline.networks.q_network import LandmarkNetwork
 from pipeline.networks.weights import ModelInfo, load_weights
 from pipeline.severity import OpacityRange, Severity, high_opacity_of, opacity_range, score_severity
-from pipeline.verdict import findings_of_result, require_chest
 
 Progress = Callable[[str, float], None]
 """Called with the stage that runs and the share of the whole work that is done, 0 to 1."""

@@ -2,9 +2,12 @@
 
 import logging
 import os
+import resource
 import signal
 import socket
+import sys
 import threading
+from contextlib import suppress
 from typing import Any, Final
 
 from celery import Celery
@@ -12,15 +15,43 @@ from celery.signals import setup_logging, worker_process_init, worker_process_sh
 
 from jobs.bootstrap import connect
 from jobs.errors import BrokerUnavailableError
+from jobs.live.job_metrics import WorkerStats
 from jobs.logs import configure_logging
 from jobs.queue import TASK_NAME, celery_config
 from jobs.service import Jobs
 from jobs.settings import JobsSettings
 from jobs.tracing import configure_tracing, stop_tracing
-from worker.analysis import Load, load_pipeline
 from worker.scratch import open_scratch
-from worker.task import WorkerContext, work_on
-from worker.worker_stats import read_worker_stats
+from worker.task import Load, WorkerContext, load_pipeline, work_on
+
+_MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024
+"""What getrusage counts in."""
+
+
+def read_worker_stats(device: str) -> WorkerStats:
+    """Never raises for a GPU that tells nothing.
+
+    Args:
+        device: where the networks run, as the settings have it.
+    """
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_BYTES
+    return WorkerStats(peak_memory_bytes=peak_bytes, **_gpu(device))
+
+
+def _gpu(device: str) -> dict[str, Any]:
+    """Nothing where this process has not brought CUDA up: asking would, and takes memory of the device."""
+    torch = sys.modules.get("torch")
+    if torch is None or not device.startswith(("auto", "cuda")) or not torch.cuda.is_initialized():
+        return {}
+    number = int(device.partition(":")[2] or torch.cuda.current_device())
+    found: dict[str, Any] = {}
+    with suppress(RuntimeError):
+        free_bytes, total_bytes = torch.cuda.mem_get_info(number)
+        found |= {"gpu_memory_used_bytes": total_bytes - free_bytes, "gpu_memory_total_bytes": total_bytes}
+    with suppress(RuntimeError, ImportError):  # it asks NVIDIA's library, where `nvidia-ml-py` is there
+        found["gpu_utilization_ratio"] = torch.cuda.utilization(number) / 100
+    return found
+
 
 log = logging.getLogger(__name__)
 

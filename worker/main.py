@@ -14,15 +14,14 @@ from celery.signals import worker_shutting_down
 from celery.worker import state
 
 from jobs.bootstrap import connect
-from jobs.configuration import misspelt, read_settings
 from jobs.liveness import alive
 from jobs.logs import configure_logging
 from jobs.service import Jobs
-from jobs.settings import JobsSettings
+from jobs.settings import JobsSettings, misspelt, read_settings
 from jobs.tracing import configure_tracing, stop_tracing
-from worker.analysis import Load, load_pipeline
 from worker.celery_app import SERVICE, build_app, process_name
 from worker.shutdown import requeue_after
+from worker.task import Load, load_pipeline
 from worker.watchdog import Watchdog, WorkerStatus, start_anew
 
 log = logging.getLogger(__name__)

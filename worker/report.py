@@ -24,7 +24,7 @@ from pipeline.geometry import Finding, LesionMask, LobeLabels, LungMask
 from pipeline.severity import LobeSeverity, Severity
 
 if TYPE_CHECKING:  # they import torch, which takes seconds, and only their attributes are used here
-    from pipeline.landmarks import LandmarkPosition
+    from pipeline.geometry import LandmarkPosition
     from pipeline.quantify import Quantification
 
 

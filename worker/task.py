@@ -1,5 +1,6 @@
 """One job, from claim to outcome. Knows both sides, the jobs and the pipeline, and little else."""
 
+import errno
 import logging
 import tempfile
 import time
@@ -7,8 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
+from jobs import tracing
 from jobs.attempts import Lease
 from jobs.errors import (
     CancelRequestedError,
@@ -22,18 +24,68 @@ from jobs.errors import (
 )
 from jobs.logs import log_context
 from jobs.models import JobError, MaskName, Stage
+from jobs.problems import BY_SLUG
 from jobs.service import Jobs
+from jobs.settings import JobsSettings
 from jobs.tracing import OUTCOME, Steps, step
 from pipeline.errors import PipelineError
-from pipeline.geometry import LobeLabels
+from pipeline.geometry import LobeLabels, Scan
+from pipeline.io.read import read_ct
 from pipeline.io.write import write_mask
-from worker.analysis import Analysis
-from worker.memory import is_out_of_memory
 from worker.report import masks_of, report_of
 from worker.shutdown import Drain
 
 if TYPE_CHECKING:  # it imports torch, which the parent of the worker processes does not need
-    from pipeline.quantify import Quantification
+    from pipeline.quantify import Models, Progress, Quantification
+
+
+_SAYINGS: Final = ("can't allocate memory", "not enough memory", "out of memory", "cannot allocate memory", "bad_alloc")
+"""How torch and ITK put it, which have no type for it on a CPU."""
+
+
+def is_out_of_memory(fault: BaseException) -> bool:
+    """Whether another process, or smaller pieces, may help."""
+    if isinstance(fault, MemoryError) or type(fault).__name__ == "OutOfMemoryError":  # torch's, which need not be here
+        return True
+    if isinstance(fault, OSError):
+        return fault.errno == errno.ENOMEM
+    return isinstance(fault, RuntimeError) and any(saying in str(fault).lower() for saying in _SAYINGS)
+
+
+class Analysis(Protocol):
+    """Reads and scores scans, one after the other."""
+
+    def read(self, path: Path) -> Scan: ...
+
+    def quantify(self, scan: Scan, progress: "Progress", *, low_memory: bool) -> "Quantification":
+        """Args: frugal: in smaller pieces, since the memory did not suffice before."""
+
+
+Load = Callable[[JobsSettings, str], Analysis]
+"""Makes the analysis in each worker process; picklable, since the processes are spawned."""
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The analysis of the paper."""
+
+    models: "Models"
+
+    def read(self, path: Path) -> Scan:
+        return read_ct(path)
+
+    def quantify(self, scan: Scan, progress: "Progress", *, low_memory: bool) -> "Quantification":
+        from pipeline.quantify import quantify
+
+        return quantify(scan, self.models, progress, low_memory=low_memory)
+
+
+def load_pipeline(settings: JobsSettings, device: str) -> Pipeline:
+    """Raises WeightsError or ValueError when the models cannot be had or the device is not there."""
+    from pipeline.quantify import load_models
+
+    return Pipeline(load_models(device, settings.weights_dir, settings.lung_stage))
+
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +143,7 @@ def _attempt(context: WorkerContext, lease: Lease, folder: Path) -> bool:
         context.jobs.confirm_cancel(lease)
         log.info("cancelled")
     except (LeaseLostError, JobPurgedError) as reason:
-        lease.span.note({OUTCOME: "unwanted"})
+        lease.span.set_attributes({OUTCOME: "unwanted"})
         log.warning("the attempt is no longer wanted (%s)", type(reason).__name__)
     except HandBackError:
         context.jobs.requeue(lease)
@@ -123,8 +175,9 @@ def _score(context: WorkerContext, lease: Lease, folder: Path) -> None:
         report = report_of(result, job_id=lease.job_id, input_sha256=lease.scan.sha256 or "", seconds=clock.seconds)
         context.jobs.succeed(lease, report, masks)
     except (PipelineError, SourceError) as error:
-        log.info("the scan cannot be scored", extra={"code": error.code})
-        context.jobs.fail(lease, job_error(error), clock.seconds)
+        problem = error.problem if isinstance(error, SourceError) else BY_SLUG[error.code]
+        log.info("the scan cannot be scored", extra={"code": problem.slug})
+        context.jobs.fail(lease, JobError.of(problem, str(error), error.evidence), clock.seconds)
 
 
 def write_masks(result: "Quantification", folder: Path) -> dict[MaskName, Path]:
@@ -136,17 +189,6 @@ def write_masks(result: "Quantification", folder: Path) -> dict[MaskName, Path]:
     return paths
 
 
-def job_error(error: PipelineError | SourceError) -> JobError:
-    """The problem that ends a job whose scan cannot be scored."""
-    return JobError(
-        type=f"/problems/{error.code}",
-        title=error.title,
-        detail=error.detail,
-        retryable=False,
-        evidence=error.evidence,
-    )
-
-
 def _stop_hard(context: WorkerContext, lease: Lease) -> None:
     log.warning("job %s did not stop in time; its process ends", lease.job_id)
     try:
@@ -155,7 +197,7 @@ def _stop_hard(context: WorkerContext, lease: Lease) -> None:
         else:
             context.jobs.confirm_cancel(lease)
     finally:
-        lease.span.end()
+        tracing.end(lease.span)
         context.stop_hard()
 
 

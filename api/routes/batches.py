@@ -11,9 +11,8 @@ from pydantic import Field
 
 from api import examples, openapi
 from api.dependencies import Addresses, AddressesDep, JobsDep, MetricsDep, SettingsDep
-from api.errors import ApiError, CallbackNotAllowedError, SourceNotAllowedError, UnsupportedContentTypeError, problem_of
-from api.formats import HEAD_BYTES, require_scan
-from api.request_body import MAX_BATCH_BYTES, body_chunks, read_json, require_length
+from api.errors import ApiError, problem_of
+from api.request_body import HEAD_BYTES, MAX_BATCH_BYTES, body_chunks, read_json, require_length, require_scan
 from api.routes.submission import IdempotencyKey
 from api.schemas import Batch, BatchSubmission, BatchUploadedItem, Schema
 from api.views import batch_view
@@ -87,7 +86,7 @@ async def create_batch(
     """
     await run_sync(jobs.check_broker)
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise UnsupportedContentTypeError("send application/json")
+        raise ApiError(problems.UNSUPPORTED_CONTENT_TYPE, "send application/json")
     require_length(request, MAX_BATCH_BYTES)
     submission = await read_json(body_chunks(request, MAX_BATCH_BYTES, settings.idle_seconds), BatchSubmission)
     record, is_replay = await run_sync(_accepted, jobs, submission, idempotency_key, addresses)
@@ -157,7 +156,7 @@ def _taken(jobs: Jobs, submission: BatchSubmission, addresses: Addresses) -> Ite
         job_id = jobs.new_id()
         try:
             if item.callback_url is not None and not jobs.callbacks.is_allowed(item.callback_url):
-                raise CallbackNotAllowedError("the operator has not allowed this address")
+                raise ApiError(problems.CALLBACK_NOT_ALLOWED, "the operator has not allowed this address")
             upload_id = item.source.upload_id if isinstance(item, BatchUploadedItem) else None
             yield JobRecord(
                 id=job_id,
@@ -173,7 +172,7 @@ def _taken(jobs: Jobs, submission: BatchSubmission, addresses: Addresses) -> Ite
         except UnavailableError:
             raise
         except (ApiError, JobsError) as error:
-            yield _refusal(error)
+            yield JobError.of(problem_of(error), str(error), error.evidence)
 
 
 def _input(jobs: Jobs, job_id: str, item: Any) -> InputInfo:
@@ -181,19 +180,8 @@ def _input(jobs: Jobs, job_id: str, item: Any) -> InputInfo:
         require_scan(jobs.uploads.head(item.source.upload_id, HEAD_BYTES))
         return jobs.take_upload(item.source.upload_id, job_id)
     if not is_allowed(item.source.url, jobs.settings.source_allowlist):
-        raise SourceNotAllowedError("the operator has not allowed this address")
+        raise ApiError(problems.SOURCE_NOT_ALLOWED, "the operator has not allowed this address")
     return InputInfo(source=item.source)
-
-
-def _refusal(error: ApiError | JobsError) -> JobError:
-    problem = problem_of(error)
-    return JobError(
-        type=problem.uri,
-        title=problem.title,
-        detail=str(error),
-        retryable=problem.retryable,
-        evidence=dict(getattr(error, "evidence", {})),
-    )
 
 
 def _page(jobs: Jobs, record: BatchRecord, first: int, limit: int, addresses: Addresses) -> Any:

@@ -14,8 +14,8 @@ from api.schemas import Job, JobList, Schema
 from api.views import job_view
 from jobs import problems
 from jobs.answers import Sort
-from jobs.gateway_settings import ApiSettings
 from jobs.models import JobState, JobStatus, Priority
+from jobs.settings import ApiSettings
 
 router = APIRouter(tags=["jobs"])
 

@@ -7,7 +7,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 
 from api import examples, metrics, openapi
 from api.dependencies import JobsDep, MetricsDep
-from api.errors import NotFoundError, NotReadyError
+from api.errors import ApiError
 from api.problem_docs import html_page
 from api.schemas import Health, ModelList, Ready
 from jobs import problems
@@ -71,7 +71,7 @@ def get_readiness(jobs: JobsDep) -> Response:
     parts = {"broker": state.broker, "blobs": state.blobs, "workers": state.workers}
     missing = ", ".join(name for name, there in parts.items() if not there)
     if missing:
-        raise NotReadyError(f"missing: {missing}", evidence=parts)
+        raise ApiError(problems.NOT_READY, f"missing: {missing}", evidence=parts)
     return JSONResponse(parts)
 
 
@@ -111,5 +111,5 @@ async def get_problem_type(
 ) -> Response:
     """The page that the `type` of a problem leads to."""
     if slug not in BY_SLUG:
-        raise NotFoundError(problems.NOT_FOUND.meaning)
+        raise ApiError(problems.NOT_FOUND, problems.NOT_FOUND.meaning)
     return HTMLResponse(html_page(BY_SLUG[slug]), headers={"Cache-Control": "public, max-age=3600"})

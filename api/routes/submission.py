@@ -15,28 +15,29 @@ from fastapi.responses import JSONResponse
 from api import examples, openapi
 from api.conditional import quoted
 from api.dependencies import Addresses, AddressesDep, JobsDep, MetricsDep, PlacesDep, SettingsDep
-from api.errors import CallbackNotAllowedError, SourceNotAllowedError, UnsupportedContentTypeError
-from api.formats import HEAD_BYTES, require_scan
+from api.errors import ApiError
 from api.metrics import Metrics
-from api.multipart import boundary_of
 from api.request_body import (
     FORM_OVERHEAD_BYTES,
+    HEAD_BYTES,
     MAX_JSON_BYTES,
     HashSink,
     Sink,
     body_chunks,
+    boundary_of,
     read_form,
     read_submission,
     require_length,
+    require_scan,
 )
 from api.schemas import Job, JobOptions, UploadedSubmission
 from api.upload_limits import Place
 from api.views import job_view
 from jobs import problems
-from jobs.gateway_settings import ApiSettings
 from jobs.models import InputInfo, JobRecord, JobState
 from jobs.remote_sources import is_allowed
 from jobs.service import Jobs
+from jobs.settings import ApiSettings
 from jobs.store.idempotency import FirstAnswer
 from jobs.tracing import step
 
@@ -202,7 +203,7 @@ class _Submission:
         await run_sync(self._jobs.check_broker)
         # All that can be refused before a byte of the body is read.
         if self._media_type not in ("multipart/form-data", "application/json"):
-            raise UnsupportedContentTypeError("send multipart/form-data or application/json")
+            raise ApiError(problems.UNSUPPORTED_CONTENT_TYPE, "send multipart/form-data or application/json")
         if self.is_form:
             boundary_of(self._content_type)
         require_length(self._request, self._limit_bytes)
@@ -263,12 +264,12 @@ class _Submission:
             require_scan(await run_sync(self._jobs.uploads.head, upload_id, HEAD_BYTES))
             return _record(job_id, await run_sync(self._jobs.take_upload, upload_id, job_id), submission, upload_id)
         if not is_allowed(submission.source.url, self._jobs.settings.source_allowlist):
-            raise SourceNotAllowedError("the operator has not allowed this address")
+            raise ApiError(problems.SOURCE_NOT_ALLOWED, "the operator has not allowed this address")
         return _record(job_id, InputInfo(source=submission.source), submission)
 
     def _require_callback(self, options: JobOptions) -> None:
         if options.callback_url is not None and not self._jobs.callbacks.is_allowed(options.callback_url):
-            raise CallbackNotAllowedError("the operator has not allowed this address")
+            raise ApiError(problems.CALLBACK_NOT_ALLOWED, "the operator has not allowed this address")
 
 
 def _record(job_id: str, scan: InputInfo, options: JobOptions, upload_id: str | None = None) -> JobRecord:

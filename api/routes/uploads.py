@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse
 
 from api import examples, openapi
 from api.dependencies import Addresses, AddressesDep, JobsDep, PlacesDep, SettingsDep
-from api.errors import UnsupportedContentTypeError
+from api.errors import ApiError
 from api.request_body import MAX_JSON_BYTES, body_chunks, read_json, receive_part, require_length
 from api.schemas import Upload, UploadRequest
 from api.views import upload_view
@@ -72,7 +72,7 @@ async def create_upload(request: Request, jobs: JobsDep, settings: SettingsDep, 
     from it. With S3 as storage the parts go straight there.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise UnsupportedContentTypeError("send application/json")
+        raise ApiError(problems.UNSUPPORTED_CONTENT_TYPE, "send application/json")
     require_length(request, MAX_JSON_BYTES)
     wanted = await read_json(body_chunks(request, MAX_JSON_BYTES, settings.idle_seconds), UploadRequest)
     state = await run_sync(jobs.uploads.create, wanted.size_bytes, wanted.sha256)

@@ -29,6 +29,7 @@ from typing import Final, cast
 import redis
 
 from jobs.models import JobState, JobStatus, Model, Priority, Stage
+from jobs.problems import PROBLEM_TYPES
 
 FIGURES: Final = "lobewise:figures"
 BUCKETS_SECONDS: Final = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0)
@@ -36,22 +37,8 @@ BUCKETS_SECONDS: Final = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0,
 WAITING_BUCKETS_SECONDS: Final = (*BUCKETS_SECONDS, 3600.0, 7200.0, 21600.0, 86400.0)
 """A job may wait for a night beside."""
 OTHER: Final = "other"
-PROBLEMS: Final = (
-    "attempts-exhausted",
-    "damaged-file",
-    "lungs-not-found",
-    "not-chest-ct",
-    "out-of-memory",
-    "poison",
-    "scan-too-large",
-    "source-mismatch",
-    "source-not-allowed",
-    "source-not-found",
-    "source-too-large",
-    "unsupported-format",
-    OTHER,
-)
-"""Every way in which a job fails; what is not known counts as `other`, so that no label has values without end."""
+#: Every way in which a job fails; an unknown one counts as `other`, so that no label has values without end.
+PROBLEMS: Final = (*sorted(problem.slug for problem in PROBLEM_TYPES if problem.ends_job), OTHER)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from jobs import states, tracing
+from jobs import problems, states, tracing
 from jobs.errors import BrokerUnavailableError, UnavailableError
 from jobs.live.redis_view import LiveView
 from jobs.models import InputInfo, JobError, JobRecord, JobState, Manifest
@@ -132,7 +132,7 @@ def mark_ended(parts: Backends, record: JobRecord, claim: Claim, ending: Ending)
     is_new = parts.store.create_ending(record.id, claim.attempt, ending)
     if is_new and ending.reason == "worker-lost":
         what = {**attempt_attributes(record, claim.attempt), tracing.OUTCOME: "worker-lost"}
-        tracing.tell_for(claim.traceparent, tracing.ATTEMPT_SPAN, record.traceparent, claim.started_at, what)
+        tracing.end_lost(claim.traceparent, tracing.ATTEMPT_SPAN, record.traceparent, claim.started_at, what)
 
 
 def attempt_attributes(record: JobRecord, attempt: int) -> dict[str, str | int]:
@@ -166,48 +166,14 @@ def _verdict(endings: Sequence[Ending], max_attempts: int) -> JobError | None:
     """Why a job is given up after these endings; None while it may be tried again."""
     reasons = [ending.reason for ending in endings if ending.reason != "handed-back"]
     if reasons.count("out-of-memory") > MEMORY_RETRIES:
-        return _given_up(OUT_OF_MEMORY, endings)
-    if len(reasons) < max_attempts:
+        problem, detail = problems.OUT_OF_MEMORY, "The memory did not suffice, and not in smaller pieces either."
+    elif len(reasons) < max_attempts:
         return None
-    return _given_up(POISON if set(reasons) == {"worker-lost"} else EXHAUSTED, endings)
-
-
-@dataclass(frozen=True)
-class _Problem:
-    """How a problem is put to the client."""
-
-    type: str
-    title: str
-    detail: str
-    retryable: bool
-
-
-OUT_OF_MEMORY: Final = _Problem(
-    "/problems/out-of-memory",
-    "The scan needs more memory than a worker has",
-    "The memory did not suffice, and not in smaller pieces either.",
-    retryable=False,
-)
-POISON: Final = _Problem(
-    "/problems/poison",
-    "Every worker that began the scan was lost",
-    "No attempt came to an end. Either the scan ends workers, or they were lost for reasons of their own.",
-    retryable=True,
-)
-EXHAUSTED: Final = _Problem(
-    "/problems/attempts-exhausted",
-    "The work failed too often",
-    "No attempt came to an end. This is a fault of the service, not of the scan.",
-    retryable=True,
-)
-
-
-def _given_up(problem: _Problem, endings: Sequence[Ending]) -> JobError:
+    elif set(reasons) == {"worker-lost"}:
+        problem = problems.POISON
+        detail = "No attempt came to an end. Either the scan ends workers, or they were lost for reasons of their own."
+    else:
+        problem = problems.ATTEMPTS_EXHAUSTED
+        detail = "No attempt came to an end. This is a fault of the service, not of the scan."
     shown = [ending.model_dump(mode="json", exclude_none=True) for ending in endings]
-    return JobError(
-        type=problem.type,
-        title=problem.title,
-        detail=problem.detail,
-        retryable=problem.retryable,
-        evidence={"attempts": len(endings), "endings": shown},
-    )
+    return JobError.of(problem, detail, {"attempts": len(endings), "endings": shown})

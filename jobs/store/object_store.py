@@ -95,7 +95,7 @@ class ObjectStore:
             try:
                 obstore.put(self.store, key, data, mode="create")
             except AlreadyExistsError:
-                span.note({"lobewise.blob.existed": True})
+                span.set_attributes({"lobewise.blob.existed": True})
                 return False
             self.sync(key)
             return True

@@ -61,7 +61,7 @@ class BlobUpload:
         if self._writer is None:
             raise ValueError("this upload has ended")
         writer, self._writer = self._writer, None
-        self._span.note(traced(self._key, self._size_bytes))
+        self._span.set_attributes(traced(self._key, self._size_bytes))
         with tracing.ended(self._span), _unavailable():
             await in_upload_thread(self._close, writer, threads=self._threads)
         return InputInfo(size_bytes=self._size_bytes, sha256=self._hash.hexdigest())
@@ -69,8 +69,8 @@ class BlobUpload:
     async def abort(self) -> None:
         # A writer that is dropped without `close` gives its parts up.
         self._writer = None
-        self._span.fail("aborted")
-        self._span.end()
+        tracing.fail(self._span, "aborted")
+        tracing.end(self._span)
 
     def _take(self, writer: "obstore.WritableFile", chunk: Chunk) -> None:
         self._hash.update(chunk)

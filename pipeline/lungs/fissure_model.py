@@ -18,8 +18,7 @@ from jaxtyping import Bool, Float32, Float64, UInt8
 from scipy import ndimage, optimize
 
 from pipeline.anatomy import LEFT_LOBES, RIGHT_LOBES, Lobe
-from pipeline.cut_off import is_cut_off
-from pipeline.geometry import Grid, Volume
+from pipeline.geometry import Grid, Volume, is_truncated
 from pipeline.lungs.fissure_sheets import Sheets, find_faint_sheets
 
 Labels = UInt8[np.ndarray, "z y x"]
@@ -158,7 +157,7 @@ def lay_fissures(volume: Volume, roi: Grid, labels: Labels) -> tuple[Labels, See
     """
     sides = [
         side for side in (LEFT_LOBES, RIGHT_LOBES)
-        if all((labels == lobe).any() for lobe in side) and not is_cut_off(np.isin(labels, side), roi, volume.grid)
+        if all((labels == lobe).any() for lobe in side) and not is_truncated(np.isin(labels, side), roi, volume.grid)
     ]  # fmt: skip
     if not sides:
         return labels, {}

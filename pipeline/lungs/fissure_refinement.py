@@ -15,8 +15,8 @@ from scipy import ndimage, sparse
 from scipy.sparse.linalg import cg
 
 from pipeline.anatomy import LEFT_LOBES, RIGHT_LOBES, Lobe
-from pipeline.distances import distance_to_mm
-from pipeline.geometry import Grid, Triple, Volume
+from pipeline.geometry import Grid, Triple, Volume, distance_to_mm
+from pipeline.lungs.fissure_model import SeenSd, lay_fissures
 from pipeline.lungs.fissure_sheets import find_sheets
 
 REACH_MM: Final = 18.0
@@ -133,3 +133,18 @@ def _walk(
         )  # fmt: skip
         chances.append(found)
     return np.stack([*chances, 1.0 - np.sum(chances, axis=0)])
+
+
+THICKEST_SLICES_MM: Final = 3.5
+"""Fissures are half a millimetre thick; in thicker slices what looks like a sheet is more often none."""
+
+
+def follow_fissures(volume: Volume, roi: Grid, labels: Labels) -> tuple[Labels, SeenSd]:
+    """Lobes (labels on `roi`) with their borders on the fissures of `volume`, and how surely each fissure was seen.
+
+    The lungs stay as they are.
+    """
+    if max(volume.grid.spacing_mm) > THICKEST_SLICES_MM:
+        return labels, {}
+    laid, seen_sd = lay_fissures(volume, roi, labels)
+    return walk_to_sheets(volume, roi, laid), seen_sd

@@ -9,8 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Shaped
 from scipy import ndimage
 
-from pipeline.geometry import Grid, Triple, Volume, resample, resample_labels
-from pipeline.sampling import index_box, part_of, sampled
+from pipeline.geometry import Grid, Triple, Volume, index_box, part_of, resample, resample_labels, sampled
 
 FINE_MM: Final = 1.25
 """Where sheets are looked for."""

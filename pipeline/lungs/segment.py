@@ -15,14 +15,21 @@ from jaxtyping import Bool, Float32, Shaped, UInt8
 from scipy import ndimage
 
 from pipeline.anatomy import LEFT_LOBES, RIGHT_LOBES, Landmark, Lobe
-from pipeline.distances import distance_to_mm
 from pipeline.errors import LungsNotFoundError
-from pipeline.geometry import Grid, LobeLabels, Volume, resample
-from pipeline.landmarks import LandmarkPosition
+from pipeline.geometry import (
+    Grid,
+    LandmarkPosition,
+    LobeLabels,
+    Volume,
+    distance_to_mm,
+    index_box,
+    part_of,
+    resample,
+    sampled,
+)
 from pipeline.lungs.fissure_model import SeenSd
-from pipeline.lungs.fissures import follow_fissures
+from pipeline.lungs.fissure_refinement import follow_fissures
 from pipeline.networks.di2in import CLASSES, LungConfig, LungNetwork
-from pipeline.sampling import index_box, part_of, sampled
 
 __all__ = ["LungNetwork", "prepare", "roi_grid", "segment_lungs"]
 

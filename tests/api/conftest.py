@@ -15,10 +15,9 @@ import uvicorn
 from api import examples
 from api.app import create_app
 from jobs.bootstrap import connect
-from jobs.gateway_settings import ApiSettings
 from jobs.models import JobError, MaskName, SeverityScores
 from jobs.service import Jobs
-from jobs.settings import JobsSettings
+from jobs.settings import ApiSettings, JobsSettings
 
 MAX_UPLOAD_BYTES = 1 << 20
 ALLOWED_SOURCE = "https://pacs.example/ct/"
@@ -87,7 +86,7 @@ class Service:
 @contextmanager
 def serving(app: object, root_path: str = "") -> Iterator[str]:
     """The address of `app`, served by uvicorn in a thread."""
-    protocol = "api.connections:PiecewiseProtocol"
+    protocol = "api.upload_limits:PiecewiseProtocol"
     server = uvicorn.Server(
         uvicorn.Config(
             app, host="127.0.0.1", port=0, http=protocol, log_level="warning", access_log=False, root_path=root_path

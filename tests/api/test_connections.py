@@ -11,7 +11,7 @@ import httpx
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from api.connections import PIECE_BYTES
+from api.upload_limits import PIECE_BYTES
 from tests.api.conftest import serving
 
 MIB = 1 << 20

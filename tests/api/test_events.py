@@ -14,9 +14,9 @@ import redis
 from api import examples
 from api.app import create_app
 from jobs.bootstrap import connect
-from jobs.gateway_settings import ApiSettings
 from jobs.models import Stage
 from jobs.service import Jobs
+from jobs.settings import ApiSettings
 
 from .conftest import Service, require_problem, running_service, serving
 

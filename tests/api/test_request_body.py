@@ -10,9 +10,9 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import pytest
 
-from jobs.gateway_settings import ApiSettings
 from jobs.ids import new_id
 from jobs.models import MaskName
+from jobs.settings import ApiSettings
 from tests.support.seaweed import S3Server
 
 from .conftest import Service, mask_bytes, nifti, require_problem, running_service

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 from schemathesis.config import SchemathesisConfig
 
 from jobs.answers import MultipartUploadState, UrlSignature
-from jobs.gateway_settings import ApiSettings
+from jobs.settings import ApiSettings
 
 from .conftest import DOCUMENT, Service, nifti, running_service
 

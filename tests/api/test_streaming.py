@@ -96,7 +96,7 @@ def test_polls_are_answered_while_many_scans_come_in(tmp_path: Path) -> None:
 
 
 def test_a_body_that_stands_still_ends_in_408(tmp_path: Path) -> None:
-    from jobs.gateway_settings import ApiSettings
+    from jobs.settings import ApiSettings
 
     from .conftest import require_problem, running_service
 
@@ -112,7 +112,7 @@ def test_a_body_that_stands_still_ends_in_408(tmp_path: Path) -> None:
 
 
 def test_scans_past_the_limit_are_refused_and_told_when_to_come_back(tmp_path: Path) -> None:
-    from jobs.gateway_settings import ApiSettings
+    from jobs.settings import ApiSettings
 
     from .conftest import require_problem, running_service
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from starlette.types import Message, Receive, Scope, Send
 
 from api import upload_limits as rules
-from api.errors import TooManyUploadsError
+from api.errors import ApiError
 from api.metrics import Metrics
 from api.middleware import RequestEnvelope
 from api.upload_limits import FIRST_RATE, LATE_SECONDS, LEAST_RATE, MOST_RATE, TURNS, Place, Places, Rate
@@ -123,7 +123,7 @@ def test_a_scan_that_ends_early_gives_its_turn_back(how: str) -> None:
 def test_past_the_limit_a_scan_is_refused_until_another_has_ended() -> None:
     async def run() -> None:
         places = Places(1)
-        with places.take(), pytest.raises(TooManyUploadsError), places.take():
+        with places.take(), pytest.raises(ApiError, match="on their way in"), places.take():
             pass
         with places.take():
             pass

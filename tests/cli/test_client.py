@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cli.client import ServiceClient, ServiceError, _as_upload
-from cli.processes import free_port
+from cli.local import free_port
 
 
 def test_a_file_is_sent_as_it_is(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from cli.processes import free_port
+from cli.local import free_port
 from jobs.models import Report
 from jobs.version import __version__
 from pipeline.networks.weights import load_weights, shipped_weights_dir

@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from cli.processes import free_port
+from cli.local import free_port
 from tests.support.collector import Collector, collecting
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]

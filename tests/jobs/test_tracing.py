@@ -16,6 +16,7 @@ from tests.support.collector import Collector, collecting
 
 PROGRAM = """
 import logging, sys
+from opentelemetry.trace import SpanKind
 from jobs import tracing
 from jobs.logs import configure_logging
 
@@ -27,14 +28,14 @@ if "without" in sys.argv:
                 raise ModuleNotFoundError(f"No module named {name!r}", name=name)
     sys.meta_path.insert(0, Wall())
 tracing.configure_tracing("a-service")
-span = tracing.entry("work", None, "server")
-with tracing.ended(span), span.active(), tracing.step("part") as part:
+span = tracing.entry("work", None, SpanKind.SERVER)
+with tracing.ended(span), tracing.active(span), tracing.step("part") as part:
     logging.getLogger("lobewise").info("inside")
 logging.getLogger("lobewise").info("outside")
 with tracing.step("alone"):
     pass
 tracing.stop_tracing()
-print("opentelemetry.sdk" in sys.modules, span.traceparent or "")
+print("opentelemetry.sdk" in sys.modules, tracing.traceparent_of(span) or "")
 """
 
 

@@ -17,12 +17,10 @@ import pytest
 import yaml
 
 from jobs.bootstrap import connect
-from jobs.configuration import variables
-from jobs.gateway_settings import ApiSettings
 from jobs.live.redis_view import PREFIX
 from jobs.models import JobStatus
 from jobs.service import Jobs
-from jobs.settings import JobsSettings
+from jobs.settings import ApiSettings, JobsSettings, variables
 
 ROOT = Path(__file__).parents[2]
 K8S = ROOT / "k8s"

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.distances import distance_to_mm
+from pipeline.geometry import distance_to_mm
 
 Index = st.tuples(st.integers(0, 4), st.integers(0, 5), st.integers(0, 6))
 Edge = st.floats(0.3, 8.0)

@@ -5,11 +5,17 @@ import pytest
 
 from pipeline.anatomy import Landmark, Lobe
 from pipeline.errors import NotChestCTError
-from pipeline.findings import LEARNED_NOISE_HU, findings_of_scan, histogram_evidence, noise_hu, require_hounsfield
-from pipeline.geometry import Finding, Grid, LesionMask, LobeLabels, LungMask, Volume
-from pipeline.landmarks import LandmarkPosition
+from pipeline.findings import (
+    LEARNED_NOISE_HU,
+    findings_of_result,
+    findings_of_scan,
+    histogram_evidence,
+    noise_hu,
+    require_chest,
+    require_hounsfield,
+)
+from pipeline.geometry import Finding, Grid, LandmarkPosition, LesionMask, LobeLabels, LungMask, Volume
 from pipeline.severity import Severity, score_severity
-from pipeline.verdict import findings_of_result, require_chest
 from training.data.lesion_batches import MOST_NOISE_HU
 
 AXIAL = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))

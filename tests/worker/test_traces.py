@@ -17,7 +17,7 @@ import httpx
 import pytest
 import redis
 
-from cli.processes import free_port
+from cli.local import free_port
 from jobs.bootstrap import connect
 from jobs.settings import JobsSettings
 from tests.support.collector import Collector, Told, collecting

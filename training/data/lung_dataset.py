@@ -19,9 +19,8 @@ from jaxtyping import Float32, UInt8
 from scipy import ndimage
 
 from pipeline.anatomy import AIR_HU, Landmark
-from pipeline.geometry import Grid, Triple, Volume, grid_of, resample, resample_labels, to_sitk
+from pipeline.geometry import Grid, LandmarkPosition, Triple, Volume, grid_of, resample, resample_labels, to_sitk
 from pipeline.io.read import read_ct
-from pipeline.landmarks import LandmarkPosition
 from pipeline.lungs.fissure_model import read_shapes
 from pipeline.lungs.segment import roi_grid
 from pipeline.networks.di2in import LungConfig

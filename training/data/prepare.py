@@ -17,12 +17,11 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from pipeline.anatomy import LEFT_LOBES, RIGHT_LOBES, Landmark
-from pipeline.cut_off import CUT_OFF_CM2, area_on_faces_cm2
-from pipeline.geometry import Grid, Triple, Volume, resample, resample_labels
+from pipeline.geometry import TRUNCATED_CM2, Grid, Triple, Volume, area_on_faces_cm2, resample, resample_labels
 from pipeline.io.read import read_ct
 from pipeline.lesions import SPACING_MM
 from pipeline.lungs.fissure_model import read_shapes
-from pipeline.lungs.fissures import THICKEST_SLICES_MM
+from pipeline.lungs.fissure_refinement import THICKEST_SLICES_MM
 from pipeline.networks.di2in import LungConfig
 from pipeline.networks.q_network import LandmarkConfig
 from training.data.datasets import CohortError, Row
@@ -173,7 +172,7 @@ def _read_mask(path: Path | None, volume: Volume) -> Labels | None:
 
 def _drawn(volume: Volume, lungs: Bool[np.ndarray, "z y x"]) -> Labels | None:
     """Lobes by the shape model of the fissures; None where slices are too thick, or a lung is cut off or missing."""
-    if max(volume.grid.spacing_mm) > THICKEST_SLICES_MM or area_on_faces_cm2(lungs, volume.grid) >= CUT_OFF_CM2:
+    if max(volume.grid.spacing_mm) > THICKEST_SLICES_MM or area_on_faces_cm2(lungs, volume.grid) >= TRUNCATED_CM2:
         return None
     with suppress(SidesError):
         return draw_lobes_of(volume, lungs, read_shapes())[0]

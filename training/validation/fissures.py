@@ -14,8 +14,7 @@ from scipy import ndimage
 
 from evaluation.figures import BLUE, GREY, ORANGE, PNG_DOTS_PER_INCH, STYLE
 from pipeline.anatomy import LEFT_LOBES, RIGHT_LOBES
-from pipeline.distances import distance_to_mm
-from pipeline.geometry import LobeLabels, Volume
+from pipeline.geometry import LobeLabels, Volume, distance_to_mm
 from pipeline.lungs.fissure_model import SIDES_OF
 
 Points = Float64[np.ndarray, "mark 3"]

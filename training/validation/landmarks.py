@@ -22,9 +22,9 @@ import torch
 from jaxtyping import Bool, Float32, UInt8
 
 from pipeline.anatomy import Landmark
-from pipeline.geometry import Grid, Triple, Volume
+from pipeline.geometry import Grid, LandmarkPosition, Triple, Volume
 from pipeline.io.read import read_ct
-from pipeline.landmarks import LandmarkNetwork, LandmarkPosition, find_landmarks
+from pipeline.landmarks import LandmarkNetwork, find_landmarks
 from pipeline.lungs.segment import roi_grid
 from pipeline.networks.di2in import LungConfig
 from pipeline.networks.weights import load_weights

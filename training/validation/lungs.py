@@ -25,11 +25,10 @@ from scipy import ndimage
 
 from evaluation.overlap import dice, recall, surface_distance_95_mm
 from pipeline.anatomy import Landmark, Lobe
-from pipeline.geometry import Grid, LobeLabels, Triple, Volume
+from pipeline.geometry import Grid, LandmarkPosition, LobeLabels, Triple, Volume
 from pipeline.io.read import read_ct
-from pipeline.landmarks import LandmarkPosition
 from pipeline.lungs.fissure_model import SeenSd, read_shapes
-from pipeline.lungs.fissures import follow_fissures
+from pipeline.lungs.fissure_refinement import follow_fissures
 from pipeline.lungs.segment import Borders, segment_lungs
 from pipeline.networks.device import choose_device
 from pipeline.networks.di2in import LungNetwork

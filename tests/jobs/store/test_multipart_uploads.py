@@ -360,7 +360,7 @@ class TestOnS3:
     def test_what_others_write_to_the_bucket_is_left_alone(self, jobs: Jobs, other: Connect) -> None:
         bucket = jobs._store.blobs.bucket
         assert bucket is not None
-        theirs = bucket.begin("backups/1")
+        theirs = bucket.create("backups/1")
         time.sleep(1.1)
         assert other(upload_seconds=1).clean_up() == 0
         assert [upload.multipart_id for upload in bucket.unfinished("")] == [theirs]

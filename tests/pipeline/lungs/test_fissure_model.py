@@ -8,8 +8,8 @@ from scipy import ndimage
 
 from evaluation.overlap import dice
 from pipeline.anatomy import LEFT_LOBES, RIGHT_LOBES, Lobe
+from pipeline.findings import SEEN_SD
 from pipeline.geometry import Grid, Volume, resample, resample_labels
-from pipeline.lobe_quality import SEEN_SD
 from pipeline.lungs.fissure_model import (
     CLEAR_MM,
     FISSURES,

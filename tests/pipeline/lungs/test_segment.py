@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from evaluation.overlap import dice
 from pipeline.anatomy import Landmark, Lobe
 from pipeline.errors import LungsNotFoundError
-from pipeline.geometry import Grid, Matrix, Triple, Volume, resample_labels
-from pipeline.landmarks import LandmarkPosition
+from pipeline.geometry import Grid, LandmarkPosition, Matrix, Triple, Volume, resample_labels
 from pipeline.lungs.segment import Landmarks, clean_labels, prepare, roi_grid, segment_lungs
 from pipeline.networks.di2in import CLASSES, Di2in, LungConfig, LungNetwork
 from pipeline.networks.weights import ModelInfo, load_weights

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.anatomy import Landmark
-from pipeline.geometry import LesionMask
-from pipeline.landmarks import LandmarkPosition
+from pipeline.geometry import LandmarkPosition, LesionMask
 from pipeline.phantom import Phantom, PhantomRecipe, make_phantom
 from pipeline.quantify import Quantification
 from pipeline.severity import opacity_range

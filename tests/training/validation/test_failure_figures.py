@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline.anatomy import Landmark, Lobe
-from pipeline.geometry import LesionMask, LobeLabels
-from pipeline.landmarks import LandmarkPosition
+from pipeline.geometry import LandmarkPosition, LesionMask, LobeLabels
 from pipeline.phantom import Phantom, PhantomRecipe, make_phantom
 from pipeline.quantify import Models, Quantification
 from pipeline.severity import opacity_range

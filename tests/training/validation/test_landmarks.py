@@ -8,8 +8,8 @@ import torch
 
 from pipeline.anatomy import Landmark
 from pipeline.errors import LungsNotFoundError
-from pipeline.geometry import Grid, Volume
-from pipeline.landmarks import LandmarkNetwork, LandmarkPosition
+from pipeline.geometry import Grid, LandmarkPosition, Volume
+from pipeline.landmarks import LandmarkNetwork
 from pipeline.networks.di2in import LungConfig
 from pipeline.networks.weights import load_weights
 from training.validation.landmarks import (

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.cut_off import area_on_faces_cm2, is_cut_off
-from pipeline.geometry import Grid
+from pipeline.geometry import Grid, area_on_faces_cm2, is_truncated
 
 SCAN = Grid((40, 60, 50), (3.0, 1.0, 1.0), (0.0, 0.0, 0.0))
 ROI = Grid((80, 40, 35), (2.0, 2.0, 2.0), (-5.0, -5.0, -10.0))
@@ -37,4 +36,4 @@ def test_the_area_on_a_face_is_that_of_its_voxels() -> None:
 def test_a_lung_is_cut_off_where_it_lies_on_a_face(
     low: tuple[float, float, float], high: tuple[float, float, float], *, cut: bool
 ) -> None:
-    assert is_cut_off(block_mm(ROI, low, high), ROI, SCAN) is cut
+    assert is_truncated(block_mm(ROI, low, high), ROI, SCAN) is cut

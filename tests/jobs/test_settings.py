@@ -5,10 +5,8 @@ from pathlib import Path
 import pytest
 from pydantic_settings import BaseSettings
 
-from jobs.configuration import misspelt, read_settings, variables
 from jobs.errors import SettingsError
-from jobs.gateway_settings import ApiSettings
-from jobs.settings import JobsSettings
+from jobs.settings import ApiSettings, JobsSettings, misspelt, read_settings, variables
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.processes import Child, ServiceFailedError, free_port, started, terminated_like_interrupted, wait_until
+from cli.local import Child, ServiceFailedError, free_port, started, terminated_like_interrupted, wait_until
 
 
 def is_alive(pid: int) -> bool:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from pipeline.anatomy import Lobe
+from pipeline.findings import SEEN_SD, USUAL_PERCENT, findings_of_lobes
 from pipeline.geometry import Finding, Grid, LesionMask, LobeLabels, Volume
-from pipeline.lobe_quality import SEEN_SD, USUAL_PERCENT, findings_of_lobes
 from pipeline.severity import opacity_range, score_severity
 
 LENGTH = 1000
@@ -60,8 +60,8 @@ def test_a_lobe_of_less_than_half_its_usual_share_is_small() -> None:
 def test_a_lobe_that_reaches_a_face_is_cut_off(face: int) -> None:
     lobes = usual_lobes()
     lobes.labels[:, :, face] = np.where(np.arange(7)[:, None] >= 2, Lobe.LEFT_LOWER, 0)  # 15 voxels of 1 cm2
-    cut_off = [found for found in findings(lobes) if found.code == "lobe-cut-off"]
-    assert [(found.lobe, found.evidence["lobe_on_face_cm2"]) for found in cut_off] == [(Lobe.LEFT_LOWER, 15.0)]
+    truncation = [found for found in findings(lobes) if found.code == "lobe-cut-off"]
+    assert [(found.lobe, found.evidence["lobe_on_face_cm2"]) for found in truncation] == [(Lobe.LEFT_LOWER, 15.0)]
 
 
 @pytest.mark.parametrize(

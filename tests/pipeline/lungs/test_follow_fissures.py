@@ -4,7 +4,7 @@ import numpy as np
 
 from pipeline.geometry import Grid, Volume, resample_labels
 from pipeline.lungs.fissure_model import FISSURES
-from pipeline.lungs.fissures import THICKEST_SLICES_MM, follow_fissures
+from pipeline.lungs.fissure_refinement import THICKEST_SLICES_MM, follow_fissures
 from pipeline.phantom import PhantomRecipe, make_phantom
 
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.errors import UnsupportedFormatError
-from api.formats import HEAD_BYTES, require_scan
+from api.errors import ApiError
+from api.request_body import HEAD_BYTES, require_scan
 from pipeline.io.formats.content import Content, identify
 
 from .conftest import nifti
@@ -19,7 +19,7 @@ PAIR = nifti()[:344] + b"ni1\0" + bytes(200)
 def is_taken(head: bytes) -> bool:
     try:
         require_scan(head[:HEAD_BYTES])
-    except UnsupportedFormatError:
+    except ApiError:
         return False
     return True
 
