@@ -21,23 +21,23 @@ from pipeline.geometry import (
 from pipeline.lungs.fissure_model import FISSURES
 from pipeline.severity import LobeSeverity, OpacityRange, PercentRange, Severity
 
+#: Air in and around the patient, lung included.
 AIR_BELOW_HU: Final = -500
-"""Air in and around the patient, lung included."""
 
+#: Fat, muscle, blood and organs: most of any patient.
 TISSUE_HU: Final = (-200, 300)
-"""Fat, muscle, blood and organs: most of any patient."""
 
+#: Every scan of a chest has far more air, and far more soft tissue.
 LEAST_PERCENT: Final = 0.5
-"""Every scan of a chest has far more air, and far more soft tissue."""
 
+#: From 5 mm on (less what rounding takes) small opacities vanish in partial volume.
 THICK_MM: Final = 4.95
-"""From 5 mm on (less what rounding takes) small opacities vanish in partial volume."""
 
+#: The networks learned from voxels of up to this length.
 LEARNED_SPACING_MM: Final = 8.0
-"""The networks learned from voxels of up to this length."""
 
+#: The lesion network learned from noise of up to this much in a voxel of 1 x 1 x 3 mm (`training/lesion_crops.py`).
 LEARNED_NOISE_HU: Final = 70.0
-"""The lesion network learned from noise of up to this much in a voxel of 1 x 1 x 3 mm (`training/lesion_crops.py`)."""
 
 LEARNED_VOXEL_ML: Final = 0.003
 
@@ -161,8 +161,8 @@ def _air_in_body_percent(sample: np.ndarray) -> float:
     return _percent(sample[inside] < AIR_BELOW_HU)
 
 
+#: Both lungs of an adult at inspiration hold 2 to 8 litres; beyond this either the scan or the mask is unusual.
 PLAUSIBLE_LUNGS_ML: Final = (1000.0, 9000.0)
-"""Both lungs of an adult at inspiration hold 2 to 8 litres; beyond this either the scan or the mask is unusual."""
 
 
 def require_chest(volume: Volume, landmarks: Mapping[Landmark, LandmarkPosition]) -> None:
@@ -203,6 +203,7 @@ def findings_of_result(
     return tuple(found)
 
 
+#: Share of the lungs' volume: mean of the LCTSC cases 01-04, whose lobes `training/fissure_atlas.py` drew.
 USUAL_PERCENT: Final[Mapping[Lobe, float]] = {
     Lobe.LEFT_UPPER: 25.8,
     Lobe.LEFT_LOWER: 19.2,
@@ -210,17 +211,16 @@ USUAL_PERCENT: Final[Mapping[Lobe, float]] = {
     Lobe.RIGHT_MIDDLE: 10.2,
     Lobe.RIGHT_LOWER: 20.2,
 }
-"""Share of the lungs' volume: mean of the LCTSC cases 01-04, whose lobes `training/fissure_atlas.py` drew."""
 
+#: A lobe with less than this of its usual share is small: collapsed, removed, cut off, or badly drawn.
 SMALL_SHARE: Final = 0.5
-"""A lobe with less than this of its usual share is small: collapsed, removed, cut off, or badly drawn."""
 
+#: Where there is no fissure at all, less than this is seen in 95 % of lungs (`evaluation.borders --noise 24`: below 2.9
+#: on the left, 1.7 and, horizontal, 0.9 on the right).
 SEEN_SD: Final = 3.0
-"""Where there is no fissure at all, less than this is seen in 95 % of lungs (`evaluation.borders --noise 24`: below 2.9
-on the left, 1.7 and, horizontal, 0.9 on the right)."""
 
+#: A range of the affected percentage wider than this is remarked upon even where the score is sure.
 WIDE_PERCENT: Final = 10.0
-"""A range of the affected percentage wider than this is remarked upon even where the score is sure."""
 
 
 def findings_of_lobes(lobes: LobeLabels, severity: Severity, between: OpacityRange) -> tuple[Finding, ...]:

@@ -12,11 +12,10 @@ from itertools import product
 from typing import Final
 
 import numpy as np
-import SimpleITK as sitk
 from jaxtyping import Float32, Float64, Int64, UInt8
 
 from pipeline.anatomy import Landmark
-from pipeline.geometry import Grid, LandmarkPosition, Volume, grid_of, resample, to_sitk
+from pipeline.geometry import Grid, LandmarkPosition, Volume, bin_thin_voxels, resample
 from pipeline.networks.q_network import STEPS_ZYX, LandmarkConfig, LandmarkNetwork
 
 __all__ = ["LandmarkNetwork", "LandmarkPosition", "find_landmarks"]
@@ -25,17 +24,17 @@ Index = tuple[int, int, int]
 End = tuple[float, float, float] | None
 QFunction = Callable[[UInt8[np.ndarray, "n k k k"]], Float32[np.ndarray, "n 6"]]
 
+#: Where the walks start at the coarsest scale, as fractions of the scan: every combination.
 START_FRACTIONS_ZYX: Final = ((0.15, 0.4, 0.6, 0.85), (0.35, 0.6), (0.35, 0.65))
-"""Where the walks start at the coarsest scale, as fractions of the scan: every combination."""
+#: Where they start at finer scales, in voxels around the position of the scale before.
 RESTARTS_ZYX: Final = ((0, 0, 0), (2, 0, 0), (-2, 0, 0), (0, 2, 0), (0, -2, 0), (0, 0, 2), (0, 0, -2))
-"""Where they start at finer scales, in voxels around the position of the scale before."""
+#: Walks that end no farther apart agree: at the coarsest scale and at finer ones. In short scans the coarse walks from
+#: above and from below stop on either side of the landmark, and their mean is where it is.
 TOGETHER_VOXELS: Final = (5.5, 2.5)
-"""Walks that end no farther apart agree: at the coarsest scale and at finer ones. In short scans the coarse walks from
-above and from below stop on either side of the landmark, and their mean is where it is."""
+#: A finer scale that walks farther than this from where the scale before ended is lost, not better informed.
 FARTHEST_CORRECTION_MM: Final = 36.0
-"""A finer scale that walks farther than this from where the scale before ended is lost, not better informed."""
+#: Share of the walks that must agree on a position for the landmark to be in the scan.
 QUORUM: Final = 0.5
-"""Share of the walks that must agree on a position for the landmark to be in the scan."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +75,7 @@ def build_levels(volume: Volume, config: LandmarkConfig) -> tuple[Level, ...]:
     lower, upper = (bound.tolist() for bound in volume.grid.bounds_mm())
     finest_mm = config.scales_mm[-1]
     grid = Grid.axis_aligned(lower, upper, (finest_mm, finest_mm, finest_mm))
-    shrunk = _shrink(volume, finest_mm)
+    shrunk = bin_thin_voxels(volume, finest_mm)
     values = to_window(resample(shrunk.hu, shrunk.grid, grid), config)
     arrays = [values]
     for _ in config.scales_mm[1:]:
@@ -199,12 +198,3 @@ def _end(path: Sequence[Index], level: Level) -> End:
     cycle = np.array(path[path.index(path[-1]) : -1] or path)
     z, y, x = (float(v) for v in cycle.mean(axis=0))
     return z, y, x
-
-
-def _shrink(volume: Volume, spacing_mm: float) -> Volume:
-    """Whole voxels averaged down towards half of `spacing_mm`, which makes the resampling of thin slices cheap."""
-    factors = [max(int(spacing_mm / 2 / mm), 1) for mm in volume.grid.spacing_mm[::-1]]
-    if max(factors) == 1:
-        return volume
-    image = sitk.BinShrink(to_sitk(volume.hu, volume.grid), factors)
-    return Volume(np.asarray(sitk.GetArrayFromImage(image)), grid_of(image))

@@ -22,23 +22,23 @@ from pipeline.networks.weights import ModelInfo, Weights, load_into
 SPACING_MM: Final[Triple] = (3.0, 1.0, 1.0)
 WINDOW_LEVEL_HU: Final = -600.0
 WINDOW_WIDTH_HU: Final = 1500.0
+#: Around the lungs. The paper's box of 384 mm holds the same lungs with more around them; the network is convolutional
+#: and normalises nothing, so a tighter box costs nothing and saves two thirds of the time.
 MARGIN_MM: Final = 12.0
-"""Around the lungs. The paper's box of 384 mm holds the same lungs with more around them; the network is convolutional
-and normalises nothing, so a tighter box costs nothing and saves two thirds of the time."""
 TILE: Final = (32, 512, 512)
 LOW_MEMORY_TILE: Final = (32, 160, 160)
+#: The box is worked off in tiles of at most so many voxels (z-y-x) that overlap by twice the halo, so that memory stays
+#: bounded however large it is. The frugal ones take about half the memory, and half as much time again.
 HALO: Final = (8, 32, 32)
-"""The box is worked off in tiles of at most so many voxels (z-y-x) that overlap by twice the halo, so that memory stays
-bounded however large it is. The frugal ones take about half the memory, and half as much time again."""
 
+#: A voxel at least this likely to be a lesion is one.
 LIKELY: Final = 0.5
-"""A voxel at least this likely to be a lesion is one."""
 CERTAIN: Final = 0.9
+#: What counts at the least and at the most, for the range of the scores.
 POSSIBLE: Final = 0.1
-"""What counts at the least and at the most, for the range of the scores."""
 FAINT: Final = 0.05
+#: What is faint is believed where a ball of this radius has room in it, next to a lesion (`docs/decisions/0021`).
 WIDE_MM: Final = 10.0
-"""What is faint is believed where a ball of this radius has room in it, next to a lesion (`docs/decisions/0021`)."""
 BELIEVED: Final = (LIKELY + CERTAIN) / 2
 
 Progress = Callable[[float], None]

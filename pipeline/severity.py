@@ -14,14 +14,14 @@ from jaxtyping import Bool
 from pipeline.anatomy import Lobe
 from pipeline.geometry import LesionMask, LobeLabels, LungMask, Volume
 
+#: Lesion voxels at or above this are high opacity: consolidation and sub-solid regions.
 HIGH_OPACITY_HU: Final = -200
-"""Lesion voxels at or above this are high opacity: consolidation and sub-solid regions."""
 
+#: Upper ends, inclusive, of scores 1, 2 and 3 (Bernheim et al. 2020).
 SCORE_UPPER_PERCENT: Final = (25.0, 50.0, 75.0)
-"""Upper ends, inclusive, of scores 1, 2 and 3 (Bernheim et al. 2020)."""
 
+#: Below this a lobe counts as not affected: the first bin of the paper's chi-squared test.
 UNAFFECTED_BELOW_PERCENT: Final = 1.0
-"""Below this a lobe counts as not affected: the first bin of the paper's chi-squared test."""
 
 
 @dataclass(frozen=True)

@@ -11,26 +11,26 @@ from scipy import ndimage
 
 from pipeline.geometry import Grid, Triple, Volume, index_box, part_of, resample, resample_labels, sampled
 
+#: Where sheets are looked for.
 FINE_MM: Final = 1.25
-"""Where sheets are looked for."""
 SHEET_SIGMA_MM: Final = 1.2
+#: For sheets too faint to be seen voxel by voxel, where a whole surface asks how much of them it meets.
 FAINT_SIGMA_MM: Final = 1.7
-"""For sheets too faint to be seen voxel by voxel, where a whole surface asks how much of them it meets."""
 VESSEL_HU: Final = -550.0
+#: Near the chest wall everything looks like a sheet.
 PLEURA_MM: Final = 2.5
-"""Near the chest wall everything looks like a sheet."""
+#: Sheetness from which neighbours are one sheet ...
 SURE: Final = 0.3
-"""Sheetness from which neighbours are one sheet ..."""
+#: ... and how large it must be: some 3 square centimetres. What vessels leave of themselves is smaller.
 LEAST_SHEET_ML: Final = 1.0
-"""... and how large it must be: some 3 square centimetres. What vessels leave of themselves is smaller."""
+#: Vessels and noise leave holes of this size in a sheet, through which a walk would slip.
 HOLE_VOXELS: Final = 5
-"""Vessels and noise leave holes of this size in a sheet, through which a walk would slip."""
+#: The curvature across a sheet that counts in full.
 FLATNESS_HU_PER_MM2: Final = 10.0
-"""The curvature across a sheet that counts in full."""
+#: Curvature along the sheet counts against it by so much.
 VESSEL_WEIGHT: Final = 1.5
-"""Curvature along the sheet counts against it by so much."""
+#: On a crest the slope is 0; on the shoulder of a step, as opacities have, it is the curvature times `sigma_mm`.
 SLOPE_WEIGHT: Final = 0.5
-"""On a crest the slope is 0; on the shoulder of a step, as opacities have, it is the curvature times `sigma_mm`."""
 
 Mask = Bool[np.ndarray, "z y x"]
 

@@ -18,8 +18,8 @@ RIGHT_WAYS: Final = (
 )
 LEFT_WAYS: Final = ((1, -0.3, 0.7), (0.9, -0.9, 0), (0.8, 0.6, -0.7), (0.6, -0.1, -1), (0.4, 0.9, 0.4), (0.5, -0.6, 1))
 GENERATIONS: Final = 9
+#: Radius below which a vessel no longer branches.
 THINNEST_MM: Final = 0.45
-"""Radius below which a vessel no longer branches."""
 
 
 def pulmonary_vessels(patient: Patient, rng: Generator) -> list[Tube]:

@@ -48,13 +48,13 @@ TAGS: Final = (
     "PerFrameFunctionalGroupsSequence",
 )
 
+#: Direction cosines of parallel slices differ by less.
 SAME_DIRECTION: Final = 0.01
-"""Direction cosines of parallel slices differ by less."""
 
 SAME_POSITION_MM: Final = 0.01
 
+#: A stack leaning less than this is straight.
 TILT_DEGREES: Final = 0.5
-"""A stack leaning less than this is straight."""
 
 
 @dataclass(frozen=True)

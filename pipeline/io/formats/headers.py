@@ -23,8 +23,8 @@ class Packing(Enum):
     """How the pixels are stored after the header."""
 
     PLAIN = 0
+    #: The value is zlib's `wbits`.
     ZLIB = 15
-    """The value is zlib's `wbits`."""
     GZIP = 31
 
 
@@ -218,6 +218,7 @@ def _nrrd_fields(text: str) -> dict[str, str]:
 
 # MetaImage
 
+#: Not MET_LONG: its size depends on who wrote it.
 _META_TYPES: Final = {
     "MET_CHAR": "i1",
     "MET_UCHAR": "u1",
@@ -230,7 +231,6 @@ _META_TYPES: Final = {
     "MET_FLOAT": "f4",
     "MET_DOUBLE": "f8",
 }
-"""Not MET_LONG: its size depends on who wrote it."""
 _META_PASSED_ON: Final = (
     "NDims",
     "TransformMatrix",

@@ -18,11 +18,11 @@ from pipeline.io.formats.limits import SizeLimits
 
 HU_FILE: Final = "hu.npy"
 
+#: No CT has voxels smaller or larger than this.
 SPACING_MM: Final = (0.02, 25.0)
-"""No CT has voxels smaller or larger than this."""
 
+#: No CT is longer: grids made from a wrong spacing would not fit into memory.
 LONGEST_MM: Final = 2500.0
-"""No CT is longer: grids made from a wrong spacing would not fit into memory."""
 
 READ_AS: Final = "NIfTI (.nii, .nii.gz), NRRD, MetaImage (.mha) and DICOM series (a zip or a folder)"
 
