@@ -99,13 +99,18 @@ def histogram_evidence(volume: Volume) -> dict[str, int | float]:
     """How the values are spread; every fourth voxel along each axis is enough."""
     sample = volume.hu[tuple(slice(None, None, 4 if n >= 64 else 1) for n in volume.hu.shape)]
     low, median, high = (round(float(v)) for v in np.percentile(sample, (1, 50, 99)))
+    # The body is what lies between the first and the last tissue voxel of a row: air around the patient does not count.
+    tissue = sample >= TISSUE_HU[0]
+    after_first = np.maximum.accumulate(tissue, axis=2)
+    before_last = np.maximum.accumulate(tissue[:, :, ::-1], axis=2)[:, :, ::-1]
+    in_body = sample[after_first & before_last]
     return {
         "hu_p01": low,
         "hu_median": median,
         "hu_p99": high,
         "air_percent": _percent(sample < AIR_BELOW_HU),
         "tissue_percent": _percent((sample >= TISSUE_HU[0]) & (sample <= TISSUE_HU[1])),
-        "air_in_body_percent": _air_in_body_percent(sample),
+        "air_in_body_percent": _percent(in_body < AIR_BELOW_HU) if in_body.size else 0.0,
     }
 
 
@@ -148,17 +153,6 @@ class _Layout:
 
 def _percent(mask: np.ndarray) -> float:
     return round(100.0 * float(np.mean(mask)), 1)
-
-
-def _air_in_body_percent(sample: np.ndarray) -> float:
-    """Of all voxels between the first and the last tissue voxel of their row, the share that is air."""
-    tissue = sample >= TISSUE_HU[0]
-    after_first = np.maximum.accumulate(tissue, axis=2)
-    before_last = np.maximum.accumulate(tissue[:, :, ::-1], axis=2)[:, :, ::-1]
-    inside = after_first & before_last
-    if not inside.any():
-        return 0.0
-    return _percent(sample[inside] < AIR_BELOW_HU)
 
 
 #: Both lungs of an adult at inspiration hold 2 to 8 litres; beyond this either the scan or the mask is unusual.

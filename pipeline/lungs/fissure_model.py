@@ -202,7 +202,12 @@ def draw_side(
             surface, seen_sd[name] = search.best()
             above[name] = surface.heights(points) > 0
             oblique = oblique or surface
-            sheets = _above(surface, box, sheets)
+            # Sheets near and below a fissure are taken out: the horizontal one was once laid on the oblique one.
+            somewhat = np.argwhere(sheets.sheetness > 0)
+            heights_mm = surface.heights(box.to_standard(sheets.grid.to_lps(somewhat.astype(np.float64))))
+            left = sheets.sheetness.copy()
+            left[tuple(somewhat[heights_mm < CLEAR_MM].T)] = 0.0
+            sheets = Sheets(left, sheets.grid)
     lobes = np.zeros(lung.shape, dtype=np.uint8)
     if side == LEFT_LOBES:
         lobes[lung] = np.where(above["left_oblique"], Lobe.LEFT_UPPER, Lobe.LEFT_LOWER)
@@ -333,16 +338,6 @@ class _Search:
         heights_mm = self.mean_mm + self.terms @ scores + above_mm
         where = self.foot + heights_mm[:, None] * self.normal
         return np.asarray(ndimage.map_coordinates(self.seen, where.T, order=1, mode="constant"))
-
-
-def _above(surface: Surface, box: LungBox, sheets: Sheets) -> Sheets:
-    """The sheets clearly above a fissure."""
-    somewhat = np.argwhere(sheets.sheetness > 0)
-    points = box.to_standard(sheets.grid.to_lps(somewhat.astype(np.float64)))
-    below = somewhat[surface.heights(points) < CLEAR_MM]
-    left = sheets.sheetness.copy()
-    left[tuple(below.T)] = 0.0
-    return Sheets(left, sheets.grid)
 
 
 def _coefficients_of(

@@ -6,7 +6,7 @@ lungs, and a fine pass over them alone, as wide as in training, draws them; its 
 what it sees is lung. Then the borders between lobes go to the fissures that the scan shows.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import cc3d
@@ -51,15 +51,11 @@ KEPT_GAP_MM: Final = 12.0
 SLAB_SLICES: Final = 48
 
 
-def _unwatched(_fraction: float) -> None:
-    pass
-
-
 def segment_lungs(
     volume: Volume,
     landmarks: Landmarks,
     network: LungNetwork,
-    progress: Progress = _unwatched,
+    progress: Progress = lambda _done: None,
     borders: Borders = follow_fissures,
 ) -> LobeLabels:
     """The lobes on the scan's own grid; opacities belong to the lungs, effusion does not.
@@ -208,19 +204,15 @@ def _without_fragments(labels: Labels) -> Labels:
     """Every lobe in one piece: its other pieces go to the lobe that is nearest."""
     main_parts = np.zeros_like(labels)
     for lobe in Lobe:
-        main_parts[_largest(labels == lobe)] = lobe
+        own = labels == lobe
+        if own.any():
+            main_parts[cc3d.largest_k(own, k=1, connectivity=6) > 0] = lobe
     fragments = (labels > 0) & (main_parts == 0)
     if not fragments.any() or not main_parts.any():
         return main_parts
     nearest = ndimage.distance_transform_edt(main_parts == 0, return_distances=False, return_indices=True)
     main_parts[fragments] = main_parts[tuple(axis[fragments] for axis in nearest)]
     return main_parts
-
-
-def _largest(mask: Bool[np.ndarray, "z y x"]) -> Bool[np.ndarray, "z y x"]:
-    if not mask.any():
-        return mask
-    return np.asarray(cc3d.largest_k(mask, k=1, connectivity=6) > 0)
 
 
 def _on_grid(
@@ -230,7 +222,8 @@ def _on_grid(
     labels = np.zeros(scan.shape, dtype=np.uint8)
     occupied = np.argwhere(lungs)
     low, high = occupied.min(axis=0) - 1.0, occupied.max(axis=0) + 1.0
-    slabs = list(_slabs(index_box(roi, low, high, scan, spare=1)))
+    z, y, x = index_box(roi, low, high, scan, spare=1)
+    slabs = [(slice(start, min(start + SLAB_SLICES, z.stop)), y, x) for start in range(z.start, z.stop, SLAB_SLICES)]
     for number, slices in enumerate(slabs):
         labels[slices] = _likeliest(probabilities, roi, part_of(scan, slices))
         progress(0.6 + 0.4 * (number + 1) / len(slabs))
@@ -247,9 +240,3 @@ def _likeliest(probabilities: Probabilities, roi: Grid, target: Grid) -> ScanLab
         labels[better] = label
         np.maximum(best, probability, out=best)
     return labels
-
-
-def _slabs(slices: tuple[slice, slice, slice]) -> Iterator[tuple[slice, slice, slice]]:
-    z, y, x = slices
-    for start in range(z.start, z.stop, SLAB_SLICES):
-        yield slice(start, min(start + SLAB_SLICES, z.stop)), y, x
