@@ -1,4 +1,4 @@
-"""What a reader of the scores should know about the scan itself."""
+"""What a reader of the scores should know: about the scan, about the result, about each lobe."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -44,6 +44,28 @@ LEARNED_VOXEL_ML: Final = 0.003
 FEW_SLICES: Final = 20
 SMALL_FIELD_MM: Final = 250.0
 LEAST_NOISE_VOXELS: Final = 1000
+
+#: Both lungs of an adult at inspiration hold 2 to 8 litres; beyond this either the scan or the mask is unusual.
+PLAUSIBLE_LUNGS_ML: Final = (1000.0, 9000.0)
+
+#: Share of the lungs' volume: mean of the LCTSC cases 01-04, whose lobes `training/fissure_atlas.py` drew.
+USUAL_PERCENT: Final[Mapping[Lobe, float]] = {
+    Lobe.LEFT_UPPER: 25.8,
+    Lobe.LEFT_LOWER: 19.2,
+    Lobe.RIGHT_UPPER: 24.6,
+    Lobe.RIGHT_MIDDLE: 10.2,
+    Lobe.RIGHT_LOWER: 20.2,
+}
+
+#: A lobe with less than this of its usual share is small: collapsed, removed, truncated by the scan, or badly drawn.
+SMALL_SHARE: Final = 0.5
+
+#: Where there is no fissure at all, less than this is seen in 95 % of lungs (`evaluation.borders --noise 24`: below 2.9
+#: on the left, 1.7 and, horizontal, 0.9 on the right).
+SEEN_SD: Final = 3.0
+
+#: A range of the affected percentage wider than this is remarked upon even where the score is sure.
+WIDE_PERCENT: Final = 10.0
 
 
 def findings_of_scan(volume: Volume) -> tuple[Finding, ...]:
@@ -155,10 +177,6 @@ def _percent(mask: np.ndarray) -> float:
     return round(100.0 * float(np.mean(mask)), 1)
 
 
-#: Both lungs of an adult at inspiration hold 2 to 8 litres; beyond this either the scan or the mask is unusual.
-PLAUSIBLE_LUNGS_ML: Final = (1000.0, 9000.0)
-
-
 def require_chest(volume: Volume, landmarks: Mapping[Landmark, LandmarkPosition]) -> None:
     """Refuse a scan that shows neither the carina nor the sternum tip.
 
@@ -195,26 +213,6 @@ def findings_of_result(
         message = f"The lungs hold {severity.volume_ml:.0f} ml, outside of {low:.0f} to {high:.0f} ml."
         found.append(Finding("unusual-lung-volume", "warning", message, {"volume_ml": round(severity.volume_ml, 1)}))
     return tuple(found)
-
-
-#: Share of the lungs' volume: mean of the LCTSC cases 01-04, whose lobes `training/fissure_atlas.py` drew.
-USUAL_PERCENT: Final[Mapping[Lobe, float]] = {
-    Lobe.LEFT_UPPER: 25.8,
-    Lobe.LEFT_LOWER: 19.2,
-    Lobe.RIGHT_UPPER: 24.6,
-    Lobe.RIGHT_MIDDLE: 10.2,
-    Lobe.RIGHT_LOWER: 20.2,
-}
-
-#: A lobe with less than this of its usual share is small: collapsed, removed, cut off, or badly drawn.
-SMALL_SHARE: Final = 0.5
-
-#: Where there is no fissure at all, less than this is seen in 95 % of lungs (`evaluation.borders --noise 24`: below 2.9
-#: on the left, 1.7 and, horizontal, 0.9 on the right).
-SEEN_SD: Final = 3.0
-
-#: A range of the affected percentage wider than this is remarked upon even where the score is sure.
-WIDE_PERCENT: Final = 10.0
 
 
 def findings_of_lobes(lobes: LobeLabels, severity: Severity, between: OpacityRange) -> tuple[Finding, ...]:

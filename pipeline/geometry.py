@@ -21,7 +21,12 @@ Matrix = tuple[Triple, Triple, Triple]
 #: An LPS position, x-y-z.
 Point = Sequence[float] | Float64[np.ndarray, "3"]
 
+Slices = tuple[slice, slice, slice]
+
 IDENTITY: Matrix = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+
+#: More lung than this on a face of the scan means that lung lies beyond it.
+TRUNCATED_CM2: Final = 5.0
 
 
 @dataclass(frozen=True)
@@ -250,9 +255,6 @@ def _on_grid(image: sitk.Image, target: Grid, interpolator: int, outside: int | 
     return np.asarray(sitk.GetArrayFromImage(filter_.Execute(image)))
 
 
-Slices = tuple[slice, slice, slice]
-
-
 def sampled(volume: Volume, target: Grid) -> Float32[np.ndarray, "z y x"]:
     """HU at the voxels of `target`, thin slices averaged first; what lies outside of the scan is air."""
     # The part of the scan that holds the target, with two voxels to spare.
@@ -297,10 +299,6 @@ def distance_to_mm(mask: Bool[np.ndarray, "z y x"], spacing_mm: Triple) -> Float
     On one thread: a worker uses no more of a machine than it was given.
     """
     return np.asarray(edt.edt(~mask, anisotropy=spacing_mm, black_border=False, parallel=1))
-
-
-#: More lung than this on a face of the scan means that lung lies beyond it.
-TRUNCATED_CM2: Final = 5.0
 
 
 def area_on_faces_cm2(mask: Bool[np.ndarray, "z y x"], grid: Grid) -> float:

@@ -1,8 +1,8 @@
 """Finds the carina and the sternum tip: agents that walk through the scan, coarse to fine (Ghesu et al. 2017).
 
 Each agent starts from several places of the coarsest grid and takes the step its Q-network values most until it comes
-back to where it has been. Where most walks end together, the next finer scale takes over. An agent that walks out of
-the scan says that its landmark is not in it; so do walks that come to no agreement.
+back to where it has been. Where most walks end together, the next finer scale takes over. A landmark is
+not in the scan where most agents leave it, or where their walks come to no agreement.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +31,7 @@ RESTARTS_ZYX: Final = ((0, 0, 0), (2, 0, 0), (-2, 0, 0), (0, 2, 0), (0, -2, 0), 
 #: Walks that end no farther apart agree: at the coarsest scale and at finer ones. In short scans the coarse walks from
 #: above and from below stop on either side of the landmark, and their mean is where it is.
 TOGETHER_VOXELS: Final = (5.5, 2.5)
-#: A finer scale that walks farther than this from where the scale before ended is lost, not better informed.
+#: A finer scale that ends farther than this from the position of the scale before is not trusted.
 FARTHEST_CORRECTION_MM: Final = 36.0
 #: Share of the walks that must agree on a position for the landmark to be in the scan.
 QUORUM: Final = 0.5

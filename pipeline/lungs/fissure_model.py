@@ -331,6 +331,7 @@ class _Search:
             return np.full(count, 1 / count)
         heights_mm = self.mean_mm + self.terms @ scores
         points = self.plane + heights_mm[:, None] * self.fissure.axes[2]
+        # Counted as a whole, the horizontal surface would lose by ending at the oblique one, and climb over it instead.
         counts = self.oblique.heights(points) > CLEAR_MM
         return np.asarray(counts / max(float(np.count_nonzero(counts)), LEAST_COUNTED * count))
 

@@ -65,6 +65,8 @@ def _moved(labels: Labels, sheets: Float32[np.ndarray, "z y x"], lobes: Sequence
     if not free.any():
         return labels
     links = _Links.of(labels > 0, free)
+    # One walk alone pulls every curved border straight, and a watershed runs out through each hole of a sheet; the
+    # difference of two walks moves a border only by what the sheets tell.
     knowing, blind = (
         _walk(links, labels.ravel(), weights, lobes)
         for weights in (np.exp(-BARRIER * links.crossed(sheets)), np.ones(len(links.one)))
@@ -135,7 +137,8 @@ def _walk(
     return np.stack([*chances, 1.0 - np.sum(chances, axis=0)])
 
 
-#: Fissures are half a millimetre thick; in thicker slices what looks like a sheet is more often none.
+#: Fissures are half a millimetre thick; in thicker slices what looks like a sheet is more often none: with slices
+#: averaged to 5 mm and more, one fissure of a marked scan was laid 31 mm away.
 THICKEST_SLICES_MM: Final = 3.5
 
 

@@ -23,7 +23,7 @@ PLEURA_MM: Final = 2.5
 SURE: Final = 0.3
 #: ... and how large it must be: some 3 square centimetres. What vessels leave of themselves is smaller.
 LEAST_SHEET_ML: Final = 1.0
-#: Vessels and noise leave holes of this size in a sheet, through which a walk would slip.
+#: Vessels and noise leave holes of this size in a sheet, through which a random walk would pass.
 HOLE_VOXELS: Final = 5
 #: The curvature across a sheet that counts in full.
 FLATNESS_HU_PER_MM2: Final = 10.0
@@ -64,6 +64,8 @@ def find_faint_sheets(volume: Volume, roi: Grid, lungs: Mask) -> Sheets:
     Between thick slices everything is blurred, and sheets that are hardly seen are not seen there any more.
     """
     occupied = np.argwhere(lungs)
+    # On the scan's own slices: on a grid of 1.25 mm all around, faint sheets are lost to interpolation, and the left
+    # fissure of a marked scan was missed by 25 mm.
     box = index_box(roi, occupied.min(axis=0) - 1.0, occupied.max(axis=0) + 1.0, volume.grid, spare=0)
     slices = part_of(volume.grid, box).not_finer_than(FINE_MM)
     return Sheets(_sheets_on(volume, slices, roi, lungs, FAINT_SIGMA_MM), slices)

@@ -68,6 +68,7 @@ def segment_lungs(
     """
     config = network.config
     region = roi_grid(volume.grid, landmarks, config)
+    # Each volume is normalised by its own statistics (decision 4): the fine pass must hold as much lung as in training.
     rough = network.coarse_labels(prepare(volume, region, config))
     progress(0.2)
     roi = closer_grid(region, rough, config)

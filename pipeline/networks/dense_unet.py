@@ -27,7 +27,8 @@ TOTAL_STRIDE: Final[Size] = (8, 32, 32)
 INPUTS: Final = 3
 #: Makes up for the half that the rectifier cuts off.
 RECTIFIER_GAIN: Final = 1.4
-#: So much of any lung is taken to be aerated: its density is this quantile of the lung's.
+#: So much of any lung is taken to be aerated: its density is this quantile of the lung's. So low a quantile stays with
+#: aerated lung until four fifths of it are affected.
 AERATED_SHARE: Final = 0.2
 #: Voxels, z-y-x, over which the density is averaged first, so that noise does not lower the quantile.
 BLOCK: Final[Size] = (1, 5, 5)

@@ -192,6 +192,7 @@ class _Detail(nn.Module):
         self.look = nn.Conv3d(1, width, 3, padding=1)
         self.merge = nn.Conv3d(2 * width, width, 3, padding=1)
         self.head = nn.Conv3d(width, CLASSES, 1)
+        # From zero, so that training the detail stage starts at the interpolated logits of the backbone.
         for parameter in self.head.parameters():
             nn.init.zeros_(parameter)
 
