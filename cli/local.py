@@ -48,8 +48,9 @@ def started(name: str, arguments: list[str], environment: Mapping[str, str], log
     """Run `lobewise ARGUMENTS` until the block ends, however it ends."""
     with ExitStack() as stack:
         output = stack.enter_context(log.open("wb")) if log else None
+        # `-P`: a folder named `cli` or `jobs` where the user stands must not be taken for this package.
         process = subprocess.Popen(  # noqa: S603 (our own interpreter and module)
-            [sys.executable, "-m", "cli", *arguments],
+            [sys.executable, "-P", "-m", "cli", *arguments],
             env={**os.environ, **environment, SUPERVISOR: str(os.getpid())},
             stdin=subprocess.DEVNULL,
             stdout=output,

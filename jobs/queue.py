@@ -1,27 +1,37 @@
 """The broker: three Celery queues in Redis, and the one task that goes through them. Only the job id does.
 
 The gateway sends the task by its name, so that it needs nothing of the worker's.
+
+A worker looks into the queues in the order of `Priority`, but for some turns: every fourth job is `routine` and every
+sixteenth `batch`, if one waits. A flood of `batch` so delays a `stat` by no more than the job in progress and one
+other, and a flood of `stat` leaves `routine` three sixteenths of the workers and `batch` one.
 """
 
 import json
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from typing import Any, Final
 
 from celery import Celery
 from kombu.entity import Queue
 from kombu.exceptions import OperationalError
+from kombu.utils.scheduling import round_robin_cycle
 from opentelemetry.trace import SpanKind
 
 from jobs import tracing
 from jobs.errors import BrokerUnavailableError
-from jobs.fairness import FairQueues
 from jobs.live.redis_view import LiveView, broker_errors
 from jobs.models import Priority
 from jobs.settings import JobsSettings
 
 TASK_NAME: Final = "lobewise.score"
+#: A worker that was killed at the hard limit needs a moment more until it is gone.
 RESTORE_GRACE_SECONDS: Final = 60
 
+# Strict order would let a night's study wait for as long as `routine` never ends.
+ROUTINE_TURN: Final = 4
+BATCH_TURN: Final = 16
+
+# Once, at once: a client waits for the answer, and the reconciler publishes what was lost.
 _RETRY_ONCE: Final = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
 
 
@@ -29,8 +39,34 @@ def queue_name(priority: Priority) -> str:
     return f"lobewise.{priority}"
 
 
+#: Most urgent first.
 QUEUES: Final = tuple(queue_name(priority) for priority in Priority)
-"""In the order in which workers empty them."""
+
+
+class FairQueues(round_robin_cycle):
+    """kombu's `queue_order_strategy` of a worker; `items` are the queues, most urgent first."""
+
+    def __init__(self, items: Sequence[str] = ()) -> None:
+        super().__init__(list(items))  # type: ignore[no-untyped-call]  # kombu does not type it
+        self._taken = 0
+
+    def consume(self, n: int) -> list[str]:
+        """The queues in the order in which the next message is looked for."""
+        first = favoured(self._taken + 1)
+        queues = self.items[:n]
+        return queues[first : first + 1] + queues[:first] + queues[first + 1 :]
+
+    def rotate(self, last_used: str) -> str:
+        """A message was taken from `last_used`: the next turn begins."""
+        self._taken += 1
+        return last_used
+
+
+def favoured(turn: int) -> int:
+    """Index of the queue that a turn (from 1 on) begins with; 0 is the most urgent."""
+    if turn % BATCH_TURN == 0:
+        return 2
+    return 1 if turn % ROUTINE_TURN == 0 else 0
 
 
 def celery_config(settings: JobsSettings) -> dict[str, Any]:
@@ -46,7 +82,7 @@ def celery_config(settings: JobsSettings) -> dict[str, Any]:
         "event_serializer": "json",
         "enable_utc": True,
         "broker_transport_options": {
-            # A message that a dead worker held is delivered again only after no living worker can still hold it.
+            # Delivered again only after no living worker can still hold the message: Celery's Redis has no heartbeat.
             "visibility_timeout": settings.hard_limit_seconds + RESTORE_GRACE_SECONDS,
             "unacked_restore_interval": 5,
             "unacked_restore_throttle": 1,
@@ -58,7 +94,7 @@ def celery_config(settings: JobsSettings) -> dict[str, Any]:
 
 
 class JobQueue:
-    """The gateway's and the reaper's end of the broker."""
+    """The gateway's and the reconciler's end of the broker."""
 
     def __init__(self, settings: JobsSettings, live: LiveView) -> None:
         self._live = live
@@ -72,8 +108,15 @@ class JobQueue:
         Raises:
             BrokerUnavailableError: not sent, or not known to be sent.
         """
+        queue = queue_name(priority)
+        attributes = {
+            "messaging.system": "celery",
+            "messaging.destination.name": queue,
+            "messaging.message.id": job_id,
+            "messaging.operation.type": "send",
+        }
         try:
-            with broker_errors(), _sending(job_id, queue := queue_name(priority)):
+            with broker_errors(), tracing.step(f"send {queue}", attributes, SpanKind.PRODUCER):
                 self._app.send_task(TASK_NAME, (job_id,), task_id=job_id, queue=queue, retry_policy=_RETRY_ONCE)
         except (OperationalError, OSError) as error:
             raise BrokerUnavailableError(f"the broker does not answer: {type(error).__name__}") from error
@@ -84,15 +127,10 @@ class JobQueue:
         return self._live.has_messages(QUEUES)
 
     def present(self, delivered_within_seconds: float) -> set[str]:
-        """Ids of the jobs with a message in a queue, or lately in the hands of a worker."""
+        """Ids of the jobs with a message in a queue, or delivered to a worker lately."""
         waiting = [json.loads(raw) for raw in self._live.messages(QUEUES)]
         delivered = [json.loads(raw)[0] for raw in self._live.delivered_messages(delivered_within_seconds)]
         return {message["headers"]["id"] for message in (*waiting, *delivered)}
 
     def close(self) -> None:
         self._app.close()
-
-
-def _sending(job_id: str, queue: str) -> AbstractContextManager[object]:
-    named = {"messaging.system": "celery", "messaging.destination.name": queue, "messaging.message.id": job_id}
-    return tracing.step(f"send {queue}", {**named, "messaging.operation.type": "send"}, SpanKind.PRODUCER)

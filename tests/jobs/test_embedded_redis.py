@@ -97,4 +97,4 @@ def test_it_ends_when_all_who_used_it_were_killed(tmp_path: Path) -> None:
 def test_closing_twice_is_harmless(server: EmbeddedServer) -> None:
     server.close()
     server.close()
-    assert embedded_redis._running(server.folder) is None
+    assert embedded_redis.running(server.folder) is None

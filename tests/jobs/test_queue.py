@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.fairness import BATCH_TURN, ROUTINE_TURN, FairQueues
+from jobs.queue import BATCH_TURN, ROUTINE_TURN, FairQueues
 
 QUEUES = ["stat", "routine", "batch"]
 
