@@ -19,10 +19,10 @@ from jobs.tracing import with_ids
 LogFormat = Literal["auto", "json", "text"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
+#: They log addresses, which may be signed, or every step that they take.
 _QUIET: Final = ("httpx", "botocore", "urllib3", "asyncio", "multiprocessing")
-"""They log addresses, which may be signed, or every step that they take."""
+#: They bring handlers of their own, in another shape.
 _RELAYED: Final = ("uvicorn", "uvicorn.error", "celery", "kombu")
-"""They bring handlers of their own."""
 
 
 def configure_logging(wanted: LogFormat = "auto", level: LogLevel = "INFO") -> None:

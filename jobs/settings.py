@@ -63,6 +63,7 @@ class JobsSettings(BaseSettings):
         "without it the folder `blobs` in `data_dir`",
     )
     max_upload_bytes: PositiveInt = Field(default=2 * GIB, description="larger scans are refused")
+    # Three heartbeats may be late or lost before a worker that lives loses its job.
     lease_seconds: PositiveFloat = Field(default=20.0, description="a worker silent for longer has lost its job")
     heartbeat_seconds: PositiveFloat = Field(default=5.0, description="how often a worker renews its lease")
     max_attempts: PositiveInt = Field(
@@ -73,6 +74,7 @@ class JobsSettings(BaseSettings):
     soft_limit_seconds: PositiveInt = Field(
         default=1500, description="an attempt that takes longer is interrupted and counts as failed"
     )
+    # None: an attempt that is handed back is work done twice. Set it where nodes go before a scan could end.
     drain_seconds: PositiveFloat | None = Field(
         default=None,
         description="a worker that is told to stop (SIGTERM) hands its job back after that time; without it, it "
@@ -87,7 +89,9 @@ class JobsSettings(BaseSettings):
     in_flight_seconds: PositiveFloat = Field(
         default=120.0, description="then a retry may take over an idempotency key whose first request never ended"
     )
+    # Short: a client waits for it at each call while the broker is down, and reads go on without it.
     broker_timeout_seconds: PositiveFloat = Field(default=1.0, description="then a silent broker counts as down")
+    # Empty: a service that fetches any address for anybody reaches hosts that its clients cannot.
     source_allowlist: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
         description="prefixes of addresses that `source` may name, separated by spaces; none are allowed by default",
@@ -99,6 +103,7 @@ class JobsSettings(BaseSettings):
     upload_seconds: PositiveInt = Field(
         default=24 * 3600, description="an upload that has not become a job by then is deleted"
     )
+    # Whoever has such an address needs nothing else, and it stands in logs of proxies: so it is good for minutes.
     url_seconds: PositiveInt = Field(default=900, description="how long a signed address of a part or a mask is good")
     signing_key: SecretStr | None = Field(
         default=None,
@@ -130,6 +135,7 @@ class JobsSettings(BaseSettings):
     retention_seconds: PositiveInt | None = Field(
         default=None, description="a finished job is deleted after that time; without it jobs are kept"
     )
+    # Tombstones end too: in a busy service they would be most of what there is to list.
     tombstone_seconds: PositiveInt = Field(
         default=30 * 24 * 3600, description="how long a deleted job answers 410; then it is forgotten and answers 404"
     )
@@ -195,6 +201,7 @@ class ApiSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="LOBEWISE_API_", extra="ignore", frozen=True)
 
+    # The loopback address: there is no authentication in front of patients' scans until a proxy brings it.
     host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0 lets other machines in")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 takes any free one")
     root_path: str = Field(default="", description="prefix that a proxy strips from the path, such as /lobewise")
@@ -215,6 +222,7 @@ class ApiSettings(BaseSettings):
         description="how many scans may be on their way in at once; others get 503. Each costs about 1 MiB of memory, "
         "and 16 MiB more where it goes to a bucket",
     )
+    # Not for ever: a stream holds its gateway when that is replaced, and a proxy's connection.
     stream_seconds: PositiveFloat = Field(
         default=3600.0, description="a stream of events is ended then; its client comes back and misses nothing"
     )

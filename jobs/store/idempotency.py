@@ -33,8 +33,8 @@ class FirstAnswer:
     """The job that the first request with a key made."""
 
     job_id: str
+    #: None when the job was purged meanwhile: then nothing is left to compare.
     fingerprint: str | None
-    """None when the job was purged meanwhile: then nothing is left to compare."""
 
     def require_same(self, record: JobRecord) -> None:
         """Compare the record that the repeated request would have made.
@@ -60,7 +60,7 @@ class Idempotency:
     in_flight_seconds: float
 
     def begin(self, key: str, job_id: str) -> FirstAnswer | None:
-        """None: go on and accept `job_id`. Otherwise the first answer: hash the body and `demand_same`.
+        """None: go on and accept `job_id`. Otherwise the first answer: hash the body and `require_same`.
 
         The mark expires (`in_flight_seconds`), so that a request that crashed does not block its key.
 
@@ -68,12 +68,14 @@ class Idempotency:
             IdempotencyInFlightError: the first request with this key is still being accepted.
         """
         number = self._last(key)
-        mark = self._read(key, number)
-        if mark is not None:
-            answer = self._answer(mark)
+        last = self._read(key, number)
+        if last is not None:
+            answer = self._answer(last)
             if answer is not None:
                 return answer
-        if not self._add(key, number + 1, job_id):
+        mark = _Mark(job_id=job_id, begun_at=states.now())
+        # Of several requests that overtake the same mark, one creates the next number.
+        if not self.store.blobs.create(self._name(key, number + 1), mark.model_dump_json().encode()):
             raise IdempotencyInFlightError("another request with this idempotency key is being accepted")
         return None
 
@@ -82,7 +84,7 @@ class Idempotency:
         number = self._last(key)
         mark = self._read(key, number)
         if mark is not None and mark.job_id == job_id and self.store.void(job_id):
-            self._delete(key, number)
+            self.store.blobs.delete(self._name(key, number))
             self.store.clean_up(job_id)
 
     def _answer(self, mark: _Mark) -> FirstAnswer | None:
@@ -110,10 +112,3 @@ class Idempotency:
     def _read(self, key: str, number: int) -> _Mark | None:
         data = self.store.blobs.read(self._name(key, number)) if number else None
         return None if data is None else _Mark.read(data)
-
-    def _add(self, key: str, number: int, job_id: str) -> bool:
-        mark = _Mark(job_id=job_id, begun_at=states.now())
-        return self.store.blobs.create(self._name(key, number), mark.model_dump_json().encode())
-
-    def _delete(self, key: str, number: int) -> None:
-        self.store.blobs.delete(self._name(key, number))

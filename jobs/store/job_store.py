@@ -1,4 +1,4 @@
-"""The durable truth about each job, read from and written to its blobs."""
+"""The durable record of each job: documents that are created once, and what follows from them."""
 
 import json
 import re
@@ -105,6 +105,7 @@ class JobStore:
 
     def listed(self) -> Iterator[JobFiles]:
         """The same, with what was purged and what is no job, at least not yet."""
+        # All at once, since a store lists its keys in no order.
         names: dict[str, set[str]] = {}
         for key in self.blobs.keys(self.prefix):
             job_id, _, name = key.removeprefix(self.prefix).partition("/")
@@ -153,6 +154,7 @@ class JobStore:
 
     def endings(self, job_id: str, attempts: int) -> list[Ending]:
         """Why earlier attempts ended, oldest first."""
+        # A claim without an ending is one whose worker went on to an outcome, or is working still.
         keys = [self.attempt_key(job_id, n, "ended.json") for n in range(1, attempts + 1)]
         return [Ending.read(data) for data in map(self.blobs.read, keys) if data is not None]
 
@@ -164,7 +166,11 @@ class JobStore:
     def void(self, job_id: str) -> bool:
         """Make sure that no job with this id is ever accepted; False if one was."""
         key = self.key(job_id, "job.json")
-        return self.blobs.create(key, _VOID) or self.blobs.read(key) == _VOID
+        if self.blobs.create(key, _VOID):
+            return True
+        found = self.blobs.read(key)
+        # Gone: another call voided the id and cleaned it up in between. Void it again, so that the result holds.
+        return found == _VOID or (found is None and self.void(job_id))
 
     def is_void(self, job_id: str) -> bool:
         return self.blobs.read(self.key(job_id, "job.json")) == _VOID
@@ -183,7 +189,8 @@ class JobStore:
         self.blobs.create(self.key(job_id, "cancel.json"), _moment())
 
     def mark_purged(self, job_id: str) -> None:
-        """The tombstone, before anything is deleted: so nobody takes a half-deleted job for a whole one."""
+        """The tombstone."""
+        # Before anything is deleted: so nobody takes a half-deleted job for a whole one.
         self.blobs.create(self.key(job_id, "purged.json"), _moment())
 
     def delete_all_but_record(self, job_id: str) -> None:
@@ -200,7 +207,8 @@ class JobStore:
         return True
 
     def clean_up(self, job_id: str) -> None:
-        """Delete all but the tombstone; the record last, since a worker may still look for it."""
+        """Delete all but the tombstone."""
+        # The record last: a worker may still look for it, and a crash in between leaves something to find again.
         self.delete_all_but_record(job_id)
         self.blobs.delete(self.key(job_id, "job.json"))
 

@@ -1,4 +1,4 @@
-"""The blob store: a local folder or an S3 bucket, with create-only writes. It is the record; all else is a view.
+"""The object store: a local folder or an S3 bucket, with create-only writes. It is the record; all else is a view.
 
 ```
 jobs/{id}/job.json                  created once: the job is accepted
@@ -45,10 +45,10 @@ if TYPE_CHECKING:
     from jobs.store.s3_multipart import S3Bucket
 
 PIECE_BYTES: Final = 1 << 20
+#: Of a multipart upload: what a writer holds in memory; S3 wants at least 5 MiB.
 PART_BYTES: Final = 8 << 20
-"""Of a multipart upload: what a writer holds in memory; S3 wants at least 5 MiB."""
+#: What a writer to a folder holds: many may write at once.
 FOLDER_PART_BYTES: Final = 128 << 10
-"""What a writer to a folder holds: many may write at once."""
 
 _ID: Final = re.compile(r"[0-9a-f-]{32}")
 _RETRY: Final["RetryConfig"] = {"max_retries": 3, "retry_timeout": timedelta(seconds=10)}
@@ -91,6 +91,7 @@ class ObjectStore:
 
     def create(self, key: str, data: bytes) -> bool:
         """Write unless the key exists: of many callers exactly one gets True."""
+        # The promise that all else rests on: exactly one attempt wins, without a lock service or a database.
         with _unavailable(), step("blob create", traced(key, len(data))) as span:
             try:
                 obstore.put(self.store, key, data, mode="create")
@@ -106,7 +107,7 @@ class ObjectStore:
             self.sync(key)
 
     def write_file(self, key: str, path: Path) -> str:
-        """Store a file; the answer is its sha256."""
+        """Store a file; returns its sha256."""
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         with _unavailable(), step("blob write", traced(key, path.stat().st_size)):
@@ -120,7 +121,7 @@ class ObjectStore:
             writer = obstore.open_writer(self.store, key, buffer_size=PART_BYTES, max_concurrency=2)
             for piece in pieces:
                 writer.write(piece)
-            writer.close()  # a writer that is dropped without it gives its parts up
+            writer.close()  # without it the parts are dropped, and nothing is stored of a stream that broke off
             self.sync(key)
 
     def copy(self, key: str, to: str) -> None:
@@ -152,7 +153,7 @@ class ObjectStore:
             with _unavailable():
                 meta = obstore.head(self.store, key)
         except FileNotFoundError:
-            self.check()  # the answer to HEAD does not tell a missing blob from a missing bucket
+            self.check()  # HEAD has no body that tells a missing blob from a missing bucket
             return None
         return BlobInfo(key, meta["size"], meta["last_modified"])
 
@@ -184,12 +185,19 @@ class ObjectStore:
         if self.folder is None:
             return
         path = self.folder / key
+        # The folders too, up to the first: a file whose new folder was not synced is lost with it.
         while path != self.folder.parent:
-            _fsync(path)
+            with suppress(FileNotFoundError):  # deleted meanwhile: nothing to keep
+                descriptor = os.open(path, os.O_RDONLY)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
             path = path.parent
 
     def check(self) -> None:
         """Raises StorageUnavailableError when the store does not answer, or its bucket or folder is gone."""
+        # A list of a folder that is gone is empty and no error.
         if self.folder is not None and not self.folder.is_dir():
             raise StorageUnavailableError("the folder of the blobs is gone")
         with _unavailable():
@@ -197,7 +205,7 @@ class ObjectStore:
 
 
 def traced(key: str, size_bytes: int | None = None) -> dict[str, str | int]:
-    """What a span tells of a blob: which of the above it is, without ids and hashes."""
+    """Attributes of a span about a blob: which of the above it is, without ids and hashes."""
     name = "/".join(part for part in key.split("/") if not _ID.match(part))
     return {"lobewise.blob.name": name} | ({} if size_bytes is None else {"lobewise.blob.size_bytes": size_bytes})
 
@@ -214,7 +222,13 @@ def open_object_store(url: str, public_endpoint: str | None = None) -> ObjectSto
     """
     parts = urlsplit(url)
     if parts.scheme == "s3":
-        return _s3(url, public_endpoint)
+        from jobs.store.s3_multipart import S3Bucket  # botocore takes a while, and a folder does not need it
+
+        # obstore reads `AWS_ALLOW_HTTP` itself only where no other option of the client is given.
+        allow_http = os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true")
+        client: ClientConfig = {**_CLIENT, "allow_http": allow_http}
+        s3 = S3Store.from_url(url, client_options=client, retry_config=_RETRY)
+        return ObjectStore(s3, bucket=S3Bucket(parts.netloc, unquote(parts.path), public_endpoint))
     if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
         raise ValueError(f"blobs live at file:///folder or s3://bucket/prefix, not at {url!r}")
     folder = Path(unquote(parts.path))
@@ -222,31 +236,6 @@ def open_object_store(url: str, public_endpoint: str | None = None) -> ObjectSto
         folder.mkdir(parents=True, exist_ok=True)
         store = LocalStore(folder, automatic_cleanup=True)
     return ObjectStore(store, folder.resolve())
-
-
-def _s3(url: str, public_endpoint: str | None) -> ObjectStore:
-    from jobs.store.s3_multipart import S3Bucket  # botocore takes a while, and a folder does not need it
-
-    parts = urlsplit(url)
-    store = S3Store.from_url(url, client_options=_client(), retry_config=_RETRY)
-    return ObjectStore(store, bucket=S3Bucket(parts.netloc, unquote(parts.path), public_endpoint))
-
-
-def _client() -> "ClientConfig":
-    """obstore reads `AWS_ALLOW_HTTP` itself only where no other option of the client is given."""
-    allow_http = os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true")
-    return {**_CLIENT, "allow_http": allow_http}
-
-
-def _fsync(path: Path) -> None:
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return  # deleted meanwhile: nothing to keep
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

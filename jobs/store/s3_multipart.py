@@ -1,7 +1,8 @@
-"""What obstore does not do on S3: uploads in parts that others send, and addresses signed for one key each.
+"""What obstore does not do on S3: uploads in parts that clients send, and addresses signed with their parameters.
 
-Everything else goes through `blobs`. Credentials come from the `AWS_*` variables, as obstore reads them, or from where
-the AWS tools find them: a web identity, a container's role, the instance.
+obstore 0.12 signs a method and a key alone, no query (`partNumber`, `uploadId`) and no header, so botocore does this.
+Everything else goes through `ObjectStore`. Credentials come from the `AWS_*` variables, as obstore reads them, or from
+where the AWS tools find them: a web identity, a container's role, the instance.
 """
 
 import os
@@ -18,6 +19,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from jobs.errors import StorageUnavailableError
 from jobs.states import ReceivedPart
 
+#: Of an upload that was completed or aborted: a call that is repeated after a crash meets it.
 _GONE: Final = "NoSuchUpload"
 
 
@@ -69,7 +71,7 @@ class S3Bucket:
             )
 
     def abort(self, key: str, multipart_id: str) -> None:
-        """Delete the parts; their addresses are good for nothing then."""
+        """Delete the parts; their addresses are worth nothing then."""
         with _unavailable(ignore=_GONE):
             self._client.abort_multipart_upload(**self._at(key), UploadId=multipart_id)
 
@@ -82,9 +84,10 @@ class S3Bucket:
                     yield PartUpload(item["Key"].removeprefix(self._prefix), item["UploadId"], item["Initiated"])
 
     def part_url(self, key: str, multipart_id: str, number: int, size_bytes: int, seconds: int) -> str:
-        """PUT here a part of exactly this size: its length is signed too."""
-        place = {"UploadId": multipart_id, "PartNumber": number, "ContentLength": size_bytes}
-        return self._signed("upload_part", key, seconds, place)
+        """PUT here a part of exactly this size."""
+        # With its length signed S3 itself refuses a longer one; else a client could store 5 GB at every address.
+        part = {"UploadId": multipart_id, "PartNumber": number, "ContentLength": size_bytes}
+        return self._signed("upload_part", key, seconds, part)
 
     def file_url(self, key: str, file_name: str, seconds: int) -> str:
         """GET the blob here, to be saved under `file_name`."""
@@ -125,7 +128,7 @@ def _client(endpoint: str | None) -> Any:
 
 @contextmanager
 def _unavailable(ignore: str | None = None) -> Iterator[None]:
-    """Turns what S3 answers into our error, but for one code that is no fault."""
+    """Raises StorageUnavailableError for every error of S3 but one code, which is no fault."""
     try:
         yield
     except ClientError as error:

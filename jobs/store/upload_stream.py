@@ -17,20 +17,20 @@ from jobs.models import InputInfo
 from jobs.states import Chunk
 from jobs.store.object_store import ObjectStore, traced
 
+#: Threads for a bucket, where they mostly wait. For a folder there are as many as cores: they hash, and copy.
 SENDERS: Final = 16
-"""Threads for a bucket, where they mostly wait. For a folder there are as many as cores: they hash, and copy."""
 
-Answer = TypeVar("Answer")
-
+Result = TypeVar("Result")
 
 _storers: Final = ThreadPoolExecutor(os.cpu_count(), "upload")
 _senders: Final = ThreadPoolExecutor(SENDERS, "upload")
 
 
 async def in_upload_thread(
-    function: Callable[..., Answer], *arguments: object, threads: ThreadPoolExecutor = _storers
-) -> Answer:
-    """For work on the bytes of scans, so that it takes no thread from other calls."""
+    function: Callable[..., Result], *arguments: object, threads: ThreadPoolExecutor = _storers
+) -> Result:
+    """For work on the bytes of scans."""
+    # Not in the threads of other calls: polls would wait behind uploads there.
     return await asyncio.get_running_loop().run_in_executor(threads, function, *arguments)
 
 
@@ -67,7 +67,7 @@ class BlobUpload:
         return InputInfo(size_bytes=self._size_bytes, sha256=self._hash.hexdigest())
 
     async def abort(self) -> None:
-        # A writer that is dropped without `close` gives its parts up.
+        # A writer that is dropped without `close` drops its parts, and nothing is stored.
         self._writer = None
         tracing.fail(self._span, "aborted")
         tracing.end(self._span)

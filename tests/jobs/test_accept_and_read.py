@@ -120,7 +120,7 @@ def test_results_of_an_unfinished_job_are_a_wrong_state(jobs: Connection, post: 
     job_id = post(jobs)
     with pytest.raises(WrongStateError) as caught:
         jobs.service.report(job_id)
-    assert caught.value.status == "queued"
+    assert caught.value.evidence["status"] == "queued"
     with pytest.raises(WrongStateError):
         jobs.service.mask(job_id, MaskName.LUNGS)
 

@@ -171,7 +171,7 @@ class TestDeletedJobs:
         with suppress(JobPurgedError):
             succeed(jobs, lease)
         for thread in threading.enumerate():
-            if thread.name == "show":
+            if thread.name == "show-end":
                 thread.join()
         assert is_gone(jobs, job_id)
 

@@ -167,8 +167,8 @@ class TestRecordsOfANewerSchema:
         assert {state.id for state in newer.service.list(limit=99).items} == known
         newer.reconciler.rebuild()
         assert {state.id for state in newer.service.list(limit=99).items} == known
-        forgetful = newer.cleanup.parts.settings.model_copy(update={"retention_seconds": 1})
-        object.__setattr__(newer.cleanup.parts, "settings", forgetful)
+        forgetful = newer.cleanup.backends.settings.model_copy(update={"retention_seconds": 1})
+        object.__setattr__(newer.cleanup.backends, "settings", forgetful)
         newer.cleanup.clean_up(states.now() + timedelta(days=900))
         assert newer.backends.store.files(IDS["succeeded"]).is_final
         assert newer.backends.store.files(IDS["failed"]).is_purged

@@ -115,3 +115,20 @@ def test_a_purged_job_is_still_the_first_answer(jobs: Connection, post: Callable
     assert first is not None
     assert first.job_id == job_id
     first.require_same(record(jobs.service.new_id(), OTHER_SCAN))
+
+
+def test_an_id_that_another_voids_and_cleans_up_meanwhile_stays_void(
+    jobs: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, job_id = jobs.backends.store, jobs.service.new_id()
+    assert store.void(job_id)
+    read = store.blobs.read
+
+    def read_too_late(key: str) -> bytes | None:
+        monkeypatch.undo()
+        store.clean_up(job_id)
+        return read(key)
+
+    monkeypatch.setattr(store.blobs, "read", read_too_late)
+    assert store.void(job_id)
+    assert not store.create_job(record(job_id))

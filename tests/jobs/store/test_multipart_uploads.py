@@ -236,7 +236,7 @@ def test_more_than_the_limit_is_refused_at_once(jobs: Connection) -> None:
 
 
 def test_parts_grow_with_the_scan_so_that_they_stay_few(jobs: Connection, other: Connect) -> None:
-    large = other(max_upload_bytes=1 << 40).uploads
+    large = other(max_upload_bytes=1 << 40).service.uploads
     upload = large.create(large.limit_bytes)
     assert len(upload.parts) <= 1000
     assert sum(part.size_bytes for part in upload.parts) == large.limit_bytes
@@ -265,7 +265,7 @@ def test_what_a_crash_left_is_swept_but_not_before_its_time(jobs: Connection, ot
         (blobs.folder / "jobs" / "input#1").write_bytes(b"a write that was killed")
     assert jobs.cleanup.clean_up() == 0
     time.sleep(1.1)
-    assert other(upload_seconds=1).clean_up() == 3
+    assert other(upload_seconds=1).cleanup.clean_up() == 3
     jobs.cleanup.clean_up(states.now() + VOID_KEPT + timedelta(days=1))  # what bars a late request is kept for so long
     assert nothing_is_left(jobs)
     assert blobs.folder is None or not [path for path in blobs.folder.rglob("*") if path.is_file()]
@@ -292,7 +292,7 @@ def test_a_deleted_job_is_forgotten_in_the_end(jobs: Connection, other: Connect,
     with pytest.raises(JobPurgedError):
         jobs.service.get(job_id)
     time.sleep(2.1)
-    assert other(tombstone_seconds=1).clean_up() == 1
+    assert other(tombstone_seconds=1).cleanup.clean_up() == 1
     assert nothing_is_left(jobs)
     with pytest.raises(JobNotFoundError):
         jobs.service.get(job_id)
@@ -354,7 +354,7 @@ class TestOnS3:
 
     def test_an_address_expires(self, jobs: Connection, other: Connect) -> None:
         hasty = other(url_seconds=1)
-        upload = hasty.uploads.create(PART_BYTES)
+        upload = hasty.service.uploads.create(PART_BYTES)
         time.sleep(2.1)
         assert httpx.put(str(upload.parts[0].url), content=bytes(PART_BYTES), timeout=60).status_code == 403
         assert not jobs.service.uploads.get(upload.record.id).parts[0].is_received
@@ -364,7 +364,7 @@ class TestOnS3:
         assert bucket is not None
         theirs = bucket.create("backups/1")
         time.sleep(1.1)
-        assert other(upload_seconds=1).clean_up() == 0
+        assert other(upload_seconds=1).cleanup.clean_up() == 0
         assert [upload.multipart_id for upload in bucket.unfinished("")] == [theirs]
         bucket.abort("backups/1", theirs)
 
@@ -382,7 +382,7 @@ class TestOnS3:
         self, jobs: Connection, other: Connect, s3_server: S3Server
     ) -> None:
         public = s3_server.endpoint.replace("127.0.0.1", "localhost")
-        upload = other(blob_public_endpoint=public).uploads.create(PART_BYTES)
+        upload = other(blob_public_endpoint=public).service.uploads.create(PART_BYTES)
         assert str(upload.parts[0].url).startswith(public)
         send(jobs, upload.record.id, upload.parts[0], bytes(PART_BYTES))
         jobs.service.uploads.complete(upload.record.id)
