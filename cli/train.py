@@ -12,7 +12,7 @@ with needs("worker"):
     from pipeline.networks.weights import WeightsError
     from training import landmarks, lesions, lungs
     from training.config import RecipeError, read_recipe
-    from training.data.datasets import CohortError, read_dataset
+    from training.data.cohort import CohortError, read_cohort
     from training.data.lesion_batches import LesionRecipe
     from training.data.lung_batches import LungRecipe
     from training.data.prepare import prepare_cohort
@@ -45,7 +45,7 @@ def prepare(
 ) -> int:
     """Bring the scans of a dataset to the grid of a stage; returns how many volumes lie in the bank."""
     try:
-        rows = read_dataset(dataset)
+        rows = read_cohort(dataset)
         with bar(f"preparing {len(rows)} scans for {stage}") as shown:
             written = prepare_cohort(
                 rows,

@@ -128,10 +128,10 @@ class Bank:
             FileNotFoundError: that is nothing.
         """
         split = read_split(folder, Stage.LANDMARKS)
-        teaching = [BankScan.read(path, config) for path in sorted(folder.glob("*.npz")) if split.teaches(path)]
+        teaching = [BankScan.read(path, config) for path in sorted(folder.glob("*.npz")) if split.is_training(path)]
         if not teaching:
             raise FileNotFoundError(f"no prepared scans in {folder}")
-        return cls(teaching, [BankScan.read(path, config) for path in split.judges(folder)])
+        return cls(teaching, [BankScan.read(path, config) for path in split.validation_paths(folder)])
 
 
 @dataclass(frozen=True, eq=False)

@@ -152,9 +152,9 @@ def train(
         WeightsError: `start` holds no weights of this network.
     """
     split = split or read_split(bank, Stage.LESIONS)
-    teaching = read_examples(bank, split.teaches)
+    teaching = read_examples(bank, split.is_training)
     sampler = Sampler(teaching, recipe, team.device)
-    judging = [middle(read_example(path)) for path in split.judges(bank)]
+    judging = [middle(read_example(path)) for path in split.validation_paths(bank)]
     folder.mkdir(parents=True, exist_ok=True)
     if team.is_first:
         keep_recipe(folder, recipe)

@@ -29,8 +29,8 @@ from training.config import keep_recipe, read_recipe
 from training.data.lung_batches import (
     OPAQUE,
     UNKNOWN_LOBE,
-    Bank,
     Image,
+    LungDataset,
     LungRecipe,
     Sample,
     draw_sample,
@@ -213,7 +213,7 @@ class Run:
         load_into(self.network, weights, "lungs")
         self.smooth = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
 
-    def calibrated(self, bank: Bank, volumes: int) -> tuple[dict[str, Tensor], float]:
+    def calibrated(self, bank: LungDataset, volumes: int) -> tuple[dict[str, Tensor], float]:
         """The chosen weights with the background's offset that suits some volumes, and the offset."""
         chosen, _ = self.chosen()
         network = Di2in(self.config).eval().to(self.team.device)
@@ -224,14 +224,14 @@ class Run:
         tensors["heads.0.bias"][0] += offset
         return tensors, offset
 
-    def export(self, path: Path, version: str, bank: Bank, volumes: int) -> ModelInfo:
+    def export(self, path: Path, version: str, bank: LungDataset, volumes: int) -> ModelInfo:
         """The calibrated weights as a weights file."""
         tensors, offset = self.calibrated(bank, volumes)
         recipe = {**asdict(self.recipe), "steps_done": self.chosen()[1], "background_offset": offset}
         return save_weights(path, version=version, config=self.config.to_mapping(), recipe=recipe, tensors=tensors)
 
 
-def train(run: Run, bank: Bank, *, save_every: int = 20) -> Iterator[dict[str, float | str]]:
+def train(run: Run, bank: LungDataset, *, save_every: int = 20) -> Iterator[dict[str, float | str]]:
     """Take the steps that are left; yields a row of the log after each `save_every`, when a checkpoint is written."""
     total = run.recipe.trunk_steps + run.recipe.detail_steps
     rows: list[tuple[float, float, float]] = []
@@ -255,7 +255,7 @@ def train(run: Run, bank: Bank, *, save_every: int = 20) -> Iterator[dict[str, f
                 # What validation says where it is due: every so many steps, and at the end of either stage.
                 since = run.step % run.recipe.validate_every
                 is_due = since < save_every or run.step == total or 0 <= run.step - run.recipe.trunk_steps < save_every
-                volumes = bank.judges()
+                volumes = bank.validation_paths()
                 row |= run.judge(volumes) if is_due and volumes else {}
                 run.save()
             bank.refresh()
@@ -362,7 +362,7 @@ def open_run(
     team: Team,
     config: LungConfig | None = None,
     start: Path | None = None,
-) -> tuple[Run, Bank]:
+) -> tuple[Run, LungDataset]:
     """The run in `folder`, new or where it was ended, and what it learns from.
 
     Args:
@@ -373,7 +373,7 @@ def open_run(
         RecipeError: the run was begun with another recipe.
         WeightsError: `start` holds no weights of this network.
     """
-    found = Bank(bank, recipe, device=team.device)
+    found = LungDataset(bank, recipe, device=team.device)
     folder.mkdir(parents=True, exist_ok=True)
     if team.is_first:
         keep_recipe(folder, recipe)
@@ -383,14 +383,14 @@ def open_run(
     return run, found
 
 
-def follow(run: Run, bank: Bank) -> None:
+def follow(run: Run, bank: LungDataset) -> None:
     """Take the steps that are left, and tell of them in `log.csv`."""
     journal = Journal(run.folder / "log.csv", COLUMNS, run.step) if run.team.is_first else None
     for row in train(run, bank):
         if journal is not None:
             journal.note(row)
             if "score" in row:
-                for path in bank.judges():
+                for path in bank.validation_paths():
                     journal.show(path.stem, sample_picture(run.mean_network(), path), run.step)
     run.team.wait()
 

@@ -68,9 +68,9 @@ def test_learning_rate_rises_shortly_and_falls_along_a_cosine_to_a_fiftieth() ->
 
 def test_no_patient_both_trains_and_judges(bank: Path) -> None:
     split = read_split(bank, Stage.LESIONS)
-    trained = {example.name for example in read_examples(bank, split.teaches)}
+    trained = {example.name for example in read_examples(bank, split.is_training)}
     assert trained == {"covid-0-0", "grown-case01-0", "phantom-2-0"}
-    assert [path.stem for path in split.judges(bank)] == ["covid-4-0", "grown-case04-1", "clean-case04-0"]
+    assert [path.stem for path in split.validation_paths(bank)] == ["covid-4-0", "grown-case04-1", "clean-case04-0"]
 
 
 def test_an_ended_run_goes_on_to_the_same_weights(bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,7 +65,7 @@ def both_at_once(bank: Path, folder: Path) -> dict[str, torch.Tensor]:
     recipe, alone = recipe_from(LesionRecipe, TINY), Team(torch.device("cpu"))
     folder.mkdir()
     run = Run.begin(folder, recipe, alone)
-    examples = read_examples(bank, read_split(bank, Stage.LESIONS).teaches)
+    examples = read_examples(bank, read_split(bank, Stage.LESIONS).is_training)
     sampler = Sampler(examples, recipe, alone.device)
     for step in range(recipe.steps):
         run.optimiser.param_groups[0]["lr"] = learning_rate_at(step, recipe)

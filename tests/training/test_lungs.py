@@ -11,7 +11,7 @@ import torch
 from pipeline.networks.di2in import CLASSES, LungConfig, LungNetwork
 from pipeline.networks.weights import load_weights
 from training import lungs as training
-from training.data.lung_batches import OPAQUE, UNKNOWN_LOBE, Bank, LungRecipe
+from training.data.lung_batches import OPAQUE, UNKNOWN_LOBE, LungDataset, LungRecipe
 from training.journal import read_log
 from training.loop import Team
 from training.lungs import Run
@@ -57,7 +57,7 @@ def begin(folder: Path, recipe: LungRecipe = RECIPE) -> Run:
 
 
 def train_all(run: Run, bank_folder: Path, save_every: int = 3) -> list[dict[str, float | str]]:
-    return list(training.train(run, Bank(bank_folder, run.recipe), save_every=save_every))
+    return list(training.train(run, LungDataset(bank_folder, run.recipe), save_every=save_every))
 
 
 def test_the_loss_falls_and_the_log_tells_both_stages(tmp_path: Path, bank_folder: Path) -> None:
@@ -72,7 +72,7 @@ def test_a_run_that_was_ended_goes_on_as_if_it_had_not_been(tmp_path: Path, bank
     whole = begin(tmp_path / "whole")
     train_all(whole, bank_folder)
     ended = begin(tmp_path / "ended")
-    next(training.train(ended, Bank(bank_folder, RECIPE), save_every=3))
+    next(training.train(ended, LungDataset(bank_folder, RECIPE), save_every=3))
     resumed = begin(tmp_path / "ended")
     assert resumed.step == 3
     train_all(resumed, bank_folder)
@@ -84,7 +84,7 @@ def test_a_step_of_several_volumes_has_the_mean_of_their_losses(tmp_path: Path, 
     run = begin(tmp_path / "run", replace(RECIPE, trunk_steps=1, detail_steps=0, volumes_per_step=3))
     before = {name: value.clone() for name, value in run.network.state_dict().items()}
     rng = np.random.default_rng([run.recipe.seed, 0, 0])
-    bank = Bank(bank_folder, run.recipe)
+    bank = LungDataset(bank_folder, run.recipe)
     alone = [training.draw_sample(bank, run.recipe, CONFIG.stride, rng) for _ in range(3)]
     (row,) = train_all(run, bank_folder)
     other = training.Di2in(CONFIG)
@@ -107,7 +107,7 @@ def test_a_run_can_begin_with_the_mean_weights_of_another(tmp_path: Path, bank_f
 
 def test_the_detail_stage_leaves_the_trunk_alone(tmp_path: Path, bank_folder: Path) -> None:
     run = begin(tmp_path / "run")
-    rows = training.train(run, Bank(bank_folder, RECIPE), save_every=6)
+    rows = training.train(run, LungDataset(bank_folder, RECIPE), save_every=6)
     next(rows)
     before = {name: value.clone() for name, value in run.network.named_parameters()}
     list(rows)
@@ -133,8 +133,8 @@ def test_the_command_trains_logs_and_exports_what_the_stage_loads(tmp_path: Path
 
 
 def test_patients_kept_aside_judge_or_test_and_never_teach(bank_folder: Path) -> None:
-    bank = Bank(bank_folder, RECIPE)
-    assert [path.stem for path in bank.judges()] == ["phantom-0000"]
+    bank = LungDataset(bank_folder, RECIPE)
+    assert [path.stem for path in bank.validation_paths()] == ["phantom-0000"]
     for name in ("phantom-0000", "case05-000"):
         (bank_folder / f"{name}.npz").write_bytes(b"whoever reads this fails")
     for seed in range(30):
@@ -148,7 +148,7 @@ def test_the_weights_that_judge_best_are_exported_and_each_stage_is_judged_anew(
     verdicts = iter([0.9, 0.8, 0.7, 0.3, 0.5, 0.6, 0.4, 0.1])
     monkeypatch.setattr(training, "measure", lambda *_: {"score": next(verdicts)})
     seen = {}
-    for row in training.train(run, Bank(bank_folder, run.recipe), save_every=1):
+    for row in training.train(run, LungDataset(bank_folder, run.recipe), save_every=1):
         seen[row["step"]] = {name: value.clone() for name, value in run.smooth.items()}
     chosen, step = run.chosen()
     assert step == 6, "0.9 was the trunk's alone"
@@ -237,4 +237,4 @@ def test_lungs_drawn_too_large_are_taken_back_by_the_background(tmp_path: Path, 
 
 def test_an_empty_bank_is_told(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no prepared volumes"):
-        Bank(tmp_path, RECIPE)
+        LungDataset(tmp_path, RECIPE)

@@ -118,9 +118,9 @@ class Crop:
         return network_inputs(self.image, self.lungs)
 
 
-def read_examples(bank: Path, teaches: Callable[[Path], bool]) -> list[Example]:
+def read_examples(bank: Path, is_training: Callable[[Path], bool]) -> list[Example]:
     """The volumes of a bank for which `teaches` holds."""
-    return [read_example(path) for path in sorted(bank.glob("*.npz")) if teaches(path)]
+    return [read_example(path) for path in sorted(bank.glob("*.npz")) if is_training(path)]
 
 
 def read_example(path: Path) -> Example:

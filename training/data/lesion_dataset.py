@@ -49,20 +49,20 @@ def prepare_lesions(data: Path, bank: Path, phantoms: int = 64, processes: int =
 def write_covid(data: Path, bank: Path) -> None:
     """The real slices of all seven cases."""
     for number, stack in enumerate(read_stacks(data)):
-        save_volume(bank / f"covid-{stack.case}-{number % 3}.npz", stack.image, stack.lungs, stack.lesions)
+        write_lesion_volume(bank / f"covid-{stack.case}-{number % 3}.npz", stack.image, stack.lungs, stack.lesions)
 
 
 def write_lctsc(data: Path, bank: Path, case: str) -> None:
     """A real chest: once as it is, ten times with lesions of 0.5 to 50 % of its lungs."""
     volume, lungs = read_lctsc(data, case)
-    save_volume(bank / f"clean-{case}-0.npz", to_8_bit(volume.hu), lungs.mask, np.zeros_like(lungs.mask))
+    write_lesion_volume(bank / f"clean-{case}-0.npz", to_8_bit(volume.hu), lungs.mask, np.zeros_like(lungs.mask))
     rng = np.random.default_rng([GROWN_SEED, int(case[-2:])])
     for number in range(GROWN_PER_CASE):
         percent = float(np.exp(rng.uniform(np.log(0.5), np.log(50.0))))
         path = bank / f"grown-{case}-{number}.npz"
         if not path.exists():
             hu, lesions = with_opacities(volume, lungs, GROWN_SEED + 100 * int(case[-2:]) + number, percent)
-            save_volume(path, to_8_bit(hu), lungs.mask, lesions)
+            write_lesion_volume(path, to_8_bit(hu), lungs.mask, lesions)
 
 
 def write_phantom(bank: Path, seed: int) -> None:
@@ -74,7 +74,7 @@ def write_phantom(bank: Path, seed: int) -> None:
     source, box = phantom.volume.grid, phantom.volume.grid.covering(SPACING_MM)
     hu = resample(phantom.volume.hu, source, box)
     lungs, lesions = (resample_labels(m, source, box) > 0 for m in (phantom.lobes.labels, phantom.lesions.mask))
-    save_volume(path, to_8_bit(hu), lungs, lesions)
+    write_lesion_volume(path, to_8_bit(hu), lungs, lesions)
 
 
 def read_lctsc(data: Path, case: str) -> tuple[Volume, LungMask]:
@@ -93,7 +93,7 @@ def to_8_bit(hu: np.ndarray) -> Image:
     return np.round(window(hu) * 255).astype(np.uint8)
 
 
-def save_volume(path: Path, image: Image, lungs: Mask, lesions: Mask) -> None:
+def write_lesion_volume(path: Path, image: Image, lungs: Mask, lesions: Mask) -> None:
     """Write one file of the bank, cropped around the lungs, whole or not at all."""
     box = tuple(_around(lungs))
     partial_path = path.with_suffix(".partial")

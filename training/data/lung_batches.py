@@ -99,7 +99,7 @@ class Sample:
     window: Window
 
 
-class Bank:
+class LungDataset:
     """Prepared volumes in a folder, drawn by kind.
 
     Raises:
@@ -120,15 +120,15 @@ class Bank:
     def refresh(self) -> None:
         """Look again: a bank may still be growing while the training runs."""
         kinds: dict[str, list[Path]] = {}
-        for path in filter(self._split.teaches, sorted(self._folder.rglob("*.npz"))):
+        for path in filter(self._split.is_training, sorted(self._folder.rglob("*.npz"))):
             kinds.setdefault(path.name.split("-")[0].rstrip("0123456789"), []).append(path)
         self._kinds = {kind: paths for kind, paths in kinds.items() if self._weights.get(kind, 0) > 0}
         if not self._kinds:
             raise FileNotFoundError(f"no prepared volumes in {self._folder}")
 
-    def judges(self) -> list[Path]:
+    def validation_paths(self) -> list[Path]:
         """The volumes that choose the model."""
-        return self._split.judges(self._folder)
+        return self._split.validation_paths(self._folder)
 
     def draw(self, rng: Generator) -> tuple[Image, Image]:
         """Image and labels of a volume that teaches."""
@@ -153,7 +153,7 @@ def read_volume(path: Path) -> tuple[UInt8[np.ndarray, "z y x"], UInt8[np.ndarra
         return arrays["image"], arrays["labels"]
 
 
-def draw_sample(bank: Bank, recipe: LungRecipe, stride: int, rng: Generator) -> Sample:
+def draw_sample(bank: LungDataset, recipe: LungRecipe, stride: int, rng: Generator) -> Sample:
     """A volume of the bank, or a part of it, as nobody has seen it."""
     image, labels = bank.draw(rng)
     edges = tuple(image.shape) if rng.random() < recipe.whole_share else recipe.crop

@@ -24,11 +24,11 @@ from pipeline.lungs.fissure_model import read_shapes
 from pipeline.lungs.fissure_refinement import THICKEST_SLICES_MM
 from pipeline.networks.di2in import LungConfig
 from pipeline.networks.q_network import LandmarkConfig
-from training.data.datasets import CohortError, Row
+from training.data.cohort import CohortError, Row
 from training.data.fissure_atlas import SidesError
 from training.data.fissure_atlas import draw_lobes as draw_lobes_of
 from training.data.landmark_dataset import base_of, deform, write_scan
-from training.data.lesion_dataset import save_volume, to_8_bit
+from training.data.lesion_dataset import to_8_bit, write_lesion_volume
 from training.data.lung_batches import UNKNOWN_LOBE
 from training.data.lung_dataset import Chest, crop_to_lungs, deformed_copy, write_volume
 from training.data.splits import SPLIT_FILE, Stage
@@ -67,7 +67,7 @@ def prepare_cohort(
     Raises:
         CohortError: a scan or mask cannot be learned from, or none is left. The volumes before it stay prepared.
     """
-    rows = [row for row in rows if row.teaches(stage)]
+    rows = [row for row in rows if row.has_labels_for(stage)]
     if not rows:
         raise CohortError(f"no scan of the dataset has {stage.value}")
     bank.mkdir(parents=True, exist_ok=True)
@@ -239,4 +239,4 @@ def _write_for_lesions(path: Path, volume: Volume, lungs: Bool[np.ndarray, "z y 
     box = volume.grid.covering(SPACING_MM)
     image = to_8_bit(resample(volume.hu, volume.grid, box))
     on_box = (resample_labels(mask, volume.grid, box) > 0 for mask in (lungs, lesions > 0))
-    save_volume(path, image, *on_box)
+    write_lesion_volume(path, image, *on_box)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.data import lung_batches as samples
-from training.data.lung_batches import OPAQUE, Bank, LungRecipe
+from training.data.lung_batches import OPAQUE, LungDataset, LungRecipe
 from training.data.splits import Split
 
 RECIPE = LungRecipe(crop=(24, 24, 32), detail_crop=(16, 16, 16))
@@ -87,7 +87,7 @@ def test_a_volume_is_read_from_disk_once_while_there_is_room(tmp_path: Path, mon
     read = []
     real = samples.read_volume
     monkeypatch.setattr(samples, "read_volume", lambda path: read.append(path) or real(path))
-    bank = Bank(tmp_path, RECIPE, Split())
+    bank = LungDataset(tmp_path, RECIPE, Split())
     for seed in range(30):
         bank.draw(np.random.default_rng(seed))
     kept, unkept = sorted(read.count(tmp_path / f"{name}.npz") for name in ("case01-000", "case02-000"))

@@ -11,9 +11,9 @@ from pipeline.geometry import Grid, Matrix, Volume
 from pipeline.io.write import write_ct, write_mask
 from pipeline.networks.q_network import LandmarkConfig
 from training import landmarks
-from training.data.datasets import CohortError, Row, read_manifest
+from training.data.cohort import CohortError, Row, read_manifest
 from training.data.lesion_batches import read_example, read_examples
-from training.data.lung_batches import UNKNOWN_LOBE, Bank, LungRecipe, read_volume
+from training.data.lung_batches import UNKNOWN_LOBE, LungDataset, LungRecipe, read_volume
 from training.data.prepare import prepare_cohort, split_of
 from training.data.splits import Stage, patient_of, read_split
 
@@ -52,8 +52,8 @@ def test_lesions_are_prepared_at_their_grid_and_one_patient_judges(tmp_path: Pat
     assert len(written) == 2
     assert seen == [0.5, 1.0]
     split = read_split(tmp_path / "bank", Stage.LESIONS)
-    judging = [read_example(path) for path in split.judges(tmp_path / "bank")]
-    learning = read_examples(tmp_path / "bank", split.teaches)
+    judging = [read_example(path) for path in split.validation_paths(tmp_path / "bank")]
+    learning = read_examples(tmp_path / "bank", split.is_training)
     assert len(judging) == len(learning) == 1
     sick = next(example for example in judging + learning if example.lesions.any())
     assert sick.kind == "cohort"
@@ -181,8 +181,8 @@ def test_lungs_are_prepared_in_deformed_copies_and_a_judge_only_as_he_is(tmp_pat
     files = write_patient(tmp_path, "a")
     rows = read_manifest(manifest(tmp_path, [f"{name},{files['ct']},,{files['lobes']}," for name in ("one", "two")]))
     written = prepare_cohort(rows, Stage.LUNGS, tmp_path / "bank", copies=3)
-    bank = Bank(tmp_path / "bank", LungRecipe())
-    (judge,) = bank.judges()
+    bank = LungDataset(tmp_path / "bank", LungRecipe())
+    (judge,) = bank.validation_paths()
     taught = [path for path in written if path != judge]
     assert len(taught) == 3
     assert {patient_of(path) for path in taught} == {"one", "two"} - {patient_of(judge)}

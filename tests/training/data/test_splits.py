@@ -39,4 +39,4 @@ def test_the_public_split_keeps_the_test_case_aside_and_nobody_does_two_things(s
 def test_a_bank_of_another_stage_keeps_nobody_aside(tmp_path: Path) -> None:
     (tmp_path / "splits.json").write_text('{"lesions": {"validation": ["anna"], "validation_volumes": [], "test": []}}')
     assert read_split(tmp_path, Stage.LESIONS).validation == ("anna",)
-    assert read_split(tmp_path, Stage.LUNGS).teaches(Path("case-anna-0-00.npz"))
+    assert read_split(tmp_path, Stage.LUNGS).is_training(Path("case-anna-0-00.npz"))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from training.data.datasets import CohortError, Row, read_dataset
+from training.data.cohort import CohortError, Row, read_cohort
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -25,7 +25,7 @@ def test_files_beside_each_other_are_told_apart_by_their_names(tmp_path: Path) -
         "README.md",
         "ct.txt",
     )
-    assert read_dataset(tmp_path) == [
+    assert read_cohort(tmp_path) == [
         Row("a.1", 0, tmp_path / "a.1_ct.mha", tmp_path / "a.1_lungs.nii", None, tmp_path / "a.1_lesions.nii.gz"),
         Row("b_2", 0, tmp_path / "b_2_ct.nii.gz", None, tmp_path / "b_2_lobes.nrrd"),
     ]
@@ -33,7 +33,7 @@ def test_files_beside_each_other_are_told_apart_by_their_names(tmp_path: Path) -
 
 def test_a_folder_for_each_patient_may_hold_dicom(tmp_path: Path) -> None:
     touch(tmp_path, "p1/ct/1.dcm", "p1/lungs.nii.gz", "p1/report.pdf", "p2/ct.zip", "p2/lungs.nii.gz", "other/x.nii.gz")
-    rows = read_dataset(tmp_path)
+    rows = read_cohort(tmp_path)
     assert [(row.patient, row.ct.relative_to(tmp_path).as_posix()) for row in rows] == [
         ("p1", "p1/ct"),
         ("p2", "p2/ct.zip"),
@@ -43,8 +43,8 @@ def test_a_folder_for_each_patient_may_hold_dicom(tmp_path: Path) -> None:
 def test_the_manifest_of_a_folder_goes_before_its_names(tmp_path: Path) -> None:
     touch(tmp_path, "a_ct.nii.gz", "a_lungs.nii.gz", "b_ct.nii.gz")
     (tmp_path / "manifest.csv").write_text("patient,ct,lungs\nsomebody,a_ct.nii.gz,a_lungs.nii.gz\n")
-    assert read_dataset(tmp_path) == read_dataset(tmp_path / "manifest.csv")
-    assert [row.patient for row in read_dataset(tmp_path)] == ["somebody"]
+    assert read_cohort(tmp_path) == read_cohort(tmp_path / "manifest.csv")
+    assert [row.patient for row in read_cohort(tmp_path)] == ["somebody"]
 
 
 @pytest.mark.parametrize(
@@ -60,4 +60,4 @@ def test_the_manifest_of_a_folder_goes_before_its_names(tmp_path: Path) -> None:
 def test_a_folder_that_lacks_something_says_what(tmp_path: Path, names: tuple[str, ...], says: str) -> None:
     touch(tmp_path, *names)
     with pytest.raises(CohortError, match=says):
-        read_dataset(tmp_path)
+        read_cohort(tmp_path)
