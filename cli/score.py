@@ -24,7 +24,7 @@ with needs("worker"):
     from worker.report import masks_of, report_of
 
 if TYPE_CHECKING:  # it imports torch, which takes seconds: a scan that cannot be read is refused before
-    from pipeline.lungs.backend import LungStageName
+    from pipeline.lungs.backend import LungBackendName
     from pipeline.quantify import Models, Quantification
 
 READ_SHARE = 0.05
@@ -40,7 +40,7 @@ class Scored:
     report: Report
 
 
-def score_here(path: Path, device: str, weights: Path | None, lung_stage: LungStageName) -> Scored:
+def score_here(path: Path, device: str, weights: Path | None, lung_stage: LungBackendName) -> Scored:
     """Read and quantify one scan.
 
     Raises:
@@ -89,7 +89,7 @@ def save(scored: Scored, folder: Path) -> list[Path]:
     return [*paths, overview, write_report(scored.report, folder)]
 
 
-def _load(device: str, weights: Path | None, lung_stage: LungStageName) -> Models:
+def _load(device: str, weights: Path | None, lung_stage: LungBackendName) -> Models:
     with needs("worker"):
         from pipeline.networks.weights import WeightsError
         from pipeline.quantify import load_models

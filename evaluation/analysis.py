@@ -1,9 +1,6 @@
-"""From paired scores to every statistic of the report: its table of contents, in numbers.
+"""Every statistic of the report, from paired scores and overlaps of masks."""
 
-As in the paper, the chi-squared test is of all cases, and correlation, regression and mean error are of the diseased.
-"""
-
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -40,9 +37,11 @@ from evaluation.statistics import (
 )
 from pipeline.anatomy import Lobe
 
+#: Of a lobe: 0 to 4 (paper, "Metrics of severity").
 HIGHEST_GRADE: Final = 4
+
+#: The paper counts controls with a predicted PO below 1 %, and from 1 to 2 %.
 FALSE_ALARM_PERCENT: Final = (1.0, 2.0)
-"""The paper counts controls with a predicted PO below 1 %, and from 1 to 2 %."""
 
 
 @dataclass(frozen=True)
@@ -71,16 +70,50 @@ class Agreement:
     mean_absolute_error: Estimate | NotDefined
     limits: LimitsOfAgreement | NotDefined
 
+    @classmethod
+    def of(cls, metric: Metric, scores: PairedScores, is_control: Sequence[bool], seed: int) -> "Agreement":
+        """Of one score of all cases; `seed` is the bootstrap's."""
+        bins_of, bins = (percent_bins, PERCENT_BINS) if metric.is_percent else (score_bins, SCORE_BINS)
+        true_bins, predicted_bins = (bins_of(side) for side in scores.values(metric))
+        # As in the paper: the chi-squared test is of all cases; correlation, regression and errors are of the diseased,
+        # since many zeros of the controls would make any association look strong.
+        truth, predicted = scores.where([not one for one in is_control]).values(metric)
+        return cls(
+            metric=metric,
+            frequencies=compare_frequencies(true_bins, predicted_bins, bins),
+            pearson=_associate(pearson, truth, predicted, seed),
+            kendall=_associate(kendall, truth, predicted, seed),
+            fit=fit_line(truth, predicted) if metric.is_percent else None,
+            mean_error=_estimate(mean_error, truth, predicted, seed),
+            mean_absolute_error=_estimate(mean_absolute_error, truth, predicted, seed),
+            limits=limits_of_agreement(truth, predicted),
+        )
+
 
 @dataclass(frozen=True)
 class FalseAlarms:
-    """Predicted PO of the controls, in the words of the paper's results."""
+    """How many controls have which predicted PO, in the bins of the paper's results."""
 
     controls: int
     below_1_percent: int
     from_1_to_2_percent: int
     above: int
     highest_percent: float
+
+    @classmethod
+    def of(cls, controls: PairedScores) -> "FalseAlarms | NotDefined":
+        """Not defined without controls."""
+        if not len(controls):
+            return NotDefined("there are no controls")
+        _, predicted = controls.values(Metric.PO)
+        one, two = FALSE_ALARM_PERCENT
+        return cls(
+            controls=len(controls),
+            below_1_percent=int(np.sum(predicted < one)),
+            from_1_to_2_percent=int(np.sum((predicted >= one) & (predicted < two))),
+            above=int(np.sum(predicted >= two)),
+            highest_percent=float(predicted.max()),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +125,15 @@ class Recalibration:
     controls_below_1_before: int
     controls_below_1_after: int
 
+    @classmethod
+    def of(cls, metric: Metric, scores: PairedScores, is_control: Sequence[bool], seed: int) -> "Recalibration":
+        """Judged leaving out one case at a time."""
+        truth, predicted = scores.values(metric)
+        result, controls = calibrate(truth, predicted, seed=seed), np.array(is_control, dtype=np.bool_)
+        after = predicted if isinstance(result, NotDefined) else result.recalibrated
+        below = [int(np.sum(values[controls] < FALSE_ALARM_PERCENT[0])) for values in (predicted, after)]
+        return cls(metric, result, *below)
+
 
 @dataclass(frozen=True)
 class LobeAgreement:
@@ -102,6 +144,22 @@ class LobeAgreement:
     mean_absolute_error: float
     severity: Confusion | NotDefined
     high_opacity: Confusion | NotDefined
+
+    @classmethod
+    def of(cls, scores: PairedScores, lobe: Lobe | None) -> "LobeAgreement":
+        """Of scores that have lobes; of all five together where `lobe` is None."""
+        truth, predicted = (
+            [found for case in side for found in case.lobes if lobe in (found.lobe, None)]
+            for side in (scores.truth, scores.predicted)
+        )
+        percents = [np.array([found.percent_opacity for found in side], np.float64) for side in (truth, predicted)]
+        return cls(
+            lobe,
+            pearson(*percents),
+            mean_absolute_error(*percents),
+            confuse([f.severity_score for f in truth], [f.severity_score for f in predicted], HIGHEST_GRADE),
+            confuse([f.high_opacity_score for f in truth], [f.high_opacity_score for f in predicted], HIGHEST_GRADE),
+        )
 
 
 @dataclass(frozen=True)
@@ -127,10 +185,38 @@ class StructureSummary:
     worst_hausdorff_95_mm: float | None
     mean_surface_mm: float | None
 
+    @classmethod
+    def of(cls, structure: str, overlaps: Sequence[Overlap], seed: int) -> "StructureSummary":
+        """Of the overlaps of all structures; `seed` is the bootstrap's."""
+        mine = [overlap for overlap in overlaps if overlap.structure == structure]
+        scored = [(overlap.dice, overlap.case) for overlap in mine if overlap.dice is not None]
+        dices = np.array([value for value, _ in scored], dtype=np.float64)
+        mean_dice: Estimate | NotDefined = NotDefined("no case has it")
+        if scored:
+            interval = bootstrap(lambda drawn: float(np.mean(drawn)), dices, seed=seed)
+            mean_dice = Estimate(float(np.mean(dices)), interval)
+        worst = min(scored, default=(None, None))
+        far = [o.hausdorff_95_mm for o in mine if o.hausdorff_95_mm is not None]
+        near = [o.mean_surface_mm for o in mine if o.mean_surface_mm is not None]
+        return cls(
+            structure=structure,
+            cases=len(scored),
+            neither=len(mine) - len(scored),
+            missed=sum(o.is_true and not o.is_predicted for o in mine),
+            invented=sum(o.is_predicted and not o.is_true for o in mine),
+            mean_dice=mean_dice,
+            median_dice=float(np.median(dices)) if scored else None,
+            worst_dice=worst[0],
+            worst_case=worst[1],
+            median_hausdorff_95_mm=float(np.median(far)) if far else None,
+            worst_hausdorff_95_mm=max(far, default=None),
+            mean_surface_mm=float(np.mean(near)) if near else None,
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Analysis:
-    """Everything that was worked out."""
+    """All statistics of the report, with the scores and overlaps that they are of."""
 
     scores: PairedScores
     is_control: tuple[bool, ...]
@@ -162,38 +248,24 @@ def analyse(
         seed: of the bootstrap.
     """
     is_control = tuple((group or "").casefold() == control_group.casefold() for group in scores.groups)
-    diseased = scores.where([not one for one in is_control])
+    confusions = []
+    for metric in (Metric.LSS, Metric.LHOS):
+        truth, predicted = ([int(value) for value in side] for side in scores.values(metric))
+        confusions.append((metric, confuse(truth, predicted, metric.highest)))
     return Analysis(
         scores=scores,
         is_control=is_control,
-        agreements=tuple(_agreement(metric, scores, diseased, seed) for metric in Metric),
-        false_alarms=_false_alarms(scores.where(is_control)),
-        recalibrations=tuple(_recalibration(m, scores, is_control, seed) for m in Metric if m.is_percent),
-        confusions=tuple((metric, _confusion(metric, scores)) for metric in Metric if not metric.is_percent),
-        lobes=tuple(_lobe_agreements(scores)) if scores.have_lobes else (),
-        structures=tuple(_summaries(overlaps, seed)),
+        agreements=tuple(Agreement.of(metric, scores, is_control, seed) for metric in Metric),
+        false_alarms=FalseAlarms.of(scores.where(is_control)),
+        recalibrations=tuple(Recalibration.of(m, scores, is_control, seed) for m in Metric if m.is_percent),
+        confusions=tuple(confusions),
+        lobes=tuple(LobeAgreement.of(scores, lobe) for lobe in (*Lobe, None)) if scores.have_lobes else (),
+        structures=tuple(StructureSummary.of(structure, overlaps, seed) for structure in STRUCTURES)
+        if overlaps
+        else (),
         overlaps=tuple(overlaps),
         seed=seed,
     )
-
-
-def _agreement(metric: Metric, scores: PairedScores, diseased: PairedScores, seed: int) -> Agreement:
-    truth, predicted = diseased.values(metric)
-    return Agreement(
-        metric=metric,
-        frequencies=_frequencies(metric, *scores.values(metric)),
-        pearson=_associate(pearson, truth, predicted, seed),
-        kendall=_associate(kendall, truth, predicted, seed),
-        fit=fit_line(truth, predicted) if metric.is_percent else None,
-        mean_error=_estimate(mean_error, truth, predicted, seed),
-        mean_absolute_error=_estimate(mean_absolute_error, truth, predicted, seed),
-        limits=limits_of_agreement(truth, predicted),
-    )
-
-
-def _frequencies(metric: Metric, truth: Values, predicted: Values) -> Contingency | NotDefined:
-    bins_of, bins = (percent_bins, PERCENT_BINS) if metric.is_percent else (score_bins, SCORE_BINS)
-    return compare_frequencies(bins_of(truth), bins_of(predicted), bins)
 
 
 def _associate(
@@ -216,84 +288,6 @@ def _estimate(
     if (why := too_few(len(truth), 1)) is not None:
         return why
     return Estimate(statistic(truth, predicted), bootstrap(statistic, truth, predicted, seed=seed))
-
-
-def _false_alarms(controls: PairedScores) -> FalseAlarms | NotDefined:
-    if not len(controls):
-        return NotDefined("there are no controls")
-    _, predicted = controls.values(Metric.PO)
-    one, two = FALSE_ALARM_PERCENT
-    return FalseAlarms(
-        controls=len(controls),
-        below_1_percent=int(np.sum(predicted < one)),
-        from_1_to_2_percent=int(np.sum((predicted >= one) & (predicted < two))),
-        above=int(np.sum(predicted >= two)),
-        highest_percent=float(predicted.max()),
-    )
-
-
-def _recalibration(metric: Metric, scores: PairedScores, is_control: Sequence[bool], seed: int) -> Recalibration:
-    truth, predicted = scores.values(metric)
-    result, controls = calibrate(truth, predicted, seed=seed), np.array(is_control, dtype=np.bool_)
-    after = predicted if isinstance(result, NotDefined) else result.recalibrated
-    below = [int(np.sum(values[controls] < FALSE_ALARM_PERCENT[0])) for values in (predicted, after)]
-    return Recalibration(metric, result, *below)
-
-
-def _confusion(metric: Metric, scores: PairedScores) -> Confusion | NotDefined:
-    truth, predicted = ([int(value) for value in side] for side in scores.values(metric))
-    return confuse(truth, predicted, metric.highest)
-
-
-def _lobe_agreements(scores: PairedScores) -> Iterable[LobeAgreement]:
-    for lobe in (*Lobe, None):
-        wanted = tuple(Lobe) if lobe is None else (lobe,)
-        truth, predicted = (
-            [found for case in side for found in case.lobes if found.lobe in wanted]
-            for side in (scores.truth, scores.predicted)
-        )
-        percents = [np.array([found.percent_opacity for found in side], np.float64) for side in (truth, predicted)]
-        yield LobeAgreement(
-            lobe,
-            pearson(*percents),
-            mean_absolute_error(*percents),
-            confuse([f.severity_score for f in truth], [f.severity_score for f in predicted], HIGHEST_GRADE),
-            confuse([f.high_opacity_score for f in truth], [f.high_opacity_score for f in predicted], HIGHEST_GRADE),
-        )
-
-
-def _summaries(overlaps: Sequence[Overlap], seed: int) -> Iterable[StructureSummary]:
-    for structure in STRUCTURES if overlaps else ():
-        mine = [overlap for overlap in overlaps if overlap.structure == structure]
-        yield _summary(structure, mine, seed)
-
-
-def _summary(structure: str, overlaps: Sequence[Overlap], seed: int) -> StructureSummary:
-    scored = [(overlap.dice, overlap.case) for overlap in overlaps if overlap.dice is not None]
-    dices = np.array([value for value, _ in scored], dtype=np.float64)
-    worst = min(scored, default=(None, None))
-    far = [o.hausdorff_95_mm for o in overlaps if o.hausdorff_95_mm is not None]
-    near = [o.mean_surface_mm for o in overlaps if o.mean_surface_mm is not None]
-    return StructureSummary(
-        structure=structure,
-        cases=len(scored),
-        neither=len(overlaps) - len(scored),
-        missed=sum(o.is_true and not o.is_predicted for o in overlaps),
-        invented=sum(o.is_predicted and not o.is_true for o in overlaps),
-        mean_dice=_mean(dices, seed),
-        median_dice=float(np.median(dices)) if scored else None,
-        worst_dice=worst[0],
-        worst_case=worst[1],
-        median_hausdorff_95_mm=float(np.median(far)) if far else None,
-        worst_hausdorff_95_mm=max(far, default=None),
-        mean_surface_mm=float(np.mean(near)) if near else None,
-    )
-
-
-def _mean(values: Values, seed: int) -> Estimate | NotDefined:
-    if not len(values):
-        return NotDefined("no case has it")
-    return Estimate(float(np.mean(values)), bootstrap(lambda drawn: float(np.mean(drawn)), values, seed=seed))
 
 
 def ranked_by_lesions(overlaps: Sequence[Overlap]) -> tuple[str, ...]:

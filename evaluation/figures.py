@@ -1,6 +1,6 @@
 """Figures of the report, as PNG and SVG; colours of Okabe and Ito, and every group has a marker of its own."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from evaluation.analysis import Agreement, Analysis, Recalibration
+from evaluation.analysis import Analysis
 from evaluation.scores import Metric
 from evaluation.statistics import (
     Calibration,
@@ -33,8 +33,10 @@ SKY: Final = "#56B4E9"
 BLACK: Final = "#000000"
 
 PNG_DOTS_PER_INCH: Final = 150
+
+#: Whole scores are moved by at most so much, so that equal ones can be seen beside each other (as in the paper).
 JITTER: Final = 0.18
-"""Whole scores are moved by at most so much, so that equal ones can be seen beside each other (as in the paper)."""
+JITTER_NOTE: Final = f"Whole scores are moved by up to {JITTER} points, so that equal ones can be told apart."
 
 STYLE: Final[Any] = {
     "font.size": 10,
@@ -44,7 +46,8 @@ STYLE: Final[Any] = {
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "legend.frameon": False,
-    "svg.hashsalt": "lobewise",  # the same report gives the same bytes
+    # By default the salt of SVG ids is random; the same report shall give the same bytes.
+    "svg.hashsalt": "lobewise",
     "svg.fonttype": "none",
 }
 
@@ -84,55 +87,50 @@ def draw_all(analysis: Analysis, folder: Path, label: str) -> tuple[Drawn, ...]:
 
 def save(figure: Figure, folder: Path, name: str, label: str) -> None:
     """Write PNG and SVG, with the label on top."""
+    # On each figure, so that simulated data can never pass for real ones, wherever a figure is copied to.
     figure.suptitle(label, fontsize=10, color=ORANGE, fontweight="bold", wrap=True, parse_math=False)
+    # Without version and date of matplotlib: the same report gives the same bytes.
     figure.savefig(folder / f"{name}.png", dpi=PNG_DOTS_PER_INCH, metadata={"Software": None})
     figure.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None})
 
 
 def _scatter(analysis: Analysis) -> tuple[Drawn, Figure]:
     figure = Figure(figsize=(10, 9.6), layout="constrained")
-    panels = figure.subplots(2, 2).T.ravel()  # as in the paper: PO, LSS; PHO, LHOS
+    # As in the paper: PO above LSS, PHO above LHOS.
+    panels = figure.subplots(2, 2).T.ravel()
     order = (Metric.PO, Metric.LSS, Metric.PHO, Metric.LHOS)
     by_metric = {agreement.metric: agreement for agreement in analysis.agreements}
     for panel, letter, metric in zip(panels, "abcd", order, strict=True):
-        _scatter_panel(panel, f"({letter}) {metric.name}", analysis, by_metric[metric])
+        agreement = by_metric[metric]
+        truth, predicted = analysis.scores.values(metric)
+        limit = _limit(metric, truth, predicted)
+        panel.plot([0, limit], [0, limit], "--", color=GREY, linewidth=1, label="prediction = truth")
+        if isinstance(agreement.fit, LinearFit):
+            true_diseased, found_diseased = analysis.diseased.values(metric)
+            at = np.linspace(found_diseased.min(), found_diseased.max(), 60)
+            band = confidence_band(true_diseased, found_diseased, at)
+            if not isinstance(band, NotDefined):
+                panel.fill_between(at, *band, color=SKY, alpha=0.35, linewidth=0)
+            panel.plot(at, agreement.fit.at(at), color=BLACK, linewidth=1.6, label="regression (diseased), 95 % band")
+        _draw_groups(panel, analysis, predicted, truth, metric.is_percent)
+        _frame(panel, limit, limit, f"predicted {metric.name} ({metric.unit})", f"true {metric.name} ({metric.unit})")
+        panel.set_title(f"({letter}) {metric.name}")
+        lines = []
+        for name, value in (("Pearson r", agreement.pearson), ("Kendall \u03c4", agreement.kendall)):
+            lines.append(f"{name} {'not defined' if isinstance(value, NotDefined) else f'= {value.coefficient:.2f}'}")
+        if isinstance(agreement.fit, LinearFit):
+            sign = "+" if agreement.fit.slope.value >= 0 else "\u2212"
+            slope = abs(agreement.fit.slope.value)
+            lines.append(f"truth = {agreement.fit.intercept.value:.2f} {sign} {slope:.2f} \u00b7 prediction")
+        elif isinstance(agreement.fit, NotDefined):
+            lines.append("line not defined")
+        panel.text(0.03, 0.97, "\n".join(lines), transform=panel.transAxes, va="top", fontsize=9, linespacing=1.4)
     _legend_below(figure, panels[0])
     caption = (
         f"Truth against prediction of {_count(analysis)}. Dashed: prediction equals truth. Solid, with its 95 % band: "
-        f"the regression of Table 4, of the diseased. {_jitter_said()}"
+        f"the regression of Table 4, of the diseased. {JITTER_NOTE}"
     )
     return Drawn("scatter", "Truth and prediction (Figure 4 of the paper)", caption), figure
-
-
-def _scatter_panel(panel: Axes, title: str, analysis: Analysis, agreement: Agreement) -> None:
-    metric = agreement.metric
-    truth, predicted = analysis.scores.values(metric)
-    limit = _limit(metric, truth, predicted)
-    panel.plot([0, limit], [0, limit], "--", color=GREY, linewidth=1, label="prediction = truth")
-    if isinstance(agreement.fit, LinearFit):
-        _draw_fit(panel, agreement.fit, *analysis.diseased.values(metric))
-    _draw_groups(panel, analysis, predicted, truth, metric.is_percent)
-    _frame(panel, limit, limit, f"predicted {metric.name} ({metric.unit})", f"true {metric.name} ({metric.unit})")
-    panel.set_title(title)
-    lines = []
-    for name, value in (("Pearson r", agreement.pearson), ("Kendall \u03c4", agreement.kendall)):
-        lines.append(f"{name} {'not defined' if isinstance(value, NotDefined) else f'= {value.coefficient:.2f}'}")
-    if isinstance(agreement.fit, LinearFit):
-        sign = "+" if agreement.fit.slope.value >= 0 else "\u2212"
-        slope = abs(agreement.fit.slope.value)
-        lines.append(f"truth = {agreement.fit.intercept.value:.2f} {sign} {slope:.2f} \u00b7 prediction")
-    elif isinstance(agreement.fit, NotDefined):
-        lines.append("line not defined")
-    scatter_note = "\n".join(lines)
-    panel.text(0.03, 0.97, scatter_note, transform=panel.transAxes, va="top", fontsize=9, linespacing=1.4)
-
-
-def _draw_fit(panel: Axes, fit: LinearFit, truth: Values, predicted: Values) -> None:
-    at = np.linspace(predicted.min(), predicted.max(), 60)
-    band = confidence_band(truth, predicted, at)
-    if not isinstance(band, NotDefined):
-        panel.fill_between(at, *band, color=SKY, alpha=0.35, linewidth=0)
-    panel.plot(at, fit.at(at), color=BLACK, linewidth=1.6, label="regression (diseased), 95 % band")
 
 
 def _planes(analysis: Analysis) -> tuple[Drawn, Figure]:
@@ -149,7 +147,7 @@ def _planes(analysis: Analysis) -> tuple[Drawn, Figure]:
     _legend_below(figure, panels[0, 0])
     caption = (
         f"Combined measures of {_count(analysis)}: extent across, high opacity upwards. The closer to the "
-        f"diagonal, the more of the opacity is dense. {_jitter_said()}"
+        f"diagonal, the more of the opacity is dense. {JITTER_NOTE}"
     )
     return Drawn("planes", "Combined measures of severity (Figure 5 of the paper)", caption), figure
 
@@ -172,7 +170,8 @@ def _bland_altman(analysis: Analysis) -> tuple[Drawn, Figure] | None:
                     panel.axhspan(estimate.interval.low, estimate.interval.high, color=ORANGE, alpha=0.12, linewidth=0)
                 text = f"{name} {estimate.value:+.2f}".strip().replace("-", "\u2212")
                 if name or estimate.value != limits.bias.value:
-                    panel.annotate(  # beside the panel, where it hides no case
+                    # Beside the panel, where it hides no case.
+                    panel.annotate(
                         text,
                         (1, estimate.value),
                         xycoords=("axes fraction", "data"),
@@ -194,7 +193,7 @@ def _bland_altman(analysis: Analysis) -> tuple[Drawn, Figure] | None:
         panel.margins(x=0.06, y=0.2)
     caption = (
         f"Differences of {len(analysis.diseased)} diseased cases. Solid: bias; dashed: 95 % limits of agreement (bias "
-        f"\u00b1 1.96 standard deviations); shaded: their 95 % confidence intervals. {_jitter_said()}"
+        f"\u00b1 1.96 standard deviations); shaded: their 95 % confidence intervals. {JITTER_NOTE}"
     )
     return Drawn("bland-altman", "Limits of agreement (Bland and Altman)", caption), figure
 
@@ -210,7 +209,8 @@ def _confusions(analysis: Analysis) -> tuple[Drawn, Figure] | None:
         highest = max(int(np.flatnonzero(counts.sum(axis=0) + counts.sum(axis=1)).max()), 4)
         shown = counts[: highest + 1, : highest + 1]
         shades = np.ma.masked_equal(shown, 0)
-        norm = LogNorm(vmin=0.5, vmax=max(int(shown.max()), 2))  # the many healthy cases would hide all else
+        # On a linear scale the many healthy cases would hide all else.
+        norm = LogNorm(vmin=0.5, vmax=max(int(shown.max()), 2))
         panel.imshow(shades, cmap="cividis_r", norm=norm, origin="lower")
         for true, predicted in np.argwhere(shown > 0):
             is_dark = norm(shown[true, predicted]) > 0.5
@@ -231,44 +231,39 @@ def _confusions(analysis: Analysis) -> tuple[Drawn, Figure] | None:
 
 
 def _calibrations(analysis: Analysis) -> tuple[Drawn, Figure] | None:
-    known = [(one, one.result) for one in analysis.recalibrations if isinstance(one.result, Calibration)]
+    known = [(one.metric, one.result) for one in analysis.recalibrations if isinstance(one.result, Calibration)]
     if not known:
         return None
     figure = Figure(figsize=(10, 5.0 * len(known)), layout="constrained")
     panels = figure.subplots(len(known), 2, squeeze=False)
-    for row, (recalibration, result) in zip(panels, known, strict=True):
-        _calibration_row(list(row), analysis, recalibration, result)
+    for (left, right), (metric, result) in zip(panels, known, strict=True):
+        truth, predicted = analysis.scores.values(metric)
+        limit = _limit(metric, truth, predicted)
+        sides = (
+            (left, predicted, f"{metric.name} as predicted", result.error_before, result.bias_before),
+            (
+                right,
+                result.recalibrated,
+                f"{metric.name} recalibrated, leave one out",
+                result.error_after,
+                result.bias_after,
+            ),
+        )
+        for panel, values, title, error, bias in sides:
+            panel.plot([0, limit], [0, limit], "--", color=GREY, linewidth=1, label="prediction = truth")
+            _draw_groups(panel, analysis, values, truth, True)
+            _frame(panel, limit, limit, f"predicted {metric.name} (%)", f"true {metric.name} (%)")
+            panel.set_title(title)
+            note = f"mean absolute error {error:.2f}\nmean error {bias:+.2f} percentage points"
+            panel.text(0.03, 0.97, note, transform=panel.transAxes, va="top", fontsize=9)
+        ends = np.array([0.0, predicted.max()])
+        left.plot(ends, result.fit.at(ends), color=BLACK, linewidth=1.6, label="recalibrating line (all cases)")
     _legend_below(figure, panels[0, 0])
     caption = (
         f"Left: {_count(analysis)} as predicted, with the line that would recalibrate them. Right: each case "
         "recalibrated by the line through all the others, so that no case judges itself."
     )
     return Drawn("calibration", "Recalibration of PO and PHO", caption), figure
-
-
-def _calibration_row(row: Sequence[Axes], analysis: Analysis, one: Recalibration, result: Calibration) -> None:
-    metric = one.metric
-    truth, predicted = analysis.scores.values(metric)
-    limit = _limit(metric, truth, predicted)
-    sides = (
-        (row[0], predicted, f"{metric.name} as predicted", result.error_before, result.bias_before),
-        (
-            row[1],
-            result.recalibrated,
-            f"{metric.name} recalibrated, leave one out",
-            result.error_after,
-            result.bias_after,
-        ),
-    )
-    for panel, values, title, error, bias in sides:
-        panel.plot([0, limit], [0, limit], "--", color=GREY, linewidth=1, label="prediction = truth")
-        _draw_groups(panel, analysis, values, truth, True)
-        _frame(panel, limit, limit, f"predicted {metric.name} (%)", f"true {metric.name} (%)")
-        panel.set_title(title)
-        note = f"mean absolute error {error:.2f}\nmean error {bias:+.2f} percentage points"
-        panel.text(0.03, 0.97, note, transform=panel.transAxes, va="top", fontsize=9)
-    ends = np.array([0.0, predicted.max()])
-    row[0].plot(ends, result.fit.at(ends), color=BLACK, linewidth=1.6, label="recalibrating line (all cases)")
 
 
 def _overlaps(analysis: Analysis) -> tuple[Drawn, Figure] | None:
@@ -283,8 +278,13 @@ def _overlaps(analysis: Analysis) -> tuple[Drawn, Figure] | None:
         (bottom, "hausdorff_95_mm", "95 % Hausdorff distance (mm)"),
     ):
         for place, name in enumerate(names):
-            values = [getattr(o, field) for o in analysis.overlaps if o.structure == name]
-            _strip(panel, place, np.array([v for v in values if v is not None], np.float64), rng)
+            measured = [getattr(o, field) for o in analysis.overlaps if o.structure == name]
+            values = np.array([value for value in measured if value is not None], np.float64)
+            x = place + rng.uniform(-JITTER, JITTER, len(values))
+            panel.plot(x, values, "o", color=BLUE, markersize=4.5, alpha=0.6, markeredgewidth=0)
+            if len(values):
+                median = float(np.median(values))
+                panel.plot([place - 0.32, place + 0.32], [median, median], color=ORANGE, linewidth=2.2)
         panel.set_ylabel(label)
         panel.grid(axis="y", color="#dddddd", linewidth=0.8)
         panel.set_axisbelow(True)
@@ -296,14 +296,6 @@ def _overlaps(analysis: Analysis) -> tuple[Drawn, Figure] | None:
         "out; on one side, Dice is 0 and there is no distance."
     )
     return Drawn("overlap", "Dice and surface distance", caption), figure
-
-
-def _strip(panel: Axes, place: int, values: Values, rng: np.random.Generator) -> None:
-    x = place + rng.uniform(-JITTER, JITTER, len(values))
-    panel.plot(x, values, "o", color=BLUE, markersize=4.5, alpha=0.6, markeredgewidth=0)
-    if len(values):
-        median = float(np.median(values))
-        panel.plot([place - 0.32, place + 0.32], [median, median], color=ORANGE, linewidth=2.2)
 
 
 def _draw_groups(panel: Axes, analysis: Analysis, x: Values, y: Values, is_percent: bool) -> None:
@@ -343,10 +335,6 @@ def _limit(metric: Metric, truth: Values, predicted: Values) -> float:
 
 def _jittered(values: Values, stream: int) -> Values:
     return np.asarray(values + np.random.default_rng([0, stream]).uniform(-JITTER, JITTER, len(values)))
-
-
-def _jitter_said() -> str:
-    return f"Whole scores are moved by up to {JITTER} points, so that equal ones can be told apart."
 
 
 def _count(analysis: Analysis) -> str:

@@ -1,4 +1,4 @@
-"""True and predicted masks of a case with its CT, as files that a manifest lists, and how they compare."""
+"""True and predicted masks of cases with their CTs, as files that a manifest lists: read, scored and compared."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Int16
 from pydantic import BaseModel
 
-from evaluation.errors import BadValueError, ImageError, MismatchedGridError
+from evaluation.errors import ImageError, MismatchedGridError
 from evaluation.overlap import Mask, dice, surface_distances
-from evaluation.scores import CaseScores, PairedScores, Row, match, read_table, scores_of
+from evaluation.scores import CaseScores, PairedScores, match, read_table, scores_of
 from pipeline.anatomy import Lobe
 from pipeline.errors import PipelineError
 from pipeline.geometry import Grid, LesionMask, LobeLabels, LungMask, Volume
@@ -21,11 +21,11 @@ from pipeline.severity import high_opacity_of, score_severity
 NEEDED_COLUMNS: Final = ("case", "ct", "true_lobes", "true_lesions", "predicted_lobes", "predicted_lesions")
 OPTIONAL_COLUMNS: Final = ("group", "true_lungs", "predicted_lungs")
 
-SAME_PLACE_MM: Final = 0.05
-"""How far the corners of two grids may lie apart: headers round."""
+#: How far the corners of the grids of a mask and its CT may lie apart: NIfTI and NRRD headers round differently.
+GRID_TOLERANCE_MM: Final = 0.05
 
+#: What is compared, in the order of the report.
 STRUCTURES: Final = ("lungs", *(lobe.slug for lobe in Lobe), "lesions", "high_opacity")
-"""What is compared, in the order of the report."""
 
 
 class ManifestRow(BaseModel):
@@ -51,7 +51,8 @@ class Masks:
     lesions: LesionMask
 
     def structures(self, volume: Volume) -> Mapping[str, Mask]:
-        """The mask of each of `STRUCTURES`; lesions count within the lungs, as they do in the scores."""
+        """The mask of each of `STRUCTURES`."""
+        # Lesions count within the lungs alone, as they do in the scores.
         lesions = self.lesions.mask & self.lungs.mask
         lobes = {lobe.slug: self.lobes.of(lobe) & self.lungs.mask for lobe in Lobe}
         return {"lungs": self.lungs.mask, **lobes, "lesions": lesions, "high_opacity": high_opacity_of(volume, lesions)}
@@ -116,6 +117,7 @@ class Manifest:
         row = self.rows[case]
         volume = _read(case, self.folder / row.ct)
         truth = self._masks(volume.grid, case, row.true_lungs, row.true_lobes, row.true_lesions)
+        # Predicted lungs may be empty, which is a result; true ones cannot.
         if not truth.lungs.mask.any():
             raise ImageError(f"Case {case!r}: the true lungs are empty. Nothing can be a percentage of them.")
         predicted = self._masks(volume.grid, case, row.predicted_lungs, row.predicted_lobes, row.predicted_lesions)
@@ -136,15 +138,17 @@ def read_manifest(path: Path) -> Manifest:
     table = read_table(path)
     table.require(NEEDED_COLUMNS)
     table.require_unique("case")
-    rows = [(row, row.parse(ManifestRow)) for row in table.rows]
-    if "group" in table.columns:
-        _require_groups(rows)
+    rows = [row.parse(ManifestRow) for row in table.rows]
+    table.require_groups()
     unused = tuple(c for c in table.columns if c not in (*NEEDED_COLUMNS, *OPTIONAL_COLUMNS))
-    return Manifest(path.parent, {row.case: row for _, row in rows}, unused)
+    return Manifest(path.parent, {row.case: row for row in rows}, unused)
 
 
-def compare_all(manifest: Manifest, begin: Callable[[str, float], None]) -> Compared:
-    """Score and compare every case, one at a time in memory; `begin` is told the case and the share that is done.
+def compare_all(manifest: Manifest, progress: Callable[[str, float], None]) -> Compared:
+    """Score and compare every case, one at a time in memory: a CT and its masks take hundreds of megabytes.
+
+    Args:
+        progress: called before each case with its name and the share of cases that are done.
 
     Raises:
         ImageError: as `Manifest.load`.
@@ -153,7 +157,7 @@ def compare_all(manifest: Manifest, begin: Callable[[str, float], None]) -> Comp
     predicted: list[CaseScores] = []
     overlaps: list[Overlap] = []
     for number, name in enumerate(manifest.rows):
-        begin(name, number / len(manifest.rows))
+        progress(name, number / len(manifest.rows))
         case = manifest.load(name)
         truth.append(case.truth.scores(name, case.volume, case.group))
         predicted.append(case.predicted.scores(name, case.volume, case.group))
@@ -162,25 +166,18 @@ def compare_all(manifest: Manifest, begin: Callable[[str, float], None]) -> Comp
 
 
 def compare(case: MaskedCase) -> Iterator[Overlap]:
-    """Each of `STRUCTURES`."""
+    """The overlap of each of `STRUCTURES`."""
     truth, predicted = case.truth.structures(case.volume), case.predicted.structures(case.volume)
     for structure in STRUCTURES:
-        yield _overlap(case, structure, truth[structure], predicted[structure])
-
-
-def _overlap(case: MaskedCase, structure: str, truth: Mask, predicted: Mask) -> Overlap:
-    is_true, is_predicted = bool(truth.any()), bool(predicted.any())
-    if not (is_true and is_predicted):
-        agreement = 0.0 if is_true or is_predicted else None
-        return Overlap(case.case, structure, is_true, is_predicted, agreement, None, None)
-    far = surface_distances(truth, predicted, case.volume.grid)
-    return Overlap(case.case, structure, True, True, dice(truth, predicted), far.hausdorff_95_mm, far.mean_mm)
-
-
-def _require_groups(rows: list[tuple[Row, ManifestRow]]) -> None:
-    for row, parsed in rows:
-        if parsed.group is None:
-            raise BadValueError(f"{row.place}: group is empty. Name the group of each case, or leave the column out.")
+        true, found = truth[structure], predicted[structure]
+        is_true, is_predicted = bool(true.any()), bool(found.any())
+        if is_true and is_predicted:
+            far = surface_distances(true, found, case.volume.grid)
+            agreement, distances = dice(true, found), (far.hausdorff_95_mm, far.mean_mm)
+            yield Overlap(case.case, structure, True, True, agreement, *distances)
+        else:
+            agreement_of_one = 0.0 if is_true or is_predicted else None
+            yield Overlap(case.case, structure, is_true, is_predicted, agreement_of_one, None, None)
 
 
 def _read(case: str, path: Path) -> Volume:
@@ -190,6 +187,7 @@ def _read(case: str, path: Path) -> Volume:
         raise ImageError(f"Case {case!r}: there is no file {path}. Paths are from the manifest's folder.") from error
     except PipelineError as error:
         raise ImageError(f"Case {case!r}: {path.name}: {error.detail}") from error
+    # A scan with such voxels is scored, with a finding; in a mask or an evaluation they would pass for background.
     if any(finding.code == "not-finite-voxels" for finding in scan.findings):
         raise ImageError(f"Case {case!r}: {path.name} holds voxels that are no numbers (NaN). Replace them.")
     return scan.volume
@@ -197,10 +195,13 @@ def _read(case: str, path: Path) -> Volume:
 
 def _read_labels(case: str, path: Path, grid: Grid, highest: int | None = None) -> Int16[np.ndarray, "z y x"]:
     found = _read(case, path)
-    if not _same_place(found.grid, grid):
+    # The origin and the far end of each axis: grids that agree there agree everywhere.
+    corners = np.array([[0, 0, 0], *np.diag(grid.shape)], dtype=np.float64)
+    apart_mm = np.abs(found.grid.to_lps(corners) - grid.to_lps(corners)).max()
+    if found.grid.shape != grid.shape or apart_mm > GRID_TOLERANCE_MM:
         raise MismatchedGridError(
-            f"Case {case!r}: {path.name} does not lie on the grid of its CT: {_said(found.grid)}, the CT has "
-            f"{_said(grid)}. Resample the mask to the CT (nearest neighbour)."
+            f"Case {case!r}: {path.name} does not lie on the grid of its CT: {_described(found.grid)}, the CT has "
+            f"{_described(grid)}. Resample the mask to the CT (nearest neighbour)."
         )
     low, high = int(found.hu.min()), int(found.hu.max())
     if low < 0 or (highest is not None and high > highest):
@@ -209,14 +210,7 @@ def _read_labels(case: str, path: Path, grid: Grid, highest: int | None = None) 
     return found.hu
 
 
-def _same_place(first: Grid, second: Grid) -> bool:
-    if first.shape != second.shape:
-        return False
-    corners = np.array([[0, 0, 0], *np.diag(first.shape)], dtype=np.float64)
-    return bool(np.abs(first.to_lps(corners) - second.to_lps(corners)).max() <= SAME_PLACE_MM)
-
-
-def _said(grid: Grid) -> str:
+def _described(grid: Grid) -> str:
     size = " x ".join(str(n) for n in grid.shape[::-1])
     spacing = " x ".join(f"{mm:.4g}" for mm in grid.spacing_mm[::-1])
     origin = ", ".join(f"{mm:.1f}" for mm in grid.origin_mm)

@@ -1,9 +1,8 @@
-"""The best, the median and the worst case (paper, Figure 6): what was found, missed and invented.
+"""The figure of the best, the median and the worst case (paper, Figure 6): lesions found, missed and invented.
 
 Rows are cases; columns are an axial and a coronal plane with all opacity, and the axial plane with high opacity alone.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -11,25 +10,25 @@ from typing import Final
 import matplotlib as mpl
 import numpy as np
 from jaxtyping import UInt8
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from scipy import ndimage
 
 from evaluation.analysis import Analysis, ranked_by_lesions
 from evaluation.figures import STYLE, Drawn, save
-from evaluation.masks import Compared, MaskedCase
+from evaluation.masks import Compared
 from evaluation.overlap import Mask
-from evaluation.scores import CaseScores
 from pipeline.geometry import Grid, Volume, resample, resample_labels
 from pipeline.io.overview import centre_mm, planes_through, windowed
 
+# Bluish green, orange and reddish purple (Okabe and Ito), which people with any colour vision tell apart.
 FOUND_RGB: Final = (0, 158, 115)
 MISSED_RGB: Final = (230, 159, 0)
 INVENTED_RGB: Final = (204, 121, 167)
-"""Bluish green, orange and reddish purple (Okabe and Ito)."""
 
 OPACITY: Final = 0.62
+
+#: Around the lungs in each picture: enough of the chest wall to recognise where one looks.
 LUNG_MARGIN_MM: Final = 12.0
 
 
@@ -46,61 +45,58 @@ def draw_cases(analysis: Analysis, compared: Compared, folder: Path, label: str)
     ranked = ranked_by_lesions(compared.overlaps)
     if not ranked:
         return None
-    chosen = _chosen(ranked)
+    by_case: dict[str, str] = {}
+    for rank, index in {"Best": 0, "Median": len(ranked) // 2, "Worst": len(ranked) - 1}.items():
+        # Of fewer than three cases none is repeated.
+        by_case.setdefault(ranked[index], rank)
+    names = [f"the {rank.lower()}" for rank in by_case.values()]
+    listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
     dice = {o.case: o.dice for o in compared.overlaps if o.structure == "lesions"}
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(12.5, 4.1 * len(chosen) + 0.4), layout="constrained")
-        panels = figure.subplots(len(chosen), 3, squeeze=False)
-        for row, (rank, case) in zip(panels, chosen, strict=True):
-            _draw_row(list(row), f"{rank}: {case}, Dice {dice[case]:.2f}", compared.load(case))
-            panel = row[0]
+        figure = Figure(figsize=(12.5, 4.1 * len(by_case) + 0.4), layout="constrained")
+        panels = figure.subplots(len(by_case), 3, squeeze=False)
+        for row, (case, rank) in zip(panels, by_case.items(), strict=True):
+            # The masks are read again: all cases in memory would be too much.
+            loaded = compared.load(case)
+            volume, grid = loaded.volume, loaded.volume.grid
+            truth, predicted = loaded.truth.structures(volume), loaded.predicted.structures(volume)
+            lesions = Pair(truth["lesions"], predicted["lesions"])
+            dense = Pair(truth["high_opacity"], predicted["high_opacity"])
+            centre = centre_mm(lesions.truth | lesions.predicted, grid)
+            coronal, axial = planes_through(centre, around(truth["lungs"] | predicted["lungs"], grid))
+            # Rows of an array run downwards, and the z axis upwards.
+            pictures = (
+                picture(volume, lesions, axial)[0],
+                picture(volume, lesions, coronal)[::-1, 0],
+                picture(volume, dense, axial)[0],
+            )
+            titles = (f"{rank}: {case}, Dice {dice[case]:.2f}", "coronal", "high opacity")
+            for panel, shown, title in zip(row, pictures, titles, strict=True):
+                panel.imshow(shown, interpolation="nearest")
+                panel.set_title(title, parse_math=False)
+                panel.set_axis_off()
             index = analysis.scores.cases.index(case)
-            lines = (("truth", analysis.scores.truth[index]), ("prediction", analysis.scores.predicted[index]))
-            text = "\n".join(f"{side}: {_said(scores)}" for side, scores in lines)
-            panel.text(0, -0.02, text, transform=panel.transAxes, va="top", fontsize=9)
+            text = "\n".join(
+                f"{side}: PO {scores.percent_opacity:.1f} %, PHO {scores.percent_high_opacity:.1f} %, "
+                f"LSS {scores.lung_severity_score}, LHOS {scores.lung_high_opacity_score}"
+                for side, scores in (
+                    ("truth", analysis.scores.truth[index]),
+                    ("prediction", analysis.scores.predicted[index]),
+                )
+            )
+            row[0].text(0, -0.02, text, transform=row[0].transAxes, va="top", fontsize=9)
         draw_legend(figure)
         save(figure, folder, "cases", label)
     caption = (
-        f"Of {len(ranked)} cases with true lesions, {_words(chosen)} by the Dice of the lesions, through the slices "
+        f"Of {len(ranked)} cases with true lesions, {listed} by the Dice of the lesions, through the slices "
         "that show most lesion. Left and middle: all opacity; right: high opacity alone (-200 HU and above). The "
         "patient's right is on the left."
     )
     return Drawn("cases", "Best, median and worst case (Figure 6 of the paper)", caption)
 
 
-def _chosen(ranked: Sequence[str]) -> list[tuple[str, str]]:
-    """Without repeating a case where there are fewer than three."""
-    places = {"Best": 0, "Median": len(ranked) // 2, "Worst": len(ranked) - 1}
-    by_case: dict[str, str] = {}
-    for rank, place in places.items():
-        by_case.setdefault(ranked[place], rank)
-    return [(rank, case) for case, rank in by_case.items()]
-
-
-def _draw_row(row: Sequence[Axes], title: str, case: MaskedCase) -> None:
-    truth, predicted = case.truth.structures(case.volume), case.predicted.structures(case.volume)
-    lesions = Pair(truth["lesions"], predicted["lesions"])
-    dense = Pair(truth["high_opacity"], predicted["high_opacity"])
-    grid = case.volume.grid
-    centre = centre_mm(lesions.truth | lesions.predicted, grid)
-    coronal, axial = planes_through(centre, around(truth["lungs"] | predicted["lungs"], grid))
-    row[0].imshow(picture(case.volume, lesions, axial)[0], interpolation="nearest")
-    row[1].imshow(picture(case.volume, lesions, coronal)[::-1, 0], interpolation="nearest")
-    row[2].imshow(picture(case.volume, dense, axial)[0], interpolation="nearest")
-    for panel, name in zip(row, (title, "coronal", "high opacity"), strict=True):
-        panel.set_title(name, parse_math=False)
-        panel.set_axis_off()
-
-
-def _said(scores: CaseScores) -> str:
-    return (
-        f"PO {scores.percent_opacity:.1f} %, PHO {scores.percent_high_opacity:.1f} %, "
-        f"LSS {scores.lung_severity_score}, LHOS {scores.lung_high_opacity_score}"
-    )
-
-
 def around(lungs: Mask, grid: Grid) -> Grid:
-    """A grid that holds the lungs with a margin: what lies beyond them says nothing here."""
+    """An isotropic grid of 1 mm that holds the lungs of a mask (z-y-x, on `grid`) with a margin."""
     ends = [(axis.start, axis.stop - 1) for axis in ndimage.find_objects(lungs.view(np.uint8))[0]]
     box = np.array([(z, y, x) for z in ends[0] for y in ends[1] for x in ends[2]], dtype=np.float64)
     points = grid.to_lps(box)
@@ -108,7 +104,7 @@ def around(lungs: Mask, grid: Grid) -> Grid:
 
 
 def picture(volume: Volume, pair: Pair, plane: Grid) -> UInt8[np.ndarray, "z y x 3"]:
-    """A plane through a scan, coloured by what of a structure was found, missed and invented."""
+    """A plane through a scan as RGB, coloured where a structure was found, missed and invented."""
     grey = windowed(resample(volume.hu, volume.grid, plane))
     truth, predicted = (resample_labels(mask, volume.grid, plane) > 0 for mask in (pair.truth, pair.predicted))
     coloured = np.repeat(grey[..., None], 3, axis=-1).astype(np.float32)
@@ -130,8 +126,3 @@ def draw_legend(figure: Figure) -> None:
     )
     patches = [Patch(color=(red / 255, green / 255, blue / 255), label=name) for name, (red, green, blue) in entries]
     figure.legend(handles=patches, loc="outside lower center", ncols=3)
-
-
-def _words(chosen: Sequence[tuple[str, str]]) -> str:
-    names = [f"the {rank.lower()}" for rank, _ in chosen]
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -1,4 +1,4 @@
-"""One folder that says everything: `report.html`, `report.md`, `report.json` and `figures/`, as PNG and SVG."""
+"""The report as one folder: `report.html`, `report.md`, `report.json` and `figures/`, as PNG and SVG."""
 
 import json
 from collections.abc import Mapping
@@ -11,16 +11,20 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from evaluation.analysis import Analysis
-from evaluation.figures import Drawn, draw_all
+from evaluation.figures import draw_all
 from evaluation.masks import Compared
 from evaluation.overlays import draw_cases
-from evaluation.statistics import RESAMPLES, NotDefined
-from evaluation.tables import Table, all_tables
+from evaluation.statistics import (
+    RESAMPLES,
+    NotDefined,
+)
+from evaluation.tables import all_tables
 
 SCHEMA_VERSION: Final = "1.0"
 FIGURES: Final = "figures"
+
+#: Tables 3 and 4 of the paper and its false alarms stand before the figures.
 FIRST_TABLES: Final = 3
-"""Tables 3 and 4 of the paper and its false alarms stand before the figures."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,23 @@ def write_report(folder: Path, analysis: Analysis, about: About, compared: Compa
     figures = list(draw_all(analysis, folder / FIGURES, about.label))
     if compared is not None and (cases := draw_cases(analysis, compared, folder / FIGURES, about.label)) is not None:
         figures.append(cases)
-    page = _page(analysis, about, tuple(figures), all_tables(analysis))
+    tables = all_tables(analysis)
+    page = {
+        "about": about,
+        "cases": len(analysis.scores),
+        "diseased": len(analysis.diseased),
+        "controls": len(analysis.controls),
+        "unused_columns": analysis.scores.unused_columns,
+        "seed": analysis.seed,
+        "resamples": RESAMPLES,
+        "figures": figures,
+        "first_tables": tables[:FIRST_TABLES],
+        "further_tables": tables[FIRST_TABLES:],
+    }
     pages = {
         "report.html": _environment(is_html=True).get_template("report.html.j2").render(page),
         "report.md": _environment(is_html=False).get_template("report.md.j2").render(page),
+        # NaN is no JSON: a statistic without a value is `NotDefined`.
         "report.json": json.dumps(as_data(analysis, about), indent=2, allow_nan=False, ensure_ascii=False) + "\n",
     }
     for name, text in pages.items():
@@ -74,25 +91,11 @@ def as_data(analysis: Analysis, about: About) -> dict[str, Any]:
     }
 
 
-def _page(analysis: Analysis, about: About, figures: tuple[Drawn, ...], tables: tuple[Table, ...]) -> dict[str, object]:
-    return {
-        "about": about,
-        "cases": len(analysis.scores),
-        "diseased": len(analysis.diseased),
-        "controls": len(analysis.controls),
-        "unused_columns": analysis.scores.unused_columns,
-        "seed": analysis.seed,
-        "resamples": RESAMPLES,
-        "figures": figures,
-        "first_tables": tables[:FIRST_TABLES],
-        "further_tables": tables[FIRST_TABLES:],
-    }
-
-
 def _environment(*, is_html: bool) -> Environment:
     environment = Environment(
         loader=PackageLoader("evaluation"),
-        autoescape=is_html,  # noqa: S701 (labels are whatever their author typed; Markdown has the filter `cell`)
+        # Labels are whatever their author typed; Markdown has the filter `cell`.
+        autoescape=is_html,  # noqa: S701
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

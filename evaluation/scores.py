@@ -14,124 +14,19 @@ from pydantic import BaseModel, Field, ValidationError, create_model, model_vali
 from evaluation.errors import BadValueError, DuplicateCaseError, MissingColumnsError, TableError, UnmatchedCasesError
 from evaluation.statistics import Values
 from pipeline.anatomy import Lobe
-from pipeline.severity import LobeSeverity, Severity
-
-Model = TypeVar("Model", bound=BaseModel)
-
-
-@dataclass(frozen=True)
-class Row:
-    """Cells by column name, stripped; empty ones are left out.
-
-    Attributes:
-        place: file name and line, as an error says it.
-    """
-
-    place: str
-    cells: dict[str, str]
-
-    def parse(self, model: type[Model]) -> Model:
-        """The cells as `model`.
-
-        Raises:
-            BadValueError: one of them is not what the model wants.
-        """
-        try:
-            return model.model_validate(self.cells)
-        except ValidationError as error:
-            raise BadValueError(f"{self.place}: {_said(error)}") from error
-
-
-@dataclass(frozen=True)
-class CsvTable:
-    """A CSV file with at least one row; `columns` are those of its header."""
-
-    name: str
-    columns: tuple[str, ...]
-    rows: tuple[Row, ...]
-
-    def require(self, needed: Collection[str]) -> None:
-        """Raises: MissingColumnsError: some of `needed` are not there."""
-        missing = [column for column in needed if column not in self.columns]
-        if missing:
-            raise MissingColumnsError(
-                f"{self.name}: column{_s(missing)} {_listed(missing)} missing; it has {_listed(self.columns)}. "
-                "Name the columns as docs/evaluation.md lists them."
-            )
-
-    def require_unique(self, column: str) -> None:
-        """Raises: DuplicateCaseError: two rows have the same value in `column`."""
-        seen: dict[str, Row] = {}
-        for row in self.rows:
-            value = row.cells.get(column, "")
-            if value in seen:
-                raise DuplicateCaseError(
-                    f"{row.place}: {column} {value!r} stands already in {seen[value].place}. Keep one row a case."
-                )
-            seen[value] = row
-
-
-def read_table(path: Path) -> CsvTable:
-    """Read a comma-separated UTF-8 file whose first line names its columns.
-
-    Raises:
-        TableError: there is no such file, it is no such table, or it has no row.
-    """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return _table(path.name, file.read())
-    except OSError as error:
-        raise TableError(f"{path}: cannot be read ({error.strerror}). Give a CSV file.") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise TableError(f"{path.name}: no CSV file in UTF-8. Save it as comma-separated UTF-8 text.") from error
-
-
-def _table(name: str, text: str) -> CsvTable:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    header = [cell.strip() for cell in next(reader, [])]
-    if len(header) == 1 and ";" in header[0]:
-        raise TableError(f"{name}: its columns are separated by semicolons. Separate them by commas.")
-    repeated = sorted({column for column in header if header.count(column) > 1})
-    if repeated:
-        raise TableError(f"{name}: column{_s(repeated)} {_listed(repeated)} stand twice. Keep one of each.")
-    rows = tuple(_row(f"{name}, line {reader.line_num}", header, cells) for cells in reader if any(cells))
-    if not rows:
-        raise TableError(f"{name}: there are no rows. Give a header and a row for each case.")
-    return CsvTable(name, tuple(header), rows)
-
-
-def _row(place: str, header: Sequence[str], cells: Sequence[str]) -> Row:
-    if len(cells) != len(header):
-        raise TableError(f"{place}: {len(cells)} cells for {len(header)} columns. Put text with commas in quotes.")
-    return Row(place, {column: cell.strip() for column, cell in zip(header, cells, strict=True) if cell.strip()})
-
-
-def _said(error: ValidationError) -> str:
-    """The first complaint, in one sentence."""
-    first = error.errors(include_url=False)[0]
-    column = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "missing":
-        return f"{column} is empty. Fill it in, or leave the case out of both files."
-    message = str(first["msg"]).removeprefix("Value error, ")
-    if not column:
-        return message
-    return f"{column} is {first['input']!r}: {message[0].lower()}{message[1:]}."
-
-
-def _listed(names: Collection[str]) -> str:
-    return ", ".join(names)
-
-
-def _s(names: Collection[str]) -> str:
-    return "s" if len(names) > 1 else ""
-
+from pipeline.severity import Severity
 
 Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 LobeGrade = Annotated[int, Field(ge=0, le=4)]
 SumOfGrades = Annotated[int, Field(ge=0, le=20)]
 
+Model = TypeVar("Model", bound=BaseModel)
+
+#: By so much a rounded PHO may pass a rounded PO: some tables hold two decimals.
 ROUNDING_PERCENT: Final = 0.01
-"""By so much a rounded PHO may pass a rounded PO."""
+
+#: Decimals of written percentages: a millionth of a percent of a lung is a thousandth of a voxel.
+WRITTEN_DECIMALS: Final = 6
 
 
 class Metric(Enum):
@@ -213,7 +108,8 @@ class PairedScores:
 
     def values(self, metric: Metric) -> tuple[Values, Values]:
         """True and predicted values of a metric."""
-        return _array(self.truth, metric), _array(self.predicted, metric)
+        truth, predicted = (np.array([s.of(metric) for s in side], np.float64) for side in (self.truth, self.predicted))
+        return truth, predicted
 
     def where(self, wanted: Sequence[bool]) -> "PairedScores":
         """The cases for which `wanted` is true."""
@@ -247,8 +143,8 @@ LOBE_FIELDS: Final[dict[str, Any]] = {
     "high_opacity_score": LobeGrade,
 }
 
+#: `left_upper_percent_opacity` and so on: all twenty, or none.
 LOBE_COLUMNS: Final = tuple(f"{lobe.slug}_{name}" for lobe in Lobe for name in LOBE_FIELDS)
-"""`left_upper_percent_opacity` and so on: all twenty, or none."""
 
 NEEDED_COLUMNS: Final = ("case", *(metric.value for metric in Metric))
 
@@ -266,17 +162,24 @@ def read_scores(path: Path) -> tuple[tuple[CaseScores, ...], tuple[str, ...]]:
     table = read_table(path)
     table.require(NEEDED_COLUMNS)
     table.require_unique("case")
+    # All lobes or none: with some of them no agreement by lobe could be given, and nobody would notice.
     present = [column for column in LOBE_COLUMNS if column in table.columns]
     if present and len(present) < len(LOBE_COLUMNS):
         missing = [column for column in LOBE_COLUMNS if column not in table.columns]
         raise MissingColumnsError(
             f"{table.name}: of the lobes, {', '.join(missing)} missing. Give all {len(LOBE_COLUMNS)} columns or none."
         )
-    has_lobes = bool(present)
-    if "group" in table.columns:
-        _require_groups(table)
+    table.require_groups()
     unused = tuple(c for c in table.columns if c not in (*NEEDED_COLUMNS, *LOBE_COLUMNS, "group"))
-    return tuple(_scores(row, has_lobes) for row in table.rows), unused
+    cases = []
+    for row in table.rows:
+        scores = row.parse(_ScoreRow).model_dump()
+        lobes: tuple[LobeScores, ...] = ()
+        if present:
+            cells = row.parse(_LobesRow).model_dump()
+            lobes = tuple(LobeScores(lobe, **{n: cells[f"{lobe.slug}_{n}"] for n in LOBE_FIELDS}) for lobe in Lobe)
+        cases.append(CaseScores(**scores, lobes=lobes))
+    return tuple(cases), unused
 
 
 def write_scores(path: Path, rows: Iterable[CaseScores]) -> None:
@@ -287,7 +190,12 @@ def write_scores(path: Path, rows: Iterable[CaseScores]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
-        writer.writerows(_cells(row) for row in listed)
+        for row in listed:
+            cells: dict[str, Any] = {"case": row.case, "group": row.group}
+            cells |= {metric.value: getattr(row, metric.value) for metric in Metric}
+            for lobe in row.lobes:
+                cells |= {f"{lobe.lobe.slug}_{name}": getattr(lobe, name) for name in LOBE_FIELDS}
+            writer.writerow({k: round(v, WRITTEN_DECIMALS) if isinstance(v, float) else v for k, v in cells.items()})
 
 
 def read_pairs(truth: Path, predicted: Path) -> PairedScores:
@@ -313,13 +221,13 @@ def match(
     lacking = [scores.case for scores in truth if scores.case not in found]
     foreign = sorted(found.keys() - {scores.case for scores in truth})
     if lacking or foreign:
-        said = []
-        if lacking:
-            said.append(f"{_some(lacking)} in the truth alone")
-        if foreign:
-            said.append(f"{_some(foreign)} in the prediction alone")
-        unmatched = f"{'; '.join(said)}. Give each case in both, under the same name."
-        raise UnmatchedCasesError(unmatched)
+        alone = []
+        for cases, side in ((lacking, "truth"), (foreign, "prediction")):
+            if cases:
+                more = f" and {len(cases) - 5} more" if len(cases) > 5 else ""
+                noun, verb = ("Cases", "are") if len(cases) > 1 else ("Case", "is")
+                alone.append(f"{noun} {', '.join(map(repr, cases[:5]))}{more} {verb} in the {side} alone")
+        raise UnmatchedCasesError(f"{'; '.join(alone)}. Give each case in both, under the same name.")
     paired = PairedScores(tuple(truth), tuple(found[scores.case] for scores in truth), unused_columns)
     for mine, other in zip(paired.truth, paired.predicted, strict=True):
         if mine.group and other.group and mine.group != other.group:
@@ -331,60 +239,121 @@ def match(
 
 
 def scores_of(case: str, severity: Severity, group: str | None = None) -> CaseScores:
-    """What the project's own severity code says about a case."""
+    """A case as the project's own severity code scores it."""
     return CaseScores(
         case=case,
         percent_opacity=severity.percent_opacity,
         percent_high_opacity=severity.percent_high_opacity,
         lung_severity_score=severity.lung_severity_score,
         lung_high_opacity_score=severity.lung_high_opacity_score,
-        lobes=tuple(_lobe_scores_of(lobe) for lobe in severity.lobes),
+        lobes=tuple(
+            LobeScores(s.lobe, s.percent_opacity, s.percent_high_opacity, s.severity_score, s.high_opacity_score)
+            for s in severity.lobes
+        ),
         group=group,
     )
 
 
-def _lobe_scores_of(lobe: LobeSeverity) -> LobeScores:
-    return LobeScores(
-        lobe.lobe, lobe.percent_opacity, lobe.percent_high_opacity, lobe.severity_score, lobe.high_opacity_score
-    )
+@dataclass(frozen=True)
+class Row:
+    """Cells by column name, stripped; empty ones are left out.
+
+    Attributes:
+        place: file name and line, as an error says it.
+    """
+
+    place: str
+    cells: dict[str, str]
+
+    def parse(self, model: type[Model]) -> Model:
+        """The cells as `model`.
+
+        Raises:
+            BadValueError: one of them is not what the model wants.
+        """
+        try:
+            return model.model_validate(self.cells)
+        except ValidationError as error:
+            # The first complaint alone, in one sentence: people mend a table cell by cell.
+            first = error.errors(include_url=False)[0]
+            column, message = ".".join(map(str, first["loc"])), str(first["msg"]).removeprefix("Value error, ")
+            if first["type"] == "missing":
+                message = f"{column} is empty. Fill it in, or leave the case out of both files."
+            elif column:
+                message = f"{column} is {first['input']!r}: {message[0].lower()}{message[1:]}."
+            raise BadValueError(f"{self.place}: {message}") from error
 
 
-def _array(rows: Sequence[CaseScores], metric: Metric) -> Values:
-    return np.array([scores.of(metric) for scores in rows], dtype=np.float64)
+@dataclass(frozen=True)
+class CsvTable:
+    """A CSV file with at least one row; `columns` are those of its header."""
+
+    name: str
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+    def require(self, needed: Collection[str]) -> None:
+        """Raises: MissingColumnsError: some of `needed` are not there."""
+        missing = [column for column in needed if column not in self.columns]
+        if missing:
+            raise MissingColumnsError(
+                f"{self.name}: column{_s(missing)} {', '.join(missing)} missing; it has {', '.join(self.columns)}. "
+                "Name the columns as docs/evaluation.md lists them."
+            )
+
+    def require_unique(self, column: str) -> None:
+        """Raises: DuplicateCaseError: two rows have the same value in `column`."""
+        seen: dict[str, Row] = {}
+        for row in self.rows:
+            value = row.cells.get(column, "")
+            if value in seen:
+                raise DuplicateCaseError(
+                    f"{row.place}: {column} {value!r} stands already in {seen[value].place}. Keep one row a case."
+                )
+            seen[value] = row
+
+    def require_groups(self) -> None:
+        """Raises: BadValueError: there is a column `group`, and a row leaves it empty."""
+        for row in self.rows if "group" in self.columns else ():
+            if "group" not in row.cells:
+                said = "group is empty. Name the group of each case, or leave the column out."
+                raise BadValueError(f"{row.place}: {said}")
 
 
-def _require_groups(table: CsvTable) -> None:
-    for row in table.rows:
-        if "group" not in row.cells:
-            raise BadValueError(f"{row.place}: group is empty. Name the group of each case, or leave the column out.")
+def read_table(path: Path) -> CsvTable:
+    """Read a comma-separated UTF-8 file whose first line names its columns.
+
+    Raises:
+        TableError: there is no such file, it is no such table, or it has no row.
+    """
+    try:
+        # Spreadsheets begin UTF-8 with a byte order mark.
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(io.StringIO(file.read(), newline=""), strict=True)
+        header = [cell.strip() for cell in next(reader, [])]
+        if len(header) == 1 and ";" in header[0]:
+            raise TableError(f"{path.name}: its columns are separated by semicolons. Separate them by commas.")
+        repeated = sorted({column for column in header if header.count(column) > 1})
+        if repeated:
+            said = f"column{_s(repeated)} {', '.join(repeated)} stand twice. Keep one of each."
+            raise TableError(f"{path.name}: {said}")
+        rows = []
+        for cells in filter(any, reader):
+            place = f"{path.name}, line {reader.line_num}"
+            if len(cells) != len(header):
+                said = f"{len(cells)} cells for {len(header)} columns. Put text with commas in quotes."
+                raise TableError(f"{place}: {said}")
+            rows.append(
+                Row(place, {name: cell.strip() for name, cell in zip(header, cells, strict=True) if cell.strip()})
+            )
+    except OSError as error:
+        raise TableError(f"{path}: cannot be read ({error.strerror}). Give a CSV file.") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise TableError(f"{path.name}: no CSV file in UTF-8. Save it as comma-separated UTF-8 text.") from error
+    if not rows:
+        raise TableError(f"{path.name}: there are no rows. Give a header and a row for each case.")
+    return CsvTable(path.name, tuple(header), tuple(rows))
 
 
-def _scores(row: Row, has_lobes: bool) -> CaseScores:
-    scores = row.parse(_ScoreRow)
-    lobes = _lobes(row.parse(_LobesRow)) if has_lobes else ()
-    return CaseScores(**scores.model_dump(), lobes=lobes)
-
-
-def _lobes(row: BaseModel) -> tuple[LobeScores, ...]:
-    return tuple(
-        LobeScores(lobe, **{name: getattr(row, f"{lobe.slug}_{name}") for name in LOBE_FIELDS}) for lobe in Lobe
-    )
-
-
-def _cells(scores: CaseScores) -> dict[str, object]:
-    cells: dict[str, object] = {"case": scores.case, "group": scores.group}
-    cells |= {metric.value: _cell(getattr(scores, metric.value)) for metric in Metric}
-    for lobe in scores.lobes:
-        cells |= {f"{lobe.lobe.slug}_{name}": _cell(getattr(lobe, name)) for name in LOBE_FIELDS}
-    return cells
-
-
-def _cell(value: float | int) -> float | int:
-    """A millionth of a percent is a thousandth of a voxel."""
-    return round(value, 6) if isinstance(value, float) else value
-
-
-def _some(cases: Sequence[str]) -> str:
-    shown = ", ".join(repr(case) for case in cases[:5])
-    more = f" and {len(cases) - 5} more" if len(cases) > 5 else ""
-    return f"{'Cases' if len(cases) > 1 else 'Case'} {shown}{more} {'are' if len(cases) > 1 else 'is'}"
+def _s(names: Collection[str]) -> str:
+    return "s" if len(names) > 1 else ""

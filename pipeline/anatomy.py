@@ -3,8 +3,8 @@
 from enum import Enum, IntEnum
 from typing import Final
 
+#: What lies outside the scan.
 AIR_HU: Final = -1024
-"""What lies outside the scan."""
 
 
 class Lobe(IntEnum):
@@ -38,7 +38,7 @@ RIGHT_LOBES: Final = (Lobe.RIGHT_UPPER, Lobe.RIGHT_MIDDLE, Lobe.RIGHT_LOWER)
 class Landmark(Enum):
     """The landmarks that place the lung region of interest (paper, "Lung and Lobe Segmentation")."""
 
+    #: Where the trachea divides: the point of the air column's floor between both main bronchi.
     CARINA = "carina"
-    """Where the trachea divides: the point of the air column's floor between both main bronchi."""
+    #: Lower end of the sternum: the tip of the xiphoid process. The fallback when there is no carina.
     STERNUM_TIP = "sternum_tip"
-    """Lower end of the sternum: the tip of the xiphoid process. The fallback when there is no carina."""

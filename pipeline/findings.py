@@ -1,4 +1,4 @@
-"""What a reader of the scores should know about the scan itself."""
+"""What a reader of the scores should know: about the scan, about the result, about each lobe."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,29 +21,51 @@ from pipeline.geometry import (
 from pipeline.lungs.fissure_model import FISSURES
 from pipeline.severity import LobeSeverity, OpacityRange, PercentRange, Severity
 
+#: Air in and around the patient, lung included.
 AIR_BELOW_HU: Final = -500
-"""Air in and around the patient, lung included."""
 
+#: Fat, muscle, blood and organs: most of any patient.
 TISSUE_HU: Final = (-200, 300)
-"""Fat, muscle, blood and organs: most of any patient."""
 
+#: Every scan of a chest has far more air, and far more soft tissue.
 LEAST_PERCENT: Final = 0.5
-"""Every scan of a chest has far more air, and far more soft tissue."""
 
+#: From 5 mm on (less what rounding takes) small opacities vanish in partial volume.
 THICK_MM: Final = 4.95
-"""From 5 mm on (less what rounding takes) small opacities vanish in partial volume."""
 
+#: The networks learned from voxels of up to this length.
 LEARNED_SPACING_MM: Final = 8.0
-"""The networks learned from voxels of up to this length."""
 
+#: The lesion network learned from noise of up to this much in a voxel of 1 x 1 x 3 mm (`training/lesion_crops.py`).
 LEARNED_NOISE_HU: Final = 70.0
-"""The lesion network learned from noise of up to this much in a voxel of 1 x 1 x 3 mm (`training/lesion_crops.py`)."""
 
 LEARNED_VOXEL_ML: Final = 0.003
 
 FEW_SLICES: Final = 20
 SMALL_FIELD_MM: Final = 250.0
 LEAST_NOISE_VOXELS: Final = 1000
+
+#: Both lungs of an adult at inspiration hold 2 to 8 litres; beyond this either the scan or the mask is unusual.
+PLAUSIBLE_LUNGS_ML: Final = (1000.0, 9000.0)
+
+#: Share of the lungs' volume: mean of the LCTSC cases 01-04, whose lobes `training/fissure_atlas.py` drew.
+USUAL_PERCENT: Final[Mapping[Lobe, float]] = {
+    Lobe.LEFT_UPPER: 25.8,
+    Lobe.LEFT_LOWER: 19.2,
+    Lobe.RIGHT_UPPER: 24.6,
+    Lobe.RIGHT_MIDDLE: 10.2,
+    Lobe.RIGHT_LOWER: 20.2,
+}
+
+#: A lobe with less than this of its usual share is small: collapsed, removed, truncated by the scan, or badly drawn.
+SMALL_SHARE: Final = 0.5
+
+#: Where there is no fissure at all, less than this is seen in 95 % of lungs (`evaluation.borders --noise 24`: below 2.9
+#: on the left, 1.7 and, horizontal, 0.9 on the right).
+SEEN_SD: Final = 3.0
+
+#: A range of the affected percentage wider than this is remarked upon even where the score is sure.
+WIDE_PERCENT: Final = 10.0
 
 
 def findings_of_scan(volume: Volume) -> tuple[Finding, ...]:
@@ -99,13 +121,18 @@ def histogram_evidence(volume: Volume) -> dict[str, int | float]:
     """How the values are spread; every fourth voxel along each axis is enough."""
     sample = volume.hu[tuple(slice(None, None, 4 if n >= 64 else 1) for n in volume.hu.shape)]
     low, median, high = (round(float(v)) for v in np.percentile(sample, (1, 50, 99)))
+    # The body is what lies between the first and the last tissue voxel of a row: air around the patient does not count.
+    tissue = sample >= TISSUE_HU[0]
+    after_first = np.maximum.accumulate(tissue, axis=2)
+    before_last = np.maximum.accumulate(tissue[:, :, ::-1], axis=2)[:, :, ::-1]
+    in_body = sample[after_first & before_last]
     return {
         "hu_p01": low,
         "hu_median": median,
         "hu_p99": high,
         "air_percent": _percent(sample < AIR_BELOW_HU),
         "tissue_percent": _percent((sample >= TISSUE_HU[0]) & (sample <= TISSUE_HU[1])),
-        "air_in_body_percent": _air_in_body_percent(sample),
+        "air_in_body_percent": _percent(in_body < AIR_BELOW_HU) if in_body.size else 0.0,
     }
 
 
@@ -150,21 +177,6 @@ def _percent(mask: np.ndarray) -> float:
     return round(100.0 * float(np.mean(mask)), 1)
 
 
-def _air_in_body_percent(sample: np.ndarray) -> float:
-    """Of all voxels between the first and the last tissue voxel of their row, the share that is air."""
-    tissue = sample >= TISSUE_HU[0]
-    after_first = np.maximum.accumulate(tissue, axis=2)
-    before_last = np.maximum.accumulate(tissue[:, :, ::-1], axis=2)[:, :, ::-1]
-    inside = after_first & before_last
-    if not inside.any():
-        return 0.0
-    return _percent(sample[inside] < AIR_BELOW_HU)
-
-
-PLAUSIBLE_LUNGS_ML: Final = (1000.0, 9000.0)
-"""Both lungs of an adult at inspiration hold 2 to 8 litres; beyond this either the scan or the mask is unusual."""
-
-
 def require_chest(volume: Volume, landmarks: Mapping[Landmark, LandmarkPosition]) -> None:
     """Refuse a scan that shows neither the carina nor the sternum tip.
 
@@ -201,26 +213,6 @@ def findings_of_result(
         message = f"The lungs hold {severity.volume_ml:.0f} ml, outside of {low:.0f} to {high:.0f} ml."
         found.append(Finding("unusual-lung-volume", "warning", message, {"volume_ml": round(severity.volume_ml, 1)}))
     return tuple(found)
-
-
-USUAL_PERCENT: Final[Mapping[Lobe, float]] = {
-    Lobe.LEFT_UPPER: 25.8,
-    Lobe.LEFT_LOWER: 19.2,
-    Lobe.RIGHT_UPPER: 24.6,
-    Lobe.RIGHT_MIDDLE: 10.2,
-    Lobe.RIGHT_LOWER: 20.2,
-}
-"""Share of the lungs' volume: mean of the LCTSC cases 01-04, whose lobes `training/fissure_atlas.py` drew."""
-
-SMALL_SHARE: Final = 0.5
-"""A lobe with less than this of its usual share is small: collapsed, removed, cut off, or badly drawn."""
-
-SEEN_SD: Final = 3.0
-"""Where there is no fissure at all, less than this is seen in 95 % of lungs (`evaluation.borders --noise 24`: below 2.9
-on the left, 1.7 and, horizontal, 0.9 on the right)."""
-
-WIDE_PERCENT: Final = 10.0
-"""A range of the affected percentage wider than this is remarked upon even where the score is sure."""
 
 
 def findings_of_lobes(lobes: LobeLabels, severity: Severity, between: OpacityRange) -> tuple[Finding, ...]:

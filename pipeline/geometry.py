@@ -18,10 +18,15 @@ from pipeline.anatomy import AIR_HU, LEFT_LOBES, Landmark, Lobe
 
 Triple = tuple[float, float, float]
 Matrix = tuple[Triple, Triple, Triple]
+#: An LPS position, x-y-z.
 Point = Sequence[float] | Float64[np.ndarray, "3"]
-"""An LPS position, x-y-z."""
+
+Slices = tuple[slice, slice, slice]
 
 IDENTITY: Matrix = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+
+#: More lung than this on a face of the scan means that lung lies beyond it.
+TRUNCATED_CM2: Final = 5.0
 
 
 @dataclass(frozen=True)
@@ -250,15 +255,12 @@ def _on_grid(image: sitk.Image, target: Grid, interpolator: int, outside: int | 
     return np.asarray(sitk.GetArrayFromImage(filter_.Execute(image)))
 
 
-Slices = tuple[slice, slice, slice]
-
-
 def sampled(volume: Volume, target: Grid) -> Float32[np.ndarray, "z y x"]:
     """HU at the voxels of `target`, thin slices averaged first; what lies outside of the scan is air."""
     # The part of the scan that holds the target, with two voxels to spare.
     slices = index_box(target, np.zeros(3), np.asarray(target.shape) - 1.0, volume.grid, spare=2)
     cropped = Volume(volume.hu[slices], part_of(volume.grid, slices))
-    near = _shrunk(cropped, min(target.spacing_mm))
+    near = bin_thin_voxels(cropped, min(target.spacing_mm))
     return resample(near.hu, near.grid, target)
 
 
@@ -281,8 +283,9 @@ def part_of(grid: Grid, slices: Slices) -> Grid:
     return Grid(shape, grid.spacing_mm, (float(origin[0]), float(origin[1]), float(origin[2])), grid.direction)
 
 
-def _shrunk(volume: Volume, spacing_mm: float) -> Volume:
-    """Whole voxels averaged while they stay at or below half of `spacing_mm`; thin slices get cheap."""
+def bin_thin_voxels(volume: Volume, spacing_mm: float) -> Volume:
+    """The scan with neighbouring voxels averaged, as long as they stay at or below half of `spacing_mm`."""
+    # Averaging whole voxels costs far less than smoothing every one of thousands of thin slices before resampling.
     factors = [max(int(spacing_mm / 2 / mm), 1) for mm in volume.grid.spacing_mm[::-1]]
     if max(factors) == 1:
         return volume
@@ -296,10 +299,6 @@ def distance_to_mm(mask: Bool[np.ndarray, "z y x"], spacing_mm: Triple) -> Float
     On one thread: a worker uses no more of a machine than it was given.
     """
     return np.asarray(edt.edt(~mask, anisotropy=spacing_mm, black_border=False, parallel=1))
-
-
-TRUNCATED_CM2: Final = 5.0
-"""More lung than this on a face of the scan means that lung lies beyond it."""
 
 
 def area_on_faces_cm2(mask: Bool[np.ndarray, "z y x"], grid: Grid) -> float:

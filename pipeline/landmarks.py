@@ -1,22 +1,21 @@
 """Finds the carina and the sternum tip: agents that walk through the scan, coarse to fine (Ghesu et al. 2017).
 
 Each agent starts from several places of the coarsest grid and takes the step its Q-network values most until it comes
-back to where it has been. Where most walks end together, the next finer scale takes over. An agent that walks out of
-the scan says that its landmark is not in it; so do walks that come to no agreement.
+back to where it has been. Where most walks end together, the next finer scale takes over. A landmark is
+not in the scan where most agents leave it, or where their walks come to no agreement.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from typing import Final
 
 import numpy as np
-import SimpleITK as sitk
-from jaxtyping import Float32, Float64, Int64, UInt8
+from jaxtyping import Float32, Int64, UInt8
 
 from pipeline.anatomy import Landmark
-from pipeline.geometry import Grid, LandmarkPosition, Volume, grid_of, resample, to_sitk
+from pipeline.geometry import Grid, LandmarkPosition, Volume, bin_thin_voxels, resample
 from pipeline.networks.q_network import STEPS_ZYX, LandmarkConfig, LandmarkNetwork
 
 __all__ = ["LandmarkNetwork", "LandmarkPosition", "find_landmarks"]
@@ -25,17 +24,17 @@ Index = tuple[int, int, int]
 End = tuple[float, float, float] | None
 QFunction = Callable[[UInt8[np.ndarray, "n k k k"]], Float32[np.ndarray, "n 6"]]
 
+#: Where the walks start at the coarsest scale, as fractions of the scan: every combination.
 START_FRACTIONS_ZYX: Final = ((0.15, 0.4, 0.6, 0.85), (0.35, 0.6), (0.35, 0.65))
-"""Where the walks start at the coarsest scale, as fractions of the scan: every combination."""
+#: Where they start at finer scales, in voxels around the position of the scale before.
 RESTARTS_ZYX: Final = ((0, 0, 0), (2, 0, 0), (-2, 0, 0), (0, 2, 0), (0, -2, 0), (0, 0, 2), (0, 0, -2))
-"""Where they start at finer scales, in voxels around the position of the scale before."""
+#: Walks that end no farther apart agree: at the coarsest scale and at finer ones. In short scans the coarse walks from
+#: above and from below stop on either side of the landmark, and their mean is where it is.
 TOGETHER_VOXELS: Final = (5.5, 2.5)
-"""Walks that end no farther apart agree: at the coarsest scale and at finer ones. In short scans the coarse walks from
-above and from below stop on either side of the landmark, and their mean is where it is."""
+#: A finer scale that ends farther than this from the position of the scale before is not trusted.
 FARTHEST_CORRECTION_MM: Final = 36.0
-"""A finer scale that walks farther than this from where the scale before ended is lost, not better informed."""
+#: Share of the walks that must agree on a position for the landmark to be in the scan.
 QUORUM: Final = 0.5
-"""Share of the walks that must agree on a position for the landmark to be in the scan."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,20 +75,16 @@ def build_levels(volume: Volume, config: LandmarkConfig) -> tuple[Level, ...]:
     lower, upper = (bound.tolist() for bound in volume.grid.bounds_mm())
     finest_mm = config.scales_mm[-1]
     grid = Grid.axis_aligned(lower, upper, (finest_mm, finest_mm, finest_mm))
-    shrunk = _shrink(volume, finest_mm)
+    shrunk = bin_thin_voxels(volume, finest_mm)
     values = to_window(resample(shrunk.hu, shrunk.grid, grid), config)
     arrays = [values]
     for _ in config.scales_mm[1:]:
         arrays.insert(0, halve(arrays[0]))
-    return tuple(
-        Level(_nested_grid(array.shape, lower, mm), pad(array, config))
-        for array, mm in zip(arrays, config.scales_mm, strict=True)
-    )
-
-
-def _nested_grid(shape: tuple[int, ...], lower_mm: Sequence[float], mm: float) -> Grid:
-    upper_mm = [low + n * mm for low, n in zip(lower_mm, shape[::-1], strict=True)]
-    return Grid.axis_aligned(lower_mm, upper_mm, (mm, mm, mm))
+    levels = []
+    for array, mm in zip(arrays, config.scales_mm, strict=True):
+        upper_of_level = [low + n * mm for low, n in zip(lower, array.shape[::-1], strict=True)]
+        levels.append(Level(Grid.axis_aligned(lower, upper_of_level, (mm, mm, mm)), pad(array, config)))
+    return tuple(levels)
 
 
 def to_window(hu: Float32[np.ndarray, "z y x"], config: LandmarkConfig) -> UInt8[np.ndarray, "z y x"]:
@@ -123,9 +118,26 @@ def walk(q_function: QFunction, level: Level, starts: Sequence[Index]) -> list[E
     while running:
         unknown = sorted({path[-1] for path in running} - next_of.keys())
         if unknown:
-            next_of.update(zip(unknown, _greedy_steps(q_function, level, unknown), strict=True))
-        running = [path for path in running if _advance(path, next_of, level)]
-    return [_end(path, level) for path in paths]
+            # All agents that need a new state ask the network at once: a batch costs little more than one box.
+            array = np.array(unknown, dtype=np.int64)
+            steps = STEPS_ZYX[q_function(level.boxes(array)).argmax(axis=1)]
+            next_of.update(zip(unknown, ((int(z), int(y), int(x)) for z, y, x in array + steps), strict=True))
+        going_on = []
+        for path in running:
+            position = next_of[path[-1]]
+            if level.holds(position) and position not in path:
+                going_on.append(path)
+            path.append(position)
+        running = going_on
+    ends: list[End] = []
+    for path in paths:
+        if level.holds(path[-1]):
+            cycle = np.array(path[path.index(path[-1]) : -1] or path)
+            z, y, x = (float(v) for v in cycle.mean(axis=0))
+            ends.append((z, y, x))
+        else:
+            ends.append(None)
+    return ends
 
 
 def agree(ends: Sequence[End], together_voxels: float) -> Consensus:
@@ -146,7 +158,9 @@ def _find(landmark: Landmark, levels: Sequence[Level], network: LandmarkNetwork)
     starts, position_mm, confidence = coarse_starts(levels[0]), np.zeros(3), 1.0
     for number, level in enumerate(levels):
         if number > 0:
-            starts = _restarts(level, position_mm)
+            z, y, x = (round(float(i)) for i in level.grid.to_index(position_mm))
+            around = [(z + dz, y + dy, x + dx) for dz, dy, dx in RESTARTS_ZYX]
+            starts = [position for position in around if level.holds(position)]
         ends = walk(partial(network.q_values, landmark, number), level, starts)
         if number > 0:
             # Ends far from the position of the scale before become None, as if the walk had left.
@@ -160,8 +174,8 @@ def _find(landmark: Landmark, levels: Sequence[Level], network: LandmarkNetwork)
             return LandmarkPosition(landmark, None, consensus.share)
         position_mm = level.grid.to_lps(np.array(consensus.index))
         confidence = min(confidence, consensus.share)
-    x, y, z = (float(v) for v in position_mm)
-    return LandmarkPosition(landmark, (x, y, z), confidence)
+    left, back, head = (float(v) for v in position_mm)
+    return LandmarkPosition(landmark, (left, back, head), confidence)
 
 
 def coarse_starts(level: Level) -> list[Index]:
@@ -170,41 +184,3 @@ def coarse_starts(level: Level) -> list[Index]:
         (int(z * level.grid.shape[0]), int(y * level.grid.shape[1]), int(x * level.grid.shape[2]))
         for z, y, x in product(*START_FRACTIONS_ZYX)
     ]
-
-
-def _restarts(level: Level, position_mm: Float64[np.ndarray, "3"]) -> list[Index]:
-    z, y, x = (round(float(i)) for i in level.grid.to_index(position_mm))
-    around = [(z + dz, y + dy, x + dx) for dz, dy, dx in RESTARTS_ZYX]
-    return [position for position in around if level.holds(position)]
-
-
-def _greedy_steps(q_function: QFunction, level: Level, positions: Sequence[Index]) -> Iterator[Index]:
-    array = np.array(positions, dtype=np.int64)
-    best = q_function(level.boxes(array)).argmax(axis=1)
-    for z, y, x in array + STEPS_ZYX[best]:
-        yield int(z), int(y), int(x)
-
-
-def _advance(path: list[Index], next_of: Mapping[Index, Index], level: Level) -> bool:
-    """Take the next step; whether the walk goes on."""
-    position = next_of[path[-1]]
-    revisited = position in path
-    path.append(position)
-    return level.holds(position) and not revisited
-
-
-def _end(path: Sequence[Index], level: Level) -> End:
-    if not level.holds(path[-1]):
-        return None
-    cycle = np.array(path[path.index(path[-1]) : -1] or path)
-    z, y, x = (float(v) for v in cycle.mean(axis=0))
-    return z, y, x
-
-
-def _shrink(volume: Volume, spacing_mm: float) -> Volume:
-    """Whole voxels averaged down towards half of `spacing_mm`, which makes the resampling of thin slices cheap."""
-    factors = [max(int(spacing_mm / 2 / mm), 1) for mm in volume.grid.spacing_mm[::-1]]
-    if max(factors) == 1:
-        return volume
-    image = sitk.BinShrink(to_sitk(volume.hu, volume.grid), factors)
-    return Volume(np.asarray(sitk.GetArrayFromImage(image)), grid_of(image))

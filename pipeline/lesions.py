@@ -22,23 +22,25 @@ from pipeline.networks.weights import ModelInfo, Weights, load_into
 SPACING_MM: Final[Triple] = (3.0, 1.0, 1.0)
 WINDOW_LEVEL_HU: Final = -600.0
 WINDOW_WIDTH_HU: Final = 1500.0
+#: Around the lungs. The paper's box of 384 mm holds the same lungs with more around them; the network is convolutional
+#: and normalises nothing, so a tighter box costs nothing and saves two thirds of the time.
 MARGIN_MM: Final = 12.0
-"""Around the lungs. The paper's box of 384 mm holds the same lungs with more around them; the network is convolutional
-and normalises nothing, so a tighter box costs nothing and saves two thirds of the time."""
+#: The box is worked off in tiles of at most so many voxels (z-y-x) that overlap by twice the halo, so that memory stays
+#: bounded however large it is. The small ones take about half the memory, and half as much time again.
 TILE: Final = (32, 512, 512)
 LOW_MEMORY_TILE: Final = (32, 160, 160)
 HALO: Final = (8, 32, 32)
-"""The box is worked off in tiles of at most so many voxels (z-y-x) that overlap by twice the halo, so that memory stays
-bounded however large it is. The frugal ones take about half the memory, and half as much time again."""
 
+#: A voxel at least this likely to be a lesion is one.
 LIKELY: Final = 0.5
-"""A voxel at least this likely to be a lesion is one."""
+#: What counts at the least and at the most, for the range of the scores.
 CERTAIN: Final = 0.9
 POSSIBLE: Final = 0.1
-"""What counts at the least and at the most, for the range of the scores."""
+#: Tissue of at least this probability counts as lesion where a ball of `WIDE_MM` fits into it, next to a lesion
+#: (decision 21). A lower threshold everywhere would find wide ground glass too, and the rim of every small lesion.
 FAINT: Final = 0.05
 WIDE_MM: Final = 10.0
-"""What is faint is believed where a ball of this radius has room in it, next to a lesion (`docs/decisions/0021`)."""
+#: Above `LIKELY` and below `CERTAIN`: the range of the scores still shows that this tissue is unsure.
 BELIEVED: Final = (LIKELY + CERTAIN) / 2
 
 Progress = Callable[[float], None]
@@ -129,6 +131,7 @@ def window(hu: Num[np.ndarray, "*size"]) -> Float32[np.ndarray, "*size"]:
 def prepare(volume: Volume, lungs: LungMask, box: Grid) -> Float32[np.ndarray, "3 z y x"]:
     """The network's input (`networks/dense_unet.network_inputs`) of the whole box."""
     image = window(resample(volume.hu, volume.grid, box))
+    # Consolidation at the chest wall has the wall's density: without the mask nothing tells where the lung ended.
     mask = resample_labels(lungs.mask, lungs.grid, box).astype(np.float32)
     return network_inputs(torch.from_numpy(image), torch.from_numpy(mask)).numpy()
 

@@ -17,23 +17,23 @@ from pipeline.findings import findings_of_lobes, findings_of_result, require_che
 from pipeline.geometry import Finding, LandmarkPosition, LesionMask, LobeLabels, LungMask, Scan
 from pipeline.landmarks import find_landmarks
 from pipeline.lesions import LOW_MEMORY_TILE, TILE, LesionNetwork, segment_lesions
-from pipeline.lungs.backend import DEFAULT as DEFAULT_LUNG_STAGE
-from pipeline.lungs.backend import LungStage, LungStageName, load_lung_stage
+from pipeline.lungs.backend import DEFAULT as DEFAULT_LUNG_BACKEND
+from pipeline.lungs.backend import LungBackend, LungBackendName, load_lung_backend
 from pipeline.networks.device import choose_device
 from pipeline.networks.q_network import LandmarkNetwork
 from pipeline.networks.weights import ModelInfo, load_weights
 from pipeline.severity import OpacityRange, Severity, high_opacity_of, opacity_range, score_severity
 
+#: Called with the stage that runs and the share of the whole work that is done, 0 to 1.
 Progress = Callable[[str, float], None]
-"""Called with the stage that runs and the share of the whole work that is done, 0 to 1."""
 
+#: Where each stage begins and ends in the time that a scan takes, measured on two CPU cores.
 STAGE_SHARES: Final[Mapping[str, tuple[float, float]]] = {
     "landmarks": (0.0, 0.1),
     "lungs": (0.1, 0.5),
     "lesions": (0.5, 0.93),
     "severity": (0.93, 1.0),
 }
-"""Where each stage begins and ends in the time that a scan takes, measured on two CPU cores."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Models:
     """The three networks of the paper, loaded once and used for every scan."""
 
     landmarks: LandmarkNetwork
-    lungs: LungStage
+    lungs: LungBackend
     lesions: LesionNetwork
     device: torch.device
 
@@ -77,14 +77,14 @@ class Quantification:
 
 
 def load_models(
-    device: str = "auto", weights_dir: Path | None = None, lung_stage: LungStageName = DEFAULT_LUNG_STAGE
+    device: str = "auto", weights_dir: Path | None = None, lung_backend: LungBackendName = DEFAULT_LUNG_BACKEND
 ) -> Models:
     """Load the three networks onto `device` (`auto`, `cpu`, `cuda`, `cuda:1`, `mps`).
 
     Args:
         weights_dir: holds `landmarks.safetensors`, `lungs.safetensors`, `lesions.safetensors`; by default those that
             come with the package.
-        lung_stage: who draws lungs and lobes.
+        lung_backend: which network draws lungs and lobes.
 
     Raises:
         WeightsError: weights are missing or are not what they claim to be.
@@ -93,14 +93,14 @@ def load_models(
     target = choose_device(device)
     return Models(
         landmarks=LandmarkNetwork.load(load_weights("landmarks", weights_dir), target),
-        lungs=load_lung_stage(lung_stage, target, weights_dir),
+        lungs=load_lung_backend(lung_backend, target, weights_dir),
         lesions=LesionNetwork.load(load_weights("lesions", weights_dir), target),
         device=target,
     )
 
 
 def ignore(_stage: str, _fraction: float) -> None:
-    """The progress that nobody watches."""
+    """A progress callback that does nothing."""
 
 
 def quantify(scan: Scan, models: Models, progress: Progress = ignore, *, low_memory: bool = False) -> Quantification:
@@ -109,7 +109,7 @@ def quantify(scan: Scan, models: Models, progress: Progress = ignore, *, low_mem
     An exception raised by `progress` ends the work, which is how a job is cancelled.
 
     Args:
-        frugal: in smaller pieces, which needs less memory and more time.
+        low_memory: in smaller tiles, which needs less memory and more time.
 
     Raises:
         NotChestCTError: the values are not Hounsfield units, or neither landmark is in the scan.
@@ -158,7 +158,7 @@ def quantify(scan: Scan, models: Models, progress: Progress = ignore, *, low_mem
 
 @dataclass(frozen=True)
 class _StageClock:
-    """Tells `progress` what begins and keeps how long it took."""
+    """Reports the stage that begins to `progress`, and keeps the seconds that each took."""
 
     progress: Progress
     seconds: dict[str, float] = field(default_factory=dict)

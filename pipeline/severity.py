@@ -14,14 +14,14 @@ from jaxtyping import Bool
 from pipeline.anatomy import Lobe
 from pipeline.geometry import LesionMask, LobeLabels, LungMask, Volume
 
+#: Lesion voxels at or above this are high opacity: consolidation and sub-solid regions.
 HIGH_OPACITY_HU: Final = -200
-"""Lesion voxels at or above this are high opacity: consolidation and sub-solid regions."""
 
+#: Upper ends, inclusive, of scores 1, 2 and 3 (Bernheim et al. 2020).
 SCORE_UPPER_PERCENT: Final = (25.0, 50.0, 75.0)
-"""Upper ends, inclusive, of scores 1, 2 and 3 (Bernheim et al. 2020)."""
 
+#: Below this a lobe counts as not affected: the first bin of the paper's chi-squared test.
 UNAFFECTED_BELOW_PERCENT: Final = 1.0
-"""Below this a lobe counts as not affected: the first bin of the paper's chi-squared test."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,27 @@ def score_severity(volume: Volume, lungs: LungMask, lobes: LobeLabels, lesions: 
     opacity = lesions.mask & lungs.mask
     high_opacity = high_opacity_of(volume, opacity)
     lobe_labels = np.where(lungs.mask, lobes.labels, 0)
-    per_lobe = _score_lobes(lobe_labels, opacity, high_opacity, volume.grid.voxel_volume_ml)
     voxel_ml = volume.grid.voxel_volume_ml
+    counts = [
+        np.bincount(labels.ravel(), minlength=len(Lobe) + 1)
+        for labels in (lobe_labels, lobe_labels[opacity], lobe_labels[high_opacity])
+    ]
+    per_lobe = []
+    for lobe in Lobe:
+        whole, affected, high = (int(voxels[lobe]) for voxels in counts)
+        percent_opacity, percent_high_opacity = percent(affected, whole), percent(high, whole)
+        per_lobe.append(
+            LobeSeverity(
+                lobe=lobe,
+                volume_ml=whole * voxel_ml,
+                opacity_ml=affected * voxel_ml,
+                high_opacity_ml=high * voxel_ml,
+                percent_opacity=percent_opacity,
+                percent_high_opacity=percent_high_opacity,
+                severity_score=lobe_score(percent_opacity),
+                high_opacity_score=lobe_score(percent_high_opacity),
+            )
+        )
     lung_voxels, opacity_voxels, high_voxels = (int(np.count_nonzero(m)) for m in (lungs.mask, opacity, high_opacity))
     return Severity(
         percent_opacity=percent(opacity_voxels, lung_voxels),
@@ -97,7 +116,7 @@ def score_severity(volume: Volume, lungs: LungMask, lobes: LobeLabels, lesions: 
         volume_ml=lung_voxels * voxel_ml,
         opacity_ml=opacity_voxels * voxel_ml,
         high_opacity_ml=high_voxels * voxel_ml,
-        lobes=per_lobe,
+        lobes=tuple(per_lobe),
     )
 
 
@@ -127,27 +146,3 @@ def lobe_score(affected_percent: float) -> int:
     if affected_percent < UNAFFECTED_BELOW_PERCENT:
         return 0
     return 1 + sum(affected_percent > upper for upper in SCORE_UPPER_PERCENT)
-
-
-def _score_lobes(
-    labels: np.ndarray, opacity: np.ndarray, high_opacity: np.ndarray, voxel_ml: float
-) -> tuple[LobeSeverity, ...]:
-    count = len(Lobe) + 1
-    whole = np.bincount(labels.ravel(), minlength=count)
-    affected = np.bincount(labels[opacity], minlength=count)
-    high = np.bincount(labels[high_opacity], minlength=count)
-    return tuple(_score_lobe(lobe, int(whole[lobe]), int(affected[lobe]), int(high[lobe]), voxel_ml) for lobe in Lobe)
-
-
-def _score_lobe(lobe: Lobe, whole: int, affected: int, high: int, voxel_ml: float) -> LobeSeverity:
-    percent_opacity, percent_high_opacity = percent(affected, whole), percent(high, whole)
-    return LobeSeverity(
-        lobe=lobe,
-        volume_ml=whole * voxel_ml,
-        opacity_ml=affected * voxel_ml,
-        high_opacity_ml=high * voxel_ml,
-        percent_opacity=percent_opacity,
-        percent_high_opacity=percent_high_opacity,
-        severity_score=lobe_score(percent_opacity),
-        high_opacity_score=lobe_score(percent_high_opacity),
-    )

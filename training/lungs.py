@@ -1,8 +1,9 @@
 """Trains the lung network on a prepared bank: `python -m training.lungs BANK RUN`.
 
-First the trunk, which draws at 4 mm and sees the whole region of interest; then the detail stage at 2 mm on crops, the
-trunk held still. The patients in `splits.json` are kept aside: some choose the model, some test it. A run that was
-ended goes on to the very same weights when the same command is given again. With torchrun, several GPUs train together.
+First the backbone, which draws at 4 mm and sees the whole region of interest; then the detail stage at 2 mm on crops,
+the backbone held still. The patients in `splits.json` are kept aside: some choose the model, some test it.
+A run that was ended goes on to the very same weights when the same command is given again.
+With torchrun, several GPUs train together.
 """
 
 import argparse
@@ -72,7 +73,7 @@ def segmentation_loss(logits: Float[Tensor, "b 6 z y x"], targets: Targets, weig
 def trunk_loss(network: Di2in, sample: Sample, recipe: LungRecipe) -> tuple[Tensor, Tensor]:
     """Deep supervision: the losses at 4, 8 and 16 mm against averaged targets; also the 4 mm logits."""
     with mixed_precision(sample.image.device, wanted=recipe.bfloat16):
-        _, logits = network.trunk(sample.image)
+        _, logits = network.backbone(sample.image)
     loss = torch.zeros((), device=sample.image.device)
     targets, weights = sample.targets, sample.weights
     for weight, level in zip(recipe.level_weights, logits, strict=True):
@@ -84,13 +85,13 @@ def trunk_loss(network: Di2in, sample: Sample, recipe: LungRecipe) -> tuple[Tens
 def detail_loss(network: Di2in, sample: Sample, recipe: LungRecipe) -> tuple[Tensor, Tensor]:
     """The loss at 2 mm within the sample's window, which only the detail stage learns from; also its logits.
 
-    The trunk sees the whole sample, since its normalisation depends on what it sees.
+    The backbone sees the whole sample, since its normalisation depends on what it sees.
     """
     fine = (slice(None), slice(None), *sample.window)
     coarse = (slice(None), slice(None), *(slice(part.start // 2, part.stop // 2) for part in sample.window))
     with mixed_precision(sample.image.device, wanted=recipe.bfloat16):
         with torch.no_grad():
-            features, logits = network.trunk(sample.image)
+            features, logits = network.backbone(sample.image)
         drawn = network.draw(sample.image[fine], features[coarse], logits[0][coarse])
     return segmentation_loss(drawn, sample.targets[fine], sample.weights[fine]), drawn
 

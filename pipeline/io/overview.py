@@ -11,12 +11,13 @@ from scipy import ndimage
 from pipeline.anatomy import Lobe
 from pipeline.geometry import Grid, LesionMask, LobeLabels, Triple, Volume, resample, resample_labels
 
+#: The lung window: level -600, width 1500.
 WINDOW_HU: Final = (-1350, 150)
-"""The lung window: level -600, width 1500."""
 
+#: Of a pixel.
 EDGE_MM: Final = 1.0
-"""Of a pixel."""
 
+#: Colours that people with impaired colour vision tell apart (Okabe and Ito).
 LOBE_RGB: Final = {
     Lobe.LEFT_UPPER: (86, 180, 233),
     Lobe.LEFT_LOWER: (0, 158, 115),
@@ -24,7 +25,6 @@ LOBE_RGB: Final = {
     Lobe.RIGHT_MIDDLE: (240, 228, 66),
     Lobe.RIGHT_LOWER: (204, 121, 167),
 }
-"""Colours that people with impaired colour vision tell apart (Okabe and Ito)."""
 
 LESION_RGB: Final = (255, 60, 40)
 LESION_OPACITY: Final = 0.45

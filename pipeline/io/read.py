@@ -7,13 +7,12 @@ and what was noticed as JSON. Nothing about the patient comes back: the child ne
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pipeline.errors import DamagedFileError
 from pipeline.findings import findings_of_scan
-from pipeline.geometry import Finding, Grid, Matrix, Scan, Triple, Volume
+from pipeline.geometry import Finding, Grid, Scan, Triple, Volume
 from pipeline.io.sandbox import Confinement, call_confined
 
 _READER = "pipeline.io.formats.scan:leave_hounsfield"
@@ -63,7 +62,10 @@ def read_ct(path: Path, limits: ReadLimits = ReadLimits()) -> Scan:
         }
         confinement = Confinement(limits.memory_bytes, limits.max_bytes, limits.seconds)
         answer = call_confined(_READER, arguments, folder, confinement)
-        grid = _grid(answer["grid"])
+        z, y, x = answer["grid"]["shape"]
+        rows = [_triple(row) for row in answer["grid"]["direction"]]
+        spacing_mm, origin_mm = _triple(answer["grid"]["spacing_mm"]), _triple(answer["grid"]["origin_mm"])
+        grid = Grid((z, y, x), spacing_mm, origin_mm, (rows[0], rows[1], rows[2]))
         # The child met bytes that nobody vouches for, so what it left is checked too.
         hu = np.load((folder / _HU_FILE), allow_pickle=False)
         if hu.dtype != np.int16 or hu.shape != grid.shape:
@@ -72,13 +74,6 @@ def read_ct(path: Path, limits: ReadLimits = ReadLimits()) -> Scan:
         volume = Volume(load, grid)
     findings = tuple(Finding(**finding) for finding in answer["findings"])
     return Scan(volume, (*findings, *findings_of_scan(volume)))
-
-
-def _grid(answer: dict[str, Any]) -> Grid:
-    z, y, x = answer["shape"]
-    rows = [_triple(row) for row in answer["direction"]]
-    direction: Matrix = (rows[0], rows[1], rows[2])
-    return Grid((z, y, x), _triple(answer["spacing_mm"]), _triple(answer["origin_mm"]), direction)
 
 
 def _triple(values: list[float]) -> Triple:

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -75,7 +75,11 @@ def call_confined(function: str, arguments: Mapping[str, Any], folder: Path, lim
     answer = folder / _ANSWER
     if exit_code != 0 or not answer.is_file():
         raise _failure(exit_code, folder)
-    return _unpack(json.loads(answer.read_text(encoding="utf-8")))
+    left = json.loads(answer.read_text(encoding="utf-8"))
+    if "error" not in left:
+        return left["result"]
+    error = left["error"]
+    raise _ERRORS.get(error["code"], DamagedFileError)(error["detail"], evidence=error["evidence"])
 
 
 def _run_child(folder: Path, seconds: float) -> int:
@@ -119,13 +123,6 @@ def _failure(exit_code: int, folder: Path) -> PipelineError:
     return DamagedFileError("The reader failed on what the file holds.", evidence={"exit_status": exit_code})
 
 
-def _unpack(answer: Mapping[str, Any]) -> Any:
-    if "error" not in answer:
-        return answer["result"]
-    error = answer["error"]
-    raise _ERRORS.get(error["code"], DamagedFileError)(error["detail"], evidence=error["evidence"])
-
-
 # The child's side.
 
 
@@ -145,7 +142,15 @@ def main(request_name: str) -> int:
         allowed = amount if hard == resource.RLIM_INFINITY else min(amount, hard)
         resource.setrlimit(what, (allowed, allowed))
     try:
-        answer = _answer(_resolve(request["function"]), request["arguments"])
+        module, _, name = request["function"].partition(":")
+        function = getattr(importlib.import_module(module), name)
+        try:
+            answer = {"result": function(**request["arguments"])}
+        except PipelineError as error:
+            answer = {"error": {"code": error.code, "detail": error.detail, "evidence": error.evidence}}
+        except MemoryError:
+            detail = "Reading the file needs more memory than this service gives it."
+            answer = {"error": {"code": ScanTooLargeError.code, "detail": detail, "evidence": {}}}
     except Exception as error:  # its place is reported; its message may quote a patient's data
         frames = traceback.extract_tb(error.__traceback__)[-4:]
         place_of = f"{type(error).__name__} at " + " < ".join(f"{f.filename}:{f.lineno}" for f in reversed(frames))
@@ -153,22 +158,6 @@ def main(request_name: str) -> int:
         return 1
     Path(_ANSWER).write_text(json.dumps(answer), encoding="utf-8")
     return 0
-
-
-def _resolve(function: str) -> Callable[..., Any]:
-    module, _, name = function.partition(":")
-    resolved: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    return resolved
-
-
-def _answer(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        return {"result": function(**arguments)}
-    except PipelineError as error:
-        return {"error": {"code": error.code, "detail": error.detail, "evidence": error.evidence}}
-    except MemoryError:
-        detail = "Reading the file needs more memory than this service gives it."
-        return {"error": {"code": ScanTooLargeError.code, "detail": detail, "evidence": {}}}
 
 
 if __name__ == "__main__":

@@ -10,12 +10,12 @@ from pipeline.geometry import LobeLabels, Volume
 from pipeline.lungs.segment import Landmarks, LungNetwork, Progress, segment_lungs
 from pipeline.networks.weights import ModelInfo, load_weights
 
-LungStageName = Literal["di2in", "lungmask"]
-DEFAULT: Final[LungStageName] = "di2in"
+LungBackendName = Literal["di2in", "lungmask"]
+DEFAULT: Final[LungBackendName] = "di2in"
 
 
 @runtime_checkable
-class LungStage(Protocol):
+class LungBackend(Protocol):
     """Draws the lobes of a scan; loaded once and used for every scan."""
 
     @property
@@ -31,7 +31,7 @@ class LungStage(Protocol):
 
 
 @dataclass(frozen=True)
-class Di2inLungs:
+class Di2inBackend:
     """The network of the paper."""
 
     network: LungNetwork
@@ -44,14 +44,14 @@ class Di2inLungs:
         return segment_lungs(volume, landmarks, self.network, progress)
 
 
-def load_lung_stage(name: LungStageName, device: torch.device, weights_dir: Path | None = None) -> LungStage:
+def load_lung_backend(name: LungBackendName, device: torch.device, weights_dir: Path | None = None) -> LungBackend:
     """The stage of that name with its weights.
 
     Raises:
         WeightsError: its weights, or the extra that it needs, are missing or are not what they claim to be.
     """
     if name == "lungmask":
-        from pipeline.lungs.lungmask import LungmaskLungs  # an extra that few have
+        from pipeline.lungs.lungmask import LungmaskBackend  # an extra that few have
 
-        return LungmaskLungs.load(device, weights_dir)
-    return Di2inLungs(LungNetwork.load(load_weights("lungs", weights_dir), device))
+        return LungmaskBackend.load(device, weights_dir)
+    return Di2inBackend(LungNetwork.load(load_weights("lungs", weights_dir), device))

@@ -27,42 +27,42 @@ Points = Float64[np.ndarray, "*n 3"]
 Coefficients = Float64[np.ndarray, "6"]
 Scores = Float64[np.ndarray, "6"]
 
+#: Box of the standard lung (x, y, z).
 STANDARD_MM: Final = np.array([120.0, 175.0, 265.0])
-"""Box of the standard lung (x, y, z)."""
 FISSURES: Final = ("left_oblique", "right_oblique", "right_horizontal")
+#: The lobes above each fissure, and those below it.
 SIDES_OF: Final[Mapping[str, tuple[tuple[Lobe, ...], tuple[Lobe, ...]]]] = {
     "left_oblique": ((Lobe.LEFT_UPPER,), (Lobe.LEFT_LOWER,)),
     "right_oblique": ((Lobe.RIGHT_UPPER, Lobe.RIGHT_MIDDLE), (Lobe.RIGHT_LOWER,)),
     "right_horizontal": ((Lobe.RIGHT_UPPER,), (Lobe.RIGHT_MIDDLE,)),
 }
-"""The lobes above each fissure, and those below it."""
+#: Of a fissure's arrays in `fissure_model.json`, which holds them flat.
 SHAPES: Final = {"origin": (3,), "axes": (3, 3), "reach": (2, 2), "mean": (6,), "covariance": (6, 6)}
-"""Of a fissure's arrays in `fissure_model.json`, which holds them flat."""
+#: Between the points of a surface.
 STEP_MM: Final = 4.0
-"""Between the points of a surface."""
+#: Surfaces drawn from the model: they tell what a surface meets by chance, and where to begin.
 STARTS: Final = 400
-"""Surfaces drawn from the model: they tell what a surface meets by chance, and where to begin."""
+#: More starts, around the border that was drawn; the best of all ...
 STARTS_NEAR_DRAWN: Final = 60
-"""More starts, around the border that was drawn; the best of all ..."""
+#: ... begin a search each.
 SEARCHES: Final = 12
-"""... begin a search each."""
 MOST_STEPS: Final = 20
+#: Sheets are compared so far above and below a surface, to tell which way it should move.
 SLOPE_MM: Final = 1.0
-"""Sheets are compared so far above and below a surface, to tell which way it should move."""
+#: Spread of what surfaces meet by chance, at least: without any sheet there is nothing to tell.
 LEAST_CHANCE: Final = 1e-4
-"""Spread of what surfaces meet by chance, at least: without any sheet there is nothing to tell."""
+#: What it costs to leave a drawn border by `FAR_MM` or more everywhere: what noise alone pays for that in 95 % of lungs
+#: (half the square of "nothing drawn" of `evaluation.borders --noise`), so that without a fissure in sight it stays.
 DRAWN_NATS: Final[Mapping[str, float]] = {"left_oblique": 7.0, "right_oblique": 22.0, "right_horizontal": 27.0}
-"""What it costs to leave a drawn border by `FAR_MM` or more everywhere: what noise alone pays for that in 95 % of lungs
-(half the square of "nothing drawn" of `evaluation.borders --noise`), so that without a fissure in sight it stays."""
 FAR_MM: Final = 10.0
+#: Nearer to the oblique fissure, a sheet is part of it. The horizontal one ends there: what of its surface is clearly
+#: above the oblique one counts, ...
 CLEAR_MM: Final = 5.0
-"""Nearer to the oblique fissure, a sheet is part of it. The horizontal one ends there: what of its surface is clearly
-above the oblique one counts, ..."""
+#: ... as at least this share of it, so that a small piece on one sheet is not all of it.
 LEAST_COUNTED: Final = 0.25
-"""... as at least this share of it, so that a small piece on one sheet is not all of it."""
 BORDER_ERROR_MM: Final = 3.0
+#: A drawn border says as much about its coefficients as so many points with that error.
 BORDER_POINTS: Final = 400
-"""A drawn border says as much about its coefficients as so many points with that error."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,8 +114,8 @@ class Surface:
 
 
 FissureModel = Mapping[str, Fissure]
+#: By fissure, how far above chance it meets sheets, in standard deviations.
 SeenSd = Mapping[str, float]
-"""By fissure, how far above chance it meets sheets, in standard deviations."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,7 +202,12 @@ def draw_side(
             surface, seen_sd[name] = search.best()
             above[name] = surface.heights(points) > 0
             oblique = oblique or surface
-            sheets = _above(surface, box, sheets)
+            # Sheets near and below a fissure are taken out: the horizontal one was once laid on the oblique one.
+            somewhat = np.argwhere(sheets.sheetness > 0)
+            heights_mm = surface.heights(box.to_standard(sheets.grid.to_lps(somewhat.astype(np.float64))))
+            left = sheets.sheetness.copy()
+            left[tuple(somewhat[heights_mm < CLEAR_MM].T)] = 0.0
+            sheets = Sheets(left, sheets.grid)
     lobes = np.zeros(lung.shape, dtype=np.uint8)
     if side == LEFT_LOBES:
         lobes[lung] = np.where(above["left_oblique"], Lobe.LEFT_UPPER, Lobe.LEFT_LOWER)
@@ -326,6 +331,7 @@ class _Search:
             return np.full(count, 1 / count)
         heights_mm = self.mean_mm + self.terms @ scores
         points = self.plane + heights_mm[:, None] * self.fissure.axes[2]
+        # Counted as a whole, the horizontal surface would lose by ending at the oblique one, and climb over it instead.
         counts = self.oblique.heights(points) > CLEAR_MM
         return np.asarray(counts / max(float(np.count_nonzero(counts)), LEAST_COUNTED * count))
 
@@ -333,16 +339,6 @@ class _Search:
         heights_mm = self.mean_mm + self.terms @ scores + above_mm
         where = self.foot + heights_mm[:, None] * self.normal
         return np.asarray(ndimage.map_coordinates(self.seen, where.T, order=1, mode="constant"))
-
-
-def _above(surface: Surface, box: LungBox, sheets: Sheets) -> Sheets:
-    """The sheets clearly above a fissure."""
-    somewhat = np.argwhere(sheets.sheetness > 0)
-    points = box.to_standard(sheets.grid.to_lps(somewhat.astype(np.float64)))
-    below = somewhat[surface.heights(points) < CLEAR_MM]
-    left = sheets.sheetness.copy()
-    left[tuple(below.T)] = 0.0
-    return Sheets(left, sheets.grid)
 
 
 def _coefficients_of(

@@ -11,26 +11,26 @@ from scipy import ndimage
 
 from pipeline.geometry import Grid, Triple, Volume, index_box, part_of, resample, resample_labels, sampled
 
+#: Where sheets are looked for.
 FINE_MM: Final = 1.25
-"""Where sheets are looked for."""
 SHEET_SIGMA_MM: Final = 1.2
+#: For sheets too faint to be seen voxel by voxel, where a whole surface asks how much of them it meets.
 FAINT_SIGMA_MM: Final = 1.7
-"""For sheets too faint to be seen voxel by voxel, where a whole surface asks how much of them it meets."""
 VESSEL_HU: Final = -550.0
+#: Near the chest wall everything looks like a sheet.
 PLEURA_MM: Final = 2.5
-"""Near the chest wall everything looks like a sheet."""
+#: Sheetness from which neighbours are one sheet ...
 SURE: Final = 0.3
-"""Sheetness from which neighbours are one sheet ..."""
+#: ... and how large it must be: some 3 square centimetres. What vessels leave of themselves is smaller.
 LEAST_SHEET_ML: Final = 1.0
-"""... and how large it must be: some 3 square centimetres. What vessels leave of themselves is smaller."""
+#: Vessels and noise leave holes of this size in a sheet, through which a random walk would pass.
 HOLE_VOXELS: Final = 5
-"""Vessels and noise leave holes of this size in a sheet, through which a walk would slip."""
+#: The curvature across a sheet that counts in full.
 FLATNESS_HU_PER_MM2: Final = 10.0
-"""The curvature across a sheet that counts in full."""
+#: Curvature along the sheet counts against it by so much.
 VESSEL_WEIGHT: Final = 1.5
-"""Curvature along the sheet counts against it by so much."""
+#: On a crest the slope is 0; on the shoulder of a step, as opacities have, it is the curvature times `sigma_mm`.
 SLOPE_WEIGHT: Final = 0.5
-"""On a crest the slope is 0; on the shoulder of a step, as opacities have, it is the curvature times `sigma_mm`."""
 
 Mask = Bool[np.ndarray, "z y x"]
 
@@ -64,6 +64,8 @@ def find_faint_sheets(volume: Volume, roi: Grid, lungs: Mask) -> Sheets:
     Between thick slices everything is blurred, and sheets that are hardly seen are not seen there any more.
     """
     occupied = np.argwhere(lungs)
+    # On the scan's own slices: on a grid of 1.25 mm all around, faint sheets are lost to interpolation, and the left
+    # fissure of a marked scan was missed by 25 mm.
     box = index_box(roi, occupied.min(axis=0) - 1.0, occupied.max(axis=0) + 1.0, volume.grid, spare=0)
     slices = part_of(volume.grid, box).not_finer_than(FINE_MM)
     return Sheets(_sheets_on(volume, slices, roi, lungs, FAINT_SIGMA_MM), slices)

@@ -29,14 +29,14 @@ SLICES_AT_ONCE: Final = 8
 
 
 @dataclass(frozen=True, eq=False)
-class LungmaskLungs:
+class LungmaskBackend:
     """lungmask's two networks, ready on a device."""
 
     inferer: Any
     infos: tuple[ModelInfo, ...]
 
     @classmethod
-    def load(cls, device: torch.device, weights_dir: Path | None = None) -> "LungmaskLungs":
+    def load(cls, device: torch.device, weights_dir: Path | None = None) -> "LungmaskBackend":
         """Load its weights from `weights_dir`, by the names that lungmask publishes them under, or else download them.
 
         Raises:

@@ -1,12 +1,12 @@
 """Draws the lungs and their five lobes (paper, "Lung and Lobe Segmentation").
 
-A landmark places a box of fixed size around the lungs, the box is resampled to 2 mm, a DI2IN labels it, and the labels
-are brought back to the voxels of the scan. The network looks twice: a glance at the whole box finds the lungs, and
-a closer look at them alone, as wide as in training, draws them; its normalisation depends on how much of what it sees
-is lung. Then the borders between lobes go to the fissures that the scan shows.
+A landmark places a box of fixed size around the lungs, the box is resampled to 2 mm, a DI2IN labels it, and the
+labels are brought back to the voxels of the scan. The network runs twice: a coarse pass over the whole box finds the
+lungs, and a fine pass over them alone, as wide as in training, draws them; its normalisation depends on how much of
+what it sees is lung. Then the borders between lobes go to the fissures that the scan shows.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import cc3d
@@ -34,32 +34,28 @@ from pipeline.networks.di2in import CLASSES, LungConfig, LungNetwork
 __all__ = ["LungNetwork", "prepare", "roi_grid", "segment_lungs"]
 
 Landmarks = Mapping[Landmark, LandmarkPosition]
+#: Called with the share of this stage that is done, 0 to 1.
 Progress = Callable[[float], None]
-"""Called with the share of this stage that is done, 0 to 1."""
 Labels = UInt8[np.ndarray, "z y x"]
 Borders = Callable[[Volume, Grid, Labels], tuple[Labels, SeenSd]]
 ScanLabels = UInt8[np.ndarray, "zs ys xs"]
 Probabilities = Float32[np.ndarray, "6 z y x"]
 
+#: Less than this is not taken for lungs; two lungs of an adult hold litres, even collapsed ones more than this.
 MIN_LUNGS_ML: Final = 200.0
-"""Less than this is not taken for lungs; two lungs of an adult hold litres, even collapsed ones more than this."""
+#: A separate part of a lung is kept if it holds at least this share of the side's largest part ...
 KEPT_SHARE: Final = 0.02
-"""A separate part of a lung is kept if it holds at least this share of the side's largest part ..."""
+#: ... and comes this near to it. What lies beyond the chest wall is a blanket or an arm, not lung.
 KEPT_GAP_MM: Final = 12.0
-"""... and comes this near to it. What lies beyond the chest wall is a blanket or an arm, not lung."""
+#: Slices of the scan that are labelled at a time, which bounds the memory.
 SLAB_SLICES: Final = 48
-"""Slices of the scan that are labelled at a time, which bounds the memory."""
-
-
-def _unwatched(_fraction: float) -> None:
-    pass
 
 
 def segment_lungs(
     volume: Volume,
     landmarks: Landmarks,
     network: LungNetwork,
-    progress: Progress = _unwatched,
+    progress: Progress = lambda _done: None,
     borders: Borders = follow_fissures,
 ) -> LobeLabels:
     """The lobes on the scan's own grid; opacities belong to the lungs, effusion does not.
@@ -72,14 +68,15 @@ def segment_lungs(
     """
     config = network.config
     region = roi_grid(volume.grid, landmarks, config)
-    rough = network.status_batcher(prepare(volume, region, config))
+    # Each volume is normalised by its own statistics (decision 4): the fine pass must hold as much lung as in training.
+    rough = network.coarse_labels(prepare(volume, region, config))
     progress(0.2)
     roi = closer_grid(region, rough, config)
     require_lungs(rough, 8 * region.voxel_volume_ml, region, landmarks)
     probabilities = network.probabilities(prepare(volume, roi, config))
     progress(0.6)
     followed, fissures_sd = borders(volume, roi, clean_labels(probabilities, config.spacing_mm))
-    labels = _without_islands(followed)
+    labels = _without_fragments(followed)
     require_lungs(labels, roi.voxel_volume_ml, roi, landmarks)
     # The probabilities, certain where the cleaned labels are not the likeliest ones.
     changed = probabilities.argmax(axis=0) != labels
@@ -158,7 +155,7 @@ def clean_labels(probabilities: Probabilities, spacing_mm: float) -> Labels:
         lungs |= _main_parts(np.isin(labels, side), spacing_mm)
     lungs = np.asarray(ndimage.binary_fill_holes(lungs))
     labels = np.where(lungs, 1 + probabilities[1:].argmax(axis=0), 0).astype(np.uint8)
-    return _without_islands(labels)
+    return _without_fragments(labels)
 
 
 def _fitting_grid(lower_mm: np.ndarray, upper_mm: np.ndarray, config: LungConfig) -> Grid:
@@ -204,23 +201,19 @@ def _main_parts(side: Bool[np.ndarray, "z y x"], spacing_mm: float) -> Bool[np.n
     return np.asarray((near & (sizes >= KEPT_SHARE * sizes[main]) & (sizes > 0))[parts])
 
 
-def _without_islands(labels: Labels) -> Labels:
+def _without_fragments(labels: Labels) -> Labels:
     """Every lobe in one piece: its other pieces go to the lobe that is nearest."""
-    mainland = np.zeros_like(labels)
+    main_parts = np.zeros_like(labels)
     for lobe in Lobe:
-        mainland[_largest(labels == lobe)] = lobe
-    islands = (labels > 0) & (mainland == 0)
-    if not islands.any() or not mainland.any():
-        return mainland
-    nearest = ndimage.distance_transform_edt(mainland == 0, return_distances=False, return_indices=True)
-    mainland[islands] = mainland[tuple(axis[islands] for axis in nearest)]
-    return mainland
-
-
-def _largest(mask: Bool[np.ndarray, "z y x"]) -> Bool[np.ndarray, "z y x"]:
-    if not mask.any():
-        return mask
-    return np.asarray(cc3d.largest_k(mask, k=1, connectivity=6) > 0)
+        own = labels == lobe
+        if own.any():
+            main_parts[cc3d.largest_k(own, k=1, connectivity=6) > 0] = lobe
+    fragments = (labels > 0) & (main_parts == 0)
+    if not fragments.any() or not main_parts.any():
+        return main_parts
+    nearest = ndimage.distance_transform_edt(main_parts == 0, return_distances=False, return_indices=True)
+    main_parts[fragments] = main_parts[tuple(axis[fragments] for axis in nearest)]
+    return main_parts
 
 
 def _on_grid(
@@ -230,7 +223,8 @@ def _on_grid(
     labels = np.zeros(scan.shape, dtype=np.uint8)
     occupied = np.argwhere(lungs)
     low, high = occupied.min(axis=0) - 1.0, occupied.max(axis=0) + 1.0
-    slabs = list(_slabs(index_box(roi, low, high, scan, spare=1)))
+    z, y, x = index_box(roi, low, high, scan, spare=1)
+    slabs = [(slice(start, min(start + SLAB_SLICES, z.stop)), y, x) for start in range(z.start, z.stop, SLAB_SLICES)]
     for number, slices in enumerate(slabs):
         labels[slices] = _likeliest(probabilities, roi, part_of(scan, slices))
         progress(0.6 + 0.4 * (number + 1) / len(slabs))
@@ -247,9 +241,3 @@ def _likeliest(probabilities: Probabilities, roi: Grid, target: Grid) -> ScanLab
         labels[better] = label
         np.maximum(best, probability, out=best)
     return labels
-
-
-def _slabs(slices: tuple[slice, slice, slice]) -> Iterator[tuple[slice, slice, slice]]:
-    z, y, x = slices
-    for start in range(z.start, z.stop, SLAB_SLICES):
-        yield slice(start, min(start + SLAB_SLICES, z.stop)), y, x

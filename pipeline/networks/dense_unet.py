@@ -22,15 +22,16 @@ PLANE: Final[Size] = (1, 3, 3)
 CUBE: Final[Size] = (3, 3, 3)
 KERNELS: Final[tuple[Size, ...]] = (PLANE, PLANE, CUBE, CUBE, CUBE)
 STRIDES: Final[tuple[Size, ...]] = ((1, 2, 2), (1, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2))
+#: Input sizes must be multiples of these, z-y-x.
 TOTAL_STRIDE: Final[Size] = (8, 32, 32)
-"""Input sizes must be multiples of these, z-y-x."""
 INPUTS: Final = 3
+#: Makes up for the half that the rectifier cuts off.
 RECTIFIER_GAIN: Final = 1.4
-"""Makes up for the half that the rectifier cuts off."""
+#: So much of any lung is taken to be aerated: its density is this quantile of the lung's. So low a quantile stays with
+#: aerated lung until four fifths of it are affected.
 AERATED_SHARE: Final = 0.2
-"""So much of any lung is taken to be aerated: its density is this quantile of the lung's."""
+#: Voxels, z-y-x, over which the density is averaged first, so that noise does not lower the quantile.
 BLOCK: Final[Size] = (1, 5, 5)
-"""Voxels, z-y-x, over which the density is averaged first, so that noise does not lower the quantile."""
 
 
 def network_inputs(image: Float[Tensor, "z y x"], lungs: Float[Tensor, "z y x"]) -> Float[Tensor, "3 z y x"]:

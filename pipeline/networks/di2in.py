@@ -1,7 +1,7 @@
 """The deep image-to-image network (DI2IN) that draws the lungs and their lobes (paper, "Lung and Lobe Segmentation").
 
 A 3D encoder-decoder with skip connections and deep supervision, as in the liver paper that the method cites (Yang et
-al. 2017). It reads the region of interest at 2 mm, thinks at 4, 8, 16 and 32 mm, and draws at 2 mm: the `trunk` gives
+al. 2017). It reads the region of interest at 2 mm, works at 4, 8, 16 and 32 mm, and draws at 2 mm: the `backbone` gives
 lobes at 4 mm, and the `detail` stage adds what only the 2 mm image shows, the fissures and the pleura.
 
 Instance normalisation takes the place of batch normalisation: volumes this large are trained one at a time, and the
@@ -24,11 +24,11 @@ from pipeline.networks.convolution import Convolution
 from pipeline.networks.device import mixed_precision, on_device
 from pipeline.networks.weights import ModelInfo, Weights, load_into
 
+#: Background, then the lobes in the order of their labels.
 CLASSES: Final = 1 + len(Lobe)
-"""Background, then the lobes in the order of their labels."""
 
+#: Lower and upper corner, LPS mm (x, y, z).
 Box = tuple[tuple[float, float, float], tuple[float, float, float]]
-"""Lower and upper corner, LPS mm (x, y, z)."""
 
 # The reach of the training lungs from each landmark (156 mm to the side, 119 forward, 108 back, 152 down, 98 up from
 # the carina), stretched as much as the widest of their deformed copies, and some 20 mm for an inexact landmark.
@@ -45,7 +45,7 @@ class LungConfig:
         window_hu: clipped and mapped to [-1, 1].
         carina_box_mm: the region of interest relative to the carina: lower and upper corner, LPS (x, y, z).
         sternum_tip_box_mm: the same relative to the sternum tip.
-        margin_mm: of the closer look around the lungs that a first glance at the region finds.
+        margin_mm: around the lungs that the coarse pass finds in the region, for the fine pass.
         widths: channels at 4, 8, 16 and 32 mm.
         detail_width: channels of the 2 mm stage; 0 leaves it out, and the 4 mm lobes are interpolated.
     """
@@ -79,7 +79,7 @@ class LungConfig:
 class Di2in(nn.Module):
     """Logits of background and five lobes.
 
-    `forward` returns them at 2 mm; `trunk` gives what deep supervision needs: logits at 4 mm and coarser.
+    `forward` returns them at 2 mm; `backbone` gives what deep supervision needs: logits at 4 mm and coarser.
     """
 
     def __init__(self, config: LungConfig) -> None:
@@ -99,10 +99,10 @@ class Di2in(nn.Module):
 
     def forward(self, image: Float[Tensor, "b 1 z y x"]) -> Float[Tensor, "b 6 z y x"]:
         """Args: image: intensities in [-1, 1]; every edge a multiple of the config's stride."""
-        features, logits = self.trunk(image)
+        features, logits = self.backbone(image)
         return self.draw(image, features, logits[0])
 
-    def trunk(
+    def backbone(
         self, image: Float[Tensor, "b 1 z y x"]
     ) -> tuple[Float[Tensor, "b c z2 y2 x2"], list[Float[Tensor, "b 6 _ _ _"]]]:
         """Features at 4 mm, and the logits at 4, 8, 16 mm."""
@@ -123,7 +123,7 @@ class Di2in(nn.Module):
         features: Float[Tensor, "b c z2 y2 x2"],
         logits: Float[Tensor, "b 6 z2 y2 x2"],
     ) -> Float[Tensor, "b 6 z y x"]:
-        """Logits at 2 mm: the trunk's, interpolated, and the correction of the detail stage."""
+        """Logits at 2 mm: the backbone's, interpolated, and the correction of the detail stage."""
         smooth = functional.interpolate(logits, scale_factor=2, mode="trilinear", align_corners=False)
         return smooth if self.detail is None else smooth + self.detail(image, features)
 
@@ -150,10 +150,10 @@ class LungNetwork:
         return cls(weights.info, config, network, device)
 
     @torch.inference_mode()
-    def status_batcher(self, image: Float32[np.ndarray, "z y x"]) -> UInt8[np.ndarray, "z2 y2 x2"]:
-        """The likeliest labels at twice the spacing, from the trunk alone: where the lungs are, roughly."""
+    def coarse_labels(self, image: Float32[np.ndarray, "z y x"]) -> UInt8[np.ndarray, "z2 y2 x2"]:
+        """The likeliest labels at twice the spacing, from the backbone alone: where the lungs are, roughly."""
         with mixed_precision(self.device):
-            _, logits = self._network.trunk(self._batch(image))
+            _, logits = self._network.backbone(self._batch(image))
         labels: np.ndarray = logits[0][0].argmax(dim=0).to(torch.uint8).cpu().numpy()
         return labels
 
@@ -186,12 +186,13 @@ class _Block(nn.Sequential):
 class _Detail(nn.Module):
     """What the 2 mm image adds to the interpolated logits; nothing at all before it is trained."""
 
-    def __init__(self, trunk_width: int, width: int) -> None:
+    def __init__(self, backbone_width: int, width: int) -> None:
         super().__init__()
-        self.up = nn.ConvTranspose3d(trunk_width, width, 2, stride=2)
+        self.up = nn.ConvTranspose3d(backbone_width, width, 2, stride=2)
         self.look = nn.Conv3d(1, width, 3, padding=1)
         self.merge = nn.Conv3d(2 * width, width, 3, padding=1)
         self.head = nn.Conv3d(width, CLASSES, 1)
+        # From zero, so that training the detail stage starts at the interpolated logits of the backbone.
         for parameter in self.head.parameters():
             nn.init.zeros_(parameter)
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from pipeline.anatomy import Landmark
 from pipeline.networks.weights import ModelInfo, Weights, load_into
 
+#: The actions: one voxel towards head, feet, back, front, left, right.
 STEPS_ZYX: Final[Int64[np.ndarray, "6 3"]] = np.array(
     [(1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1)], dtype=np.int64
 )
-"""The actions: one voxel towards head, feet, back, front, left, right."""
 
 
 @dataclass(frozen=True)

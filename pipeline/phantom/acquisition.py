@@ -12,8 +12,8 @@ from pipeline.phantom.fields import Field
 from pipeline.phantom.patient import Patient
 from pipeline.phantom.recipe import Fit, Kernel, PhantomRecipe
 
+#: How far noise is correlated in the image, by reconstruction kernel.
 NOISE_WIDTH_MM: Final[dict[Kernel, float]] = {"soft": 1.1, "standard": 0.7, "sharp": 0.35}
-"""How far noise is correlated in the image, by reconstruction kernel."""
 KERNELS: Final[tuple[Kernel, ...]] = ("soft", "standard", "sharp")
 
 

@@ -19,8 +19,8 @@ Field = Float32[np.ndarray, "z y x"]
 Box = tuple[slice, slice, slice]
 Point = Sequence[float]
 
+#: The LPS box in which smooth random fields are laid out.
 SPACE_MM: Final = ((-300.0, -280.0, -560.0), (300.0, 280.0, 420.0))
-"""The LPS box in which smooth random fields are laid out."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,5 @@
 """Paints the patient, tissue by tissue, from the outside in; later paint covers earlier."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +11,7 @@ from pipeline.geometry import Grid, LesionMask, LobeLabels, Triple, Volume
 from pipeline.phantom import thorax as shapes
 from pipeline.phantom.acquisition import reconstruct, scan_grid
 from pipeline.phantom.fields import Field, Space, Tube, ball, inside
-from pipeline.phantom.lesions import Lesions, grow_lesions, paint_lesions
+from pipeline.phantom.lesions import grow_lesions, paint_lesions
 from pipeline.phantom.patient import Patient, Point
 from pipeline.phantom.recipe import Phantom, PhantomRecipe, Tissue
 from pipeline.phantom.thorax import Bend, Lobes, Thorax
@@ -51,28 +50,15 @@ def make_phantom(recipe: PhantomRecipe) -> Phantom:
         painter.tissues[cover >= 0.5] = Tissue.TABLE
         hu = np.asarray(hu + (-150 - hu) * cover, dtype=np.float32)
     volume = Volume(reconstruct(hu, recipe, streams[7]), grid)
-    return _with_truth(recipe, volume, lobes, lesions, painter.tissues, _landmarks(grid, patient, bend, recipe))
-
-
-def _with_truth(
-    recipe: PhantomRecipe,
-    volume: Volume,
-    lobes: Lobes,
-    lesions: Lesions,
-    tissues: UInt8[np.ndarray, "z y x"],
-    landmarks: Mapping[Landmark, Triple],
-) -> Phantom:
-    lung = lobes.labels > 0
-    labels, grid = LobeLabels(lobes.labels, volume.grid), volume.grid
-    mask = LesionMask(lesions.mask(lung), grid)
+    labels, mask = LobeLabels(lobes.labels, grid), LesionMask(lesions.mask(lung), grid)
     return Phantom(
         recipe=recipe,
         volume=volume,
         lobes=labels,
         lesions=mask,
         consolidation=LesionMask(lesions.consolidation(lung), grid),
-        tissues=tissues,
-        landmarks=landmarks,
+        tissues=painter.tissues,
+        landmarks=_landmarks(grid, patient, bend, recipe),
         severity=score_severity(volume, labels.lungs(), labels, mask),
     )
 
@@ -138,7 +124,11 @@ def _paint_trunk(painter: _Painter, thorax: Thorax, patient: Patient, rng: Gener
     texture = space.random(rng, 14.0)
     has_arms, muscle_hu, inner_hu = rng.uniform() < 0.35, rng.uniform(40, 60), rng.uniform(20, 60)
     if has_arms:
-        _paint_arms(painter, patient)
+        for side in (-1, 1):
+            centre = side * (patient.cage_x + patient.fat + 66)
+            axis = np.sqrt((space.x - centre) ** 2 + (space.y - 10) ** 2)
+            painter.fill_shape(Tissue.SOFT, axis - 38, 40.0)
+            painter.fill_shape(Tissue.BONE, axis - 11, 600.0)
     painter.fill_shape(Tissue.FAT, thorax.body, -100 + 8 * texture)
     painter.fill_shape(Tissue.SOFT, thorax.body + np.float32(0.8 * patient.fat), muscle_hu + 10 * texture)
     painter.fill_shape(Tissue.SOFT, thorax.cage + 4, inner_hu + 6 * texture)
@@ -162,15 +152,6 @@ def _paint_trunk(painter: _Painter, thorax: Thorax, patient: Patient, rng: Gener
     painter.fill(Tissue.HEART, inside(np.maximum(thorax.heart, thorax.cage + 4), edge) * above, patient.blood_hu)
     vessels = np.maximum(thorax.great_vessels, thorax.cage + 4)
     painter.fill(Tissue.GREAT_VESSEL, inside(vessels, edge), patient.blood_hu + 5)
-
-
-def _paint_arms(painter: _Painter, patient: Patient) -> None:
-    space = painter.space
-    for side in (-1, 1):
-        centre = side * (patient.cage_x + patient.fat + 66)
-        axis = np.sqrt((space.x - centre) ** 2 + (space.y - 10) ** 2)
-        painter.fill_shape(Tissue.SOFT, axis - 38, 40.0)
-        painter.fill_shape(Tissue.BONE, axis - 11, 600.0)
 
 
 def _paint_lungs(

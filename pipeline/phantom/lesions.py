@@ -14,8 +14,8 @@ from numpy.random import Generator
 from pipeline.phantom.fields import Field, Space
 from pipeline.phantom.recipe import PhantomRecipe
 
+#: Of the phantoms whose opacity is drawn.
 HEALTHY_SHARE = 0.25
-"""Of the phantoms whose opacity is drawn."""
 
 
 @dataclass(frozen=True, eq=False)

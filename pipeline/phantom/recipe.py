@@ -12,9 +12,9 @@ from pipeline.anatomy import Landmark
 from pipeline.geometry import IDENTITY, LesionMask, LobeLabels, Matrix, Triple, Volume
 from pipeline.severity import Severity
 
+#: What the scan covers: `upper-chest` ends above the carina, `lower-chest` begins below it, `abdomen` and `head` hold
+#: neither lungs nor landmarks.
 Fit = Literal["chest", "upper-chest", "lower-chest", "abdomen", "head"]
-"""What the scan covers: `upper-chest` ends above the carina, `lower-chest` begins below it, `abdomen` and `head` hold
-neither lungs nor landmarks."""
 
 Kernel = Literal["soft", "standard", "sharp"]
 

@@ -186,16 +186,13 @@ def divide_lungs(space: Space, lung: Bool[np.ndarray, "z y x"], patient: Patient
         labels[mine] = np.where(oblique[mine] < 0, lower, upper)
         fissure[mine] = np.abs(oblique[mine])
     front = labels == Lobe.RIGHT_UPPER
-    horizontal = _horizontal(space, patient, rng)
+    height = rng.uniform(-36, -14) * patient.scale
+    tilt = rng.uniform(-0.15, 0.3) * space.y + rng.uniform(-0.15, 0.15) * space.x
+    bumps = rng.uniform(2, 6) * space.random(rng, 50.0)
+    horizontal = np.asarray(space.z - height - tilt - bumps, dtype=np.float32)
     labels[front & (horizontal < 0)] = Lobe.RIGHT_MIDDLE
     fissure[front] = np.minimum(fissure[front], np.abs(horizontal[front]))
     return Lobes(labels, fissure)
-
-
-def _horizontal(space: Space, patient: Patient, rng: Generator) -> Field:
-    height = rng.uniform(-36, -14) * patient.scale
-    tilt = rng.uniform(-0.15, 0.3) * space.y + rng.uniform(-0.15, 0.15) * space.x
-    return np.asarray((space.z - height - tilt - rng.uniform(2, 6) * space.random(rng, 50.0)), dtype=np.float32)
 
 
 def vertebra(space: Space, patient: Patient) -> Field:

@@ -8,7 +8,15 @@ import pytest
 from evaluation.analysis import Agreement, Analysis, analyse, ranked_by_lesions, worst_cases
 from evaluation.masks import Overlap
 from evaluation.scores import Metric, PairedScores
-from evaluation.statistics import Calibration, Confusion, Contingency, Estimate, Interval, NotDefined, pearson
+from evaluation.statistics import (
+    Calibration,
+    Confusion,
+    Contingency,
+    Estimate,
+    Interval,
+    NotDefined,
+    pearson,
+)
 from tests.support.evaluation_cohorts import case, noisy_cohort
 
 

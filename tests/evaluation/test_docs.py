@@ -21,4 +21,4 @@ def test_every_column_is_documented() -> None:
 
 def test_the_numbers_of_the_page_are_those_of_the_code() -> None:
     assert f"anew {RESAMPLES} times" in PAGE
-    assert f"({masks.SAME_PLACE_MM} mm at the corners" in PAGE
+    assert f"({masks.GRID_TOLERANCE_MM} mm at the corners" in PAGE

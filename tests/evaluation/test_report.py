@@ -14,7 +14,11 @@ from evaluation.masks import Compared, MaskedCase, Masks, compare
 from evaluation.overlays import FOUND_RGB, INVENTED_RGB, MISSED_RGB
 from evaluation.report import About, write_report
 from evaluation.scores import PairedScores
-from evaluation.statistics import Estimate, Interval, NotDefined
+from evaluation.statistics import (
+    Estimate,
+    Interval,
+    NotDefined,
+)
 from evaluation.tables import all_tables, estimate, p_value
 from pipeline.geometry import LesionMask
 from pipeline.phantom import PhantomRecipe, make_phantom

@@ -22,8 +22,8 @@ from evaluation.overlap import dice
 from pipeline.anatomy import Landmark, Lobe
 from pipeline.geometry import Scan, grid_of, resample_labels
 from pipeline.io.read import read_ct
-from pipeline.lungs.backend import DEFAULT as DEFAULT_LUNG_STAGE
-from pipeline.lungs.backend import LungStageName
+from pipeline.lungs.backend import DEFAULT as DEFAULT_LUNG_BACKEND
+from pipeline.lungs.backend import LungBackendName
 from pipeline.phantom import Phantom, PhantomRecipe, make_phantom
 from pipeline.quantify import Models, Quantification, load_models, quantify
 from pipeline.severity import PercentRange
@@ -214,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--scan", type=Path, action="append", default=[], help="a scan without truth; may be repeated")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--weights", type=Path, default=None, help="folder of weights; the shipped ones by default")
-    parser.add_argument("--lung-stage", choices=get_args(LungStageName), default=DEFAULT_LUNG_STAGE)
+    parser.add_argument("--lung-stage", choices=get_args(LungBackendName), default=DEFAULT_LUNG_BACKEND)
     options = parser.parse_args(arguments)
     models = load_models(options.device, options.weights, options.lung_stage)
     results = []

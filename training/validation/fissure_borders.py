@@ -30,7 +30,7 @@ from pipeline.anatomy import Lobe
 from pipeline.geometry import Grid, LobeLabels, Volume
 from pipeline.io.read import read_ct
 from pipeline.lungs.fissure_model import FISSURES, SeenSd, lay_fissures, read_shapes
-from pipeline.lungs.fissure_refinement import walk_to_sheets
+from pipeline.lungs.fissure_refinement import refine_borders
 from pipeline.lungs.segment import Borders
 from pipeline.networks.device import choose_device
 from pipeline.networks.di2in import LungNetwork
@@ -55,13 +55,13 @@ Row = dict[str, float]
 
 def walked(volume: Volume, roi: Grid, labels: Labels) -> tuple[Labels, SeenSd]:
     """Borders on sheets that are plain, from where the network has them (decision 22)."""
-    return walk_to_sheets(volume, roi, labels), {}
+    return refine_borders(volume, roi, labels), {}
 
 
 def followed(volume: Volume, roi: Grid, labels: Labels) -> tuple[Labels, SeenSd]:
     """As shipped, however thick the slices are."""
     laid, seen_sd = lay_fissures(volume, roi, labels)
-    return walk_to_sheets(volume, roi, laid), seen_sd
+    return refine_borders(volume, roi, laid), seen_sd
 
 
 WAYS: Final[Mapping[str, Borders]] = {

@@ -58,7 +58,8 @@ Member = FileMember | ZipMember
 
 def members_of_folder(folder: Path, limits: SizeLimits) -> Iterator[Member]:
     """Every regular file below `folder`; links are not followed."""
-    paths = sorted(path for path in _regular_files(folder) if not path.name.startswith("."))
+    found = (Path(root, name) for root, _, names in os.walk(folder) for name in names if not name.startswith("."))
+    paths = sorted(path for path in found if path.is_file() and not path.is_symlink())
     limits.check_files(len(paths))
     limits.check_bytes(sum(path.stat().st_size for path in paths))
     for path in paths:
@@ -92,7 +93,14 @@ def members_of_zip(archive: zipfile.ZipFile, limits: SizeLimits) -> Iterator[Mem
         parts = PurePosixPath(info.filename).parts
         is_litter = parts[0] == "__MACOSX" or parts[-1].startswith(".") or parts[-1].upper() == "DICOMDIR"
         if not is_litter:
-            yield ZipMember(archive, info, _content_of(archive, info))
+            try:
+                with archive.open(info) as member:
+                    content = identify(member.read(HEAD_BYTES))
+            except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+                raise DamagedFileError("The zip is damaged: a member cannot be unpacked.") from error
+            if content is Content.ZIP:
+                raise UnsupportedFormatError("The zip holds another zip; send one series in one zip.")
+            yield ZipMember(archive, info, content)
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:
@@ -101,22 +109,3 @@ def open_zip(path: Path) -> zipfile.ZipFile:
         return zipfile.ZipFile(path)
     except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError) as error:
         raise DamagedFileError("The zip is damaged or cut short: its directory cannot be read.") from error
-
-
-def _regular_files(folder: Path) -> Iterator[Path]:
-    for root, _, names in os.walk(folder):
-        for name in names:
-            path = Path(root, name)
-            if path.is_file() and not path.is_symlink():
-                yield path
-
-
-def _content_of(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Content:
-    try:
-        with archive.open(info) as member:
-            content = identify(member.read(HEAD_BYTES))
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise DamagedFileError("The zip is damaged: a member cannot be unpacked.") from error
-    if content is Content.ZIP:
-        raise UnsupportedFormatError("The zip holds another zip; send one series in one zip.")
-    return content

@@ -48,13 +48,13 @@ TAGS: Final = (
     "PerFrameFunctionalGroupsSequence",
 )
 
+#: Direction cosines of parallel slices differ by less.
 SAME_DIRECTION: Final = 0.01
-"""Direction cosines of parallel slices differ by less."""
 
 SAME_POSITION_MM: Final = 0.01
 
+#: A stack leaning less than this is straight.
 TILT_DEGREES: Final = 0.5
-"""A stack leaning less than this is straight."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,14 @@ def read_series(members: Iterable[Member], folder: Path, limits: SizeLimits) -> 
         UnsupportedFormatError: no stack of CT slices.
         DamagedFileError: a slice's header or pixels cannot be read.
     """
-    headers = [(path, header) for path in _files(members, folder) if (header := _header(path)) is not None]
-    headers = _only_ct(headers)
+    paths = (member.as_file(folder / f"{number:06d}.dcm") for number, member in enumerate(members))
+    images = [(path, header) for path in paths if (header := _header(path)) is not None]
+    if not images:
+        raise UnsupportedFormatError("The DICOM files hold no images.")
+    headers = [(path, header) for path, header in images if header.get("Modality") == "CT"]
+    if not headers:
+        seen = sorted({str(header.get("Modality", "unknown"))[:16] for _, header in images})
+        raise NotChestCTError(f"The DICOM images are {', '.join(seen)}, not CT.", evidence={"modalities": seen})
     localizers = [header for _, header in headers if _is_localizer(header)]
     slices = [s for path, header in headers if not _is_localizer(header) for s in _slices(path, header)]
     stacks = sorted(_stacks(slices), key=lambda stack: (-len(stack), stack[0].series_number, stack[0].series))
@@ -117,9 +123,18 @@ def read_series(members: Iterable[Member], folder: Path, limits: SizeLimits) -> 
         raise UnsupportedFormatError("The DICOM files hold a single slice; send the whole series in one zip.")
     limits.check_voxels((*chosen[0].shape[::-1], len(chosen)))
     grid, findings = place(chosen)
+    noticed: list[Finding] = []
+    if localizers:
+        message = f"{len(localizers)} localizer images were left out."
+        noticed.append(Finding("localizer-dropped", "info", message, {"images": len(localizers)}))
+    if len(stacks) > 1:
+        counts = [{"series_number": stack[0].series_number, "slices": len(stack)} for stack in stacks[:20]]
+        message = (
+            f"There are {len(stacks)} series; the one with most slices was scored: number {counts[0]['series_number']}."
+        )
+        noticed.append(Finding("several-series", "warning", message, {"chosen": counts[0], "others": counts[1:]}))
     everything_seen = (
-        *_localizer_findings(localizers),
-        *_several_findings(stacks),
+        *noticed,
         *set_aside,
         *findings,
         *_content_findings(chosen[0]),
@@ -148,11 +163,6 @@ def read_series(members: Iterable[Member], folder: Path, limits: SizeLimits) -> 
 # Headers
 
 
-def _files(members: Iterable[Member], folder: Path) -> Iterator[Path]:
-    for number, member in enumerate(members):
-        yield member.as_file(folder / f"{number:06d}.dcm")
-
-
 def _header(path: Path) -> Dataset | None:
     """The tags above; None of a file that is no image."""
     try:
@@ -160,16 +170,6 @@ def _header(path: Path) -> Dataset | None:
     except (InvalidDicomError, EOFError, ValueError, NotImplementedError, KeyError, AttributeError) as error:
         raise DamagedFileError("A DICOM file is damaged: its header cannot be read.") from error
     return header if header.get("Rows") and header.get("Columns") else None
-
-
-def _only_ct(headers: Sequence[tuple[Path, Dataset]]) -> list[tuple[Path, Dataset]]:
-    ct = [(path, header) for path, header in headers if header.get("Modality") == "CT"]
-    if headers and not ct:
-        seen = sorted({str(header.get("Modality", "unknown"))[:16] for _, header in headers})
-        raise NotChestCTError(f"The DICOM images are {', '.join(seen)}, not CT.", evidence={"modalities": seen})
-    if not ct:
-        raise UnsupportedFormatError("The DICOM files hold no images.")
-    return ct
 
 
 def _is_localizer(header: Dataset) -> bool:
@@ -269,7 +269,7 @@ def _without_duplicates(stack: Sequence[Slice]) -> tuple[list[Slice], tuple[Find
     out, the first instance stays.
     """
     ordered = _in_order(stack)
-    if not _repeats(ordered):
+    if not any(_coincide(a, b) for a, b in pairwise(ordered)):
         return ordered, ()
     by_number = sorted(stack, key=lambda s: s.acquisition)
     acquisitions = [list(group) for _, group in groupby(by_number, key=lambda s: s.acquisition)]
@@ -283,10 +283,6 @@ def _without_duplicates(stack: Sequence[Slice]) -> tuple[list[Slice], tuple[Find
 def _in_order(stack: Sequence[Slice]) -> list[Slice]:
     normal = stack[0].normal
     return sorted(stack, key=lambda s: (round(float(np.dot(s.position_mm, normal)), 3), s.instance, s.frame))
-
-
-def _repeats(ordered: Sequence[Slice]) -> bool:
-    return any(_coincide(a, b) for a, b in pairwise(ordered))
 
 
 def _coincide(a: Slice, b: Slice) -> bool:
@@ -326,34 +322,15 @@ def place(stack: Sequence[Slice]) -> tuple[Grid, tuple[Finding, ...]]:
         message = "The slices are unevenly spaced: they were stacked with the mean distance."
         rounded = {name: round(float(value), 3) for name, value in extremes.items()}
         findings.append(Finding("uneven-spacing", "warning", message, rounded))
-    step_findings = tuple(findings)
-    return grid, (*step_findings, *_tilt_findings(positions, normal))
-
-
-def _tilt_findings(positions: Float64[np.ndarray, "n 3"], normal: Float64[np.ndarray, "3"]) -> tuple[Finding, ...]:
+    # A tilted gantry shears the stack: each slice lies a little to the side of the one before.
     way = positions[-1] - positions[0]
     along = abs(float(way @ normal))
     across = float(np.linalg.norm(way - (way @ normal) * normal))
     degrees = float(np.degrees(np.arctan2(across, along)))
-    if degrees < TILT_DEGREES:
-        return ()
-    message = f"The stack leans by {degrees:.1f} degrees (tilted gantry): it was read as if it stood straight."
-    return (Finding("gantry-tilt", "warning", message, {"degrees": round(degrees, 2)}),)
-
-
-def _localizer_findings(localizers: Sequence[Dataset]) -> tuple[Finding, ...]:
-    if not localizers:
-        return ()
-    message = f"{len(localizers)} localizer images were left out."
-    return (Finding("localizer-dropped", "info", message, {"images": len(localizers)}),)
-
-
-def _several_findings(stacks: Sequence[Sequence[Slice]]) -> tuple[Finding, ...]:
-    if len(stacks) == 1:
-        return ()
-    seen = [{"series_number": stack[0].series_number, "slices": len(stack)} for stack in stacks[:20]]
-    message = f"There are {len(stacks)} series; the one with most slices was scored: number {seen[0]['series_number']}."
-    return (Finding("several-series", "warning", message, {"chosen": seen[0], "others": seen[1:]}),)
+    if degrees >= TILT_DEGREES:
+        message = f"The stack leans by {degrees:.1f} degrees (tilted gantry): it was read as if it stood straight."
+        findings.append(Finding("gantry-tilt", "warning", message, {"degrees": round(degrees, 2)}))
+    return grid, tuple(findings)
 
 
 def _content_findings(first: Slice) -> tuple[Finding, ...]:

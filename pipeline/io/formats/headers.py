@@ -23,8 +23,8 @@ class Packing(Enum):
     """How the pixels are stored after the header."""
 
     PLAIN = 0
+    #: The value is zlib's `wbits`.
     ZLIB = 15
-    """The value is zlib's `wbits`."""
     GZIP = 31
 
 
@@ -97,7 +97,12 @@ _NIFTI_2: Final[Mapping[str, tuple[int, str]]] = {
 
 def parse_nifti(head: bytes) -> ImageHeader:
     """A single-file NIfTI-1 or NIfTI-2 header, of either byte order."""
-    order, layout = _nifti_kind(head)
+    kinds = ((order, size, layout) for order in "<>" for size, layout in ((348, _NIFTI_1), (540, _NIFTI_2)))
+    for order, size, layout in kinds:  # noqa: B007 (they are used after the loop)
+        if len(head) >= size and struct.unpack_from(f"{order}i", head)[0] == size:
+            break
+    else:
+        raise DamagedFileError("The NIfTI header is damaged or cut short.")
     fields = {name: struct.unpack_from(order + code, head, at) for name, (at, code) in layout.items()}
     axes, data_at = fields["dim"][0], fields["vox_offset"][0]
     if not 1 <= axes <= 7 or not 0 <= data_at <= 1 << 20:
@@ -115,14 +120,6 @@ def parse_nifti(head: bytes) -> ImageHeader:
         slope=float(slope) if is_scaled else 1.0,
         intercept=float(intercept) if is_scaled else 0.0,
     )
-
-
-def _nifti_kind(head: bytes) -> tuple[str, Mapping[str, tuple[int, str]]]:
-    for order in "<>":
-        for size, layout in ((348, _NIFTI_1), (540, _NIFTI_2)):
-            if len(head) >= size and struct.unpack_from(f"{order}i", head)[0] == size:
-                return order, layout
-    raise DamagedFileError("The NIfTI header is damaged or cut short.")
 
 
 def _nifti_1(fields: Mapping[str, tuple[Any, ...]]) -> bytes:
@@ -218,6 +215,7 @@ def _nrrd_fields(text: str) -> dict[str, str]:
 
 # MetaImage
 
+#: Not MET_LONG: its size depends on who wrote it.
 _META_TYPES: Final = {
     "MET_CHAR": "i1",
     "MET_UCHAR": "u1",
@@ -230,7 +228,6 @@ _META_TYPES: Final = {
     "MET_FLOAT": "f4",
     "MET_DOUBLE": "f8",
 }
-"""Not MET_LONG: its size depends on who wrote it."""
 _META_PASSED_ON: Final = (
     "NDims",
     "TransformMatrix",

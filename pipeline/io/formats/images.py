@@ -44,16 +44,27 @@ def read_image(path: Path, content: Content, folder: Path, limits: SizeLimits) -
     """
     packing = Packing.GZIP if content is Content.NIFTI_GZ else Packing.PLAIN
     reader = _READERS[Content.NIFTI if content is Content.NIFTI_GZ else content]
-    header = reader.parse(_head_of(path, packing))
+    with path.open("rb") as file:
+        if packing is Packing.PLAIN:
+            head = file.read(MAX_HEADER_BYTES)
+        else:
+            head = next(_unpacked(file, packing, MAX_HEADER_BYTES), b"")[:MAX_HEADER_BYTES]
+    header = reader.parse(head)
     limits.check_voxels(header.sizes)
     limits.check_bytes(header.data_bytes)
     grid = _grid(reader, header, folder)
-    if packing is Packing.PLAIN:
-        pixels = _pixels(path, header, folder)
-    else:
+    if packing is not Packing.PLAIN:
         pixels = _mapped(_unpack(path, 0, packing, header.data_at + header.data_bytes, folder), header)
+    elif header.packing is not Packing.PLAIN:
+        unpacked = _unpack(path, header.data_at, header.packing, header.data_bytes, folder)
+        pixels = _mapped(unpacked, header, data_at=0)
+    else:
+        pixels = _mapped(path, header)
     hu, findings = to_hounsfield(pixels, header.slope, header.intercept)
-    return Scan(Volume(hu, grid), (*_orientation_findings(header), *findings))
+    if not header.placed:
+        message = "The file does not say how the patient lies in it: the format's default was assumed."
+        findings = (Finding("orientation-assumed", "warning", message), *findings)
+    return Scan(Volume(hu, grid), findings)
 
 
 # Geometry
@@ -69,7 +80,11 @@ def _grid(reader: _Reader, header: ImageHeader, folder: Path) -> Grid:
     try:
         information.ReadImageInformation()
     except RuntimeError as error:
-        raise _explained(str(error)) from error
+        # ITK's message names files and lines of its own, so it is not passed on.
+        if "orthonormal" in str(error):
+            detail = "The file's axes are not at right angles (a tilted gantry); send the DICOM series instead."
+            raise UnsupportedFormatError(detail) from error
+        raise DamagedFileError("The header is damaged: its geometry cannot be read.") from error
     if information.GetSize()[:3] != header.sizes:
         raise DamagedFileError("The header is damaged: it contradicts itself.")
     # The first three axes; those that follow have length one.
@@ -80,37 +95,7 @@ def _grid(reader: _Reader, header: ImageHeader, folder: Path) -> Grid:
     return Grid((z, y, x), (sz, sy, sx), (ox, oy, oz), (rows[0], rows[1], rows[2]))
 
 
-def _explained(message: str) -> Exception:
-    """ITK's words name files and lines of its own; ours say what to do."""
-    if "orthonormal" in message:
-        return UnsupportedFormatError(
-            "The file's axes are not at right angles (a tilted gantry); send the DICOM series instead."
-        )
-    return DamagedFileError("The header is damaged: its geometry cannot be read.")
-
-
-def _orientation_findings(header: ImageHeader) -> tuple[Finding, ...]:
-    if header.placed:
-        return ()
-    message = "The file does not say how the patient lies in it: the format's default was assumed."
-    return (Finding("orientation-assumed", "warning", message),)
-
-
 # Pixels
-
-
-def _head_of(path: Path, packing: Packing) -> bytes:
-    with path.open("rb") as file:
-        if packing is Packing.PLAIN:
-            return file.read(MAX_HEADER_BYTES)
-        return next(_unpacked(file, packing, MAX_HEADER_BYTES), b"")[:MAX_HEADER_BYTES]
-
-
-def _pixels(path: Path, header: ImageHeader, folder: Path) -> np.ndarray:
-    if header.packing is Packing.PLAIN:
-        return _mapped(path, header)
-    unpacked = _unpack(path, header.data_at, header.packing, header.data_bytes, folder)
-    return _mapped(unpacked, header, data_at=0)
 
 
 def _mapped(path: Path, header: ImageHeader, data_at: int | None = None) -> np.ndarray:

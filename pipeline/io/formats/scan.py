@@ -18,11 +18,11 @@ from pipeline.io.formats.limits import SizeLimits
 
 HU_FILE: Final = "hu.npy"
 
+#: No CT has voxels smaller or larger than this.
 SPACING_MM: Final = (0.02, 25.0)
-"""No CT has voxels smaller or larger than this."""
 
+#: No CT is longer: grids made from a wrong spacing would not fit into memory.
 LONGEST_MM: Final = 2500.0
-"""No CT is longer: grids made from a wrong spacing would not fit into memory."""
 
 READ_AS: Final = "NIfTI (.nii, .nii.gz), NRRD, MetaImage (.mha) and DICOM series (a zip or a folder)"
 
@@ -56,7 +56,8 @@ def _read(path: Path, folder: Path, limits: SizeLimits) -> Scan:
     if path.is_dir():
         return _read_members(members_of_folder(path, limits), folder, limits)
     limits.check_bytes(path.stat().st_size)
-    content = _content_of(path)
+    with path.open("rb") as file:
+        content = identify(file.read(HEAD_BYTES))
     if content is Content.ZIP:
         with open_zip(path) as archive:
             return _read_members(members_of_zip(archive, limits), folder, limits)
@@ -64,7 +65,9 @@ def _read(path: Path, folder: Path, limits: SizeLimits) -> Scan:
         return read_series([FileMember(path, content)], folder, limits)
     if content.is_image:
         return read_image(path, content, folder, limits)
-    raise UnsupportedFormatError(_what_it_is(content))
+    if content is Content.NIFTI_PAIR:
+        raise UnsupportedFormatError("The NIfTI header has its pixels in another file; send one .nii or .nii.gz.")
+    raise UnsupportedFormatError(f"The file is {content.value}. Read are {READ_AS}.")
 
 
 def _read_members(members: Iterable[Member], folder: Path, limits: SizeLimits) -> Scan:
@@ -79,14 +82,3 @@ def _read_members(members: Iterable[Member], folder: Path, limits: SizeLimits) -
     if images:
         raise UnsupportedFormatError(f"There are {len(images)} images; send one.", evidence={"images": len(images)})
     raise UnsupportedFormatError(f"None of the {len(listed)} files holds a CT. Read are {READ_AS}.")
-
-
-def _content_of(path: Path) -> Content:
-    with path.open("rb") as file:
-        return identify(file.read(HEAD_BYTES))
-
-
-def _what_it_is(content: Content) -> str:
-    if content is Content.NIFTI_PAIR:
-        return "The NIfTI header has its pixels in another file; send one .nii or .nii.gz."
-    return f"The file is {content.value}. Read are {READ_AS}."

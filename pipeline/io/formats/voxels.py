@@ -20,21 +20,15 @@ def to_hounsfield(
     reported.
     """
     hu = np.empty(stored.shape, dtype=np.int16)
-    not_finite = sum(_convert(source, target, slope, intercept) for source, target in zip(stored, hu, strict=True))
-    return hu, _not_finite_findings(not_finite)
-
-
-def _convert(stored: np.ndarray, target: np.ndarray, slope: float, intercept: float) -> int:
-    """Fill `target`; returns how many values were no numbers."""
-    with np.errstate(over="ignore"):
-        values = stored.astype(np.float64) * slope + intercept
-    finite = np.isfinite(values)
-    target[:] = np.clip(np.rint(np.where(finite, values, AIR_HU)), AIR_HU, HIGHEST_HU)
-    return values.size - int(np.count_nonzero(finite))
-
-
-def _not_finite_findings(count: int) -> tuple[Finding, ...]:
-    if not count:
-        return ()
-    message = f"{count} voxels hold no number; they were taken for air."
-    return (Finding("not-finite-voxels", "warning", message, {"voxels": count}),)
+    not_finite = 0
+    # Slice by slice, since a whole scan in float64 takes four times the memory of the scan.
+    for source, target in zip(stored, hu, strict=True):
+        with np.errstate(over="ignore"):
+            values = source.astype(np.float64) * slope + intercept
+        finite = np.isfinite(values)
+        target[:] = np.clip(np.rint(np.where(finite, values, AIR_HU)), AIR_HU, HIGHEST_HU)
+        not_finite += values.size - int(np.count_nonzero(finite))
+    if not not_finite:
+        return hu, ()
+    message = f"{not_finite} voxels hold no number; they were taken for air."
+    return hu, (Finding("not-finite-voxels", "warning", message, {"voxels": not_finite}),)

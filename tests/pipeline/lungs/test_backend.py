@@ -13,8 +13,8 @@ from pipeline.anatomy import Lobe
 from pipeline.errors import LungsNotFoundError
 from pipeline.geometry import Grid, LobeLabels, Matrix, Scan, Volume
 from pipeline.lungs import lungmask
-from pipeline.lungs.backend import Di2inLungs, load_lung_stage
-from pipeline.lungs.lungmask import FILL, LOBES, LungmaskLungs, weights_file
+from pipeline.lungs.backend import Di2inBackend, load_lung_backend
+from pipeline.lungs.lungmask import FILL, LOBES, LungmaskBackend, weights_file
 from pipeline.lungs.segment import Landmarks, Progress
 from pipeline.networks.weights import ModelInfo, WeightsError
 from pipeline.phantom import PhantomRecipe, make_phantom
@@ -53,9 +53,9 @@ def published(weights: Path) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def stage(published: Path) -> LungmaskLungs:
-    loaded = load_lung_stage("lungmask", CPU, published)
-    assert isinstance(loaded, LungmaskLungs)
+def stage(published: Path) -> LungmaskBackend:
+    loaded = load_lung_backend("lungmask", CPU, published)
+    assert isinstance(loaded, LungmaskBackend)
     return loaded
 
 
@@ -67,7 +67,7 @@ def chest(grid: Grid = GRID) -> Volume:
     return Volume((hu + rng.normal(0, 20, grid.shape)).astype(np.int16), grid)
 
 
-def test_lungmask_answers_as_it_does_by_itself_and_names_its_weights(stage: LungmaskLungs, published: Path) -> None:
+def test_lungmask_answers_as_it_does_by_itself_and_names_its_weights(stage: LungmaskBackend, published: Path) -> None:
     volume, shares = chest(), []
     found = stage.segment(volume, {}, shares.append)
     assert found.grid == volume.grid
@@ -81,7 +81,7 @@ def test_lungmask_answers_as_it_does_by_itself_and_names_its_weights(stage: Lung
     ]
 
 
-def test_a_scan_that_lies_another_way_has_the_same_labels_at_the_same_places(stage: LungmaskLungs) -> None:
+def test_a_scan_that_lies_another_way_has_the_same_labels_at_the_same_places(stage: LungmaskBackend) -> None:
     upright = chest()
     turned = Volume(
         np.ascontiguousarray(upright.hu[::-1, ::-1]), Grid(GRID.shape, GRID.spacing_mm, (0.0, 284.0, 60.0), FEET_FIRST)
@@ -90,7 +90,7 @@ def test_a_scan_that_lies_another_way_has_the_same_labels_at_the_same_places(sta
     assert np.array_equal(stage.segment(turned, {}, lambda _done: None).labels, labels[::-1, ::-1])
 
 
-def test_what_is_too_small_to_be_lungs_is_refused(stage: LungmaskLungs) -> None:
+def test_what_is_too_small_to_be_lungs_is_refused(stage: LungmaskBackend) -> None:
     tiny = replace(chest(), grid=Grid(GRID.shape, (1.0, 0.5, 0.5), GRID.origin_mm))
     with pytest.raises(LungsNotFoundError):
         stage.segment(tiny, {}, lambda _done: None)
@@ -114,7 +114,7 @@ def test_weights_that_cannot_be_had_say_where_to_put_them(
 
 
 def test_ours_is_the_default() -> None:
-    assert isinstance(load_models("cpu").lungs, Di2inLungs)
+    assert isinstance(load_models("cpu").lungs, Di2inBackend)
 
 
 def test_whatever_draws_the_lungs_is_scored_and_named() -> None:

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from pipeline.anatomy import Lobe
-from pipeline.geometry import Grid, Volume, resample
-from pipeline.lungs.fissure_refinement import REACH_MM, walk_to_sheets
+from pipeline.geometry import Grid, Volume, resample, resample_labels
+from pipeline.lungs.fissure_model import FISSURES
+from pipeline.lungs.fissure_refinement import REACH_MM, THICKEST_SLICES_MM, follow_fissures, refine_borders
+from pipeline.phantom import PhantomRecipe, make_phantom
 
 ROI = Grid((50, 50, 44), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0))
 SCAN = Grid((100, 100, 88), (1.0, 1.0, 1.0), (-0.5, -0.5, -0.5))
@@ -56,18 +58,18 @@ def border_mm(labels: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("offset_mm", [-10.0, -6.0, 4.0, 10.0])
 def test_a_border_moves_to_a_sheet_within_reach(offset_mm: float) -> None:
-    moved = walk_to_sheets(scan_with(sheet_at(MIDDLE_MM + offset_mm), noise_hu=20.0), ROI, two_lobes())
+    moved = refine_borders(scan_with(sheet_at(MIDDLE_MM + offset_mm), noise_hu=20.0), ROI, two_lobes())
     assert np.abs(border_mm(moved) - MIDDLE_MM - offset_mm).mean() < 1.5
 
 
 def test_a_border_follows_a_sheet_that_slants() -> None:
-    moved = walk_to_sheets(scan_with(sheet_at(MIDDLE_MM, slope=0.3)), ROI, two_lobes())
+    moved = refine_borders(scan_with(sheet_at(MIDDLE_MM, slope=0.3)), ROI, two_lobes())
     y = 2.0 * np.arange(15, 35)[:, None]
     assert np.abs(border_mm(moved) - MIDDLE_MM - 0.3 * (y - 49)).mean() < 1.5
 
 
 def test_a_border_stays_that_lies_on_its_sheet() -> None:
-    moved = walk_to_sheets(scan_with(sheet_at(MIDDLE_MM)), ROI, two_lobes())
+    moved = refine_borders(scan_with(sheet_at(MIDDLE_MM)), ROI, two_lobes())
     assert np.abs(border_mm(moved) - MIDDLE_MM).mean() < 1.0
 
 
@@ -83,7 +85,7 @@ def test_a_border_stays_that_lies_on_its_sheet() -> None:
     ],
 )
 def test_what_is_no_fissure_moves_nothing(scan: Volume) -> None:
-    np.testing.assert_array_equal(walk_to_sheets(scan, ROI, two_lobes()), two_lobes())
+    np.testing.assert_array_equal(refine_borders(scan, ROI, two_lobes()), two_lobes())
 
 
 @pytest.mark.parametrize("height_mm", [MIDDLE_MM, 55.0])
@@ -93,7 +95,7 @@ def test_an_opacity_moves_nothing(height_mm: float, brightness_hu: float) -> Non
     z, y, x = np.indices(SCAN.shape) - 0.5
     ball = ndimage.gaussian_filter(((z - height_mm) ** 2 + (y - 49) ** 2 + (x - 43) ** 2 < 18**2).astype(float), 2.0)
     hu = scan_with(nothing, noise_hu=20.0).hu + brightness_hu * ball
-    moved = walk_to_sheets(Volume(np.rint(hu).astype(np.int16), SCAN), ROI, two_lobes())
+    moved = refine_borders(Volume(np.rint(hu).astype(np.int16), SCAN), ROI, two_lobes())
     np.testing.assert_array_equal(moved, two_lobes())
 
 
@@ -105,8 +107,8 @@ def test_the_scan_may_lie_turned() -> None:
     )
     hu = np.ascontiguousarray(np.transpose(scan.hu[:, ::-1], (0, 2, 1)))
     np.testing.assert_allclose(resample(hu, turned, SCAN)[40, 40], scan.hu[40, 40], atol=1)
-    straight = walk_to_sheets(scan, ROI, two_lobes())
-    assert (walk_to_sheets(Volume(hu, turned), ROI, two_lobes()) != straight).mean() < 1e-3
+    straight = refine_borders(scan, ROI, two_lobes())
+    assert (refine_borders(Volume(hu, turned), ROI, two_lobes()) != straight).mean() < 1e-3
 
 
 @settings(max_examples=15, deadline=None)
@@ -122,7 +124,35 @@ def test_the_scan_may_lie_turned() -> None:
     height_mm=st.floats(20.0, 80.0),
 )
 def test_lungs_and_sides_stay_whatever_the_labels(labels: np.ndarray, height_mm: float) -> None:
-    moved = walk_to_sheets(scan_with(sheet_at(height_mm)), ROI, labels)
+    moved = refine_borders(scan_with(sheet_at(height_mm)), ROI, labels)
     np.testing.assert_array_equal(moved > 0, labels > 0)
     np.testing.assert_array_equal(moved > Lobe.LEFT_LOWER, labels > Lobe.LEFT_LOWER)
     assert set(np.unique(moved)) == set(np.unique(labels))
+
+
+def test_thick_slices_move_nothing() -> None:
+    phantom = make_phantom(PhantomRecipe(seed=900_101, spacing_mm=(THICKEST_SLICES_MM + 0.5, 2.0, 2.0)))
+    roi = phantom.volume.grid.covering((2.0, 2.0, 2.0))
+    labels = np.roll(resample_labels(phantom.lobes.labels, phantom.volume.grid, roi), 4, axis=0)
+    found, seen_sd = follow_fissures(phantom.volume, roi, labels)
+    np.testing.assert_array_equal(found, labels)
+    assert seen_sd == {}
+
+
+def test_no_lungs_are_no_fault() -> None:
+    grid = Grid((10, 10, 10), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0))
+    nothing = np.zeros(grid.shape, dtype=np.uint8)
+    found, seen_sd = follow_fissures(Volume(np.full(grid.shape, -850, np.int16), grid), grid, nothing)
+    assert not found.any()
+    assert seen_sd == {}
+
+
+def test_a_phantoms_lobes_get_nearer_to_the_truth() -> None:
+    phantom = make_phantom(PhantomRecipe(seed=900_100, spacing_mm=(2.0, 2.0, 2.0)))
+    roi = phantom.volume.grid.covering((2.0, 2.0, 2.0))
+    truth = resample_labels(phantom.lobes.labels, phantom.volume.grid, roi)
+    shifted = np.roll(truth, 3, axis=0)
+    wrong = np.where((shifted > 0) & (truth > 0) & ((shifted > 2) == (truth > 2)), shifted, truth)
+    found, seen_sd = follow_fissures(phantom.volume, roi, wrong)
+    assert set(seen_sd) == set(FISSURES)
+    assert (found != truth).sum() < 0.6 * (wrong != truth).sum()

@@ -44,7 +44,7 @@ class KnowsThePainting(Di2in):
     def __init__(self) -> None:
         super().__init__(LungConfig(widths=(2, 2), detail_width=0))
 
-    def trunk(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def backbone(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
         coarse = nn.functional.avg_pool3d(self(image), 2)
         return coarse, [coarse]
 

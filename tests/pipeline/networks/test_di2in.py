@@ -32,7 +32,7 @@ def test_logits_are_as_fine_as_the_image(network: Di2in) -> None:
 
 
 def test_the_trunk_supervises_each_scale_but_the_coarsest(network: Di2in) -> None:
-    _, logits = network.trunk(torch.randn(1, 1, 16, 24, 32))
+    _, logits = network.backbone(torch.randn(1, 1, 16, 24, 32))
     assert [tuple(level.shape[2:]) for level in logits] == [(8, 12, 16), (4, 6, 8)]
 
 
@@ -43,7 +43,7 @@ def test_every_edge_must_be_a_multiple_of_the_stride() -> None:
 
 def test_an_untrained_detail_stage_changes_nothing(network: Di2in) -> None:
     image = torch.randn(1, 1, 16, 16, 16)
-    features, logits = network.trunk(image)
+    features, logits = network.backbone(image)
     interpolated = torch.nn.functional.interpolate(logits[0], scale_factor=2, mode="trilinear")
     torch.testing.assert_close(network.draw(image, features, logits[0]), interpolated)
 
@@ -52,7 +52,7 @@ def test_a_trained_detail_stage_sees_the_fine_image(network: Di2in) -> None:
     assert network.detail is not None
     torch.nn.init.normal_(network.detail.head.weight)
     image = torch.randn(1, 1, 16, 16, 16)
-    features, logits = network.trunk(image)
+    features, logits = network.backbone(image)
     other = image.clone()
     other[..., ::2] *= -1
     assert not torch.allclose(network.draw(image, features, logits[0]), network.draw(other, features, logits[0]))
@@ -66,8 +66,8 @@ def test_without_a_detail_stage_the_coarse_lobes_are_interpolated() -> None:
 def test_brightness_of_a_whole_volume_hardly_matters(network: Di2in) -> None:
     """Instance normalisation takes the mean of a volume away, except at its edges."""
     image = torch.randn(1, 1, 64, 64, 64)
-    _, plain = network.trunk(image)
-    _, brighter = network.trunk(image + 0.2)
+    _, plain = network.backbone(image)
+    _, brighter = network.backbone(image + 0.2)
     inner = (slice(None), slice(None), *(slice(8, 24),) * 3)
     assert (plain[0][inner] - brighter[0][inner]).abs().mean() < 0.1 * plain[0][inner].std()
 
