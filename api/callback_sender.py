@@ -151,13 +151,6 @@ async def _wait(stop: asyncio.Event, seconds: float) -> None:
         return
 
 
-if __name__ == "__main__":
-    try:
-        run()
-    except SettingsError as error:
-        sys.exit(str(error))
-
-
 USER_AGENT: Final = "Lobewise"
 
 
@@ -183,3 +176,10 @@ async def send(client: httpx.AsyncClient, url: str, message: Message, timeout_se
         return Answer(started_at, time.monotonic() - begin, fault=CallbackFault.CONNECTION)
     seconds = float(retry_after) if retry_after.isascii() and retry_after.isdecimal() else 0.0
     return Answer(started_at, time.monotonic() - begin, http_status=status, retry_after_seconds=seconds)
+
+
+if __name__ == "__main__":
+    try:
+        run()
+    except SettingsError as error:
+        sys.exit(str(error))

@@ -15,11 +15,14 @@ from rich.table import Table
 
 from jobs.models import PercentRange, Report
 
-out: Final = Console()
-"""Results: what a pipe should get."""
+#: The packages of the project; an image copies those that it needs.
+ROOMS: Final = ("api", "jobs", "worker", "pipeline", "training", "evaluation", "cli")
 
+#: Results: what a pipe should get.
+out: Final = Console()
+
+#: Progress and problems, on the error stream, so that results can be piped.
 err: Final = Console(stderr=True)
-"""Progress and problems: what people should see."""
 
 
 class Exit(IntEnum):
@@ -46,11 +49,16 @@ def fail(code: Exit, sentence: str, *hints: str) -> typer.Exit:
 
 @contextmanager
 def needs(extra: str) -> Iterator[None]:
-    """Around imports of an optional part: a missing one ends in the command that installs it."""
+    """Around imports of an optional part: a missing one ends in a sentence that says what to do."""
     try:
         yield
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == "lobewise":
+        # Images carry only some rooms: the worker's has neither training nor evaluation, and pip could add none.
+        if error.name in ROOMS:
+            sentence = f"This command needs the part {error.name!r}, which this image does not carry."
+            raise fail(Exit.USAGE, sentence, "Call it where the whole package is installed.") from error
+        # A module that is missing inside a room that is there is a fault of ours, and keeps its traceback.
+        if (error.name or "").partition(".")[0] in ROOMS:
             raise
         raise _missing(error.name, extra) from error
 

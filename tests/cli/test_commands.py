@@ -124,6 +124,27 @@ def test_a_missing_part_is_named_with_what_installs_it(missing: str, command: tu
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("room", "command"),
+    [
+        ("training", ("train", "lesions", ".", "run")),
+        ("training", ("prepare", "lesions", ".", "bank")),
+        ("evaluation", ("evaluate", "--label", "x")),
+    ],
+)
+def test_an_image_without_a_room_says_so(room: str, command: tuple[str, ...]) -> None:
+    program = (
+        "import sys\nclass Absent:\n    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {room!r}: raise ModuleNotFoundError(name, name=name)\n"
+        f"sys.meta_path.insert(0, Absent()); sys.argv = ['lobewise', *{command!r}]\n"
+    )
+    program += "from cli import main; main()"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 2, result.stderr
+    assert f"needs the part '{room}', which this image does not carry" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_the_client_needs_neither_science_nor_server(tmp_path: Path) -> None:
     (tmp_path / "scan").write_bytes(b"x")
     blocked = ("numpy", "torch", "SimpleITK", "fastapi", "uvicorn", "celery")

@@ -7,7 +7,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.anatomy import AIR_HU, Lobe
-from pipeline.geometry import Grid, LobeLabels, LungMask, grid_of, resample, resample_labels, to_sitk
+from pipeline.geometry import (
+    Grid,
+    LobeLabels,
+    LungMask,
+    area_on_faces_cm2,
+    distance_to_mm,
+    grid_of,
+    is_truncated,
+    resample,
+    resample_labels,
+    to_sitk,
+)
 
 
 @st.composite
@@ -131,3 +142,59 @@ def test_labels_keep_their_volume() -> None:
 def test_masks_become_bytes_for_itk() -> None:
     grid = Grid((2, 2, 2), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
     assert to_sitk(np.ones(grid.shape, dtype=bool), grid).GetPixelID() == sitk.sitkUInt8
+
+
+SCAN = Grid((40, 60, 50), (3.0, 1.0, 1.0), (0.0, 0.0, 0.0))
+ROI = Grid((80, 40, 35), (2.0, 2.0, 2.0), (-5.0, -5.0, -10.0))
+
+
+def block_mm(grid: Grid, low: tuple[float, float, float], high: tuple[float, float, float]) -> np.ndarray:
+    """Voxels whose centres (x, y, z in mm) lie in a box."""
+    at = grid.to_lps(np.argwhere(np.ones(grid.shape)).astype(np.float64))
+    return ((at >= low) & (at <= high)).all(axis=1).reshape(grid.shape)
+
+
+def test_the_area_on_a_face_is_that_of_its_voxels() -> None:
+    mask = np.zeros(SCAN.shape, dtype=np.bool_)
+    mask[0, 10:30, 10:20] = True
+    assert area_on_faces_cm2(mask, SCAN) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "cut"),
+    [
+        ((10, 10, 20), (40, 50, 90), False),
+        ((10, 10, -20), (40, 50, 90), True),
+        ((10, 10, 20), (40, 50, 150), True),
+        ((10, -20, 20), (40, 50, 90), True),
+        ((10, 10, 20), (90, 50, 90), True),
+        ((20, 20, -20), (30, 30, 90), False),
+    ],
+    ids=["whole", "below", "above", "in front", "left", "little more than a tip"],
+)
+def test_a_lung_is_cut_off_where_it_lies_on_a_face(
+    low: tuple[float, float, float], high: tuple[float, float, float], *, cut: bool
+) -> None:
+    assert is_truncated(block_mm(ROI, low, high), ROI, SCAN) is cut
+
+
+Index = st.tuples(st.integers(0, 4), st.integers(0, 5), st.integers(0, 6))
+Edge = st.floats(0.3, 8.0)
+
+
+@settings(deadline=None)
+@given(first=Index, second=Index, spacing_mm=st.tuples(Edge, Edge, Edge), seen=Index)
+def test_a_voxel_is_as_far_away_as_the_nearest_of_the_mask(
+    first: tuple[int, int, int],
+    second: tuple[int, int, int],
+    spacing_mm: tuple[float, float, float],
+    seen: tuple[int, int, int],
+) -> None:
+    mask = np.zeros((5, 6, 7), dtype=np.bool_)
+    mask[first] = mask[second] = True
+    apart = [np.linalg.norm((np.array(seen) - place) * spacing_mm) for place in (first, second)]
+    assert distance_to_mm(mask, spacing_mm)[seen] == pytest.approx(min(apart), rel=1e-4, abs=1e-4)
+
+
+def test_nothing_is_infinitely_far() -> None:
+    assert np.isinf(distance_to_mm(np.zeros((2, 3, 4), dtype=np.bool_), (1.0, 1.0, 1.0))).all()
