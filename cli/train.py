@@ -17,7 +17,7 @@ with needs("worker"):
     from training.data.lung_batches import LungRecipe
     from training.data.prepare import prepare_cohort
     from training.data.splits import Stage
-    from training.loop import Team, join_team
+    from training.loop import ProcessGroup, join_process_group
 
 CALIBRATED_ON = 12
 """Volumes that the background's offset of the lung network is fitted on."""
@@ -67,9 +67,9 @@ def train(order: Order, device: str) -> Path | None:
     """Train, or go on with a training that was ended; returns the weights file, in the first process of several."""
     follow = {Stage.LANDMARKS: _train_landmarks, Stage.LUNGS: _train_lungs, Stage.LESIONS: _train_lesions}
     try:
-        with join_team(device) as team:
-            follow[Stage(order.stage)](order, team)
-            return order.weights if team.is_first else None
+        with join_process_group(device) as group:
+            follow[Stage(order.stage)](order, group)
+            return order.weights if group.is_first else None
     except FileNotFoundError as error:
         hint = f"Prepare one first:  lobewise prepare {order.stage} DATASET {order.bank}"
         raise fail(Exit.USAGE, escape(f"{order.bank} holds no prepared volumes."), escape(hint)) from error
@@ -77,27 +77,27 @@ def train(order: Order, device: str) -> Path | None:
         raise fail(Exit.USAGE, escape(str(error))) from error
 
 
-def _train_landmarks(order: Order, team: Team) -> None:
+def _train_landmarks(order: Order, group: ProcessGroup) -> None:
     if order.steps is not None or order.start is not None:
         raise RecipeError("landmarks: give warm_steps and dqn_steps in --recipe; each agent starts anew")
     recipe = read_recipe(landmarks.LandmarkRecipe, order.recipe)
-    landmarks.train(recipe, landmarks.Bank.read(order.bank, recipe.config), order.run, team)
-    if team.is_first:
+    landmarks.train(recipe, landmarks.LandmarkDataset.read(order.bank, recipe.config), order.run, group)
+    if group.is_first:
         landmarks.export(recipe, order.run, order.weights, order.version)
 
 
-def _train_lungs(order: Order, team: Team) -> None:
+def _train_lungs(order: Order, group: ProcessGroup) -> None:
     recipe = read_recipe(LungRecipe, order.recipe)
     recipe = replace(recipe, trunk_steps=order.steps or recipe.trunk_steps)
-    run, found = lungs.open_run(order.bank, order.run, recipe, team, start=order.start)
+    run, found = lungs.open_run(order.bank, order.run, recipe, group, start=order.start)
     lungs.follow(run, found)
-    if team.is_first:
+    if group.is_first:
         run.export(order.weights, order.version, found, CALIBRATED_ON)
 
 
-def _train_lesions(order: Order, team: Team) -> None:
+def _train_lesions(order: Order, group: ProcessGroup) -> None:
     recipe = read_recipe(LesionRecipe, order.recipe)
     recipe = replace(recipe, steps=order.steps or recipe.steps)
-    lesions.train(recipe, order.bank, order.run, team, order.start)
-    if team.is_first:
+    lesions.train(recipe, order.bank, order.run, group, order.start)
+    if group.is_first:
         lesions.export(order.run, recipe, order.weights, order.version)

@@ -31,8 +31,7 @@ from pipeline.networks.q_network import STEPS_ZYX, LandmarkConfig, QNetwork, age
 from pipeline.networks.weights import ModelInfo, save_weights
 from training.config import keep_recipe, read_recipe
 from training.data.splits import Stage, read_split
-from training.journal import Journal, Picture
-from training.loop import Team, join_team
+from training.loop import Picture, ProcessGroup, TrainingLogger, join_process_group, write_checkpoint
 
 MIN_CROP: Final = 3
 """Voxels that a cut leaves at least, where the scan has as many."""
@@ -45,7 +44,7 @@ RETURN_STEPS: Final = 80
 
 @dataclass(frozen=True)
 class LandmarkRecipe:
-    """Everything that decides what is learned, besides the bank.
+    """Everything that decides what is learned, besides the dataset.
 
     Attributes:
         gamma: discount of later rewards.
@@ -89,7 +88,7 @@ class LandmarkRecipe:
 
 
 @dataclass(frozen=True, eq=False)
-class BankScan:
+class LandmarkScan:
     """A prepared scan.
 
     Attributes:
@@ -105,7 +104,7 @@ class BankScan:
     landmarks_mm: Mapping[Landmark, Float64[np.ndarray, "3"]]
 
     @classmethod
-    def read(cls, path: Path, config: LandmarkConfig) -> "BankScan":
+    def read(cls, path: Path, config: LandmarkConfig) -> "LandmarkScan":
         with np.load(path) as file:
             arrays = [file[f"level{number}"] for number in range(len(config.scales_mm))]
             places = {mark: file[mark.value] for mark in Landmark if mark.value in file}
@@ -114,24 +113,24 @@ class BankScan:
 
 
 @dataclass(frozen=True)
-class Bank:
+class LandmarkDataset:
     """The scans that teach, and those that choose the weights: never two of one patient."""
 
-    teaching: Sequence[BankScan]
-    judging: Sequence[BankScan]
+    teaching: Sequence[LandmarkScan]
+    judging: Sequence[LandmarkScan]
 
     @classmethod
-    def read(cls, folder: Path, config: LandmarkConfig) -> "Bank":
+    def read(cls, folder: Path, config: LandmarkConfig) -> "LandmarkDataset":
         """What was prepared in `folder`, in the order of the names.
 
         Raises:
             FileNotFoundError: that is nothing.
         """
         split = read_split(folder, Stage.LANDMARKS)
-        teaching = [BankScan.read(path, config) for path in sorted(folder.glob("*.npz")) if split.is_training(path)]
+        teaching = [LandmarkScan.read(path, config) for path in sorted(folder.glob("*.npz")) if split.is_training(path)]
         if not teaching:
             raise FileNotFoundError(f"no prepared scans in {folder}")
-        return cls(teaching, [BankScan.read(path, config) for path in split.validation_paths(folder)])
+        return cls(teaching, [LandmarkScan.read(path, config) for path in split.validation_paths(folder)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,10 +195,10 @@ def closed_form_q(offsets: Float64[np.ndarray, "n 3"], gamma: float) -> Float64[
 
 
 class SceneSampler:
-    """Draws scenes of one landmark at one scale from a bank, and shows agents what they see there."""
+    """Draws scenes of one landmark at one scale from a dataset, and shows agents what they see there."""
 
-    def __init__(self, bank: Sequence[BankScan], landmark: Landmark, level: int, recipe: LandmarkRecipe) -> None:
-        known = [scan for scan in bank if landmark in scan.landmarks_mm]
+    def __init__(self, dataset: Sequence[LandmarkScan], landmark: Landmark, level: int, recipe: LandmarkRecipe) -> None:
+        known = [scan for scan in dataset if landmark in scan.landmarks_mm]
         self._recipe, self._level = recipe, level
         mm = recipe.config.scales_mm[level]
         self._scans = [scan.levels[level] for scan in known]
@@ -414,22 +413,22 @@ def _ends(sampler: SceneSampler, scenes: Scenes) -> Picture:
     return np.repeat(row[..., None], 3, axis=2)
 
 
-def train(recipe: LandmarkRecipe, bank: Bank, out: Path, team: Team) -> None:
+def train(recipe: LandmarkRecipe, dataset: LandmarkDataset, out: Path, group: ProcessGroup) -> None:
     """Train the networks of all agents into `out`; goes on where a stopped run was.
 
     Writes `<landmark>-<level>.pt` for each network that is finished, `<landmark>-<level>.checkpoint` for one that is
-    not, and `<landmark>-<level>.csv`. Each member of a team takes its share of the networks.
+    not, and `<landmark>-<level>.csv`. Each member of a group takes its share of the networks.
 
     Raises:
         RecipeError: the run was begun with another recipe.
     """
     out.mkdir(parents=True, exist_ok=True)
-    if team.is_first:
+    if group.is_first:
         keep_recipe(out, recipe)
     for number, (landmark, level) in enumerate((m, n) for m in Landmark for n in range(len(recipe.config.scales_mm))):
-        if number % team.size == team.rank and not (out / f"{landmark.value}-{level}.pt").exists():
-            AgentRun.begin(recipe, bank, out, landmark, level, number, team.device).finish()
-    team.wait()
+        if number % group.size == group.rank and not (out / f"{landmark.value}-{level}.pt").exists():
+            AgentRun.begin(recipe, dataset, out, landmark, level, number, group.device).finish()
+    group.wait()
 
 
 @dataclass(eq=False)
@@ -453,7 +452,7 @@ class AgentRun:
     def begin(
         cls,
         recipe: LandmarkRecipe,
-        bank: Bank,
+        dataset: LandmarkDataset,
         out: Path,
         landmark: Landmark,
         level: int,
@@ -463,8 +462,8 @@ class AgentRun:
         """A new run, or where one was stopped."""
         rng = np.random.default_rng((recipe.seed, number))
         torch.manual_seed(recipe.seed + number)
-        sampler = SceneSampler(bank.teaching, landmark, level, recipe)
-        known = [scan for scan in bank.judging if landmark in scan.landmarks_mm]
+        sampler = SceneSampler(dataset.teaching, landmark, level, recipe)
+        known = [scan for scan in dataset.judging if landmark in scan.landmarks_mm]
         check = SceneSampler(known, landmark, level, recipe) if known else None
         nets, replay = Nets.new(recipe, device), Replay(recipe.replay)
         walkers = Walkers(sampler, recipe, level, rng)
@@ -484,17 +483,17 @@ class AgentRun:
 
     def finish(self) -> None:
         """Take the steps that are left, and write the weights that were best on the patients kept aside."""
-        journal = Journal(self.path.with_suffix(".csv"), COLUMNS, self.step)
+        logger = TrainingLogger(self.path.with_suffix(".csv"), COLUMNS, self.step)
         began, losses = time.monotonic(), []
         while self.step < self.steps:
             losses.append(self.learn())
             self.step += 1
             if self.step % self.recipe.save_every == 0 or self.step == self.steps:
                 row = {"step": self.step, "seconds": time.monotonic() - began, "loss": float(np.mean(losses))}
-                journal.note(row | self._judge(journal))
+                logger.add_row(row | self._judge(logger))
                 self.save()
                 losses = []
-        _write(self.chosen or self.nets.network.state_dict(), self.path)
+        write_checkpoint(self.chosen or self.nets.network.state_dict(), self.path)
         self.checkpoint.unlink(missing_ok=True)
 
     def learn(self) -> float:
@@ -519,12 +518,12 @@ class AgentRun:
             rate = _cosine(recipe.learning_rates[1], share)
         return nets.update(vary_intensity(sampler.boxes(scenes), rng), targets, actions, rate)
 
-    def _judge(self, journal: Journal) -> dict[str, float]:
+    def _judge(self, logger: TrainingLogger) -> dict[str, float]:
         """Look at the patients kept aside, if there are any, and keep the weights if they are the best so far."""
         if self.check is None:
             return {}
         judgement = judge(self.nets.network, self.check)
-        journal.show("ends", judgement.ends, self.step)
+        logger.add_picture("ends", judgement.ends, self.step)
         if judgement.score >= self.best:
             self.best = judgement.score
             self.chosen = {name: value.detach().clone() for name, value in self.nets.network.state_dict().items()}
@@ -544,7 +543,7 @@ class AgentRun:
             "ages": torch.from_numpy(self.walkers.ages),
             "rng": json.dumps(self.rng.bit_generator.state),
         }
-        _write(state, self.checkpoint)
+        write_checkpoint(state, self.checkpoint)
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self.step, self.best, self.chosen = state["step"], state["best"], dict(state["chosen"])
@@ -574,16 +573,10 @@ def _cosine(rate: float, share: float) -> float:
     return rate * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * share)))
 
 
-def _write(state: Mapping[str, Any], path: Path) -> None:
-    partial = path.with_suffix(".partial")
-    torch.save(dict(state), partial)
-    partial.replace(path)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    """`python -m training.landmarks BANK OUT`."""
-    parser = argparse.ArgumentParser(description="Train the landmark agents on a prepared bank.")
-    parser.add_argument("bank", type=Path, help="folder that landmark_bank made")
+    """`python -m training.landmarks DATASET OUT`."""
+    parser = argparse.ArgumentParser(description="Train the landmark agents on a prepared dataset.")
+    parser.add_argument("dataset", type=Path, help="folder that training.data.landmark_dataset made")
     parser.add_argument("out", type=Path, help="folder of the run; an unfinished run goes on")
     parser.add_argument("--recipe", default="{}", help="fields of LandmarkRecipe: JSON, or a file of it")
     parser.add_argument("--longer", type=int, default=1, help="this many times the steps of the recipe")
@@ -594,9 +587,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     recipe = read_recipe(LandmarkRecipe, options.recipe).longer(options.longer)
-    with join_team(options.device) as team:
-        train(recipe, Bank.read(options.bank, recipe.config), options.out, team)
-        if team.is_first:
+    with join_process_group(options.device) as group:
+        train(recipe, LandmarkDataset.read(options.dataset, recipe.config), options.out, group)
+        if group.is_first:
             info = export(recipe, options.out, options.out / "landmarks.safetensors", options.version)
             sys.stdout.write(f"{info.name} {info.version} {info.sha256}\n")
 

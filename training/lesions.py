@@ -1,4 +1,4 @@
-"""Trains the lesion network on a prepared bank: `python -m training.lesions BANK RUN`.
+"""Trains the lesion network on a prepared dataset: `python -m training.lesions DATASET RUN`.
 
 The loss is 1 - Jaccard inside the lungs and the optimiser AdaBound, as in the paper (appendix E1). The patients in
 `splits.json` are kept aside: some choose the model, some test it. A run that was ended goes on to the very same weights
@@ -26,9 +26,15 @@ from training.adabound import AdaBound
 from training.config import keep_recipe, read_recipe
 from training.data.lesion_batches import Crop, Example, LesionRecipe, Sampler, read_example, read_examples
 from training.data.splits import Split, Stage, read_split
-from training.journal import Journal, Picture, side_by_side
-from training.loop import Team, join_team
-from training.steps import Descent
+from training.loop import (
+    ClippedStep,
+    Picture,
+    ProcessGroup,
+    TrainingLogger,
+    join_process_group,
+    side_by_side,
+    write_checkpoint,
+)
 
 MEASURED: Final = (
     "covid_dice",
@@ -136,39 +142,44 @@ def with_level(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 
 def train(
-    recipe: LesionRecipe, bank: Path, folder: Path, team: Team, start: Path | None = None, split: Split | None = None
+    recipe: LesionRecipe,
+    dataset: Path,
+    folder: Path,
+    group: ProcessGroup,
+    start: Path | None = None,
+    split: Split | None = None,
 ) -> Path:
     """Train, or go on training, in `folder`; returns the checkpoint that validation liked best.
 
-    Where the bank keeps nobody aside to judge, that is the last one.
+    Where the dataset keeps nobody aside to judge, that is the last one.
 
     Args:
         start: weights, or a checkpoint of an earlier run, whose averaged weights are where this one begins.
-        split: who is kept aside; by default as the bank says.
+        split: who is kept aside; by default as the dataset says.
 
     Raises:
-        FileNotFoundError: the bank holds nothing to train on.
+        FileNotFoundError: the dataset holds nothing to train on.
         RecipeError: the run was begun with another recipe.
         WeightsError: `start` holds no weights of this network.
     """
-    split = split or read_split(bank, Stage.LESIONS)
-    teaching = read_examples(bank, split.is_training)
-    sampler = Sampler(teaching, recipe, team.device)
-    judging = [middle(read_example(path)) for path in split.validation_paths(bank)]
+    split = split or read_split(dataset, Stage.LESIONS)
+    teaching = read_examples(dataset, split.is_training)
+    sampler = Sampler(teaching, recipe, group.device)
+    judging = [middle(read_example(path)) for path in split.validation_paths(dataset)]
     folder.mkdir(parents=True, exist_ok=True)
-    if team.is_first:
+    if group.is_first:
         keep_recipe(folder, recipe)
-    run = Run.begin(folder, recipe, team, start)
-    journal = Journal(folder / "log.csv", COLUMNS, run.step) if team.is_first else None
+    run = Run.begin(folder, recipe, group, start)
+    logger = TrainingLogger(folder / "log.csv", COLUMNS, run.step) if group.is_first else None
     began = time.monotonic()
     while run.step < recipe.steps:
-        crop = sampler.draw(np.random.default_rng([recipe.seed, run.step, team.rank]))
+        crop = sampler.draw(np.random.default_rng([recipe.seed, run.step, group.rank]))
         run.learn(crop)
-        if journal is not None and (run.step % recipe.validate_every == 0 or run.step == recipe.steps):
+        if logger is not None and (run.step % recipe.validate_every == 0 or run.step == recipe.steps):
             seconds = round(time.monotonic() - began)
-            run.judge(judging, journal, seconds)
+            run.judge(judging, logger, seconds)
             run.save()
-    team.wait()
+    group.wait()
     return folder / "best.pt"
 
 
@@ -178,7 +189,7 @@ class Run:
 
     folder: Path
     recipe: LesionRecipe
-    team: Team
+    group: ProcessGroup
     network: DenseUNet
     averaged: DenseUNet
     optimiser: torch.optim.Optimizer
@@ -187,34 +198,34 @@ class Run:
     loss: float = 1.0
 
     def __post_init__(self) -> None:
-        self._descent = Descent(self.network, self.optimiser, self.recipe.gradient_norm)
+        self._clipped_step = ClippedStep(self.network, self.optimiser, self.recipe.gradient_norm)
 
     @classmethod
-    def begin(cls, folder: Path, recipe: LesionRecipe, team: Team, start: Path | None = None) -> "Run":
+    def begin(cls, folder: Path, recipe: LesionRecipe, group: ProcessGroup, start: Path | None = None) -> "Run":
         """A new run, or the one that `folder` holds a checkpoint of."""
         torch.manual_seed(recipe.seed)
-        network, averaged = (on_device(DenseUNet(recipe.network), team.device) for _ in range(2))
-        run = cls(folder, recipe, team, network, averaged, make_optimiser(network, recipe))
+        network, averaged = (on_device(DenseUNet(recipe.network), group.device) for _ in range(2))
+        run = cls(folder, recipe, group, network, averaged, make_optimiser(network, recipe))
         if start is not None:
-            earlier = read_start(start, "lesions", "averaged", team.device)
+            earlier = read_start(start, "lesions", "averaged", group.device)
             load_into(network, with_level(earlier), "lesions")
         averaged.load_state_dict(network.state_dict())
         with suppress(FileNotFoundError):
-            run.restore(torch.load(folder / "last.pt", weights_only=True, map_location=team.device))
+            run.restore(torch.load(folder / "last.pt", weights_only=True, map_location=group.device))
         return run
 
     def learn(self, crop: Crop) -> None:
-        """One step down the gradient of all crops of the team, and the running mean after it."""
+        """One step down the gradient of all crops of the group, and the running mean after it."""
         recipe, network = self.recipe, self.network
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate_at(self.step, recipe)
-        with mixed_precision(self.team.device, wanted=recipe.bfloat16):
+        for parameters in self.optimiser.param_groups:
+            parameters["lr"] = learning_rate_at(self.step, recipe)
+        with mixed_precision(self.group.device, wanted=recipe.bfloat16):
             logits = network(crop.inputs()[None].contiguous(memory_format=torch.channels_last_3d))
         loss = lesion_loss(logits, crop, recipe)
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch does not type it
-        self.team.average_gradients(network)
-        if self._descent.take():
+        self.group.average_gradients(network)
+        if self._clipped_step.take():
             self.loss = 0.97 * self.loss + 0.03 * loss.item()
         self.step += 1
         decay = min(recipe.average, self.step / (self.step + 10))
@@ -222,22 +233,26 @@ class Run:
             for kept, new in zip(self.averaged.parameters(), network.parameters(), strict=True):
                 kept.lerp_(new, 1 - decay)
 
-    def judge(self, examples: list[Example], journal: Journal, seconds: int) -> None:
+    def judge(self, examples: list[Example], logger: TrainingLogger, seconds: int) -> None:
         """Measure the averaged weights on the patients kept aside, and keep them if they are the best so far."""
-        measured = measure(self.averaged, examples, self.recipe, self.team.device)
+        measured = measure(self.averaged, examples, self.recipe, self.group.device)
         rate = learning_rate_at(self.step, self.recipe)
-        journal.note({"step": self.step, "seconds": seconds, "loss": self.loss, "learning_rate": rate, **measured})
+        logger.add_row({"step": self.step, "seconds": seconds, "loss": self.loss, "learning_rate": rate, **measured})
         for example in examples:
-            journal.show(example.name, sample_picture(self.averaged, example, self.recipe, self.team.device), self.step)
+            logger.add_picture(
+                example.name, sample_picture(self.averaged, example, self.recipe, self.group.device), self.step
+            )
         if measured["score"] > self.best or not examples:  # without judges the last is as good as it gets
             self.best = measured["score"]
-            _write({"averaged": self.averaged.state_dict(), "step": self.step, **measured}, self.folder / "best.pt")
+            write_checkpoint(
+                {"averaged": self.averaged.state_dict(), "step": self.step, **measured}, self.folder / "best.pt"
+            )
 
     def save(self) -> None:
         """Everything that the next step depends on; what is drawn depends on the step alone."""
         state = {"network": self.network.state_dict(), "averaged": self.averaged.state_dict(), "step": self.step}
         state |= {"optimiser": self.optimiser.state_dict(), "best": self.best, "loss": self.loss}
-        _write(state, self.folder / "last.pt")
+        write_checkpoint(state, self.folder / "last.pt")
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
@@ -266,17 +281,10 @@ def export(run: Path, recipe: LesionRecipe, path: Path, version: str) -> ModelIn
     )
 
 
-def _write(state: Mapping[str, Any], path: Path) -> None:
-    """A checkpoint, whole or not at all."""
-    partial = path.with_suffix(".partial")
-    torch.save(dict(state), partial)
-    partial.replace(path)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train from the command line, or export what a run has reached."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bank", type=Path, help="prepared by training.data.lesion_dataset")
+    parser.add_argument("dataset", type=Path, help="prepared by training.data.lesion_dataset")
     parser.add_argument("run", type=Path, help="folder for checkpoints, log and weights")
     parser.add_argument("--recipe", default="{}", help="fields of LesionRecipe: JSON, or a file of it")
     parser.add_argument("--steps", type=int, help="instead of the recipe's")
@@ -286,9 +294,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     recipe = read_recipe(LesionRecipe, options.recipe)
     recipe = replace(recipe, steps=options.steps or recipe.steps)
-    with join_team(options.device) as team:
-        train(recipe, options.bank, options.run, team, options.start)
-        if team.is_first:
+    with join_process_group(options.device) as group:
+        train(recipe, options.dataset, options.run, group, options.start)
+        if group.is_first:
             info = export(options.run, recipe, options.run / "lesions.safetensors", options.version)
             sys.stdout.write(f"{info.name} {info.version} {info.sha256}\n")
 

@@ -1,4 +1,4 @@
-"""Trains the lung network on a prepared bank: `python -m training.lungs BANK RUN`.
+"""Trains the lung network on a prepared dataset: `python -m training.lungs DATASET RUN`.
 
 First the backbone, which draws at 4 mm and sees the whole region of interest; then the detail stage at 2 mm on crops,
 the backbone held still. The patients in `splits.json` are kept aside: some choose the model, some test it.
@@ -37,9 +37,15 @@ from training.data.lung_batches import (
     padding,
     read_volume,
 )
-from training.journal import Journal, Picture, side_by_side
-from training.loop import Team, join_team
-from training.steps import Descent
+from training.loop import (
+    ClippedStep,
+    Picture,
+    ProcessGroup,
+    TrainingLogger,
+    join_process_group,
+    side_by_side,
+    write_checkpoint,
+)
 
 GRADIENT_NORM: Final = 5.0
 """Gradients are cut to this length."""
@@ -115,25 +121,25 @@ class Run:
     network: Di2in
     smooth: dict[str, Tensor]
     optimizer: torch.optim.Optimizer
-    team: Team
+    group: ProcessGroup
     step: int = 0
     best: float = -math.inf
     best_in_detail: bool = False
 
     def __post_init__(self) -> None:
-        self._descent = Descent(self.network, self.optimizer, GRADIENT_NORM)
+        self._clipped_step = ClippedStep(self.network, self.optimizer, GRADIENT_NORM)
 
     @classmethod
-    def begin(cls, folder: Path, config: LungConfig, recipe: LungRecipe, team: Team) -> "Run":
+    def begin(cls, folder: Path, config: LungConfig, recipe: LungRecipe, group: ProcessGroup) -> "Run":
         """A new run, or the one that `folder` holds a checkpoint of."""
         torch.manual_seed(recipe.seed)
-        network = Di2in(config).to(team.device)
+        network = Di2in(config).to(group.device)
         network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # missing from torch's stub
         optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
         smooth = {name: value.detach().clone() for name, value in network.state_dict().items()}
-        run = cls(folder, config, recipe, network, smooth, optimizer, team)
+        run = cls(folder, config, recipe, network, smooth, optimizer, group)
         with suppress(FileNotFoundError):
-            run.restore(torch.load(run.checkpoint, map_location=team.device, weights_only=True))
+            run.restore(torch.load(run.checkpoint, map_location=group.device, weights_only=True))
         return run
 
     @property
@@ -160,12 +166,12 @@ class Run:
 
     def learn(self, loss: Tensor) -> None:
         """One step down the gradient, and the running mean after it."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = self.learning_rate
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
-        self.team.average_gradients(self.network)
-        self._descent.take()
+        self.group.average_gradients(self.network)
+        self._clipped_step.take()
         decay = min(self.recipe.smoothing, self.steps_of_stage / (self.steps_of_stage + 20))
         self.step += 1
         for name, value in self.network.state_dict().items():
@@ -175,7 +181,7 @@ class Run:
         """Everything that the next step depends on; what is drawn depends on the step alone."""
         state = {"step": self.step, "network": self.network.state_dict(), "smooth": self.smooth}
         state |= {"optimizer": self.optimizer.state_dict(), "best": self.best, "best_in_detail": self.best_in_detail}
-        _write(state, self.checkpoint)
+        write_checkpoint(state, self.checkpoint)
 
     def judge(self, volumes: Sequence[Path]) -> dict[str, float]:
         """Measure the mean weights on the volumes kept aside, and keep them in `best.pt` if they are the best so far.
@@ -185,7 +191,7 @@ class Run:
         measured = measure(self.mean_network(), volumes)
         if measured["score"] >= self.best or self.in_detail != self.best_in_detail:
             self.best, self.best_in_detail = measured["score"], self.in_detail
-            _write({"smooth": self.smooth, "step": self.step, **measured}, self.folder / "best.pt")
+            write_checkpoint({"smooth": self.smooth, "step": self.step, **measured}, self.folder / "best.pt")
         return measured
 
     def chosen(self) -> tuple[dict[str, Tensor], int]:
@@ -193,12 +199,12 @@ class Run:
         path = self.folder / "best.pt"
         if not path.exists():
             return self.smooth, self.step
-        best = torch.load(path, map_location=self.team.device, weights_only=True)
+        best = torch.load(path, map_location=self.group.device, weights_only=True)
         return dict(best["smooth"]), int(best["step"])
 
     def mean_network(self) -> Di2in:
         """A network with the running mean of the weights."""
-        network = Di2in(self.config).eval().to(self.team.device)
+        network = Di2in(self.config).eval().to(self.group.device)
         network.load_state_dict(self.smooth)
         return network
 
@@ -213,36 +219,36 @@ class Run:
         load_into(self.network, weights, "lungs")
         self.smooth = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
 
-    def calibrated(self, bank: LungDataset, volumes: int) -> tuple[dict[str, Tensor], float]:
+    def calibrated(self, dataset: LungDataset, volumes: int) -> tuple[dict[str, Tensor], float]:
         """The chosen weights with the background's offset that suits some volumes, and the offset."""
         chosen, _ = self.chosen()
-        network = Di2in(self.config).eval().to(self.team.device)
+        network = Di2in(self.config).eval().to(self.group.device)
         network.load_state_dict(chosen)
-        draws = (bank.draw(np.random.default_rng([self.recipe.seed, 1_000_000 + i])) for i in range(volumes))
+        draws = (dataset.draw(np.random.default_rng([self.recipe.seed, 1_000_000 + i])) for i in range(volumes))
         offset = best_background_offset(network, draws) if volumes else 0.0
         tensors = {name: value.clone() for name, value in chosen.items()}
         tensors["heads.0.bias"][0] += offset
         return tensors, offset
 
-    def export(self, path: Path, version: str, bank: LungDataset, volumes: int) -> ModelInfo:
+    def export(self, path: Path, version: str, dataset: LungDataset, volumes: int) -> ModelInfo:
         """The calibrated weights as a weights file."""
-        tensors, offset = self.calibrated(bank, volumes)
+        tensors, offset = self.calibrated(dataset, volumes)
         recipe = {**asdict(self.recipe), "steps_done": self.chosen()[1], "background_offset": offset}
         return save_weights(path, version=version, config=self.config.to_mapping(), recipe=recipe, tensors=tensors)
 
 
-def train(run: Run, bank: LungDataset, *, save_every: int = 20) -> Iterator[dict[str, float | str]]:
+def train(run: Run, dataset: LungDataset, *, save_every: int = 20) -> Iterator[dict[str, float | str]]:
     """Take the steps that are left; yields a row of the log after each `save_every`, when a checkpoint is written."""
     total = run.recipe.trunk_steps + run.recipe.detail_steps
     rows: list[tuple[float, float, float]] = []
     unmeasured = (float("nan"), float("nan"))
     begin = time.perf_counter()
     while run.step < total:
-        rng = np.random.default_rng([run.recipe.seed, run.step, run.team.rank])
+        rng = np.random.default_rng([run.recipe.seed, run.step, run.group.rank])
         detail = run.in_detail
         losses = []
         for _ in range(run.recipe.volumes_per_step):
-            sample = draw_sample(bank, run.recipe, run.config.stride, rng)
+            sample = draw_sample(dataset, run.recipe, run.config.stride, rng)
             loss, logits = (detail_loss if detail else trunk_loss)(run.network, sample, run.recipe)
             losses.append(loss)
         loss = torch.stack(losses).mean()
@@ -251,14 +257,14 @@ def train(run: Run, bank: LungDataset, *, save_every: int = 20) -> Iterator[dict
         rows.append((float(loss.detach()), *scores))
         if run.step % save_every == 0 or run.step == total:
             row = _row(run, "detail" if detail else "trunk", time.perf_counter() - begin, rows)
-            if run.team.is_first:
+            if run.group.is_first:
                 # What validation says where it is due: every so many steps, and at the end of either stage.
                 since = run.step % run.recipe.validate_every
                 is_due = since < save_every or run.step == total or 0 <= run.step - run.recipe.trunk_steps < save_every
-                volumes = bank.validation_paths()
+                volumes = dataset.validation_paths()
                 row |= run.judge(volumes) if is_due and volumes else {}
                 run.save()
-            bank.refresh()
+            dataset.refresh()
             yield row
             rows.clear()
 
@@ -348,18 +354,11 @@ def _row(run: Run, stage: str, seconds: float, rows: Sequence[tuple[float, float
     return dict(zip(COLUMNS, values, strict=False))  # validation adds its own
 
 
-def _write(state: Mapping[str, Any], path: Path) -> None:
-    """A checkpoint, whole or not at all."""
-    partial = path.with_suffix(".partial")
-    torch.save(dict(state), partial)
-    partial.replace(path)
-
-
 def open_run(
-    bank: Path,
+    dataset: Path,
     folder: Path,
     recipe: LungRecipe,
-    team: Team,
+    group: ProcessGroup,
     config: LungConfig | None = None,
     start: Path | None = None,
 ) -> tuple[Run, LungDataset]:
@@ -369,36 +368,36 @@ def open_run(
         start: weights, or the checkpoint of another run, whose mean weights are where a new one begins.
 
     Raises:
-        FileNotFoundError: the bank holds no prepared volume.
+        FileNotFoundError: the dataset holds no prepared volume.
         RecipeError: the run was begun with another recipe.
         WeightsError: `start` holds no weights of this network.
     """
-    found = LungDataset(bank, recipe, device=team.device)
+    found = LungDataset(dataset, recipe, device=group.device)
     folder.mkdir(parents=True, exist_ok=True)
-    if team.is_first:
+    if group.is_first:
         keep_recipe(folder, recipe)
-    run = Run.begin(folder, config or LungConfig(), recipe, team)
+    run = Run.begin(folder, config or LungConfig(), recipe, group)
     if start is not None and run.step == 0:
-        run.start_with(read_start(start, "lungs", "smooth", team.device))
+        run.start_with(read_start(start, "lungs", "smooth", group.device))
     return run, found
 
 
-def follow(run: Run, bank: LungDataset) -> None:
+def follow(run: Run, dataset: LungDataset) -> None:
     """Take the steps that are left, and tell of them in `log.csv`."""
-    journal = Journal(run.folder / "log.csv", COLUMNS, run.step) if run.team.is_first else None
-    for row in train(run, bank):
-        if journal is not None:
-            journal.note(row)
+    logger = TrainingLogger(run.folder / "log.csv", COLUMNS, run.step) if run.group.is_first else None
+    for row in train(run, dataset):
+        if logger is not None:
+            logger.add_row(row)
             if "score" in row:
-                for path in bank.validation_paths():
-                    journal.show(path.stem, sample_picture(run.mean_network(), path), run.step)
-    run.team.wait()
+                for path in dataset.validation_paths():
+                    logger.add_picture(path.stem, sample_picture(run.mean_network(), path), run.step)
+    run.group.wait()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, or go on with a training that was ended, and write the weights."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bank", type=Path)
+    parser.add_argument("dataset", type=Path)
     parser.add_argument("run", type=Path, help="folder of the checkpoint, the log and the weights")
     parser.add_argument("--recipe", default="{}", help="fields of LungRecipe: JSON, or a file of it")
     parser.add_argument("--config", default="{}", help="fields of LungConfig: JSON, or a file of it")
@@ -411,11 +410,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     recipe, config = read_recipe(LungRecipe, options.recipe), read_recipe(LungConfig, options.config)
-    with join_team(options.device) as team:
-        run, bank = open_run(options.bank, options.run, recipe, team, config, options.start)
-        follow(run, bank)
-        if team.is_first:
-            info = run.export(options.run / "lungs.safetensors", options.version, bank, options.calibrate)
+    with join_process_group(options.device) as group:
+        run, dataset = open_run(options.dataset, options.run, recipe, group, config, options.start)
+        follow(run, dataset)
+        if group.is_first:
+            info = run.export(options.run / "lungs.safetensors", options.version, dataset, options.calibrate)
             sys.stdout.write(f"{info.name} {info.version} {info.sha256}\n")
 
 

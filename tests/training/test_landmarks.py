@@ -16,10 +16,9 @@ from pipeline.networks.q_network import STEPS_ZYX, LandmarkConfig
 from pipeline.networks.weights import load_weights
 from training import landmarks as training
 from training.data.landmark_dataset import write_scan
-from training.journal import read_log
 from training.landmarks import (
     AgentRun,
-    Bank,
+    LandmarkDataset,
     LandmarkRecipe,
     Nets,
     Replay,
@@ -33,10 +32,10 @@ from training.landmarks import (
     train,
     vary_intensity,
 )
-from training.loop import Team
+from training.loop import ProcessGroup, read_log
 
 CPU = torch.device("cpu")
-ALONE = Team(CPU)
+ALONE = ProcessGroup(CPU)
 CONFIG = LandmarkConfig(scales_mm=(12.0, 6.0), box=9, widths=(2, 4, 4), hidden=8)
 RECIPE = LandmarkRecipe(
     config=CONFIG,
@@ -56,9 +55,9 @@ GRID = Grid((30, 30, 30), (4.0, 4.0, 4.0), (0.0, 0.0, 0.0))
 
 
 @pytest.fixture(scope="module")
-def bank_folder(tmp_path_factory):
+def dataset_folder(tmp_path_factory):
     """Ten scans of noise, the landmarks inside of most and above the last."""
-    folder = tmp_path_factory.mktemp("bank")
+    folder = tmp_path_factory.mktemp("dataset")
     for number in range(10):
         hu = np.random.default_rng(number).integers(-1000, 400, GRID.shape).astype(np.int16)
         z = 60.0 if number < 9 else 150.0
@@ -124,16 +123,16 @@ def test_stepping_away_is_worth_less_than_stepping_closer():
     assert values[1] == values.min()
 
 
-def test_a_bank_scan_keeps_its_landmark_in_mm_from_the_corner(bank_folder):
-    scan = Bank.read(bank_folder, CONFIG).teaching[0]
+def test_a_dataset_scan_keeps_its_landmark_in_mm_from_the_corner(dataset_folder):
+    scan = LandmarkDataset.read(dataset_folder, CONFIG).teaching[0]
     assert scan.name == "phantom-0-0"
     assert np.allclose(scan.landmarks_mm[Landmark.CARINA], (62.0, 72.0, 62.0))
     assert scan.shapes == ((10, 10, 10), (20, 20, 20))
     assert scan.levels[0].shape == (18, 18, 18)
 
 
-def test_what_lies_beyond_the_crop_is_not_seen(bank_folder):
-    sampler = SceneSampler(Bank.read(bank_folder, CONFIG).teaching, Landmark.CARINA, 0, RECIPE)
+def test_what_lies_beyond_the_crop_is_not_seen(dataset_folder):
+    sampler = SceneSampler(LandmarkDataset.read(dataset_folder, CONFIG).teaching, Landmark.CARINA, 0, RECIPE)
     (box,) = sampler.boxes(scenes_at((5, 5, 5), (5, 5, 5), low=(4, 0, 0), high=(10, 6, 10)))
     (whole,) = sampler.boxes(scenes_at((5, 5, 5), (5, 5, 5)))
     assert not box[:3].any()
@@ -143,24 +142,24 @@ def test_what_lies_beyond_the_crop_is_not_seen(bank_folder):
 
 
 @pytest.mark.parametrize("level", [0, 1])
-def test_agents_are_placed_within_their_crop_and_some_landmarks_without(bank_folder, level):
-    bank = Bank.read(bank_folder, CONFIG).teaching
-    scenes = SceneSampler(bank, Landmark.CARINA, level, RECIPE).draw(300, np.random.default_rng(0))
+def test_agents_are_placed_within_their_crop_and_some_landmarks_without(dataset_folder, level):
+    dataset = LandmarkDataset.read(dataset_folder, CONFIG).teaching
+    scenes = SceneSampler(dataset, Landmark.CARINA, level, RECIPE).draw(300, np.random.default_rng(0))
     assert scenes.inside().all()
     assert (scenes.high - scenes.low).min() >= 1
     outside = ((scenes.landmark < scenes.low - 0.5) | (scenes.landmark > scenes.high - 0.5)).any(axis=1)
     assert 0.05 < outside.mean() < 0.6
 
 
-def test_half_of_the_scenes_are_real(bank_folder):
-    bank = Bank.read(bank_folder, CONFIG).teaching
-    scenes = SceneSampler(bank, Landmark.CARINA, 0, RECIPE).draw(400, np.random.default_rng(0))
-    real = np.array([bank[scan].name.startswith("real") for scan in scenes.scan])
+def test_half_of_the_scenes_are_real(dataset_folder):
+    dataset = LandmarkDataset.read(dataset_folder, CONFIG).teaching
+    scenes = SceneSampler(dataset, Landmark.CARINA, 0, RECIPE).draw(400, np.random.default_rng(0))
+    real = np.array([dataset[scan].name.startswith("real") for scan in scenes.scan])
     assert 0.4 < real.mean() < 0.6
 
 
-def test_leaving_the_crop_is_worth_the_rest_of_the_way_in_closed_form(bank_folder):
-    sampler = SceneSampler(Bank.read(bank_folder, CONFIG).teaching, Landmark.CARINA, 0, RECIPE)
+def test_leaving_the_crop_is_worth_the_rest_of_the_way_in_closed_form(dataset_folder):
+    sampler = SceneSampler(LandmarkDataset.read(dataset_folder, CONFIG).teaching, Landmark.CARINA, 0, RECIPE)
     nets = Nets.new(RECIPE, CPU)
     scenes = scenes_at((14.0, 5.0, 5.0), (9, 5, 5))
     assert td_targets(scenes, np.array([0]), sampler, nets, 0.9) == pytest.approx(
@@ -168,8 +167,8 @@ def test_leaving_the_crop_is_worth_the_rest_of_the_way_in_closed_form(bank_folde
     )
 
 
-def test_inside_the_network_chooses_the_next_step_and_the_target_network_values_it(bank_folder):
-    sampler = SceneSampler(Bank.read(bank_folder, CONFIG).teaching, Landmark.CARINA, 0, RECIPE)
+def test_inside_the_network_chooses_the_next_step_and_the_target_network_values_it(dataset_folder):
+    sampler = SceneSampler(LandmarkDataset.read(dataset_folder, CONFIG).teaching, Landmark.CARINA, 0, RECIPE)
     nets = Nets.new(RECIPE, CPU)
     for net, favourite in ((nets.network, 2), (nets.target, 3)):
         for parameter in net.parameters():
@@ -203,18 +202,18 @@ class KilledError(Exception):
     pass
 
 
-def test_no_scan_of_a_patient_that_judges_or_tests_is_learned_from(bank_folder):
-    bank = Bank.read(bank_folder, CONFIG)
-    assert [scan.name for scan in bank.judging] == ["phantom-8-0"]
-    assert {scan.name for scan in bank.teaching} == {
+def test_no_scan_of_a_patient_that_judges_or_tests_is_learned_from(dataset_folder):
+    dataset = LandmarkDataset.read(dataset_folder, CONFIG)
+    assert [scan.name for scan in dataset.judging] == ["phantom-8-0"]
+    assert {scan.name for scan in dataset.teaching} == {
         *(f"phantom-{number}-0" for number in (0, 2, 4, 6)),
         *(f"real-{number}-0" for number in (1, 3, 5, 9)),
     }
 
 
-def test_a_stopped_run_goes_on_to_the_very_same_weights(bank_folder, tmp_path, monkeypatch):
-    bank = Bank.read(bank_folder, CONFIG)
-    train(RECIPE, bank, tmp_path / "whole", ALONE)
+def test_a_stopped_run_goes_on_to_the_very_same_weights(dataset_folder, tmp_path, monkeypatch):
+    dataset = LandmarkDataset.read(dataset_folder, CONFIG)
+    train(RECIPE, dataset, tmp_path / "whole", ALONE)
     saved, save = [], AgentRun.save
 
     def save_and_die(run):
@@ -225,8 +224,8 @@ def test_a_stopped_run_goes_on_to_the_very_same_weights(bank_folder, tmp_path, m
 
     monkeypatch.setattr(AgentRun, "save", save_and_die)
     with pytest.raises(KilledError):
-        train(RECIPE, bank, tmp_path / "stopped", ALONE)
-    train(RECIPE, bank, tmp_path / "stopped", ALONE)
+        train(RECIPE, dataset, tmp_path / "stopped", ALONE)
+    train(RECIPE, dataset, tmp_path / "stopped", ALONE)
     names = sorted(path.name for path in (tmp_path / "whole").glob("*.pt"))
     assert len(names) == 4
     for name in names:
@@ -235,12 +234,12 @@ def test_a_stopped_run_goes_on_to_the_very_same_weights(bank_folder, tmp_path, m
     assert not list((tmp_path / "stopped").glob("*.checkpoint"))
 
 
-def test_two_processes_share_the_networks_and_train_the_same_ones_as_one(bank_folder, tmp_path):
-    bank = Bank.read(bank_folder, CONFIG)
-    train(RECIPE, bank, tmp_path / "alone", ALONE)
+def test_two_processes_share_the_networks_and_train_the_same_ones_as_one(dataset_folder, tmp_path):
+    dataset = LandmarkDataset.read(dataset_folder, CONFIG)
+    train(RECIPE, dataset, tmp_path / "alone", ALONE)
     for rank in (0, 1):
         with pytest.raises(ValueError, match="process group"):  # at the end they would wait for each other
-            train(RECIPE, bank, tmp_path / "shared", Team(CPU, rank, size=2))
+            train(RECIPE, dataset, tmp_path / "shared", ProcessGroup(CPU, rank, size=2))
         assert len(list((tmp_path / "shared").glob("*.pt"))) == 2 * (rank + 1)
     for path in (tmp_path / "alone").glob("*.pt"):
         alone, shared = (
@@ -249,7 +248,7 @@ def test_two_processes_share_the_networks_and_train_the_same_ones_as_one(bank_fo
         assert all(torch.equal(alone[key], shared[key]) for key in alone), path.name
 
 
-def test_the_weights_that_judge_best_are_kept(bank_folder, tmp_path, monkeypatch):
+def test_the_weights_that_judge_best_are_kept(dataset_folder, tmp_path, monkeypatch):
     verdicts = iter([0.2, 0.9, 0.5, 0.4])
     seen = {}
 
@@ -258,14 +257,14 @@ def test_the_weights_that_judge_best_are_kept(bank_folder, tmp_path, monkeypatch
         return training.Judgement(0.0, next(verdicts), np.zeros((1, 1, 3), dtype=np.uint8))
 
     monkeypatch.setattr(training, "judge", judge)
-    run = AgentRun.begin(RECIPE, Bank.read(bank_folder, CONFIG), tmp_path, Landmark.CARINA, 0, 0, CPU)
+    run = AgentRun.begin(RECIPE, LandmarkDataset.read(dataset_folder, CONFIG), tmp_path, Landmark.CARINA, 0, 0, CPU)
     run.finish()
     kept = torch.load(tmp_path / "carina-0.pt", weights_only=True)
     assert all(torch.equal(kept[name], value) for name, value in seen[1].items())
 
 
-def test_a_run_logs_and_exports_agents_that_answer_for_both_landmarks(bank_folder, tmp_path):
-    train(RECIPE, Bank.read(bank_folder, CONFIG), tmp_path, ALONE)
+def test_a_run_logs_and_exports_agents_that_answer_for_both_landmarks(dataset_folder, tmp_path):
+    train(RECIPE, LandmarkDataset.read(dataset_folder, CONFIG), tmp_path, ALONE)
     for mark in Landmark:
         for level in (0, 1):
             rows = read_log(tmp_path / f"{mark.value}-{level}.csv")
@@ -293,7 +292,7 @@ def test_training_learns_the_way_to_a_bright_spot(tmp_path, monkeypatch):
         cut_shares=(0.0, 0.0, 0.0),
         save_every=100,
     )
-    (tmp_path / "bank").mkdir()
+    (tmp_path / "dataset").mkdir()
     rng = np.random.default_rng(0)
     for number in range(20):
         spot = rng.integers(6, 24, 3)
@@ -301,10 +300,10 @@ def test_training_learns_the_way_to_a_bright_spot(tmp_path, monkeypatch):
         hu[tuple(slice(i - 2, i + 3) for i in spot)] = 400
         z, y, x = (float(i) * 4.0 for i in spot)
         marks = dict.fromkeys(Landmark, (x, y, z))
-        write_scan(tmp_path / "bank" / f"real-{number:02}-0.npz", Volume(hu, GRID), marks, recipe.config)
+        write_scan(tmp_path / "dataset" / f"real-{number:02}-0.npz", Volume(hu, GRID), marks, recipe.config)
     aside = {"validation": ["09", "19"], "validation_volumes": ["real-09-0", "real-19-0"]}
-    (tmp_path / "bank" / "splits.json").write_text(json.dumps({"landmarks": aside}))
-    train(recipe, Bank.read(tmp_path / "bank", recipe.config), tmp_path / "run", ALONE)
+    (tmp_path / "dataset" / "splits.json").write_text(json.dumps({"landmarks": aside}))
+    train(recipe, LandmarkDataset.read(tmp_path / "dataset", recipe.config), tmp_path / "run", ALONE)
     rows = read_log(tmp_path / "run" / "carina-0.csv")
     first, last = rows[0], rows[4]
     assert float(first["right_share"]) < 0.3

@@ -13,11 +13,10 @@ from pipeline.networks.weights import load_weights
 from training import lesions as training
 from training.data.lesion_batches import LesionRecipe, read_examples
 from training.data.splits import Stage, read_split
-from training.journal import read_log
 from training.lesions import export, jaccard_loss, learning_rate_at, train, with_level
-from training.loop import Team
+from training.loop import ProcessGroup, read_log
 
-ALONE = Team(torch.device("cpu"))
+ALONE = ProcessGroup(torch.device("cpu"))
 RECIPE = LesionRecipe(
     steps=4,
     crop=(16, 32, 32),
@@ -28,9 +27,9 @@ RECIPE = LesionRecipe(
 
 
 @pytest.fixture
-def bank(tmp_path: Path) -> Path:
+def dataset(tmp_path: Path) -> Path:
     """Bright balls in dark lungs, for every kind and for the patients kept aside."""
-    folder = tmp_path / "bank"
+    folder = tmp_path / "dataset"
     folder.mkdir()
     rng = np.random.default_rng(0)
     names = ["covid-0-0", "covid-4-0", "covid-2-0", "grown-case01-0", "grown-case04-1", "clean-case04-0", "phantom-2-0"]
@@ -66,15 +65,17 @@ def test_learning_rate_rises_shortly_and_falls_along_a_cosine_to_a_fiftieth() ->
     assert learning_rate_at(100, recipe) == pytest.approx(2e-5)
 
 
-def test_no_patient_both_trains_and_judges(bank: Path) -> None:
-    split = read_split(bank, Stage.LESIONS)
-    trained = {example.name for example in read_examples(bank, split.is_training)}
+def test_no_patient_both_trains_and_judges(dataset: Path) -> None:
+    split = read_split(dataset, Stage.LESIONS)
+    trained = {example.name for example in read_examples(dataset, split.is_training)}
     assert trained == {"covid-0-0", "grown-case01-0", "phantom-2-0"}
-    assert [path.stem for path in split.validation_paths(bank)] == ["covid-4-0", "grown-case04-1", "clean-case04-0"]
+    assert [path.stem for path in split.validation_paths(dataset)] == ["covid-4-0", "grown-case04-1", "clean-case04-0"]
 
 
-def test_an_ended_run_goes_on_to_the_same_weights(bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = torch.load(train(RECIPE, bank, tmp_path / "whole", ALONE).with_name("last.pt"), weights_only=True)
+def test_an_ended_run_goes_on_to_the_same_weights(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = torch.load(train(RECIPE, dataset, tmp_path / "whole", ALONE).with_name("last.pt"), weights_only=True)
 
     class EndedError(Exception):
         pass
@@ -88,9 +89,9 @@ def test_an_ended_run_goes_on_to_the_same_weights(bank: Path, tmp_path: Path, mo
 
     monkeypatch.setattr(training, "measure", end_after_first)
     with pytest.raises(EndedError):
-        train(RECIPE, bank, tmp_path / "ended", ALONE)
+        train(RECIPE, dataset, tmp_path / "ended", ALONE)
     monkeypatch.setattr(training, "measure", measure)
-    train(RECIPE, bank, tmp_path / "ended", ALONE)
+    train(RECIPE, dataset, tmp_path / "ended", ALONE)
     resumed = torch.load(tmp_path / "ended" / "last.pt", weights_only=True)
     assert resumed["step"] == whole["step"] == 4
     for part in ("network", "averaged"):
@@ -99,14 +100,14 @@ def test_an_ended_run_goes_on_to_the_same_weights(bank: Path, tmp_path: Path, mo
     assert [row["step"] for row in read_log(tmp_path / "ended" / "log.csv")] == ["2", "4"]
 
 
-def test_without_anybody_to_judge_the_last_checkpoint_is_the_best(bank: Path, tmp_path: Path) -> None:
-    (bank / "splits.json").write_text('{"lesions": {"validation": [], "validation_volumes": [], "test": []}}')
-    best = torch.load(train(RECIPE, bank, tmp_path / "run", ALONE), weights_only=True)
+def test_without_anybody_to_judge_the_last_checkpoint_is_the_best(dataset: Path, tmp_path: Path) -> None:
+    (dataset / "splits.json").write_text('{"lesions": {"validation": [], "validation_volumes": [], "test": []}}')
+    best = torch.load(train(RECIPE, dataset, tmp_path / "run", ALONE), weights_only=True)
     assert best["step"] == RECIPE.steps
 
 
-def test_exported_weights_load_and_know_their_recipe(bank: Path, tmp_path: Path) -> None:
-    run = train(RECIPE, bank, tmp_path / "run", ALONE).parent
+def test_exported_weights_load_and_know_their_recipe(dataset: Path, tmp_path: Path) -> None:
+    run = train(RECIPE, dataset, tmp_path / "run", ALONE).parent
     info = export(run, RECIPE, tmp_path / "lesions.safetensors", "9.9.9")
     weights = load_weights("lesions", tmp_path)
     assert weights.info == info
@@ -115,11 +116,11 @@ def test_exported_weights_load_and_know_their_recipe(bank: Path, tmp_path: Path)
     assert [row["step"] for row in read_log(run / "log.csv")] == ["2", "4"]
 
 
-def test_learns_to_find_bright_balls(bank: Path, tmp_path: Path) -> None:
+def test_learns_to_find_bright_balls(dataset: Path, tmp_path: Path) -> None:
     network = DenseUNetConfig(stem=8, growth=8, layers=2, widths=(8, 8, 8, 8, 8))
     recipe = replace(RECIPE, steps=80, validate_every=80, learning_rate=4e-3, warmup_steps=5, average=0.5)
     recipe = replace(recipe, network=network, kinds={"covid": 1.0}, smoothing=1.0)
-    best = torch.load(train(recipe, bank, tmp_path / "run", ALONE), weights_only=True)
+    best = torch.load(train(recipe, dataset, tmp_path / "run", ALONE), weights_only=True)
     assert best["covid_dice"] > 0.8
 
 

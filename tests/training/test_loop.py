@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.journal import read_log
-from training.loop import Team
+from training.loop import ProcessGroup, read_log
 
 TINY = {
     "steps": 3,
@@ -23,9 +22,9 @@ TINY = {
 
 
 @pytest.fixture
-def bank(tmp_path: Path) -> Path:
+def dataset(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
-    folder = tmp_path / "bank"
+    folder = tmp_path / "dataset"
     folder.mkdir()
     for name in ("covid-0-0", "covid-4-0", "phantom-2-0"):
         lungs = np.zeros((16, 40, 40), dtype=np.bool_)
@@ -44,28 +43,28 @@ def torchrun(*command: object) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_two_processes_train_one_network_with_the_mean_of_their_gradients(bank: Path, tmp_path: Path) -> None:
+def test_two_processes_train_one_network_with_the_mean_of_their_gradients(dataset: Path, tmp_path: Path) -> None:
     """Against the same steps taken here in one process, whose loss is the mean over both processes' crops."""
     module = "training.lesions"
-    torchrun(module, bank, tmp_path / "run", "--recipe", json.dumps(TINY), "--device", "cpu")
+    torchrun(module, dataset, tmp_path / "run", "--recipe", json.dumps(TINY), "--device", "cpu")
     assert [row["step"] for row in read_log(tmp_path / "run" / "log.csv")] == ["2", "3"], "one of them logs"
     assert (tmp_path / "run" / "lesions.safetensors").exists()
-    expected = both_at_once(bank, tmp_path / "alone")
+    expected = both_at_once(dataset, tmp_path / "alone")
     found = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["network"]
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=2e-5, msg=name)
 
 
-def both_at_once(bank: Path, folder: Path) -> dict[str, torch.Tensor]:
+def both_at_once(dataset: Path, folder: Path) -> dict[str, torch.Tensor]:
     from training.config import recipe_from
     from training.data.lesion_batches import LesionRecipe, Sampler, read_examples
     from training.data.splits import Stage, read_split
     from training.lesions import Run, learning_rate_at, lesion_loss
 
-    recipe, alone = recipe_from(LesionRecipe, TINY), Team(torch.device("cpu"))
+    recipe, alone = recipe_from(LesionRecipe, TINY), ProcessGroup(torch.device("cpu"))
     folder.mkdir()
     run = Run.begin(folder, recipe, alone)
-    examples = read_examples(bank, read_split(bank, Stage.LESIONS).is_training)
+    examples = read_examples(dataset, read_split(dataset, Stage.LESIONS).is_training)
     sampler = Sampler(examples, recipe, alone.device)
     for step in range(recipe.steps):
         run.optimiser.param_groups[0]["lr"] = learning_rate_at(step, recipe)
@@ -78,8 +77,8 @@ def both_at_once(bank: Path, folder: Path) -> dict[str, torch.Tensor]:
     return run.network.state_dict()
 
 
-def test_a_team_of_one_leaves_its_gradients_alone() -> None:
+def test_a_process_group_of_one_leaves_its_gradients_alone() -> None:
     network = torch.nn.Linear(2, 1)
     network(torch.ones(1, 2)).sum().backward()
-    Team(torch.device("cpu")).average_gradients(network)
+    ProcessGroup(torch.device("cpu")).average_gradients(network)
     assert torch.equal(network.weight.grad, torch.ones(1, 2))

@@ -12,12 +12,11 @@ from pipeline.networks.di2in import CLASSES, LungConfig, LungNetwork
 from pipeline.networks.weights import load_weights
 from training import lungs as training
 from training.data.lung_batches import OPAQUE, UNKNOWN_LOBE, LungDataset, LungRecipe
-from training.journal import read_log
-from training.loop import Team
+from training.loop import ProcessGroup, read_log
 from training.lungs import Run
 
 CPU = torch.device("cpu")
-ALONE = Team(CPU)
+ALONE = ProcessGroup(CPU)
 CONFIG = LungConfig(widths=(4, 6, 8), detail_width=4)
 RECIPE = LungRecipe(
     trunk_steps=6,
@@ -40,9 +39,9 @@ def five_lobes() -> np.ndarray:
 
 
 @pytest.fixture
-def bank_folder(tmp_path: Path) -> Path:
+def dataset_folder(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
-    folder = tmp_path / "bank"
+    folder = tmp_path / "dataset"
     folder.mkdir()
     for name in ("case01-000", "case02-000", "phantom-0007", "phantom-0000", "case05-000"):
         labels = five_lobes()
@@ -56,58 +55,58 @@ def begin(folder: Path, recipe: LungRecipe = RECIPE) -> Run:
     return Run.begin(folder, CONFIG, recipe, ALONE)
 
 
-def train_all(run: Run, bank_folder: Path, save_every: int = 3) -> list[dict[str, float | str]]:
-    return list(training.train(run, LungDataset(bank_folder, run.recipe), save_every=save_every))
+def train_all(run: Run, dataset_folder: Path, save_every: int = 3) -> list[dict[str, float | str]]:
+    return list(training.train(run, LungDataset(dataset_folder, run.recipe), save_every=save_every))
 
 
-def test_the_loss_falls_and_the_log_tells_both_stages(tmp_path: Path, bank_folder: Path) -> None:
+def test_the_loss_falls_and_the_log_tells_both_stages(tmp_path: Path, dataset_folder: Path) -> None:
     recipe = LungRecipe(**{**RECIPE.__dict__, "trunk_steps": 40, "detail_steps": 10})
-    rows = train_all(begin(tmp_path / "run", recipe), bank_folder, save_every=10)
+    rows = train_all(begin(tmp_path / "run", recipe), dataset_folder, save_every=10)
     assert [row["stage"] for row in rows] == ["trunk"] * 4 + ["detail"]
     assert float(rows[3]["loss"]) < 0.8 * float(rows[0]["loss"])
     assert float(rows[3]["lungs_dice"]) > 0.8
 
 
-def test_a_run_that_was_ended_goes_on_as_if_it_had_not_been(tmp_path: Path, bank_folder: Path) -> None:
+def test_a_run_that_was_ended_goes_on_as_if_it_had_not_been(tmp_path: Path, dataset_folder: Path) -> None:
     whole = begin(tmp_path / "whole")
-    train_all(whole, bank_folder)
+    train_all(whole, dataset_folder)
     ended = begin(tmp_path / "ended")
-    next(training.train(ended, LungDataset(bank_folder, RECIPE), save_every=3))
+    next(training.train(ended, LungDataset(dataset_folder, RECIPE), save_every=3))
     resumed = begin(tmp_path / "ended")
     assert resumed.step == 3
-    train_all(resumed, bank_folder)
+    train_all(resumed, dataset_folder)
     for name, value in whole.smooth.items():
         assert torch.equal(resumed.smooth[name], value), name
 
 
-def test_a_step_of_several_volumes_has_the_mean_of_their_losses(tmp_path: Path, bank_folder: Path) -> None:
+def test_a_step_of_several_volumes_has_the_mean_of_their_losses(tmp_path: Path, dataset_folder: Path) -> None:
     run = begin(tmp_path / "run", replace(RECIPE, trunk_steps=1, detail_steps=0, volumes_per_step=3))
     before = {name: value.clone() for name, value in run.network.state_dict().items()}
     rng = np.random.default_rng([run.recipe.seed, 0, 0])
-    bank = LungDataset(bank_folder, run.recipe)
-    alone = [training.draw_sample(bank, run.recipe, CONFIG.stride, rng) for _ in range(3)]
-    (row,) = train_all(run, bank_folder)
+    dataset = LungDataset(dataset_folder, run.recipe)
+    alone = [training.draw_sample(dataset, run.recipe, CONFIG.stride, rng) for _ in range(3)]
+    (row,) = train_all(run, dataset_folder)
     other = training.Di2in(CONFIG)
     other.load_state_dict(before)
     losses = [training.trunk_loss(other, sample, run.recipe)[0].detach() for sample in alone]
     assert float(row["loss"]) == pytest.approx(float(torch.stack(losses).mean()), abs=1e-4)
 
 
-def test_a_run_can_begin_with_the_mean_weights_of_another(tmp_path: Path, bank_folder: Path) -> None:
+def test_a_run_can_begin_with_the_mean_weights_of_another(tmp_path: Path, dataset_folder: Path) -> None:
     earlier = begin(tmp_path / "earlier")
-    train_all(earlier, bank_folder)
-    run, _ = training.open_run(bank_folder, tmp_path / "run", RECIPE, ALONE, CONFIG, earlier.checkpoint)
+    train_all(earlier, dataset_folder)
+    run, _ = training.open_run(dataset_folder, tmp_path / "run", RECIPE, ALONE, CONFIG, earlier.checkpoint)
     assert run.step == 0
     for name, value in run.network.state_dict().items():
         torch.testing.assert_close(value, earlier.smooth[name], msg=name)
-    train_all(run, bank_folder)
-    again, _ = training.open_run(bank_folder, tmp_path / "run", RECIPE, ALONE, CONFIG, earlier.checkpoint)
+    train_all(run, dataset_folder)
+    again, _ = training.open_run(dataset_folder, tmp_path / "run", RECIPE, ALONE, CONFIG, earlier.checkpoint)
     assert again.step == run.step > 0
 
 
-def test_the_detail_stage_leaves_the_trunk_alone(tmp_path: Path, bank_folder: Path) -> None:
+def test_the_detail_stage_leaves_the_trunk_alone(tmp_path: Path, dataset_folder: Path) -> None:
     run = begin(tmp_path / "run")
-    rows = training.train(run, LungDataset(bank_folder, RECIPE), save_every=6)
+    rows = training.train(run, LungDataset(dataset_folder, RECIPE), save_every=6)
     next(rows)
     before = {name: value.clone() for name, value in run.network.named_parameters()}
     list(rows)
@@ -116,11 +115,13 @@ def test_the_detail_stage_leaves_the_trunk_alone(tmp_path: Path, bank_folder: Pa
     assert all(name.startswith("detail.") for name in changed)
 
 
-def test_the_command_trains_logs_and_exports_what_the_stage_loads(tmp_path: Path, bank_folder: Path) -> None:
+def test_the_command_trains_logs_and_exports_what_the_stage_loads(tmp_path: Path, dataset_folder: Path) -> None:
     recipe = {**RECIPE.__dict__, "trunk_steps": 1, "detail_steps": 1}
     config = json.dumps({"widths": [4, 6, 8], "detail_width": 4})
     run = tmp_path / "run"
-    training.main([str(bank_folder), str(run), "--recipe", json.dumps(recipe), "--config", config, "--device", "cpu"])
+    training.main(
+        [str(dataset_folder), str(run), "--recipe", json.dumps(recipe), "--config", config, "--device", "cpu"]
+    )
     network = LungNetwork.load(load_weights("lungs", run), CPU)
     assert network.config == CONFIG
     assert network.probabilities(np.zeros((16, 8, 8), dtype=np.float32)).shape == (CLASSES, 16, 8, 8)
@@ -132,23 +133,23 @@ def test_the_command_trains_logs_and_exports_what_the_stage_loads(tmp_path: Path
     assert 0 <= stored["background_offset"] <= 4
 
 
-def test_patients_kept_aside_judge_or_test_and_never_teach(bank_folder: Path) -> None:
-    bank = LungDataset(bank_folder, RECIPE)
-    assert [path.stem for path in bank.validation_paths()] == ["phantom-0000"]
+def test_patients_kept_aside_judge_or_test_and_never_teach(dataset_folder: Path) -> None:
+    dataset = LungDataset(dataset_folder, RECIPE)
+    assert [path.stem for path in dataset.validation_paths()] == ["phantom-0000"]
     for name in ("phantom-0000", "case05-000"):
-        (bank_folder / f"{name}.npz").write_bytes(b"whoever reads this fails")
+        (dataset_folder / f"{name}.npz").write_bytes(b"whoever reads this fails")
     for seed in range(30):
-        bank.draw(np.random.default_rng(seed))
+        dataset.draw(np.random.default_rng(seed))
 
 
 def test_the_weights_that_judge_best_are_exported_and_each_stage_is_judged_anew(
-    tmp_path: Path, bank_folder: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, dataset_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = begin(tmp_path / "run", replace(RECIPE, trunk_steps=4, detail_steps=4, validate_every=1))
     verdicts = iter([0.9, 0.8, 0.7, 0.3, 0.5, 0.6, 0.4, 0.1])
     monkeypatch.setattr(training, "measure", lambda *_: {"score": next(verdicts)})
     seen = {}
-    for row in training.train(run, LungDataset(bank_folder, run.recipe), save_every=1):
+    for row in training.train(run, LungDataset(dataset_folder, run.recipe), save_every=1):
         seen[row["step"]] = {name: value.clone() for name, value in run.smooth.items()}
     chosen, step = run.chosen()
     assert step == 6, "0.9 was the trunk's alone"
@@ -219,7 +220,7 @@ def test_dice_of_hard_labels_against_averaged_targets() -> None:
     assert training.dice_scores(logits_of(swapped), targets_of(labels)) == (1.0, pytest.approx(0.6))
 
 
-def test_lungs_drawn_too_large_are_taken_back_by_the_background(tmp_path: Path, bank_folder: Path) -> None:
+def test_lungs_drawn_too_large_are_taken_back_by_the_background(tmp_path: Path, dataset_folder: Path) -> None:
     """The network sees the true lungs, but draws a rim around them at a margin of one logit."""
     labels = five_lobes()
     ring = torch.nn.functional.max_pool3d(torch.from_numpy((labels > 0).astype(np.float32))[None, None], 3, 1, 1)[0, 0]
@@ -235,6 +236,6 @@ def test_lungs_drawn_too_large_are_taken_back_by_the_background(tmp_path: Path, 
     assert 1.1 <= offset < 3.0
 
 
-def test_an_empty_bank_is_told(tmp_path: Path) -> None:
+def test_an_empty_dataset_is_told(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no prepared volumes"):
         LungDataset(tmp_path, RECIPE)

@@ -1,8 +1,8 @@
 """The scans the landmark agents learn on: real ones deformed many times, and phantoms, prepared once.
 
-    python -m training.data.landmark_dataset --data DATA BANK
+    python -m training.data.landmark_dataset --data DATA DATASET
 
-A bank is a folder of `.npz` files, one a scan: its levels (`level0`, coarse, to `levelN`, 0-255) and, for each
+A dataset is a folder of `.npz` files, one a scan: its levels (`level0`, coarse, to `levelN`, 0-255) and, for each
 landmark whose place is known, in the scan or beyond its border, mm (z, y, x) from the lower corner.
 `training.landmarks` reads it.
 """
@@ -46,7 +46,7 @@ def read_marks() -> dict[str, dict[Landmark, Triple]]:
     return marks
 
 
-def add_real(bank: Path, data: Path, copies: int, config: LandmarkConfig) -> Iterator[str]:
+def add_real(dataset: Path, data: Path, copies: int, config: LandmarkConfig) -> Iterator[str]:
     """Add each case of `REAL_CASES` as it is and deformed; yields what has been added."""
     marks = read_marks()
     for number, name in enumerate(REAL_CASES):
@@ -54,15 +54,15 @@ def add_real(bank: Path, data: Path, copies: int, config: LandmarkConfig) -> Ite
         if path is None:
             raise FileNotFoundError(f"{name} is not in {data}")
         volume = read_ct(path).volume
-        write_scan(bank / f"real-{name}-00.npz", volume, marks[name], config)
+        write_scan(dataset / f"real-{name}-00.npz", volume, marks[name], config)
         base = base_of(volume)
         for copy in range(1, copies):
             rng = np.random.default_rng((number, copy))
-            write_scan(bank / f"real-{name}-{copy:02}.npz", *deform(base, marks[name], rng), config)
+            write_scan(dataset / f"real-{name}-{copy:02}.npz", *deform(base, marks[name], rng), config)
             yield f"{name} {copy}"
 
 
-def add_phantoms(bank: Path, seeds: Iterable[int], copies: int, config: LandmarkConfig) -> Iterator[str]:
+def add_phantoms(dataset: Path, seeds: Iterable[int], copies: int, config: LandmarkConfig) -> Iterator[str]:
     """Add a phantom's chest for each seed, of every third also another part; each as it is and deformed."""
     for seed in seeds:
         chest = make_phantom(PhantomRecipe(seed=seed, spacing_mm=PHANTOM_SPACING_MM))
@@ -74,7 +74,7 @@ def add_phantoms(bank: Path, seeds: Iterable[int], copies: int, config: Landmark
             for copy in range(copies):
                 rng = np.random.default_rng((seed, copy))
                 scan = deform(phantom.volume, chest.landmarks, rng) if copy else (phantom.volume, chest.landmarks)
-                write_scan(bank / f"phantom-{seed:04}-{phantom.recipe.fit}-{copy}.npz", *scan, config)
+                write_scan(dataset / f"phantom-{seed:04}-{phantom.recipe.fit}-{copy}.npz", *scan, config)
             yield f"phantom {seed} {phantom.recipe.fit}"
 
 
@@ -85,7 +85,7 @@ def real_path(data: Path, name: str) -> Path | None:
 
 
 def write_scan(path: Path, volume: Volume, marks_mm: Marks, config: LandmarkConfig) -> None:
-    """Add a scan with its landmarks (LPS mm, inside or outside of it) to a bank, whole or not at all."""
+    """Add a scan with its landmarks (LPS mm, inside or outside of it) to a dataset, whole or not at all."""
     margin = config.box // 2
     levels = [level.padded[margin:-margin, margin:-margin, margin:-margin] for level in build_levels(volume, config)]
     lower_xyz, _ = volume.grid.bounds_mm()
@@ -148,16 +148,16 @@ def _triple(values: tuple[float, ...]) -> Triple:
 def main(arguments: Sequence[str] | None = None) -> None:
     """`python -m training.data.landmark_dataset`."""
     parser = argparse.ArgumentParser(description="Prepare the scans that the landmark agents learn on.")
-    parser.add_argument("bank", type=Path, help="folder that is made")
+    parser.add_argument("dataset", type=Path, help="folder that is made")
     parser.add_argument("--data", type=Path, help="folder of the public scans; without it, phantoms alone")
     parser.add_argument("--copies", type=int, default=40, help="of each real scan")
     parser.add_argument("--phantom-copies", type=int, default=4, help="of each phantom")
     parser.add_argument("--phantoms", type=int, default=36, help="how many; seeds from 0")
     options = parser.parse_args(arguments)
-    options.bank.mkdir(parents=True, exist_ok=True)
+    options.dataset.mkdir(parents=True, exist_ok=True)
     config = LandmarkConfig()
-    real = add_real(options.bank, options.data, options.copies, config) if options.data else ()
-    phantoms = add_phantoms(options.bank, range(options.phantoms), options.phantom_copies, config)
+    real = add_real(options.dataset, options.data, options.copies, config) if options.data else ()
+    phantoms = add_phantoms(options.dataset, range(options.phantoms), options.phantom_copies, config)
     for added in chain(real, phantoms):
         print(added, flush=True)
 

@@ -1,4 +1,4 @@
-"""The crops that the lesion network learns from: cut from the bank, bent, given new lesions, seen by another scanner.
+"""The crops that the lesion network learns from: cut from the dataset, bent, given new lesions, varied in intensity.
 
 Few public scans hold few anatomies and fewer lesions, and a network knows them by heart within some hundred steps.
 Every crop is therefore new. Only torch and numpy are needed, and all work is done on the device of the training.
@@ -57,7 +57,7 @@ class LesionRecipe:
         equalised_share: of the crops in HU, how many are shown as equalised 8-bit slices are, in which alone real
             lesions are to be had.
         inexact_share: of the crops, how many are seen in lungs that hold some of the chest wall, as found lungs do.
-        kinds: how often each kind of volume is drawn, of those that the bank holds.
+        kinds: how often each kind of volume is drawn, of those that the dataset holds.
         average: decay of the running mean of the weights, which is what is measured and exported.
     """
 
@@ -118,13 +118,13 @@ class Crop:
         return network_inputs(self.image, self.lungs)
 
 
-def read_examples(bank: Path, is_training: Callable[[Path], bool]) -> list[Example]:
-    """The volumes of a bank for which `teaches` holds."""
-    return [read_example(path) for path in sorted(bank.glob("*.npz")) if is_training(path)]
+def read_examples(dataset: Path, is_training: Callable[[Path], bool]) -> list[Example]:
+    """The volumes of a dataset for which `is_training` holds."""
+    return [read_example(path) for path in sorted(dataset.glob("*.npz")) if is_training(path)]
 
 
 def read_example(path: Path) -> Example:
-    """One file of the bank."""
+    """One file of the dataset."""
     with np.load(path) as arrays:
         return Example(path.stem, arrays["image"], arrays["lungs"], arrays["lesions"])
 
@@ -141,7 +141,7 @@ class Sampler:
         by_kind = {kind: [example for example in examples if example.kind == kind] for kind in recipe.kinds}
         self._by_kind = {kind: found for kind, found in by_kind.items() if found}
         if not self._by_kind:
-            raise FileNotFoundError("the bank holds nothing to train on")
+            raise FileNotFoundError("the dataset holds nothing to train on")
         shares = np.array([recipe.kinds[kind] for kind in self._by_kind])
         self._shares = shares / shares.sum()
 

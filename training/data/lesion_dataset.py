@@ -1,4 +1,4 @@
-"""Prepares what the lesion network learns from: `python -m training.data.lesion_dataset DATA BANK`.
+"""Prepares what the lesion network learns from: `python -m training.data.lesion_dataset DATA DATASET`.
 
 Each volume becomes one file `KIND-PATIENT-NUMBER.npz` with `image` (8 bits), `lungs` and `lesions`, cropped around the
 lungs at 1 x 1 x 3 mm. Kinds: `covid` (real lesions, equalised 8-bit slices), `grown` (synthetic lesions in real lungs),
@@ -33,12 +33,12 @@ Image = UInt8[np.ndarray, "z y x"]
 Mask = Bool[np.ndarray, "z y x"]
 
 
-def prepare_lesions(data: Path, bank: Path, phantoms: int = 64, processes: int = 1) -> None:
-    """Write the whole bank; `data` is laid out as `docs/data.md` says."""
-    bank.mkdir(parents=True, exist_ok=True)
-    write_covid(data, bank)
-    jobs: list[Callable[[], None]] = [partial(write_lctsc, data, bank, case) for case in LCTSC_CASES]
-    jobs += [partial(write_phantom, bank, seed) for seed in range(phantoms)]
+def prepare_lesions(data: Path, dataset: Path, phantoms: int = 64, processes: int = 1) -> None:
+    """Write the whole dataset; `data` is laid out as `docs/data.md` says."""
+    dataset.mkdir(parents=True, exist_ok=True)
+    write_covid(data, dataset)
+    jobs: list[Callable[[], None]] = [partial(write_lctsc, data, dataset, case) for case in LCTSC_CASES]
+    jobs += [partial(write_phantom, dataset, seed) for seed in range(phantoms)]
     with ProcessPoolExecutor(processes) as pool:
         for done, future in enumerate([pool.submit(job) for job in jobs], start=1):
             future.result()
@@ -46,28 +46,28 @@ def prepare_lesions(data: Path, bank: Path, phantoms: int = 64, processes: int =
     sys.stderr.write("\n")
 
 
-def write_covid(data: Path, bank: Path) -> None:
+def write_covid(data: Path, dataset: Path) -> None:
     """The real slices of all seven cases."""
     for number, stack in enumerate(read_stacks(data)):
-        write_lesion_volume(bank / f"covid-{stack.case}-{number % 3}.npz", stack.image, stack.lungs, stack.lesions)
+        write_lesion_volume(dataset / f"covid-{stack.case}-{number % 3}.npz", stack.image, stack.lungs, stack.lesions)
 
 
-def write_lctsc(data: Path, bank: Path, case: str) -> None:
+def write_lctsc(data: Path, dataset: Path, case: str) -> None:
     """A real chest: once as it is, ten times with lesions of 0.5 to 50 % of its lungs."""
     volume, lungs = read_lctsc(data, case)
-    write_lesion_volume(bank / f"clean-{case}-0.npz", to_8_bit(volume.hu), lungs.mask, np.zeros_like(lungs.mask))
+    write_lesion_volume(dataset / f"clean-{case}-0.npz", to_8_bit(volume.hu), lungs.mask, np.zeros_like(lungs.mask))
     rng = np.random.default_rng([GROWN_SEED, int(case[-2:])])
     for number in range(GROWN_PER_CASE):
         percent = float(np.exp(rng.uniform(np.log(0.5), np.log(50.0))))
-        path = bank / f"grown-{case}-{number}.npz"
+        path = dataset / f"grown-{case}-{number}.npz"
         if not path.exists():
             hu, lesions = with_opacities(volume, lungs, GROWN_SEED + 100 * int(case[-2:]) + number, percent)
             write_lesion_volume(path, to_8_bit(hu), lungs.mask, lesions)
 
 
-def write_phantom(bank: Path, seed: int) -> None:
+def write_phantom(dataset: Path, seed: int) -> None:
     """A phantom at the network's spacing."""
-    path = bank / f"phantom-{seed}-0.npz"
+    path = dataset / f"phantom-{seed}-0.npz"
     if path.exists():
         return
     phantom = make_phantom(PhantomRecipe(seed=seed, spacing_mm=PHANTOM_SPACING_MM))
@@ -94,7 +94,7 @@ def to_8_bit(hu: np.ndarray) -> Image:
 
 
 def write_lesion_volume(path: Path, image: Image, lungs: Mask, lesions: Mask) -> None:
-    """Write one file of the bank, cropped around the lungs, whole or not at all."""
+    """Write one file of the dataset, cropped around the lungs, whole or not at all."""
     box = tuple(_around(lungs))
     partial_path = path.with_suffix(".partial")
     with partial_path.open("wb") as file:
@@ -110,14 +110,14 @@ def _around(mask: Mask) -> Iterator[slice]:
 
 
 def main() -> None:
-    """Prepare the bank from the command line."""
+    """Prepare the dataset from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("bank", type=Path)
+    parser.add_argument("dataset", type=Path)
     parser.add_argument("--phantoms", type=int, default=64)
     parser.add_argument("--processes", type=int, default=1)
     options = parser.parse_args()
-    prepare_lesions(options.data, options.bank, options.phantoms, options.processes)
+    prepare_lesions(options.data, options.dataset, options.phantoms, options.processes)
 
 
 if __name__ == "__main__":

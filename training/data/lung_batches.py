@@ -1,4 +1,4 @@
-"""What the lung network learns from, step after step: volumes of the bank, cut or bent, given new lesions, seen by
+"""What the lung network learns from, step after step: volumes of the dataset, cut or bent, given new lesions, seen by
 another scanner. Only torch and numpy are needed, and all work is done on the device of the training.
 """
 
@@ -26,7 +26,7 @@ OPAQUE_HU: Final = -250
 """Lesion denser than this is marked so."""
 SPACING_MM: Final = (2.0, 2.0, 2.0)
 MOST_KEPT_BYTES: Final = 2 * 2**30
-"""Of a bank, how much stays in the memory of the device, so that it is read from disk once."""
+"""Of a dataset, how much stays in the memory of the device, so that it is read from disk once."""
 MOST_TURNED: Final = np.radians([8.0, 6.0, 7.0])
 """About the axes x, y and z."""
 MOST_STRETCHED: Final = (0.12, 0.08)
@@ -49,8 +49,8 @@ class LungRecipe:
         volumes_per_step: whose losses are averaged; more than one steadies a GPU's many steps.
         learning_rate, detail_learning_rate: at the start of a stage, after the warm-up; fall to a hundredth along a
             cosine.
-        bent_share: of the volumes, how many are turned, stretched and bent anew, which a bank of few copies needs.
-        grown_share: of the volumes, how many get new lesions in their lungs beside those of the bank.
+        bent_share: of the volumes, how many are turned, stretched and bent anew, which a dataset of few copies needs.
+        grown_share: of the volumes, how many get new lesions in their lungs beside those of the dataset.
         opaque_weight: how much more a voxel of opaque lung counts.
         crop: largest part of a volume (voxels, z-y-x) that is seen at once.
         whole_share: of the volumes, how many are seen whole instead.
@@ -118,7 +118,7 @@ class LungDataset:
         self.refresh()
 
     def refresh(self) -> None:
-        """Look again: a bank may still be growing while the training runs."""
+        """Look again: a dataset may still be growing while the training runs."""
         kinds: dict[str, list[Path]] = {}
         for path in filter(self._split.is_training, sorted(self._folder.rglob("*.npz"))):
             kinds.setdefault(path.name.split("-")[0].rstrip("0123456789"), []).append(path)
@@ -153,9 +153,9 @@ def read_volume(path: Path) -> tuple[UInt8[np.ndarray, "z y x"], UInt8[np.ndarra
         return arrays["image"], arrays["labels"]
 
 
-def draw_sample(bank: LungDataset, recipe: LungRecipe, stride: int, rng: Generator) -> Sample:
-    """A volume of the bank, or a part of it, as nobody has seen it."""
-    image, labels = bank.draw(rng)
+def draw_sample(dataset: LungDataset, recipe: LungRecipe, stride: int, rng: Generator) -> Sample:
+    """A volume of the dataset, or a part of it, as nobody has seen it."""
+    image, labels = dataset.draw(rng)
     edges = tuple(image.shape) if rng.random() < recipe.whole_share else recipe.crop
     view = bent_crop if rng.random() < recipe.bent_share else random_crop
     return make_sample(*view(image, labels, edges, rng), recipe, stride, rng)

@@ -193,7 +193,7 @@ def to_bytes(hu: Hu, config: LungConfig) -> UInt8[np.ndarray, "z y x"]:
 
 
 def write_volume(path: Path, hu: Hu, labels: Labels, config: LungConfig) -> None:
-    """Write one file of the bank, whole or not at all."""
+    """Write one file of the dataset, whole or not at all."""
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
         np.savez(file, image=to_bytes(hu, config), labels=labels)
@@ -261,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cases", nargs="*", default=[])
     parser.add_argument("--covid", type=int, nargs="*", default=[], help="cases of the COVID-19 slices, 0 to 6")
     parser.add_argument("--copies", type=int, default=15, help="deformed copies of each real chest")
-    parser.add_argument("--first-copy", type=int, default=0, help="the number to begin at, where a bank is to grow")
+    parser.add_argument("--first-copy", type=int, default=0, help="the number to begin at, where a dataset is to grow")
     parser.add_argument("--opaque-share", type=float, default=0.65, help="of the copies, that get opacities")
     parser.add_argument("--phantoms", type=int, nargs=2, default=(0, 0), help="first and last + 1 seed")
     options = parser.parse_args(arguments)

@@ -51,14 +51,14 @@ Labels = UInt8[np.ndarray, "z y x"]
 def prepare_cohort(
     rows: Sequence[Row],
     stage: Stage,
-    bank: Path,
+    dataset: Path,
     processes: int = 1,
     progress: Callable[[float], None] | None = None,
     copies: int | None = None,
     *,
     draw_lobes: bool = False,
 ) -> list[Path]:
-    """Write the prepared volumes, and who judges the training, to `bank`; volumes that are there already stay.
+    """Write the prepared volumes, and who judges the training, to `dataset`; volumes that are there already stay.
 
     Args:
         copies: of each scan that teaches; by default `COPIES` of the stage.
@@ -70,15 +70,15 @@ def prepare_cohort(
     rows = [row for row in rows if row.has_labels_for(stage)]
     if not rows:
         raise CohortError(f"no scan of the dataset has {stage.value}")
-    bank.mkdir(parents=True, exist_ok=True)
+    dataset.mkdir(parents=True, exist_ok=True)
     split = split_of(rows, stage)
-    (bank / SPLIT_FILE).write_text(json.dumps(split, indent=2) + "\n", encoding="utf-8")
+    (dataset / SPLIT_FILE).write_text(json.dumps(split, indent=2) + "\n", encoding="utf-8")
     aside = split[stage.value]["validation"]
     written: list[Path] = []
     with ProcessPoolExecutor(processes) as pool:
         counts = [1 if row.slug in aside else copies or COPIES[stage] for row in rows]
         prepare = partial(prepare_scan, draw_lobes=draw_lobes)
-        waiting = [pool.submit(prepare, row, stage, bank, n) for row, n in zip(rows, counts, strict=True)]
+        waiting = [pool.submit(prepare, row, stage, dataset, n) for row, n in zip(rows, counts, strict=True)]
         for done, future in enumerate(as_completed(waiting), start=1):
             try:
                 written += future.result()
@@ -90,14 +90,14 @@ def prepare_cohort(
     return sorted(written)
 
 
-def prepare_scan(row: Row, stage: Stage, bank: Path, copies: int = 1, *, draw_lobes: bool = False) -> list[Path]:
+def prepare_scan(row: Row, stage: Stage, dataset: Path, copies: int = 1, *, draw_lobes: bool = False) -> list[Path]:
     """Bring one scan to the grid of the stage: as it is, and deformed.
 
     Raises:
         CohortError: a mask or a landmark does not fit its scan.
         PipelineError: a file cannot be read.
     """
-    paths = [bank / file_name(row, stage, copy) for copy in range(copies)]
+    paths = [dataset / file_name(row, stage, copy) for copy in range(copies)]
     if all(path.exists() for path in paths):
         return paths
     volume = read_ct(row.ct).volume

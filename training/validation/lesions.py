@@ -1,4 +1,4 @@
-"""How good the lesion stage is by itself, given the true lungs: `python -m training.validation.lesions BANK`.
+"""How good the lesion stage is by itself, given the true lungs: `python -m training.validation.lesions DATASET`.
 
 On the patients kept aside from training (`splits.json`): real lesions on the slices of a COVID-19 case, lesions grown
 in a real chest, false alarms in that chest as it is; then phantoms that no training saw. Beside it the plain baseline:
@@ -44,11 +44,11 @@ class LesionResult:
     true_percent: float
 
 
-def evaluate_bank(bank: Path, network: LesionNetwork, part: str) -> Iterator[LesionResult]:
+def evaluate_dataset(dataset: Path, network: LesionNetwork, part: str) -> Iterator[LesionResult]:
     """The volumes of the patients kept aside for `part`: `validation` or `test`."""
-    split = read_split(bank, Stage.LESIONS)
+    split = read_split(dataset, Stage.LESIONS)
     patients = split.validation if part == "validation" else split.test
-    for example in read_examples(bank, lambda path: patient_of(path) in patients):
+    for example in read_examples(dataset, lambda path: patient_of(path) in patients):
         image = example.image.astype(np.float32) / 255
         yield _compare(example.name, image, example.lungs, example.lesions & example.lungs, network)
 
@@ -115,14 +115,14 @@ def means(results: list[LesionResult]) -> str:
 def main() -> None:
     """Print a table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bank", type=Path, help="prepared by training.data.lesion_dataset")
+    parser.add_argument("dataset", type=Path, help="prepared by training.data.lesion_dataset")
     parser.add_argument("--part", choices=["validation", "test"], default="test")
     parser.add_argument("--phantoms", type=int, default=8)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--weights", type=Path, default=None)
     options = parser.parse_args()
     network = LesionNetwork.load(load_weights("lesions", options.weights), choose_device(options.device))
-    results = [*evaluate_bank(options.bank, network, options.part), *evaluate_phantoms(options.phantoms, network)]
+    results = [*evaluate_dataset(options.dataset, network, options.part), *evaluate_phantoms(options.phantoms, network)]
     sys.stdout.write(f"{table(results)}\n\n{means(results)}\n")
 
 

@@ -15,7 +15,7 @@ from training.data.landmark_dataset import (
     read_marks,
     write_scan,
 )
-from training.landmarks import Bank, BankScan
+from training.landmarks import LandmarkDataset, LandmarkScan
 
 CENTRE = (60.0, 50.0, 40.0)
 
@@ -59,7 +59,7 @@ def test_the_base_keeps_the_scan_in_its_place():
 def test_landmarks_beyond_the_border_are_kept_with_their_scan(tmp_path):
     config = LandmarkConfig(scales_mm=(12.0, 6.0), box=9)
     write_scan(tmp_path / "phantom-1.npz", spot_volume(), {Landmark.CARINA: (60.0, 50.0, -80.0)}, config)
-    scan = BankScan.read(tmp_path / "phantom-1.npz", config)
+    scan = LandmarkScan.read(tmp_path / "phantom-1.npz", config)
     assert np.allclose(scan.landmarks_mm[Landmark.CARINA], (-79.0, 51.0, 61.0))
     assert Landmark.STERNUM_TIP not in scan.landmarks_mm
 
@@ -82,7 +82,7 @@ def test_a_phantom_without_its_carina_knows_where_it_would_be(tmp_path, monkeypa
     config = LandmarkConfig(scales_mm=(24.0, 12.0), box=9)
     added = list(add_phantoms(tmp_path, [0], 2, config))
     assert added == ["phantom 0 chest", "phantom 0 abdomen"]
-    abdomen, other_abdomen, chest, other_chest = Bank.read(tmp_path, config).teaching
+    abdomen, other_abdomen, chest, other_chest = LandmarkDataset.read(tmp_path, config).teaching
     for scan in (chest, other_chest):
         for place in scan.landmarks_mm.values():
             assert (place > 0).all()

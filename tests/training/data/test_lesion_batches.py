@@ -70,7 +70,7 @@ def test_volumes_smaller_than_a_crop_are_padded_with_what_is_not_lung() -> None:
     assert crop.lesions.sum() == 4 * 20 * 20
 
 
-def test_a_bank_without_any_wanted_kind_is_refused() -> None:
+def test_a_dataset_without_any_wanted_kind_is_refused() -> None:
     with pytest.raises(FileNotFoundError):
         sampler(chest("grown"))
 

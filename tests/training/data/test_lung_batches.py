@@ -87,9 +87,9 @@ def test_a_volume_is_read_from_disk_once_while_there_is_room(tmp_path: Path, mon
     read = []
     real = samples.read_volume
     monkeypatch.setattr(samples, "read_volume", lambda path: read.append(path) or real(path))
-    bank = LungDataset(tmp_path, RECIPE, Split())
+    dataset = LungDataset(tmp_path, RECIPE, Split())
     for seed in range(30):
-        bank.draw(np.random.default_rng(seed))
+        dataset.draw(np.random.default_rng(seed))
     kept, unkept = sorted(read.count(tmp_path / f"{name}.npz") for name in ("case01-000", "case02-000"))
     assert kept == 1
     assert unkept > 5

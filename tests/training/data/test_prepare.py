@@ -48,12 +48,12 @@ def test_lesions_are_prepared_at_their_grid_and_one_patient_judges(tmp_path: Pat
     lines = [f"{p},{f['ct']},{f['lungs']},,{f['lesions']}" for p, f in zip(("A-1", "healthy"), files, strict=True)]
     rows = read_manifest(manifest(tmp_path, lines))
     seen: list[float] = []
-    written = prepare_cohort(rows, Stage.LESIONS, tmp_path / "bank", progress=seen.append)
+    written = prepare_cohort(rows, Stage.LESIONS, tmp_path / "dataset", progress=seen.append)
     assert len(written) == 2
     assert seen == [0.5, 1.0]
-    split = read_split(tmp_path / "bank", Stage.LESIONS)
-    judging = [read_example(path) for path in split.validation_paths(tmp_path / "bank")]
-    learning = read_examples(tmp_path / "bank", split.is_training)
+    split = read_split(tmp_path / "dataset", Stage.LESIONS)
+    judging = [read_example(path) for path in split.validation_paths(tmp_path / "dataset")]
+    learning = read_examples(tmp_path / "dataset", split.is_training)
     assert len(judging) == len(learning) == 1
     sick = next(example for example in judging + learning if example.lesions.any())
     assert sick.kind == "cohort"
@@ -65,7 +65,7 @@ def test_lobes_are_prepared_as_they_are_and_lungs_as_lung_of_unknown_lobe(tmp_pa
     files = write_patient(tmp_path, "a")
     lines = [f"one,{files['ct']},,{files['lobes']},", f"two,{files['ct']},{files['lungs']},,"]
     rows = read_manifest(manifest(tmp_path, lines))
-    first, second = prepare_cohort(rows, Stage.LUNGS, tmp_path / "bank", copies=1)
+    first, second = prepare_cohort(rows, Stage.LUNGS, tmp_path / "dataset", copies=1)
     assert set(np.unique(read_volume(first)[1])) == {0, 2, 5}
     assert set(np.unique(read_volume(second)[1])) == {0, 6}
 
@@ -81,7 +81,7 @@ def test_lobes_are_drawn_into_lungs_where_that_is_asked_for(tmp_path: Path, slic
     write_ct(tmp_path / "ct.nii.gz", Volume(np.where(lungs, -850, 40).astype(np.int16), grid))
     write_mask(tmp_path / "lungs.nii.gz", lungs, grid)
     rows = read_manifest(manifest(tmp_path, ["one,ct.nii.gz,lungs.nii.gz,,"]))
-    (path,) = prepare_cohort(rows, Stage.LUNGS, tmp_path / "bank", copies=1, draw_lobes=True)
+    (path,) = prepare_cohort(rows, Stage.LUNGS, tmp_path / "dataset", copies=1, draw_lobes=True)
     labels = read_volume(path)[1]
     assert set(np.unique(labels)) == drawn
     if 1 in drawn:
@@ -96,7 +96,7 @@ def test_lungs_that_the_scan_cuts_off_stay_lung_of_unknown_lobe(tmp_path: Path) 
     write_ct(tmp_path / "ct.nii.gz", Volume(np.where(lungs, -850, 40).astype(np.int16), grid))
     write_mask(tmp_path / "lungs.nii.gz", lungs, grid)
     rows = read_manifest(manifest(tmp_path, ["one,ct.nii.gz,lungs.nii.gz,,"]))
-    (path,) = prepare_cohort(rows, Stage.LUNGS, tmp_path / "bank", copies=1, draw_lobes=True)
+    (path,) = prepare_cohort(rows, Stage.LUNGS, tmp_path / "dataset", copies=1, draw_lobes=True)
     assert set(np.unique(read_volume(path)[1])) == {0, UNKNOWN_LOBE}
 
 
@@ -107,16 +107,16 @@ def test_one_lung_alone_stays_lung_of_unknown_lobe(tmp_path: Path) -> None:
     write_ct(tmp_path / "ct.nii.gz", Volume(np.where(lungs, -850, 40).astype(np.int16), grid))
     write_mask(tmp_path / "lungs.nii.gz", lungs, grid)
     rows = read_manifest(manifest(tmp_path, ["one,ct.nii.gz,lungs.nii.gz,,"]))
-    (path,) = prepare_cohort(rows, Stage.LUNGS, tmp_path / "bank", copies=1, draw_lobes=True)
+    (path,) = prepare_cohort(rows, Stage.LUNGS, tmp_path / "dataset", copies=1, draw_lobes=True)
     assert set(np.unique(read_volume(path)[1])) == {0, UNKNOWN_LOBE}
 
 
 def test_what_is_prepared_stays(tmp_path: Path) -> None:
     files = write_patient(tmp_path, "a")
     rows = read_manifest(manifest(tmp_path, [f"one,{files['ct']},{files['lungs']},,{files['lesions']}"]))
-    (path,) = prepare_cohort(rows, Stage.LESIONS, tmp_path / "bank")
+    (path,) = prepare_cohort(rows, Stage.LESIONS, tmp_path / "dataset")
     before = path.stat().st_mtime_ns
-    assert prepare_cohort(rows, Stage.LESIONS, tmp_path / "bank") == [path]
+    assert prepare_cohort(rows, Stage.LESIONS, tmp_path / "dataset") == [path]
     assert path.stat().st_mtime_ns == before
 
 
@@ -159,7 +159,7 @@ def test_masks_that_would_teach_nonsense_are_refused(tmp_path: Path, masks: str,
     write_mask(tmp_path / "a_nothing.nii.gz", np.zeros(GRID.shape, bool), GRID)
     rows = read_manifest(manifest(tmp_path, [f"one,a_ct.nii.gz,{masks}"]))
     with pytest.raises(CohortError, match=says):
-        prepare_cohort(rows, Stage.LUNGS, tmp_path / "bank")
+        prepare_cohort(rows, Stage.LUNGS, tmp_path / "dataset")
 
 
 def test_a_tenth_of_the_patients_judges_and_none_of_them_teaches() -> None:
@@ -180,9 +180,9 @@ def test_two_patients_never_share_a_file_name() -> None:
 def test_lungs_are_prepared_in_deformed_copies_and_a_judge_only_as_he_is(tmp_path: Path) -> None:
     files = write_patient(tmp_path, "a")
     rows = read_manifest(manifest(tmp_path, [f"{name},{files['ct']},,{files['lobes']}," for name in ("one", "two")]))
-    written = prepare_cohort(rows, Stage.LUNGS, tmp_path / "bank", copies=3)
-    bank = LungDataset(tmp_path / "bank", LungRecipe())
-    (judge,) = bank.validation_paths()
+    written = prepare_cohort(rows, Stage.LUNGS, tmp_path / "dataset", copies=3)
+    dataset = LungDataset(tmp_path / "dataset", LungRecipe())
+    (judge,) = dataset.validation_paths()
     taught = [path for path in written if path != judge]
     assert len(taught) == 3
     assert {patient_of(path) for path in taught} == {"one", "two"} - {patient_of(judge)}
@@ -204,12 +204,12 @@ def test_marks_become_scans_whose_deformed_copies_carry_them_along(tmp_path: Pat
     lines = [f"{name},{files['ct']},0,20,100,0,-60,40" for name in ("one", "two")]
     rows = read_manifest(manifest(tmp_path, lines, MARKED))
     assert rows[0].landmarks_mm == {Landmark.CARINA: (0, 20, 100), Landmark.STERNUM_TIP: (0, -60, 40)}
-    written = prepare_cohort(rows, Stage.LANDMARKS, tmp_path / "bank", copies=4)
-    bank = landmarks.Bank.read(tmp_path / "bank", LandmarkConfig())
-    assert (len(bank.teaching), len(bank.judging), len(written)) == (4, 1, 5)
-    carinas = {tuple(scan.landmarks_mm[Landmark.CARINA].round(1)) for scan in bank.teaching}
+    written = prepare_cohort(rows, Stage.LANDMARKS, tmp_path / "dataset", copies=4)
+    dataset = landmarks.LandmarkDataset.read(tmp_path / "dataset", LandmarkConfig())
+    assert (len(dataset.teaching), len(dataset.judging), len(written)) == (4, 1, 5)
+    carinas = {tuple(scan.landmarks_mm[Landmark.CARINA].round(1)) for scan in dataset.teaching}
     assert len(carinas) == 4
-    for scan in bank.teaching:
+    for scan in dataset.teaching:
         z, y, _ = scan.landmarks_mm[Landmark.CARINA] - scan.landmarks_mm[Landmark.STERNUM_TIP]
         assert (z, y) == (pytest.approx(60, abs=30), pytest.approx(80, abs=30))
 
@@ -229,7 +229,7 @@ def test_marks_that_cannot_be_are_refused(tmp_path: Path, marks: str, says: str)
     ct = "air.nii.gz" if "air" in says else files["ct"]
     rows = read_manifest(manifest(tmp_path, [f"one,{ct},{marks}"], MARKED))
     with pytest.raises(CohortError, match=says):
-        prepare_cohort(rows, Stage.LANDMARKS, tmp_path / "bank")
+        prepare_cohort(rows, Stage.LANDMARKS, tmp_path / "dataset")
 
 
 def test_a_landmark_of_two_numbers_is_refused_with_its_line(tmp_path: Path) -> None:
@@ -245,4 +245,4 @@ def test_lesions_that_lie_beside_the_lungs_are_refused(tmp_path: Path) -> None:
     write_mask(tmp_path / "beside.nii.gz", beside, GRID)
     rows = read_manifest(manifest(tmp_path, [f"one,{files['ct']},{files['lungs']},,beside.nii.gz"]))
     with pytest.raises(CohortError, match="0 % of its lesions"):
-        prepare_cohort(rows, Stage.LESIONS, tmp_path / "bank")
+        prepare_cohort(rows, Stage.LESIONS, tmp_path / "dataset")

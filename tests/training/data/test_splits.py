@@ -36,7 +36,7 @@ def test_the_public_split_keeps_the_test_case_aside_and_nobody_does_two_things(s
     assert {patient_of(Path(f"{name}.npz")) for name in split.validation_volumes} == set(split.validation)
 
 
-def test_a_bank_of_another_stage_keeps_nobody_aside(tmp_path: Path) -> None:
+def test_a_dataset_of_another_stage_keeps_nobody_aside(tmp_path: Path) -> None:
     (tmp_path / "splits.json").write_text('{"lesions": {"validation": ["anna"], "validation_volumes": [], "test": []}}')
     assert read_split(tmp_path, Stage.LESIONS).validation == ("anna",)
     assert read_split(tmp_path, Stage.LUNGS).is_training(Path("case-anna-0-00.npz"))

@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from training.journal import Journal, read_log, side_by_side
+from training.loop import TrainingLogger, read_log, side_by_side
 
 COLUMNS = ("step", "loss", "stage")
 
 
 def test_rows_after_the_step_that_a_run_goes_on_from_are_taken_back(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "log.csv", COLUMNS)
+    logger = TrainingLogger(tmp_path / "log.csv", COLUMNS)
     for step in (10, 20, 30):
-        journal.note({"step": step, "loss": 1 / step, "stage": "trunk"})
-    again = Journal(tmp_path / "log.csv", COLUMNS, resumed_at=20)
-    again.note({"step": 30, "loss": 0.25, "stage": "detail"})
+        logger.add_row({"step": step, "loss": 1 / step, "stage": "trunk"})
+    again = TrainingLogger(tmp_path / "log.csv", COLUMNS, resumed_at=20)
+    again.add_row({"step": 30, "loss": 0.25, "stage": "detail"})
     rows = read_log(tmp_path / "log.csv")
     assert [(row["step"], row["loss"], row["stage"]) for row in rows] == [
         ("10", "0.1", "trunk"),
@@ -27,10 +27,10 @@ def test_rows_after_the_step_that_a_run_goes_on_from_are_taken_back(tmp_path: Pa
 
 
 def test_tensorboard_shows_the_numbers_and_the_pictures(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "log.csv", COLUMNS)
-    journal.note({"step": 10, "loss": 0.5, "stage": "trunk"})
-    journal.show("case", np.zeros((4, 6, 3), dtype=np.uint8), 10)
-    journal.note({"step": 20, "loss": float("nan"), "stage": "trunk"})
+    logger = TrainingLogger(tmp_path / "log.csv", COLUMNS)
+    logger.add_row({"step": 10, "loss": 0.5, "stage": "trunk"})
+    logger.add_picture("case", np.zeros((4, 6, 3), dtype=np.uint8), 10)
+    logger.add_row({"step": 20, "loss": float("nan"), "stage": "trunk"})
     board = EventAccumulator(str(tmp_path / "tensorboard" / "log"))
     board.Reload()
     assert [(event.step, event.value) for event in board.Scalars("loss")] == [(10, 0.5)]
@@ -40,9 +40,9 @@ def test_tensorboard_shows_the_numbers_and_the_pictures(tmp_path: Path) -> None:
 
 def test_without_tensorboard_the_csv_is_written_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    journal = Journal(tmp_path / "log.csv", COLUMNS)
-    journal.note({"step": 10, "loss": 0.5, "stage": "trunk"})
-    journal.show("case", np.zeros((4, 6, 3), dtype=np.uint8), 10)
+    logger = TrainingLogger(tmp_path / "log.csv", COLUMNS)
+    logger.add_row({"step": 10, "loss": 0.5, "stage": "trunk"})
+    logger.add_picture("case", np.zeros((4, 6, 3), dtype=np.uint8), 10)
     assert len(read_log(tmp_path / "log.csv")) == 1
     assert not (tmp_path / "tensorboard").exists()
 

@@ -1,8 +1,7 @@
-"""A bank small enough for a thin line: `python -m training.portable BANK OUT`.
+"""A copy of a dataset that is small enough for a slow connection: `python -m training.data.portable DATASET OUT`.
 
-Its images get fewer shades, whose steps (18 HU in the lesion stage's window, 19 in the lung stage's) the noise that the
-trainings add covers many times over, and everything is compressed. For banks of lungs or lesions, all volumes or those
-named; a bank of landmarks is small as it is.
+Its images get fewer shades and everything is compressed. For datasets of lungs or lesions, all volumes or those named;
+a dataset of landmarks is small as it is.
 """
 
 import argparse
@@ -16,27 +15,28 @@ import numpy as np
 
 from training.data.splits import SPLIT_FILE
 
+#: Of the 256 shades, how many become one. A step is then 18 HU in the lesion stage's window and 19 HU in the lung
+#: stage's, which the noise that the trainings add covers many times over.
 STEP: Final = 3
-"""Of the 256 shades, how many become one."""
 
 
-def make_portable(bank: Path, out: Path, patterns: Iterable[str] = ("*",)) -> list[Path]:
-    """Write the volumes of `bank` whose names fit one of `patterns`, and its split; what is there already stays.
+def make_portable(dataset: Path, out: Path, patterns: Iterable[str] = ("*",)) -> list[Path]:
+    """Write the volumes of `dataset` whose names fit one of `patterns`, and its split; what is there already stays.
 
     Raises:
-        ValueError: a volume is of a bank of landmarks.
+        ValueError: a volume is of a dataset of landmarks.
     """
     out.mkdir(parents=True, exist_ok=True)
-    if (bank / SPLIT_FILE).exists():
-        shutil.copy(bank / SPLIT_FILE, out / SPLIT_FILE)
+    if (dataset / SPLIT_FILE).exists():
+        shutil.copy(dataset / SPLIT_FILE, out / SPLIT_FILE)
     written = []
-    for source in sorted({path for pattern in patterns for path in bank.glob(f"{pattern}.npz")}):
+    for source in sorted({path for pattern in patterns for path in dataset.glob(f"{pattern}.npz")}):
         path = out / source.name
         if not path.exists():
             with np.load(source) as arrays:
                 volume = dict(arrays)
             if "image" not in volume:
-                raise ValueError(f"{source} holds no image: portable takes banks of lungs or lesions")
+                raise ValueError(f"{source} holds no image: portable takes datasets of lungs or lesions")
             volume["image"] = volume["image"] // STEP * STEP
             partial = path.with_suffix(".partial")
             with partial.open("wb") as file:
@@ -47,13 +47,13 @@ def make_portable(bank: Path, out: Path, patterns: Iterable[str] = ("*",)) -> li
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write a portable copy of a bank."""
+    """Write a portable copy of a dataset."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bank", type=Path)
+    parser.add_argument("dataset", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("names", nargs="*", default=["*"], help="of the volumes, without ending; * and ? stand for any")
     options = parser.parse_args(arguments)
-    written = make_portable(options.bank, options.out, options.names)
+    written = make_portable(options.dataset, options.out, options.names)
     sys.stdout.write(f"{len(written)} volumes, {sum(path.stat().st_size for path in written) / 2**20:.0f} MiB\n")
 
 
