@@ -33,13 +33,13 @@ from training.config import keep_recipe, read_recipe
 from training.data.splits import Stage, read_split
 from training.loop import Picture, ProcessGroup, TrainingLogger, join_process_group, write_checkpoint
 
+#: Voxels that a cut leaves at least, where the scan has as many.
 MIN_CROP: Final = 3
-"""Voxels that a cut leaves at least, where the scan has as many."""
 COLUMNS: Final = ("step", "seconds", "loss", "walk_error_voxels", "right_share")
+#: Of the walks that are watched during training.
 CHECK_STEPS: Final = 60
-"""Of the walks that are watched during training."""
+#: How far returns are followed; what comes later counts less than 0.9 ** 80 = 0.0002 of a step.
 RETURN_STEPS: Final = 80
-"""How far returns are followed; what comes later counts less than 0.9 ** 80 = 0.0002 of a step."""
 
 
 @dataclass(frozen=True)

@@ -46,8 +46,8 @@ MEASURED: Final = (
     "score",
 )
 COLUMNS: Final = ("step", "seconds", "loss", "learning_rate", *MEASURED)
+#: Validation looks at so many slices in the middle of a volume: no more than the product sees at once.
 JUDGING_SLICES: Final = 32
-"""Validation looks at so many slices in the middle of a volume: no more than the product sees at once."""
 
 
 def jaccard_loss(

@@ -47,12 +47,12 @@ from training.loop import (
     write_checkpoint,
 )
 
+#: Gradients are cut to this length.
 GRADIENT_NORM: Final = 5.0
-"""Gradients are cut to this length."""
+#: Steps between two looks at the Dice.
 MEASURE_EVERY: Final = 10
-"""Steps between two looks at the Dice."""
+#: On the patients kept aside.
 MEASURED: Final = ("judged_lungs_dice", "judged_lobes_dice", "judged_opaque_recall", "score")
-"""On the patients kept aside."""
 COLUMNS: Final = ("step", "stage", "seconds", "loss", "lungs_dice", "lobes_dice", "learning_rate", *MEASURED)
 Targets = Float[Tensor, "b 7 z y x"]
 Prepared = UInt8[np.ndarray, "z y x"]

@@ -12,10 +12,10 @@ from numpy.random import Generator
 from torch import Tensor
 from torch.nn import functional
 
+#: How deep the lung near the pleura reaches, and the tissue beside it.
 PLEURA_MM: Final = 15.0
-"""How deep the lung near the pleura reaches, and the tissue beside it."""
+#: How much denser than the lung around it ground glass is.
 GLASS_HU: Final = (80.0, 420.0)
-"""How much denser than the lung around it ground glass is."""
 
 Triple = tuple[float, float, float]  # volume.Triple, which would bring SimpleITK onto a bare machine
 Size = tuple[int, ...] | torch.Size

@@ -16,12 +16,12 @@ from scipy.ndimage import zoom
 from pipeline.anatomy import AIR_HU
 from training.augment.clahe import TOWARDS_WINDOW
 
+#: First slice of each case: there, and there alone, neighbouring slices hardly correlate.
 CASE_STARTS: Final = (0, 159, 279, 397, 510, 626, 696)
-"""First slice of each case: there, and there alone, neighbouring slices hardly correlate."""
 PIXEL_MM: Final = 1.4
 SLICE_MM: Final = 1.0
+#: Lower end and width of the lung window.
 WINDOW_HU: Final = (-1350.0, 1500.0)
-"""Lower end and width of the lung window."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,10 +28,10 @@ from pipeline.phantom import Fit, PhantomRecipe, make_phantom
 
 BASE_SPACING_MM: Final[Triple] = (2.0, 2.0, 2.0)
 COPY_SPACING_MM: Final[Triple] = (3.0, 2.5, 2.5)
+#: The real scans that the agents learn on; all other marked ones are for evaluation.
 REAL_CASES: Final = ("case01", "case02", "case03", "case04", "ct-64")
-"""The real scans that the agents learn on; all other marked ones are for evaluation."""
+#: What every third phantom is shown as too, in turn. Its landmarks, out of sight, are known from its chest.
 OTHER_FITS: Final[tuple[Fit, ...]] = ("abdomen", "upper-chest", "head", "lower-chest")
-"""What every third phantom is shown as too, in turn. Its landmarks, out of sight, are known from its chest."""
 PHANTOM_SPACING_MM: Final[Triple] = (4.0, 3.0, 3.0)
 Marks = Mapping[Landmark, Triple]
 

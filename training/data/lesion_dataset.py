@@ -26,8 +26,8 @@ from training.data.covid_slices import read_stacks
 LCTSC_CASES: Final = ("case01", "case02", "case03", "case04", "case05")
 GROWN_PER_CASE: Final = 10
 GROWN_SEED: Final = 2_000
+#: Drawn coarser than the network's grid and resampled, as the slices are: a third of the time.
 PHANTOM_SPACING_MM: Final = (3.0, 1.5, 1.5)
-"""Drawn coarser than the network's grid and resampled, as the slices are: a third of the time."""
 
 Image = UInt8[np.ndarray, "z y x"]
 Mask = Bool[np.ndarray, "z y x"]

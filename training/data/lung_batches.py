@@ -18,22 +18,22 @@ from pipeline.networks.di2in import CLASSES, LungConfig
 from training.augment.synthetic_lesions import grain, grow_lesions, smooth_noise
 from training.data.splits import Split, Stage, read_split
 
+#: Label of lung whose lobe is not known.
 UNKNOWN_LOBE: Final = CLASSES
-"""Label of lung whose lobe is not known."""
+#: Bit that marks lung filled with opacity.
 OPAQUE: Final = 8
-"""Bit that marks lung filled with opacity."""
+#: Lesion denser than this is marked so.
 OPAQUE_HU: Final = -250
-"""Lesion denser than this is marked so."""
 SPACING_MM: Final = (2.0, 2.0, 2.0)
+#: Of a dataset, how much stays in the memory of the device, so that it is read from disk once.
 MOST_KEPT_BYTES: Final = 2 * 2**30
-"""Of a dataset, how much stays in the memory of the device, so that it is read from disk once."""
+#: About the axes x, y and z.
 MOST_TURNED: Final = np.radians([8.0, 6.0, 7.0])
-"""About the axes x, y and z."""
+#: Logarithms: of the whole chest, and of each axis.
 MOST_STRETCHED: Final = (0.12, 0.08)
-"""Logarithms: of the whole chest, and of each axis."""
 MOST_BENT_MM: Final = 5.0
+#: How strong the bends are, and how wide.
 BEND_MM: Final = 60.0
-"""How strong the bends are, and how wide."""
 Image = UInt8[Tensor, "z y x"]
 Part = UInt8[Tensor, "zp yp xp"]
 Lifted = Float32[Tensor, "z y x"]

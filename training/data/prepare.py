@@ -33,16 +33,16 @@ from training.data.lung_batches import UNKNOWN_LOBE
 from training.data.lung_dataset import Chest, crop_to_lungs, deformed_copy, write_volume
 from training.data.splits import SPLIT_FILE, Stage
 
+#: Of the patients, to choose the model (paper: 10 %).
 VALIDATION_SHARE: Final = 0.1
-"""Of the patients, to choose the model (paper: 10 %)."""
+#: Half of what is called lung must be emptier than that, or the mask lies elsewhere.
 DENSEST_LUNG_HU: Final = -250.0
-"""Half of what is called lung must be emptier than that, or the mask lies elsewhere."""
+#: Of each scan, the first as it is and the others deformed. Lesions are bent while the training runs.
 COPIES: Final = {Stage.LANDMARKS: 20, Stage.LUNGS: 10, Stage.LESIONS: 1}
-"""Of each scan, the first as it is and the others deformed. Lesions are bent while the training runs."""
+#: Share of the lesions that must lie in the lungs.
 LEAST_INSIDE_LUNGS: Final = 0.5
-"""Share of the lesions that must lie in the lungs."""
+#: A landmark within a scan has more than air around it.
 AIR_AROUND_HU: Final = -900.0
-"""A landmark within a scan has more than air around it."""
 AROUND_MM: Final = 15.0
 
 Labels = UInt8[np.ndarray, "z y x"]

@@ -28,12 +28,12 @@ from pipeline.phantom import Phantom, PhantomRecipe, make_phantom
 from pipeline.quantify import Models, Quantification, load_models, quantify
 from pipeline.severity import PercentRange
 
+#: Training draws its phantoms from seeds below 10 000.
 FIRST_UNSEEN_SEED = 1_000_000
-"""Training draws its phantoms from seeds below 10 000."""
 
 
+#: A range of a percentage may miss the truth by this much: a few stray voxels should not count.
 RANGE_SLACK_POINTS = 0.5
-"""A range of a percentage may miss the truth by this much: a few stray voxels should not count."""
 
 
 @dataclass(frozen=True)

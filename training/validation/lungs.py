@@ -43,8 +43,8 @@ from training.validation.fissures import Marks, draw_marks, fissure_distances_mm
 
 FIRST_UNSEEN_SEED: Final = 1_000_000
 HELD_OUT_CASE: Final = "case05"
+#: Those that taught the network and have marks: they say nothing of it, but something of where its borders go.
 TAUGHT_CASES: Final = ("case01", "case02", "case03")
-"""Those that taught the network and have marks: they say nothing of it, but something of where its borders go."""
 HELD_OUT_COVID: Final = (2, 4)
 SCANS: Final = ("lidc-1011", "lung-dx-a0001")
 PASTED_COPIES: Final = 3

@@ -32,11 +32,11 @@ from pipeline.io.write import write_ct, write_mask
 from pipeline.phantom import Phantom, PhantomRecipe, make_phantom
 from pipeline.quantify import Quantification, load_models, quantify
 
+#: Far from the seeds of training (below 10 000) and of the other evaluations (from 1 000 000).
 FIRST_SEED: Final = 2_000_000
-"""Far from the seeds of training (below 10 000) and of the other evaluations (from 1 000 000)."""
 
+#: Drawn evenly on a logarithmic scale. The paper, too, left out patients with next to no opacity.
 COVID_PERCENT: Final = (1.0, 60.0)
-"""Drawn evenly on a logarithmic scale. The paper, too, left out patients with next to no opacity."""
 
 LABEL: Final = "simulated cohort"
 GROUPS: Final = {True: "control", False: "covid-like"}
@@ -179,8 +179,8 @@ def in_processes(
     return run
 
 
+#: The quantifier of a process of the pool; loading takes longer than it should for each case.
 _loaded: list[Quantifier] = []
-"""The quantifier of a process of the pool; loading takes longer than it should for each case."""
 
 
 def _load(device: str, weights: Path | None, threads: int) -> None:
