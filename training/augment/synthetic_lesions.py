@@ -1,6 +1,7 @@
 """Lesions grown in whatever lung a training is looking at, in HU, new at every step and on the training's device.
 
-`training/opacities.py` grows the lesions that judge a network; what teaches it is grown here, by other rules.
+`training/augment/pasted_lesions.py` makes the lesions of the volumes that validate a network, by other rules than the
+lesions here, which it is trained on: a network that had learned one recipe's habits would else pass its own test.
 """
 
 from typing import Final

@@ -150,7 +150,9 @@ class Sampler:
         kind = list(self._by_kind)[int(rng.choice(len(self._shares), p=self._shares))]
         found = self._by_kind[kind]
         example = found[int(rng.integers(len(found)))]
-        crop = self._flip(self._bend(self._cut(example, rng), rng), rng)
+        crop = self._bend(self._cut(example, rng), rng)
+        axes = [axis for axis in range(3) if rng.random() < 0.5]
+        crop = Crop(*(field.flip(axes) for field in (crop.image, crop.lungs, crop.lesions)))
         if kind in GROWN_KINDS and not example.lesions.any() and rng.random() < GROWN_SHARE:
             hu, lesions = grow_lesions(crop.image * HU_SPAN + HU_FLOOR, crop.lungs, SPACING_MM, rng)
             crop = Crop((hu - HU_FLOOR) / HU_SPAN, crop.lungs, lesions)
@@ -211,10 +213,6 @@ class Sampler:
         image, lungs, lesions = functional.grid_sample(stacked, grid, align_corners=False)[0]
         inside = (lungs > 0.5).float()
         return Crop(image, inside, (lesions > 0.5).float() * inside)
-
-    def _flip(self, crop: Crop, rng: Generator) -> Crop:
-        axes = [axis for axis in range(3) if rng.random() < 0.5]
-        return Crop(*(field.flip(axes) for field in (crop.image, crop.lungs, crop.lesions)))
 
 
 def drawn_too_large(crop: Crop, rng: Generator) -> Crop:
