@@ -19,7 +19,7 @@ from api.middleware import RequestEnvelope
 from api.routes import batches, callbacks, events, results, service, submission, uploads
 from api.routes import jobs as job_routes
 from api.sse import Streams
-from api.upload_limits import Places
+from api.upload_limits import UploadLimiter
 from jobs.bootstrap import Connection, connect
 from jobs.logs import configure_logging
 from jobs.settings import ApiSettings, JobsSettings, misspelt, read_settings
@@ -55,8 +55,8 @@ def create_app(settings: ApiSettings | None = None, jobs: Connection | None = No
     app.state.streams = Streams(settings.max_streams)
     app.state.metrics.watch_streams(app.state.streams.count)
     app.state.waiting = anyio.CapacityLimiter(settings.max_waiting)
-    app.state.places = Places(settings.max_uploads)
-    app.state.metrics.watch_uploads(app.state.places.taken, app.state.places.bytes_per_second)
+    app.state.upload_limiter = UploadLimiter(settings.max_uploads)
+    app.state.metrics.watch_uploads(app.state.upload_limiter.taken, app.state.upload_limiter.bytes_per_second)
     app.state.jobs = None
     if jobs is not None:
         _use(app, jobs)
@@ -69,7 +69,7 @@ def create_app(settings: ApiSettings | None = None, jobs: Connection | None = No
     app.webhooks.include_router(callbacks.webhooks)
     errors.install(app)
     openapi.install(app)
-    app.add_middleware(RequestEnvelope, metrics=app.state.metrics, places=app.state.places)
+    app.add_middleware(RequestEnvelope, metrics=app.state.metrics, upload_limiter=app.state.upload_limiter)
     return app
 
 

@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 from fastapi import Depends, Request
 
 from api.metrics import Metrics
-from api.upload_limits import Places
+from api.upload_limits import UploadLimiter
 from jobs.live.status_batcher import StatusBatcher
 from jobs.service import JobService
 from jobs.service_status import ServiceStatus
@@ -79,13 +79,13 @@ async def _addresses(request: Request) -> Addresses:
     return Addresses(f"{request.url.scheme}://{host}{root}" if _HOST.fullmatch(host) else root)
 
 
-async def _places(request: Request) -> Places:
-    places: Places = request.app.state.places
-    return places
+async def _upload_limiter(request: Request) -> UploadLimiter:
+    upload_limiter: UploadLimiter = request.app.state.upload_limiter
+    return upload_limiter
 
 
 JobsDep = Annotated[JobService, Depends(_jobs)]
-PlacesDep = Annotated[Places, Depends(_places)]
+UploadLimiterDep = Annotated[UploadLimiter, Depends(_upload_limiter)]
 ServiceStatusDep = Annotated[ServiceStatus, Depends(_service_status)]
 StatusBatcherDep = Annotated[StatusBatcher, Depends(_status_batcher)]
 SettingsDep = Annotated[ApiSettings, Depends(_settings)]

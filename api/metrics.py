@@ -19,7 +19,7 @@ _SECONDS: Final = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 
 
 class Metrics:
-    """The figures of one gateway process. Routes are templates, so that no job id becomes a label."""
+    """The metrics of one gateway process. Routes are templates, so that no job id becomes a label."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -99,34 +99,37 @@ class _JobsCollector(Collector):
                 yield from (waiting, oldest)
                 yield from self._callbacks()
                 # What the workers did, at every gateway the same.
-                figures = self._status.job_metrics()
+                job_metrics = self._status.job_metrics()
                 finished = CounterMetricFamily(
                     "lobewise_jobs_finished",
                     "Jobs by how they ended and, if they failed, why",
                     labels=["outcome", "problem"],
                 )
-                for (outcome, problem), count in figures.finished.items():
+                for (outcome, problem), count in job_metrics.finished.items():
                     finished.add_metric([outcome, problem], count)
                 running = GaugeMetricFamily(
                     "lobewise_running_jobs", "Jobs that a worker has, by stage", labels=["stage"]
                 )
-                for stage, count in figures.running.items():
+                for stage, count in job_metrics.running.items():
                     running.add_metric([stage or "none"], count)
                 yield from (finished, running)
                 yield _histogram(
                     "lobewise_stage_seconds",
                     "What each stage took, in the attempt that ended its job",
                     "stage",
-                    figures.stage_seconds,
+                    job_metrics.stage_seconds,
                 )
                 yield _histogram(
-                    "lobewise_job_seconds", "Time from a job's acceptance to its end", "priority", figures.job_seconds
+                    "lobewise_job_seconds",
+                    "Time from a job's acceptance to its end",
+                    "priority",
+                    job_metrics.job_seconds,
                 )
                 # What nobody can tell, such as the GPU of a worker without one, is left out.
-                for field, (name, meaning) in _VITALS.items():
+                for field, (name, meaning) in _WORKER_GAUGES.items():
                     gauge = GaugeMetricFamily(name, meaning, labels=["worker"])
-                    for worker, vitals in figures.workers.items():
-                        if (value := getattr(vitals, field)) is not None:
+                    for worker, stats in job_metrics.workers.items():
+                        if (value := getattr(stats, field)) is not None:
                             gauge.add_metric([worker], value)
                     yield gauge
 
@@ -165,7 +168,7 @@ def _bound(seconds: float) -> str:
     return "+Inf" if isinf(seconds) else repr(seconds)
 
 
-_VITALS: Final = {
+_WORKER_GAUGES: Final = {
     "peak_memory_bytes": ("lobewise_worker_memory_peak_bytes", "The most memory that the worker process ever had"),
     "gpu_memory_used_bytes": ("lobewise_worker_gpu_memory_used_bytes", "Memory in use on the worker's GPU"),
     "gpu_memory_total_bytes": ("lobewise_worker_gpu_memory_total_bytes", "Memory of the worker's GPU"),

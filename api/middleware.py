@@ -1,4 +1,4 @@
-"""What surrounds every request: its id, its log line, its figures, safe headers, and the answer to a fault."""
+"""What surrounds every request: its id, its log line, its metrics, safe headers, and the answer to a fault."""
 
 import logging
 import re
@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import internal_error
 from api.metrics import Metrics
-from api.upload_limits import Places
+from api.upload_limits import UploadLimiter
 from jobs import tracing
 from jobs.logs import log_context
 from jobs.states import is_id
@@ -33,17 +33,17 @@ _SAFE_HEADERS: Final = {
 class RequestEnvelope:
     """Logs hold the route's template, the status and the request id: no file names, no client references."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, places: Places) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, upload_limiter: UploadLimiter) -> None:
         self._app = app
         self._metrics = metrics
-        self._places = places
+        self._upload_limiter = upload_limiter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         if scope["method"] == "GET" and not _is_routine(scope):
-            self._places.asked()
+            self._upload_limiter.defer_to_reader()
         span = _span(scope)
         envelope = _Envelope(scope, send, tracing.traceparent_of(span))
         with tracing.ended(span), tracing.active(span), log_context(request_id=envelope.request_id):
@@ -71,8 +71,8 @@ class RequestEnvelope:
             span.set_attributes({tracing.JOB_ID: job_id})
         if status >= 500:
             tracing.fail(span, str(status))
-        figures = {"method": method, "route": route, "status": envelope.status, "seconds": round(seconds, 4)}
-        logger.info("request", extra=figures)
+        fields = {"method": method, "route": route, "status": envelope.status, "seconds": round(seconds, 4)}
+        logger.info("request", extra=fields)
 
 
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

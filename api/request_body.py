@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 
 from api.errors import ApiError, BodyTooLargeError, field_errors, invalid_parameter, invalid_parameters, pointer
 from api.schemas import FieldError, JobOptions, SourceSubmission, UploadedSubmission
-from api.upload_limits import Place
+from api.upload_limits import UploadSlot
 from jobs import problems
 from jobs.errors import WrongPartSizeError
 from jobs.models import InputInfo
@@ -253,7 +253,9 @@ async def read_json(chunks: AsyncIterator[bytes], model: type[Body]) -> Body:
     return _parsed(await _whole(chunks), model)
 
 
-async def receive_part(request: Request, place: Place, sink: Sink, expected_bytes: int, idle_seconds: float) -> None:
+async def receive_part(
+    request: Request, slot: UploadSlot, sink: Sink, expected_bytes: int, idle_seconds: float
+) -> None:
     """Stream a whole body into `sink`, if it has this size.
 
     Raises:
@@ -263,7 +265,7 @@ async def receive_part(request: Request, place: Place, sink: Sink, expected_byte
         announced = request.headers.get("content-length", str(expected_bytes))
         if not announced.isdecimal() or int(announced) != expected_bytes:
             raise WrongPartSizeError(expected_bytes, int(announced) if announced.isdecimal() else None)
-        chunks = place.in_turn(body_chunks(request, expected_bytes, idle_seconds))
+        chunks = slot.in_turn(body_chunks(request, expected_bytes, idle_seconds))
         await _pour(chunks, sink, expected_bytes)
         await sink.finish()
     except BaseException:

@@ -66,7 +66,7 @@ class Streams:
         return self._open
 
     @contextmanager
-    def place(self) -> Iterator[None]:
+    def slot(self) -> Iterator[None]:
         """Raises ApiError (too-many-streams) when all are taken."""
         if self._open >= self.limit:
             raise ApiError(problems.TOO_MANY_STREAMS, f"{self.limit} streams are open", evidence={"limit": self.limit})

@@ -1,4 +1,4 @@
-"""Places for scans on their way in, which take turns and give way to whoever only asks (`docs/decisions/0020`)."""
+"""Limits scans on their way in: how many, by turns, and how fast while others ask (`docs/decisions/0020`)."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -43,7 +43,7 @@ class Rate:
         self.bytes_per_second = FIRST_RATE
         self._calm_until = 0.0
 
-    def felt(self, late_seconds: float, now: float) -> None:
+    def adjust(self, late_seconds: float, now: float) -> None:
         """Takes note of a heartbeat."""
         if late_seconds <= LATE_SECONDS:
             self.bytes_per_second = min(self.bytes_per_second + RISE_PER_SECOND * BEAT_SECONDS, MOST_RATE)
@@ -52,7 +52,7 @@ class Rate:
             self._calm_until = now + CALM_SECONDS
 
 
-class Places:
+class UploadLimiter:
     """How many scans may be on their way in, and how fast. For one event loop alone."""
 
     def __init__(self, limit: int) -> None:
@@ -60,25 +60,25 @@ class Places:
         self.rate = Rate()
         self._taken = 0
         self._turns = asyncio.Semaphore(TURNS)
-        self._asked = float("-inf")
+        self._deferred_at = float("-inf")
         self._free_at = 0.0
-        self._heart: asyncio.Task[None] | None = None
+        self._delay_task: asyncio.Task[None] | None = None
 
     @contextmanager
-    def take(self) -> Iterator["Place"]:
-        """A place for one scan. Raises ApiError (too-many-uploads) when all are taken."""
+    def take(self) -> Iterator["UploadSlot"]:
+        """A slot for one scan. Raises ApiError (too-many-uploads) when all are taken."""
         if self._taken >= self.limit:
             raise ApiError(
                 problems.TOO_MANY_UPLOADS, f"{self.limit} scans are on their way in", evidence={"limit": self.limit}
             )
         self._taken += 1
-        if self._heart is None:
-            self._heart = asyncio.get_running_loop().create_task(self._beat())
-        place = Place(self)
+        if self._delay_task is None:
+            self._delay_task = asyncio.get_running_loop().create_task(self._measure_delay())
+        slot = UploadSlot(self)
         try:
-            yield place
+            yield slot
         finally:
-            place.leave()
+            slot.release()
             self._taken -= 1
 
     def taken(self) -> int:
@@ -87,80 +87,80 @@ class Places:
 
     def bytes_per_second(self) -> float:
         """How fast they may come together; without limit while nobody asks for anything."""
-        return self.rate.bytes_per_second if self.gives_way else float("inf")
+        return self.rate.bytes_per_second if self.is_deferring else float("inf")
 
-    def asked(self) -> None:
-        """Somebody wants to know something: scans give way for a while."""
+    def defer_to_reader(self) -> None:
+        """A reader asks for something: scans give way for `ASKED_SECONDS`."""
         if self._taken:
-            self._asked = monotonic()
+            self._deferred_at = monotonic()
 
     @property
-    def gives_way(self) -> bool:
-        return monotonic() - self._asked < ASKED_SECONDS
+    def is_deferring(self) -> bool:
+        return monotonic() - self._deferred_at < ASKED_SECONDS
 
-    async def turn(self) -> None:
+    async def acquire_turn(self) -> None:
         """Wait until a piece may come."""
         await self._turns.acquire()
         try:
-            while self.gives_way and (left := self._free_at - monotonic()) > 0:
+            while self.is_deferring and (left := self._free_at - monotonic()) > 0:
                 await asyncio.sleep(left)
         except BaseException:
             self._turns.release()
             raise
 
-    def end_turn(self) -> None:
+    def release_turn(self) -> None:
         self._turns.release()
 
-    def came(self, size_bytes: int) -> None:
+    def record_bytes(self, size_bytes: int) -> None:
         """The next piece may come when this one has had its time."""
         self._free_at = max(self._free_at, monotonic()) + size_bytes / self.rate.bytes_per_second
 
-    async def _beat(self) -> None:
+    async def _measure_delay(self) -> None:
         """Feels how late the loop is, while there are scans."""
         while self._taken:
             began = monotonic()
             await asyncio.sleep(BEAT_SECONDS)
-            if self.gives_way:
+            if self.is_deferring:
                 now = monotonic()
-                self.rate.felt(now - began - BEAT_SECONDS, now)
-        self._heart = None
+                self.rate.adjust(now - began - BEAT_SECONDS, now)
+        self._delay_task = None
 
 
-class Place:
+class UploadSlot:
     """One scan on its way in."""
 
-    def __init__(self, places: Places) -> None:
-        self._places = places
+    def __init__(self, upload_limiter: UploadLimiter) -> None:
+        self._upload_limiter = upload_limiter
         self._has_turn = False
         self._stall: asyncio.TimerHandle | None = None
 
     async def in_turn(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """The same pieces, each asked for, and worked off, in a turn of this scan."""
         while True:
-            self.leave()
-            await self._enter()
-            self._stall = asyncio.get_running_loop().call_later(STALL_SECONDS, self.leave)
+            self.release()
+            await self._acquire()
+            self._stall = asyncio.get_running_loop().call_later(STALL_SECONDS, self.release)
             try:
                 chunk = await anext(chunks)
             except StopAsyncIteration:
-                self.leave()  # what comes now is for the disk
+                self.release()  # what comes now is for the disk
                 return
             self._stall.cancel()
-            self._places.came(len(chunk))
+            self._upload_limiter.record_bytes(len(chunk))
             if not self._has_turn:
-                await self._enter()
+                await self._acquire()
             yield chunk
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """End the turn, if there is one."""
         if self._stall is not None:
             self._stall.cancel()
         if self._has_turn:
             self._has_turn = False
-            self._places.end_turn()
+            self._upload_limiter.release_turn()
 
-    async def _enter(self) -> None:
-        await self._places.turn()
+    async def _acquire(self) -> None:
+        await self._upload_limiter.acquire_turn()
         self._has_turn = True
 
 

@@ -77,12 +77,12 @@ async def watch_job(
     if await anyio.to_thread.run_sync(_is_over, jobs, job_id, last_event_id):
         return Response(status_code=204)
     with ExitStack() as opened:
-        opened.enter_context(streams.place())
+        opened.enter_context(streams.slot())
         patience = Patience(settings.keep_alive_seconds, settings.stream_seconds)
         events = follow(streams, job_id, last_event_id, partial(jobs.events, job_id), patience)
-        place = opened.pop_all()
+        slot = opened.pop_all()
     headers = {"X-Accel-Buffering": "no"}  # nginx would hold events back
-    return StreamingResponse(_lines(events, addresses, place), headers=headers, media_type=MEDIA_TYPE)
+    return StreamingResponse(_lines(events, addresses, slot), headers=headers, media_type=MEDIA_TYPE)
 
 
 def _is_over(jobs: JobService, job_id: str, last_event_id: str | None) -> bool:
@@ -90,8 +90,8 @@ def _is_over(jobs: JobService, job_id: str, last_event_id: str | None) -> bool:
     return jobs.get(job_id).status.is_final and not jobs.events(job_id, last_event_id)
 
 
-async def _lines(events: AsyncIterator[JobEvent | None], addresses: Addresses, place: ExitStack) -> AsyncIterator[str]:
-    with place:
+async def _lines(events: AsyncIterator[JobEvent | None], addresses: Addresses, slot: ExitStack) -> AsyncIterator[str]:
+    with slot:
         yield f"retry: {RETRY_MS}\n\n"
         async for event in events:
             yield ": still there\n\n" if event is None else written(event, addresses)

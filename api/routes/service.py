@@ -88,9 +88,9 @@ def get_readiness(status: ServiceStatusDep) -> Response:
         **openapi.problem_answers(),
     },
 )
-def get_metrics(figures: MetricsDep) -> Response:
+def get_metrics(gateway_metrics: MetricsDep) -> Response:
     """Requests by route and status, their seconds, jobs and bytes accepted, and which parts are up."""
-    return Response(figures.text(), media_type=metrics.MEDIA_TYPE)
+    return Response(gateway_metrics.text(), media_type=metrics.MEDIA_TYPE)
 
 
 @router.get(

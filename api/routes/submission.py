@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 
 from api import examples, openapi
 from api.conditional import quoted
-from api.dependencies import Addresses, AddressesDep, JobsDep, MetricsDep, PlacesDep, SettingsDep
+from api.dependencies import Addresses, AddressesDep, JobsDep, MetricsDep, SettingsDep, UploadLimiterDep
 from api.errors import ApiError
 from api.metrics import Metrics
 from api.request_body import (
@@ -31,7 +31,7 @@ from api.request_body import (
     require_scan,
 )
 from api.schemas import Job, JobOptions, UploadedSubmission
-from api.upload_limits import Place
+from api.upload_limits import UploadSlot
 from api.views import job_view
 from jobs import problems
 from jobs.models import InputInfo, JobRecord, JobState
@@ -152,7 +152,7 @@ async def create_job(
     settings: SettingsDep,
     metrics: MetricsDep,
     addresses: AddressesDep,
-    places: PlacesDep,
+    upload_limiter: UploadLimiterDep,
     idempotency_key: IdempotencyKey = None,
     prefer: Prefer = None,
 ) -> Response:
@@ -162,8 +162,8 @@ async def create_job(
     `file` is checked here by its first bytes only; what is found to be damaged later ends the job as `failed`.
     """
     submission = _Submission(request, jobs, settings, metrics, addresses)
-    with places.take() if submission.is_form else nullcontext() as place:
-        accepted = await submission.submit(idempotency_key, place)
+    with upload_limiter.take() if submission.is_form else nullcontext() as slot:
+        accepted = await submission.submit(idempotency_key, slot)
     # 0 if no wait is asked for. What is not understood is ignored, as RFC 7240 says.
     match = _WAIT.search(prefer or "")
     wanted_seconds = min(int(match.group(1)), settings.max_wait_seconds) if match else 0
@@ -198,7 +198,7 @@ class _Submission:
         self._metrics = metrics
         self._content_type = request.headers.get("content-type", "")
 
-    async def submit(self, key: str | None, place: Place | None) -> _Accepted:
+    async def submit(self, key: str | None, slot: UploadSlot | None) -> _Accepted:
         """The new job, or the one that the first request with `key` made. A form comes in the turns of its `place`."""
         await run_sync(self._jobs.check_broker)
         # All that can be refused before a byte of the body is read.
@@ -208,8 +208,8 @@ class _Submission:
             boundary_of(self._content_type)
         require_length(self._request, self._limit_bytes)
         chunks = body_chunks(self._request, self._limit_bytes, self._settings.idle_seconds)
-        if place is not None:
-            chunks = place.in_turn(chunks)
+        if slot is not None:
+            chunks = slot.in_turn(chunks)
         job_id = self._jobs.new_id()
         first = await run_sync(self._jobs.idempotency.begin, key, job_id) if key else None
         if first is not None:

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from api import examples, openapi
-from api.dependencies import Addresses, AddressesDep, JobsDep, PlacesDep, SettingsDep
+from api.dependencies import Addresses, AddressesDep, JobsDep, SettingsDep, UploadLimiterDep
 from api.errors import ApiError
 from api.request_body import MAX_JSON_BYTES, body_chunks, read_json, receive_part, require_length
 from api.schemas import Upload, UploadRequest
@@ -123,14 +123,14 @@ async def put_upload_part(
     request: Request,
     jobs: JobsDep,
     settings: SettingsDep,
-    places: PlacesDep,
+    upload_limiter: UploadLimiterDep,
 ) -> Response:
     """Where the addresses of parts lead if the storage is a local folder. A part sent again replaces the first."""
-    with places.take() as place:
+    with upload_limiter.take() as slot:
         sink, expected_bytes = await run_sync(
             jobs.uploads.open_part, upload_id, number, UrlSignature(expires, signature)
         )
-        await receive_part(request, place, sink, expected_bytes, settings.idle_seconds)
+        await receive_part(request, slot, sink, expected_bytes, settings.idle_seconds)
         await run_sync(jobs.uploads.require_part_in_time, upload_id, number)
     return Response(status_code=204)
 
