@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from jobs.bootstrap import connect
 from jobs.errors import JobsError, SettingsError
-from jobs.live.redis_view import broker_errors
+from jobs.live.connection import broker_errors
 from jobs.settings import GIB, ApiSettings, JobsSettings, misspelt, read_settings
 from jobs.store.object_store import ObjectStore, open_object_store
 from jobs.tracing import collector_takes

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from jobs import embedded_redis
 from jobs.backends import Backends
+from jobs.live.connection import ViewFreshness
 from jobs.live.redis_view import LiveView
-from jobs.live.view_freshness import ViewFreshness
 from jobs.queue import JobQueue
 from jobs.recovery.cleanup import Cleanup
 from jobs.recovery.reconciler import Reconciler

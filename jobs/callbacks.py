@@ -20,7 +20,8 @@ from typing import Final
 from jobs import states
 from jobs.errors import JobNotFoundError, JobPurgedError, NoCallbackError, WrongStateError
 from jobs.live.callback_schedule import CallbackBacklog
-from jobs.live.redis_view import LiveView, broker_errors
+from jobs.live.connection import broker_errors
+from jobs.live.redis_view import LiveView
 from jobs.models import Callback, CallbackAttempt, CallbackFault, CallbackOutcome, CallbackStatus, JobRecord, Manifest
 from jobs.remote_sources import is_allowed
 from jobs.settings import JobsSettings
@@ -109,12 +110,12 @@ class Callbacks:
     def claim(self, count: int) -> list[str]:
         """Jobs whose attempt is due; nobody else gets them for a while. Raises BrokerUnavailableError."""
         with broker_errors():
-            return self._live.callbacks.claim(count, 4 * self._settings.callback_timeout_seconds)
+            return self._live.callbacks.take(count, 4 * self._settings.callback_timeout_seconds)
 
     def postpone(self, job_id: str, seconds: float) -> None:
         """Due again, so much later; of a job that was deleted meanwhile nothing is due."""
         with broker_errors():
-            self._live.callbacks.after(job_id, seconds)
+            self._live.callbacks.schedule(job_id, seconds)
         if self._store.is_purged(job_id):
             self._forget(job_id)
 

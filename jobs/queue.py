@@ -19,7 +19,8 @@ from opentelemetry.trace import SpanKind
 
 from jobs import tracing
 from jobs.errors import BrokerUnavailableError
-from jobs.live.redis_view import LiveView, broker_errors
+from jobs.live.connection import broker_errors
+from jobs.live.redis_view import LiveView
 from jobs.models import Priority
 from jobs.settings import JobsSettings
 
@@ -120,16 +121,16 @@ class JobQueue:
                 self._app.send_task(TASK_NAME, (job_id,), task_id=job_id, queue=queue, retry_policy=_RETRY_ONCE)
         except (OperationalError, OSError) as error:
             raise BrokerUnavailableError(f"the broker does not answer: {type(error).__name__}") from error
-        self._live.mark_published(job_id)
+        self._live.recovery.mark_published(job_id)
 
     def has_messages(self) -> bool:
         """Whether any queue holds one. Raises BrokerUnavailableError."""
-        return self._live.has_messages(QUEUES)
+        return self._live.messages.any_waiting(QUEUES)
 
     def present(self, delivered_within_seconds: float) -> set[str]:
         """Ids of the jobs with a message in a queue, or delivered to a worker lately."""
-        waiting = [json.loads(raw) for raw in self._live.messages(QUEUES)]
-        delivered = [json.loads(raw)[0] for raw in self._live.delivered_messages(delivered_within_seconds)]
+        waiting = [json.loads(raw) for raw in self._live.messages.waiting(QUEUES)]
+        delivered = [json.loads(raw)[0] for raw in self._live.messages.delivered(delivered_within_seconds)]
         return {message["headers"]["id"] for message in (*waiting, *delivered)}
 
     def close(self) -> None:

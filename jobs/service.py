@@ -23,9 +23,9 @@ from jobs.errors import (
     StorageUnavailableError,
     WrongStateError,
 )
+from jobs.live.connection import broker_errors
 from jobs.live.events import JobEvent
 from jobs.live.pagination import Query, id_of
-from jobs.live.redis_view import broker_errors
 from jobs.live.status_batcher import StatusBatcher
 from jobs.models import InputInfo, JobRecord, JobState, JobStatus, Manifest, MaskName, Priority, Report
 from jobs.recovery import finalize

@@ -18,7 +18,7 @@ class ServiceStatus:
     def readiness(self) -> Readiness:
         """Never raises."""
         try:
-            workers, broker = self._live.ready_workers(), True
+            workers, broker = self._live.workers.count(), True
         except BrokerUnavailableError:
             workers, broker = 0, False
         try:
@@ -29,7 +29,7 @@ class ServiceStatus:
 
     def models(self) -> Sequence[ModelProvenance]:
         """What the ready workers have loaded, each once."""
-        return self._live.models()
+        return self._live.workers.models()
 
     def counts(self) -> Mapping[JobStatus, int]:
         """How many jobs have each status."""

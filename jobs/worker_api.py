@@ -44,11 +44,11 @@ class WorkerApi:
         worker_stats: WorkerStats | None = None,
     ) -> None:
         """`worker` can score with these; say so again before `seconds` have passed. Raises BrokerUnavailableError."""
-        self._live.announce(worker, seconds, models, worker_stats)
+        self._live.workers.announce(worker, seconds, models, worker_stats)
 
     def any_ready(self, workers: Iterable[str]) -> bool:
         """Whether one of these has announced itself and not fallen silent. Raises BrokerUnavailableError."""
-        return self._live.any_ready(workers)
+        return self._live.workers.any_ready(workers)
 
     def messages_wait(self) -> bool:
         """Whether a message lies in a queue, for any worker to take. Raises BrokerUnavailableError."""

@@ -14,35 +14,11 @@ from typing import Final, cast
 
 import redis
 
+from jobs.live.lua import Script
 from jobs.models import CallbackOutcome
 
 CALLBACKS: Final = "lobewise:callbacks"
 OUTCOMES: Final = "lobewise:callback-outcomes"
-
-_CLAIM: Final = """
--- KEYS: callbacks.  ARGV: how many, for how long (ms).  The jobs that are due; nobody else gets them for that long.
-local t = redis.call('TIME')
-local now = t[1] * 1000 + math.floor(t[2] / 1000)
-local due = redis.call('ZRANGE', KEYS[1], '-inf', now, 'BYSCORE', 'LIMIT', 0, ARGV[1])
-for _, id in ipairs(due) do redis.call('ZADD', KEYS[1], now + ARGV[2], id) end
-return due
-"""
-
-_AFTER: Final = """
--- KEYS: callbacks.  ARGV: id, in how long (ms).
-local t = redis.call('TIME')
-return redis.call('ZADD', KEYS[1], t[1] * 1000 + math.floor(t[2] / 1000) + ARGV[2], ARGV[1])
-"""
-
-_LENGTH: Final = """
--- KEYS: callbacks.  How many there are, how many are due, and for how long the first has been (ms).
-local t = redis.call('TIME')
-local now = t[1] * 1000 + math.floor(t[2] / 1000)
-local first = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
-local overdue = 0
-if first[2] then overdue = math.max(now - tonumber(first[2]), 0) end
-return {redis.call('ZCARD', KEYS[1]), redis.call('ZCOUNT', KEYS[1], '-inf', now), overdue}
-"""
 
 
 @dataclass(frozen=True)
@@ -59,15 +35,16 @@ class CallbackQueue:
 
     def __init__(self, server: redis.Redis) -> None:
         self._redis = server
-        self._claim, self._after, self._length = map(server.register_script, (_CLAIM, _AFTER, _LENGTH))
+        self._take, self._schedule = Script(server, "take_callbacks"), Script(server, "schedule_callback")
+        self._backlog = Script(server, "callback_backlog")
 
-    def claim(self, count: int, seconds: float) -> list[str]:
+    def take(self, count: int, seconds: float) -> list[str]:
         """Up to `count` jobs that are due. Whoever does not `forget` or put them off meets them again after a while."""
-        return cast("list[str]", self._claim(keys=[CALLBACKS], args=[count, round(1000 * seconds)]))
+        return cast("list[str]", self._take(callbacks=CALLBACKS, count=count, milliseconds=round(1000 * seconds)))
 
-    def after(self, job_id: str, seconds: float) -> None:
+    def schedule(self, job_id: str, seconds: float) -> None:
         """Make it due in `seconds`."""
-        self._after(keys=[CALLBACKS], args=[job_id, round(1000 * seconds)])
+        self._schedule(callbacks=CALLBACKS, job_id=job_id, milliseconds=round(1000 * seconds))
 
     def forget(self, job_id: str) -> None:
         self._redis.zrem(CALLBACKS, job_id)
@@ -81,5 +58,5 @@ class CallbackQueue:
         return {outcome: int(found.get(outcome.value, 0)) for outcome in CallbackOutcome}
 
     def backlog(self) -> CallbackBacklog:
-        pending, due, overdue_ms = cast("list[int]", self._length(keys=[CALLBACKS]))
+        pending, due, overdue_ms = cast("list[int]", self._backlog(callbacks=CALLBACKS))
         return CallbackBacklog(int(pending), int(due), int(overdue_ms) / 1000)

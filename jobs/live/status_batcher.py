@@ -14,8 +14,9 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from jobs.errors import BrokerUnavailableError
-from jobs.live.redis_view import LOOK, MAX_TOGETHER, broker_errors, look_at, seen
-from jobs.live.view_freshness import ViewFreshness
+from jobs.live.connection import ViewFreshness, broker_errors
+from jobs.live.lua import Script
+from jobs.live.redis_view import MAX_TOGETHER, look_at, seen
 from jobs.models import JobState
 from jobs.settings import JobsSettings
 from jobs.states import is_id
@@ -42,7 +43,7 @@ class StatusBatcher:
             redis_connect_func=self._connected,
         )
         self._view_freshness = view_freshness
-        self._look = self._redis.register_script(LOOK)
+        self._read_states = Script(self._redis, "read_states")
         self._checked, self._recorded = checked, recorded
         self._asked: dict[str, list[asyncio.Future[JobState | None]]] = {}
         self._asking: asyncio.Task[None] | None = None
@@ -86,7 +87,7 @@ class StatusBatcher:
         try:
             with broker_errors():
                 keys, arguments = look_at(job_ids)
-                states, is_whole = seen(await self._look(keys=keys, args=arguments))
+                states, is_whole = seen(await self._read_states.run(keys, arguments))
         except BrokerUnavailableError:
             self._view_freshness.lose()
             raise

@@ -13,7 +13,8 @@ from typing import Final
 from jobs import states, tracing
 from jobs.backends import Backends
 from jobs.errors import JobNotFoundError, JobPurgedError, NewerSchemaError, UnavailableError
-from jobs.live.redis_view import REBUILT, Waiting
+from jobs.live.keys import REBUILT
+from jobs.live.recovery_view import Waiting
 from jobs.models import JobState, JobStatus
 from jobs.recovery import finalize
 from jobs.recovery.cleanup import Cleanup
@@ -49,15 +50,15 @@ class Reconciler:
 
     def reconcile(self) -> int:
         """Look once, if nobody else does; how many jobs were put on their way again."""
-        if not self._backends.live.lead(self._who, 3 * self._backends.settings.reap_seconds):
+        if not self._backends.live.recovery.lead(self._who, 3 * self._backends.settings.reap_seconds):
             return 0
         now = time.monotonic()
         if self._swept_at is None or now - self._swept_at > self._backends.settings.sweep_seconds:
             self._swept_at = now
             self._cleanup.clean_up()
         found = self._reconcile_if_due()
-        found += sum(self._recover(job_id) for job_id in self._backends.live.running_without_lease())
-        waiting = self._backends.live.waiting()
+        found += sum(self._recover(job_id) for job_id in self._backends.live.recovery.running_without_lease())
+        waiting = self._backends.live.recovery.waiting()
         patience_ms = 1000 * self._backends.settings.reap_seconds
         due = [job for job in waiting if job.retry_in_ms == 0]
         doubtful = [job for job in waiting if _is_doubtful(job, patience_ms)]
@@ -73,16 +74,16 @@ class Reconciler:
         A job that was deleted while the broker was down, or by a gateway that was killed, is still shown until then.
         """
         backends = self._backends
-        mark = backends.live.begin_rebuild()
+        mark = backends.live.recovery.begin_rebuild()
         known = {files.job_id: files for files in backends.store.all_files()}
         shown = dict(zip(known, backends.live.statuses(list(known)), strict=True))
         restored = sum(self._restore(known[job_id], mark) for job_id, status in shown.items() if status is None)
         behind = [job_id for job_id, status in shown.items() if status and not status.is_final]
         restored += sum(self._show_end(job_id) for job_id in behind if known[job_id].is_final)
-        for job_id in backends.live.all_ids():
+        for job_id in backends.live.recovery.all_ids():
             if job_id not in known:
                 self._forget_if_gone(job_id)
-        backends.live.declare_whole(mark)
+        backends.live.recovery.declare_whole(mark)
         return restored
 
     def _run(self) -> None:
@@ -101,7 +102,7 @@ class Reconciler:
         now = time.monotonic()
         is_due = self._reconciled_at is None or now - self._reconciled_at > RECONCILE_SECONDS
         is_due = is_due or self._backends.live.view_freshness.was_lost_after(self._reconciled_at or 0.0)
-        if not is_due and self._backends.live.is_whole():
+        if not is_due and self._backends.live.recovery.is_whole():
             return 0
         restored = self.rebuild()
         self._reconciled_at = now  # when it began: what happened meanwhile may be missing

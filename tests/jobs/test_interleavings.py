@@ -18,7 +18,7 @@ from jobs.errors import (
     LeaseLostError,
     WrongStateError,
 )
-from jobs.live.redis_view import PREFIX
+from jobs.live.keys import PREFIX
 from jobs.models import InputInfo, JobRecord, JobStatus, Manifest, Stage
 from jobs.recovery import finalize
 from jobs.recovery.finalize import cancelled
@@ -310,7 +310,7 @@ def test_after_an_outage_the_reaper_looks_for_what_it_missed_at_once(
         raise BrokerUnavailableError("down")
 
     with monkeypatch.context() as patch:
-        patch.setattr(jobs.backends.live, "lead", fail)
+        patch.setattr(jobs.backends.live.recovery, "lead", fail)
         jobs.reconciler._run()
     assert jobs.reconciler.reconcile() == 1
     assert jobs.backends.queue.present(0) == {job_id}

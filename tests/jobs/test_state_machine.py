@@ -40,8 +40,8 @@ from jobs.attempts import Lease
 from jobs.backends import Backends
 from jobs.bootstrap import Connection, assemble
 from jobs.errors import IdempotencyInFlightError, JobNotFoundError, JobPurgedError, UnavailableError, WrongStateError
-from jobs.live.redis_view import PREFIX
-from jobs.live.view_freshness import ViewFreshness
+from jobs.live.connection import ViewFreshness
+from jobs.live.keys import PREFIX
 from jobs.models import (
     InputInfo,
     JobRecord,

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from jobs.bootstrap import Connection, connect
-from jobs.live.redis_view import PREFIX
+from jobs.live.keys import PREFIX
 from jobs.models import JobStatus
 from jobs.settings import ApiSettings, JobsSettings, variables
 

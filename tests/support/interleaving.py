@@ -12,6 +12,8 @@ from typing import Any, Literal, TypeVar
 from obstore.store import LocalStore
 
 from jobs.errors import BrokerUnavailableError, StorageUnavailableError
+from jobs.live.broker_messages import BrokerMessages
+from jobs.live.recovery_view import RecoveryView
 from jobs.live.redis_view import LiveView
 from jobs.models import Priority
 from jobs.queue import JobQueue
@@ -149,34 +151,32 @@ class GatedObjectStore(ObjectStore):
         return _gate(f"{verb} {key}", lambda: act(key, *more), StorageUnavailableError)
 
 
-def _gated(name: str) -> Callable[..., Any]:
-    real = getattr(LiveView, name)
+def _gated(kind: type, *names: str) -> type:
+    """The class with a gate before each of these methods."""
 
-    def method(self: LiveView, *args: Any, **options: Any) -> Any:
-        return _gate(f"live.{name}", lambda: real(self, *args, **options), BrokerUnavailableError)
+    def gate(name: str) -> Callable[..., Any]:
+        real = getattr(kind, name)
 
-    return method
+        def method(self: Any, *args: Any, **options: Any) -> Any:
+            return _gate(f"live.{name}", lambda: real(self, *args, **options), BrokerUnavailableError)
+
+        return method
+
+    return type(f"Gated{kind.__name__}", (kind,), {name: gate(name) for name in names})
 
 
-LIVE_STEPS = (
-    *(
-        "put",
-        "get",
-        "get_many",
-        "status",
-        "request_cancel",
-        "remove_traces",
-        "forget",
-        "all_ids",
-        "page",
-        "lease",
-        "renew_lease",
-        "drop_lease",
-    ),
-    *("lead", "is_whole", "begin_rebuild", "declare_whole", "running_without_lease", "waiting", "statuses"),
-    *("mark_published", "messages", "delivered_messages"),
-)
-GatedLive = type("GatedLive", (LiveView,), {name: _gated(name) for name in LIVE_STEPS})
+_STATES = ("put", "get", "get_many", "status", "statuses", "request_cancel", "remove_traces", "forget", "page")
+_LEASES = ("lease", "renew_lease", "drop_lease")
+_RECOVERY = ("lead", "is_whole", "begin_rebuild", "declare_whole", "running_without_lease", "waiting")
+_GatedRecovery = _gated(RecoveryView, *_RECOVERY, "all_ids", "mark_published")
+_GatedMessages = _gated(BrokerMessages, "waiting", "delivered")
+
+
+class GatedLive(_gated(LiveView, *_STATES, *_LEASES)):  # type: ignore[misc]  # made at run time
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.recovery = _GatedRecovery(self._redis)
+        self.messages = _GatedMessages(self._redis)
 
 
 class GatedQueue(JobQueue):

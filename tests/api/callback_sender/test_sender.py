@@ -335,7 +335,7 @@ def test_what_is_due_for_a_deleted_job_is_forgotten(jobs: Connection, end_job: C
     """As a sender leaves it that was killed between the end of an attempt and what follows."""
     job_id = end_job("http://127.0.0.1:9/")
     jobs.service.purge(job_id)
-    jobs.backends.live.callbacks.after(job_id, 0)
+    jobs.backends.live.callbacks.schedule(job_id, 0)
     assert jobs.service.callbacks.claim(9) == [job_id]
     with pytest.raises(JobPurgedError):
         jobs.service.callbacks.open(job_id)

@@ -8,8 +8,8 @@ import redis
 
 from jobs.bootstrap import Connection
 from jobs.errors import JobNotFoundError, JobPurgedError
+from jobs.live.connection import ViewFreshness
 from jobs.live.status_batcher import StatusBatcher
-from jobs.live.view_freshness import ViewFreshness
 from jobs.models import JobState
 from jobs.states import new_id
 

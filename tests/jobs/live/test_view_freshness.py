@@ -9,7 +9,7 @@ import redis
 from jobs import states
 from jobs.bootstrap import Connection
 from jobs.errors import BrokerUnavailableError
-from jobs.live.view_freshness import ViewFreshness
+from jobs.live.connection import ViewFreshness
 from jobs.models import InputInfo, JobError, JobRecord, JobState, JobStatus
 from jobs.recovery import finalize
 

@@ -68,9 +68,9 @@ def test_a_job_that_was_published_but_not_shown_is_shown(
 
 def test_one_reaper_leads_at_a_time(jobs: Connection, post: Post) -> None:
     other = connect(jobs.settings)
-    assert jobs.backends.live.lead("first", 0.2)
-    assert not jobs.backends.live.lead("second", 0.2)
-    until(lambda: other.backends.live.lead("second", 0.2))
+    assert jobs.backends.live.recovery.lead("first", 0.2)
+    assert not jobs.backends.live.recovery.lead("second", 0.2)
+    until(lambda: other.backends.live.recovery.lead("second", 0.2))
     other.close()
 
 
@@ -151,7 +151,7 @@ class TestWipedRedis:
         with monkeypatch.context() as patch:
             patch.setattr(jobs.backends.live, "statuses", wipe_after_looking)
             jobs.reconciler.rebuild()
-        assert not jobs.backends.live.is_whole()
+        assert not jobs.backends.live.recovery.is_whole()
         assert jobs.reconciler.reconcile() == 1
         assert job_id in jobs.backends.queue.present(0)
 
@@ -193,7 +193,7 @@ def test_a_wiped_view_that_was_rebuilt_from_an_old_listing_is_not_believed(
     server.flushall()
     jobs.service.cancel(job_id)
     server.flushall()
-    assert jobs.reconciler._restore(before, jobs.backends.live.begin_rebuild())
+    assert jobs.reconciler._restore(before, jobs.backends.live.recovery.begin_rebuild())
     assert jobs.service.get(job_id).status == JobStatus.CANCELLED
 
 
