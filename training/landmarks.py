@@ -33,13 +33,13 @@ from training.config import keep_recipe, read_recipe
 from training.data.splits import Stage, read_split
 from training.loop import Picture, ProcessGroup, TrainingLogger, join_process_group, write_checkpoint
 
+#: Voxels that a cut leaves at least, where the scan has as many.
 MIN_CROP: Final = 3
-"""Voxels that a cut leaves at least, where the scan has as many."""
 COLUMNS: Final = ("step", "seconds", "loss", "walk_error_voxels", "right_share")
+#: Of the walks that are watched during training.
 CHECK_STEPS: Final = 60
-"""Of the walks that are watched during training."""
+#: How far returns are followed; what comes later counts less than 0.9 ** 80 = 0.0002 of a step.
 RETURN_STEPS: Final = 80
-"""How far returns are followed; what comes later counts less than 0.9 ** 80 = 0.0002 of a step."""
 
 
 @dataclass(frozen=True)
@@ -114,10 +114,10 @@ class LandmarkScan:
 
 @dataclass(frozen=True)
 class LandmarkDataset:
-    """The scans that teach, and those that choose the weights: never two of one patient."""
+    """The scans to train on, and those that choose the weights: never two of one patient."""
 
-    teaching: Sequence[LandmarkScan]
-    judging: Sequence[LandmarkScan]
+    training_scans: Sequence[LandmarkScan]
+    validation_scans: Sequence[LandmarkScan]
 
     @classmethod
     def read(cls, folder: Path, config: LandmarkConfig) -> "LandmarkDataset":
@@ -127,10 +127,12 @@ class LandmarkDataset:
             FileNotFoundError: that is nothing.
         """
         split = read_split(folder, Stage.LANDMARKS)
-        teaching = [LandmarkScan.read(path, config) for path in sorted(folder.glob("*.npz")) if split.is_training(path)]
-        if not teaching:
+        training_scans = [
+            LandmarkScan.read(path, config) for path in sorted(folder.glob("*.npz")) if split.is_training(path)
+        ]
+        if not training_scans:
             raise FileNotFoundError(f"no prepared scans in {folder}")
-        return cls(teaching, [LandmarkScan.read(path, config) for path in split.validation_paths(folder)])
+        return cls(training_scans, [LandmarkScan.read(path, config) for path in split.validation_paths(folder)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,7 +211,18 @@ class SceneSampler:
 
     def draw(self, count: int, rng: np.random.Generator) -> Scenes:
         """Scenes with the agent at a random place of each."""
-        return join([self._draw_one(rng) for _ in range(count)])
+        scenes = []
+        for _ in range(count):
+            kind = self._kinds[int(rng.random() >= self._recipe.real_share)]
+            scan = int(rng.choice(kind if len(kind) else np.arange(len(self._scans))))
+            landmark, shape = self._landmarks[scan], self._shapes[scan]
+            low, high = self._crop(landmark, shape, rng)
+            position = rng.integers(low, high)
+            if rng.random() >= self._recipe.far_share[self._level]:
+                reach = self._recipe.near_voxels[self._level]
+                position = np.clip(np.rint(landmark + rng.uniform(-reach, reach, 3)).astype(np.int64), low, high - 1)
+            scenes.append(Scenes(np.array([scan]), low[None], high[None], landmark[None], position[None]))
+        return join(scenes)
 
     def boxes(self, scenes: Scenes) -> UInt8[np.ndarray, "n k k k"]:
         """What the agents see; beyond their crop nothing."""
@@ -225,17 +238,6 @@ class SceneSampler:
         boxes *= seen[:, 1, None, :, None]
         boxes *= seen[:, 2, None, None, :]
         return boxes
-
-    def _draw_one(self, rng: np.random.Generator) -> Scenes:
-        kind = self._kinds[int(rng.random() >= self._recipe.real_share)]
-        scan = int(rng.choice(kind if len(kind) else np.arange(len(self._scans))))
-        landmark, shape = self._landmarks[scan], self._shapes[scan]
-        low, high = self._crop(landmark, shape, rng)
-        position = rng.integers(low, high)
-        if rng.random() >= self._recipe.far_share[self._level]:
-            reach = self._recipe.near_voxels[self._level]
-            position = np.clip(np.rint(landmark + rng.uniform(-reach, reach, 3)).astype(np.int64), low, high - 1)
-        return Scenes(np.array([scan]), low[None], high[None], landmark[None], position[None])
 
     def _crop(
         self, landmark: Float64[np.ndarray, "3"], shape: Int64[np.ndarray, "3"], rng: np.random.Generator
@@ -328,14 +330,12 @@ class Walkers:
         actions = np.where(explore, rng.integers(0, len(STEPS_ZYX), len(before)), actions)
         after = before.moved(before.position + STEPS_ZYX[actions])
         self.ages = self.ages + 1
-        self._replace(after, np.flatnonzero(~after.inside() | (self.ages >= self._walk_steps)), rng)
-        return before, actions
-
-    def _replace(self, after: Scenes, done: Int64[np.ndarray, " m"], rng: np.random.Generator) -> None:
+        done = np.flatnonzero(~after.inside() | (self.ages >= self._walk_steps))
         self.ages[done] = 0
         order = np.arange(len(after))
         order[done] = len(after) + np.arange(len(done))
         self.scenes = join([after, self._sampler.draw(len(done), rng)]).take(order) if len(done) else after
+        return before, actions
 
 
 @dataclass(eq=False)
@@ -367,7 +367,7 @@ class Nets:
 
 
 @dataclass(frozen=True, eq=False)
-class Judgement:
+class Validation:
     """How greedy walks end in scenes that are always the same.
 
     Attributes:
@@ -386,7 +386,7 @@ class Judgement:
         return self.right_share - (0.01 * self.error_voxels if math.isfinite(self.error_voxels) else 1.0)
 
 
-def judge(network: nn.Module, sampler: SceneSampler) -> Judgement:
+def validate(network: nn.Module, sampler: SceneSampler) -> Validation:
     """Let 128 agents walk."""
     scenes = sampler.draw(128, np.random.default_rng(0))
     present = ((scenes.landmark >= scenes.low - 0.5) & (scenes.landmark <= scenes.high - 0.5)).all(axis=1)
@@ -402,15 +402,12 @@ def judge(network: nn.Module, sampler: SceneSampler) -> Judgement:
     right = np.where(present, stayed & (distances < 3), ~stayed)
     reached = distances[present & stayed]
     error = float(reached.mean()) if len(reached) else float("nan")
-    return Judgement(error, float(right.mean()), _ends(sampler, scenes.take(np.flatnonzero(stayed)[:8])))
-
-
-def _ends(sampler: SceneSampler, scenes: Scenes) -> Picture:
-    if not len(scenes):
-        return np.zeros((1, 1, 3), dtype=np.uint8)
-    boxes = sampler.boxes(scenes)
-    row = np.concatenate(list(boxes[:, boxes.shape[1] // 2]), axis=1)
-    return np.repeat(row[..., None], 3, axis=2)
+    ends: Picture = np.zeros((1, 1, 3), dtype=np.uint8)
+    if stayed.any():
+        boxes = sampler.boxes(scenes.take(np.flatnonzero(stayed)[:8]))
+        row = np.concatenate(list(boxes[:, boxes.shape[1] // 2]), axis=1)
+        ends = np.repeat(row[..., None], 3, axis=2)
+    return Validation(error, float(right.mean()), ends)
 
 
 def train(recipe: LandmarkRecipe, dataset: LandmarkDataset, out: Path, group: ProcessGroup) -> None:
@@ -462,8 +459,8 @@ class AgentRun:
         """A new run, or where one was stopped."""
         rng = np.random.default_rng((recipe.seed, number))
         torch.manual_seed(recipe.seed + number)
-        sampler = SceneSampler(dataset.teaching, landmark, level, recipe)
-        known = [scan for scan in dataset.judging if landmark in scan.landmarks_mm]
+        sampler = SceneSampler(dataset.training_scans, landmark, level, recipe)
+        known = [scan for scan in dataset.validation_scans if landmark in scan.landmarks_mm]
         check = SceneSampler(known, landmark, level, recipe) if known else None
         nets, replay = Nets.new(recipe, device), Replay(recipe.replay)
         walkers = Walkers(sampler, recipe, level, rng)
@@ -490,7 +487,7 @@ class AgentRun:
             self.step += 1
             if self.step % self.recipe.save_every == 0 or self.step == self.steps:
                 row = {"step": self.step, "seconds": time.monotonic() - began, "loss": float(np.mean(losses))}
-                logger.add_row(row | self._judge(logger))
+                logger.add_row(row | self._validate(logger))
                 self.save()
                 losses = []
         write_checkpoint(self.chosen or self.nets.network.state_dict(), self.path)
@@ -518,16 +515,16 @@ class AgentRun:
             rate = _cosine(recipe.learning_rates[1], share)
         return nets.update(vary_intensity(sampler.boxes(scenes), rng), targets, actions, rate)
 
-    def _judge(self, logger: TrainingLogger) -> dict[str, float]:
+    def _validate(self, logger: TrainingLogger) -> dict[str, float]:
         """Look at the patients kept aside, if there are any, and keep the weights if they are the best so far."""
         if self.check is None:
             return {}
-        judgement = judge(self.nets.network, self.check)
-        logger.add_picture("ends", judgement.ends, self.step)
-        if judgement.score >= self.best:
-            self.best = judgement.score
+        validation = validate(self.nets.network, self.check)
+        logger.add_picture("ends", validation.ends, self.step)
+        if validation.score >= self.best:
+            self.best = validation.score
             self.chosen = {name: value.detach().clone() for name, value in self.nets.network.state_dict().items()}
-        return {"walk_error_voxels": judgement.error_voxels, "right_share": judgement.right_share}
+        return {"walk_error_voxels": validation.error_voxels, "right_share": validation.right_share}
 
     def save(self) -> None:
         """Everything that the next step depends on, whole or not at all."""

@@ -46,8 +46,8 @@ MEASURED: Final = (
     "score",
 )
 COLUMNS: Final = ("step", "seconds", "loss", "learning_rate", *MEASURED)
-JUDGING_SLICES: Final = 32
-"""Validation looks at so many slices in the middle of a volume: no more than the product sees at once."""
+#: Validation looks at so many slices in the middle of a volume: no more than the product sees at once.
+VALIDATION_SLICES: Final = 32
 
 
 def jaccard_loss(
@@ -73,8 +73,8 @@ def lesion_loss(logits: Float[Tensor, "1 2 z y x"], crop: Crop, recipe: LesionRe
 
 def middle(example: Example) -> Example:
     """The slices that validation looks at."""
-    begin = max(0, (example.image.shape[0] - JUDGING_SLICES) // 2)
-    return example.cut((slice(begin, begin + JUDGING_SLICES),))
+    begin = max(0, (example.image.shape[0] - VALIDATION_SLICES) // 2)
+    return example.cut((slice(begin, begin + VALIDATION_SLICES),))
 
 
 def predict(
@@ -151,7 +151,7 @@ def train(
 ) -> Path:
     """Train, or go on training, in `folder`; returns the checkpoint that validation liked best.
 
-    Where the dataset keeps nobody aside to judge, that is the last one.
+    Where the dataset keeps nobody aside for validation, that is the last one.
 
     Args:
         start: weights, or a checkpoint of an earlier run, whose averaged weights are where this one begins.
@@ -163,9 +163,9 @@ def train(
         WeightsError: `start` holds no weights of this network.
     """
     split = split or read_split(dataset, Stage.LESIONS)
-    teaching = read_examples(dataset, split.is_training)
-    sampler = Sampler(teaching, recipe, group.device)
-    judging = [middle(read_example(path)) for path in split.validation_paths(dataset)]
+    examples = read_examples(dataset, split.is_training)
+    sampler = Sampler(examples, recipe, group.device)
+    kept_aside = [middle(read_example(path)) for path in split.validation_paths(dataset)]
     folder.mkdir(parents=True, exist_ok=True)
     if group.is_first:
         keep_recipe(folder, recipe)
@@ -177,7 +177,7 @@ def train(
         run.learn(crop)
         if logger is not None and (run.step % recipe.validate_every == 0 or run.step == recipe.steps):
             seconds = round(time.monotonic() - began)
-            run.judge(judging, logger, seconds)
+            run.validate(kept_aside, logger, seconds)
             run.save()
     group.wait()
     return folder / "best.pt"
@@ -233,7 +233,7 @@ class Run:
             for kept, new in zip(self.averaged.parameters(), network.parameters(), strict=True):
                 kept.lerp_(new, 1 - decay)
 
-    def judge(self, examples: list[Example], logger: TrainingLogger, seconds: int) -> None:
+    def validate(self, examples: list[Example], logger: TrainingLogger, seconds: int) -> None:
         """Measure the averaged weights on the patients kept aside, and keep them if they are the best so far."""
         measured = measure(self.averaged, examples, self.recipe, self.group.device)
         rate = learning_rate_at(self.step, self.recipe)
@@ -242,7 +242,8 @@ class Run:
             logger.add_picture(
                 example.name, sample_picture(self.averaged, example, self.recipe, self.group.device), self.step
             )
-        if measured["score"] > self.best or not examples:  # without judges the last is as good as it gets
+        # Where nobody is kept aside nothing can be chosen: the last weights are taken.
+        if measured["score"] > self.best or not examples:
             self.best = measured["score"]
             write_checkpoint(
                 {"averaged": self.averaged.state_dict(), "step": self.step, **measured}, self.folder / "best.pt"

@@ -11,8 +11,8 @@ from pipeline.phantom import PhantomRecipe
 from pipeline.phantom.fields import Space
 from pipeline.phantom.lesions import grow_lesions, paint_lesions
 
+#: Where the phantom's lungs have their middle; its random fields are laid out around it.
 CENTRE_MM: Final = (0.0, 0.0, -40.0)
-"""Where the phantom's lungs have their middle; its random fields are laid out around it."""
 NOISE_HU: Final = (4.0, 22.0)
 
 

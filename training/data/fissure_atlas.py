@@ -136,19 +136,13 @@ def _person(
     with path.open() as file:
         next(file)  # the header is spelt in several ways; the columns are the same
         for region, kind, *position in csv.reader(file):
-            name = _fissure_of(region.lower(), kind.lower())
-            if name:
+            side = "right" if region.lower().startswith("right") else region.lower()[:4]
+            name = f"{side}_{kind.lower().removesuffix('fissure')}"
+            if name in FISSURES:
                 xyz = to_atlas.TransformPoint([float(value) for value in position[:3]])
                 lower, upper = boxes[name.split("_")[0]]
                 points.setdefault(name, []).append((np.asarray(xyz) - lower) / (upper - lower) * STANDARD_MM)
     return {name: np.array(values) for name, values in points.items()}
-
-
-def _fissure_of(region: str, kind: str) -> str | None:
-    """The fissure that a point of this region and type belongs to."""
-    side = region[: 5 if region.startswith("right") else 4]
-    name = f"{side}_{kind.removesuffix('fissure')}"
-    return name if name in FISSURES else None
 
 
 def _atlas_boxes(path: Path) -> dict[str, Float64[np.ndarray, "2 3"]]:

@@ -21,19 +21,19 @@ from training.augment.clahe import TOWARDS_WINDOW, equalise
 from training.augment.synthetic_lesions import beside_pleura, grain, grow_lesions, smooth_noise
 
 HU_FLOOR: Final = -1350.0
+#: What [0, 1] of the lesion stage's window spans.
 HU_SPAN: Final = 1500.0
-"""What [0, 1] of the lesion stage's window spans."""
 SPACING_MM: Final = (3.0, 1.0, 1.0)
+#: Standard deviation of the strongest noise that is added, per voxel of this spacing.
 MOST_NOISE_HU: Final = 67.5
-"""Standard deviation of the strongest noise that is added, per voxel of this spacing."""
 GROWN_KINDS: Final = ("clean", "cohort")
+#: How much nearer to healthy lung real lesions are shown, half of the time. Few patients have theirs marked, and how
+#: faint they are differs more between patients than within one.
 FADED: Final = (-0.3, 0.65)
-"""How much nearer to healthy lung real lesions are shown, half of the time. Few patients have theirs marked, and how
-faint they are differs more between patients than within one."""
+#: Voxels over which the level of a lesion is taken: what varies within is its texture.
 FADED_WIDTH: Final = 11
-"""Voxels over which the level of a lesion is taken: what varies within is its texture."""
+#: Of the crops of real clean lungs, how many are given lesions.
 GROWN_SHARE: Final = 0.75
-"""Of the crops of real clean lungs, how many are given lesions."""
 
 Size = tuple[int, int, int]
 Field = Float[Tensor, "z y x"]
@@ -150,7 +150,9 @@ class Sampler:
         kind = list(self._by_kind)[int(rng.choice(len(self._shares), p=self._shares))]
         found = self._by_kind[kind]
         example = found[int(rng.integers(len(found)))]
-        crop = self._flip(self._bend(self._cut(example, rng), rng), rng)
+        crop = self._bend(self._cut(example, rng), rng)
+        axes = [axis for axis in range(3) if rng.random() < 0.5]
+        crop = Crop(*(field.flip(axes) for field in (crop.image, crop.lungs, crop.lesions)))
         if kind in GROWN_KINDS and not example.lesions.any() and rng.random() < GROWN_SHARE:
             hu, lesions = grow_lesions(crop.image * HU_SPAN + HU_FLOOR, crop.lungs, SPACING_MM, rng)
             crop = Crop((hu - HU_FLOOR) / HU_SPAN, crop.lungs, lesions)
@@ -211,10 +213,6 @@ class Sampler:
         image, lungs, lesions = functional.grid_sample(stacked, grid, align_corners=False)[0]
         inside = (lungs > 0.5).float()
         return Crop(image, inside, (lesions > 0.5).float() * inside)
-
-    def _flip(self, crop: Crop, rng: Generator) -> Crop:
-        axes = [axis for axis in range(3) if rng.random() < 0.5]
-        return Crop(*(field.flip(axes) for field in (crop.image, crop.lungs, crop.lesions)))
 
 
 def drawn_too_large(crop: Crop, rng: Generator) -> Crop:

@@ -18,22 +18,22 @@ from pipeline.networks.di2in import CLASSES, LungConfig
 from training.augment.synthetic_lesions import grain, grow_lesions, smooth_noise
 from training.data.splits import Split, Stage, read_split
 
+#: Label of lung whose lobe is not known.
 UNKNOWN_LOBE: Final = CLASSES
-"""Label of lung whose lobe is not known."""
+#: Bit that marks lung filled with opacity.
 OPAQUE: Final = 8
-"""Bit that marks lung filled with opacity."""
+#: Lesion denser than this is marked so.
 OPAQUE_HU: Final = -250
-"""Lesion denser than this is marked so."""
 SPACING_MM: Final = (2.0, 2.0, 2.0)
+#: Of a dataset, how much stays in the memory of the device, so that it is read from disk once.
 MOST_KEPT_BYTES: Final = 2 * 2**30
-"""Of a dataset, how much stays in the memory of the device, so that it is read from disk once."""
+#: About the axes x, y and z.
 MOST_TURNED: Final = np.radians([8.0, 6.0, 7.0])
-"""About the axes x, y and z."""
+#: Logarithms: of the whole chest, and of each axis.
 MOST_STRETCHED: Final = (0.12, 0.08)
-"""Logarithms: of the whole chest, and of each axis."""
 MOST_BENT_MM: Final = 5.0
+#: How strong the bends are, and how wide.
 BEND_MM: Final = 60.0
-"""How strong the bends are, and how wide."""
 Image = UInt8[Tensor, "z y x"]
 Part = UInt8[Tensor, "zp yp xp"]
 Lifted = Float32[Tensor, "z y x"]
@@ -57,7 +57,7 @@ class LungRecipe:
         detail_crop: the part of it that a detail step draws; even numbers.
         level_weights: of the losses at 4, 8 and 16 mm (deep supervision).
         source_weights: how often each kind of volume is drawn (the file name up to the first hyphen, digits left out).
-        smoothing: decay of the running mean of the weights, which is what is judged and exported.
+        smoothing: decay of the running mean of the weights, which is what is validated and exported.
         validate_every: steps between two looks at the patients kept aside.
     """
 
@@ -103,7 +103,7 @@ class LungDataset:
     """Prepared volumes in a folder, drawn by kind.
 
     Raises:
-        FileNotFoundError: there are none, or none that teaches.
+        FileNotFoundError: there are none, or none to train on.
     """
 
     def __init__(
@@ -131,13 +131,11 @@ class LungDataset:
         return self._split.validation_paths(self._folder)
 
     def draw(self, rng: Generator) -> tuple[Image, Image]:
-        """Image and labels of a volume that teaches."""
+        """Image and labels of a volume to train on."""
         kinds = sorted(self._kinds)
         shares = np.array([self._weights[kind] for kind in kinds])
         paths = self._kinds[kinds[rng.choice(len(kinds), p=shares / shares.sum())]]
-        return self._read(paths[rng.integers(len(paths))])
-
-    def _read(self, path: Path) -> tuple[Image, Image]:
+        path = paths[rng.integers(len(paths))]
         if path in self._kept:
             return self._kept[path]
         image, labels = (torch.from_numpy(array).to(self._device) for array in read_volume(path))

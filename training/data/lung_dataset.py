@@ -219,36 +219,8 @@ def _random_bending(grid: Grid, rng: np.random.Generator) -> sitk.DisplacementFi
     return sitk.DisplacementFieldTransform(sitk.Cast(image, sitk.sitkVectorFloat64))
 
 
-def _make_covid(options: argparse.Namespace, config: LungConfig) -> None:
-    for scan in read_covid(options.data):
-        for number in range(options.first_copy, options.copies if scan.case in options.covid else 0):
-            rng = np.random.default_rng([11, scan.case, number])
-            hu, labels = crop_to_lungs(*covid_region(scan, config, rng), rng)
-            path = options.out / f"covid{scan.case}-{number:03d}.npz"
-            write_volume(path, hu, labels, config)
-            _tell(path)
-
-
-def _make_phantoms(options: argparse.Namespace, config: LungConfig) -> None:
-    for seed in range(*options.phantoms):
-        rng = np.random.default_rng([10, seed])
-        hu, labels = crop_to_lungs(*phantom_region(seed, config), rng)
-        write_volume(options.out / f"phantom-{seed:04d}.npz", hu, labels, config)
-        _tell(options.out / f"phantom-{seed:04d}.npz")
-
-
-def _finish(
-    path: Path, hu: Hu, labels: Labels, config: LungConfig, rng: np.random.Generator, opaque_share: float
-) -> None:
-    hu, labels = crop_to_lungs(hu, labels, rng)
-    if rng.random() < opaque_share:
-        hu, labels = with_opacities(hu, labels, rng)
-    hu = hu + rng.normal(0, rng.uniform(0, NOISE_HU), hu.shape).astype(np.float32)
+def _write_and_print(path: Path, hu: Hu, labels: Labels, config: LungConfig) -> None:
     write_volume(path, hu, labels, config)
-    _tell(path)
-
-
-def _tell(path: Path) -> None:
     sys.stdout.write(f"{path.name}\n")
     sys.stdout.flush()
 
@@ -271,10 +243,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         chest = read_lctsc(options.data / "lctsc", case)
         for number in range(options.first_copy, options.copies):
             rng = np.random.default_rng([int(case[-2:]), number])
-            hu, labels = deformed_copy(chest, config, rng)
-            _finish(options.out / f"{case}-{number:03d}.npz", hu, labels, config, rng, options.opaque_share)
-    _make_covid(options, LungConfig())
-    _make_phantoms(options, LungConfig())
+            hu, labels = crop_to_lungs(*deformed_copy(chest, config, rng), rng)
+            if rng.random() < options.opaque_share:
+                hu, labels = with_opacities(hu, labels, rng)
+            hu = hu + rng.normal(0, rng.uniform(0, NOISE_HU), hu.shape).astype(np.float32)
+            _write_and_print(options.out / f"{case}-{number:03d}.npz", hu, labels, config)
+    for scan in read_covid(options.data):
+        for number in range(options.first_copy, options.copies if scan.case in options.covid else 0):
+            rng = np.random.default_rng([11, scan.case, number])
+            hu, labels = crop_to_lungs(*covid_region(scan, config, rng), rng)
+            _write_and_print(options.out / f"covid{scan.case}-{number:03d}.npz", hu, labels, config)
+    for seed in range(*options.phantoms):
+        rng = np.random.default_rng([10, seed])
+        hu, labels = crop_to_lungs(*phantom_region(seed, config), rng)
+        _write_and_print(options.out / f"phantom-{seed:04d}.npz", hu, labels, config)
 
 
 if __name__ == "__main__":

@@ -185,12 +185,9 @@ def real_cases(data: Path) -> Iterator[Case]:
     """The marked public scans that are in `data`."""
     for name, truth in read_marks().items():
         if (path := real_path(data, name)) is not None:
-            yield Case(name, read_ct(path).volume, truth, _true_lungs(data, name))
-
-
-def _true_lungs(data: Path, name: str) -> Bool[np.ndarray, "z y x"] | None:
-    path = data / "lctsc" / f"{name}_lungs.nii.gz"
-    return sitk.GetArrayFromImage(sitk.ReadImage(str(path))) > 0 if path.exists() else None
+            mask = data / "lctsc" / f"{name}_lungs.nii.gz"
+            lungs = sitk.GetArrayFromImage(sitk.ReadImage(str(mask))) > 0 if mask.exists() else None
+            yield Case(name, read_ct(path).volume, truth, lungs)
 
 
 def draw(case: Case, path: Path, answers: Sequence[Answer] = ()) -> None:
