@@ -1,7 +1,7 @@
 """How good the lesion stage is by itself, given the true lungs: `python -m training.validation.lesions DATASET`.
 
 On the patients kept aside from training (`splits.json`): real lesions on the slices of a COVID-19 case, lesions pasted
-into a real chest, false alarms in that chest as it is; then phantoms that no training saw. Beside it the plain baseline:
+into a real chest, false alarms in that chest as it is; then phantoms that no training saw. Beside it the baseline:
 all of the lung above -700 HU.
 """
 
