@@ -60,7 +60,8 @@ USUAL_PERCENT: Final[Mapping[Lobe, float]] = {
 #: A lobe with less than this of its usual share is small: collapsed, removed, truncated by the scan, or badly drawn.
 SMALL_SHARE: Final = 0.5
 
-#: Where there is no fissure at all, less than this is seen in 95 % of lungs (`training.validation.fissure_borders --noise 24`: below 2.9
+#: Where there is no fissure at all, less than this is seen in 95 % of lungs (`training.validation.fissure_borders
+#: --noise 24`: below 2.9
 #: on the left, 1.7 and, horizontal, 0.9 on the right).
 SEEN_SD: Final = 3.0
 
