@@ -108,6 +108,7 @@ class LandmarkScan:
         with np.load(path) as file:
             arrays = [file[f"level{number}"] for number in range(len(config.scales_mm))]
             places = {mark: file[mark.value] for mark in Landmark if mark.value in file}
+        # A box around an agent at the border then never leaves the array.
         levels = tuple(np.pad(array, config.box // 2) for array in arrays)
         return cls(path.stem, levels, tuple(array.shape for array in arrays), places)
 
@@ -248,6 +249,7 @@ class SceneSampler:
             if rng.random() < self._recipe.cut_shares[axis]:
                 near = landmark[axis] + rng.uniform(-1, 1) * self._recipe.near_voxels[self._level]
                 cut = round(near if rng.random() < 0.5 else rng.uniform(0, shape[axis]))
+                # At least `MIN_CROP` voxels are kept, or an agent would have no place to start at.
                 if side == 0:
                     low[axis] = np.clip(cut, 0, max(high[axis] - MIN_CROP, 0))
                 else:
@@ -388,6 +390,7 @@ class Validation:
 
 def validate(network: nn.Module, sampler: SceneSampler) -> Validation:
     """Let 128 agents walk."""
+    # Always the same scenes, so that the scores of two checkpoints can be compared.
     scenes = sampler.draw(128, np.random.default_rng(0))
     present = ((scenes.landmark >= scenes.low - 0.5) & (scenes.landmark <= scenes.high - 0.5)).all(axis=1)
     stayed = np.ones(len(scenes), dtype=bool)
@@ -423,6 +426,7 @@ def train(recipe: LandmarkRecipe, dataset: LandmarkDataset, out: Path, group: Pr
     if group.is_first:
         keep_recipe(out, recipe)
     for number, (landmark, level) in enumerate((m, n) for m in Landmark for n in range(len(recipe.config.scales_mm))):
+        # The six networks are small: sharing them out needs no messages, averaging their gradients would.
         if number % group.size == group.rank and not (out / f"{landmark.value}-{level}.pt").exists():
             AgentRun.begin(recipe, dataset, out, landmark, level, number, group.device).finish()
     group.wait()
@@ -497,12 +501,14 @@ class AgentRun:
         """One step of the phase that the run is in; returns its loss."""
         recipe, nets, rng, sampler = self.recipe, self.nets, self.rng, self.sampler
         warm_steps, dqn_steps = recipe.warm_steps[self.level], recipe.dqn_steps[self.level]
+        # A supervised start on the closed form converged from every start within two minutes.
         if self.step < warm_steps:
             scenes = sampler.draw(recipe.batch, rng)
             targets, actions = closed_form_q(scenes.offsets(), recipe.gamma), None
             rate = _cosine(recipe.learning_rates[0], self.step / warm_steps)
         else:
             share = (self.step - warm_steps) / dqn_steps
+            # The copy lags behind: a network that values its own next steps chases its own errors.
             if (self.step - warm_steps) % recipe.target_every == 0:
                 nets.target.load_state_dict(nets.network.state_dict())
             # One step of all walkers, at first as many as the replay needs to begin.
@@ -535,6 +541,7 @@ class AgentRun:
             "network": self.nets.network.state_dict(),
             "target": self.nets.target.state_dict(),
             "optimiser": self.nets.optimiser.state_dict(),
+            # Replay, walkers and generator too: without them a resumed run would reach other weights.
             "replay": {"slots": torch.from_numpy(self.replay.slots), "count": self.replay.count},
             "scenes": {name: torch.from_numpy(values) for name, values in vars(self.walkers.scenes).items()},
             "ages": torch.from_numpy(self.walkers.ages),

@@ -67,6 +67,7 @@ def lesion_loss(logits: Float[Tensor, "1 2 z y x"], crop: Crop, recipe: LesionRe
     """The Jaccard loss and the cross entropy, both inside the lungs."""
     logits = logits.float()
     jaccard = jaccard_loss(logits.softmax(dim=1)[0, 1], crop.lesions, crop.lungs, recipe.smoothing)
+    # Where a crop holds no lesion, the Jaccard loss has no gradient to speak of.
     entropy = torch.nn.functional.cross_entropy(logits, crop.lesions.long()[None], reduction="none")[0]
     return jaccard + recipe.cross_entropy * (entropy * crop.lungs).sum() / crop.lungs.sum().clamp(min=1)
 
@@ -117,6 +118,7 @@ def measure(
 
 def learning_rate_at(step: int, recipe: LesionRecipe) -> float:
     """A short rise, then a cosine from the wanted rate to a fiftieth of it."""
+    # Standardised weights diverge within some 60 steps at a high rate, hence the slow rise (decision 6).
     rising = min(1.0, (step + 1) / max(recipe.warmup_steps, 1))
     falling = 0.5 * (1 + np.cos(np.pi * min(step / recipe.steps, 1.0)))
     return float(recipe.learning_rate * rising * (0.02 + 0.98 * falling))
@@ -137,6 +139,7 @@ def with_level(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     kernels = tensors[name]
     if kernels.shape[1] == INPUTS:
         return tensors
+    # Any other value would change the answer of the earlier weights before the first step (decision 13).
     mean = kernels.mean(dim=(1, 2, 3, 4), keepdim=True).expand(-1, INPUTS - kernels.shape[1], *kernels.shape[2:])
     return {**tensors, name: torch.cat((kernels, mean), dim=1)}
 
@@ -173,6 +176,7 @@ def train(
     logger = TrainingLogger(folder / "log.csv", COLUMNS, run.step) if group.is_first else None
     began = time.monotonic()
     while run.step < recipe.steps:
+        # What is drawn depends on seed, step and process alone, so that a resumed run reaches the very same weights.
         crop = sampler.draw(np.random.default_rng([recipe.seed, run.step, group.rank]))
         run.learn(crop)
         if logger is not None and (run.step % recipe.validate_every == 0 or run.step == recipe.steps):
@@ -228,6 +232,7 @@ class Run:
         if self._clipped_step.take():
             self.loss = 0.97 * self.loss + 0.03 * loss.item()
         self.step += 1
+        # A young mean forgets quickly, or the random weights of the start would stay in it for hundreds of steps.
         decay = min(recipe.average, self.step / (self.step + 10))
         with torch.no_grad():
             for kept, new in zip(self.averaged.parameters(), network.parameters(), strict=True):

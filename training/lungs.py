@@ -69,9 +69,11 @@ def segmentation_loss(logits: Float[Tensor, "b 6 z y x"], targets: Targets, weig
     likelihood = (targets[:, :CLASSES] * log_p).sum(dim=1, keepdim=True) + targets[:, CLASSES:] * log_lungs
     cross_entropy = -(weights * likelihood).sum() / weights.sum()
     lungs = _dice(log_lungs.exp(), targets[:, 1:].sum(dim=1, keepdim=True), weights)
+    # Real COVID-19 slices come with lungs alone: guessed lobes would pull the borders to wrong places.
     if bool(targets[:, CLASSES].any()):
         return cross_entropy + 1.0 - lungs.mean()
     lobes = _dice(log_p[:, 1:].exp(), targets[:, 1:CLASSES], weights)
+    # Of a lobe with a few voxels in the crop, Dice is noise.
     present = targets[:, 1:CLASSES].sum(dim=(0, 2, 3, 4)) > 8
     return cross_entropy + 1.0 - 0.5 * lungs.mean() - 0.5 * lobes[present].mean() if present.any() else cross_entropy
 
@@ -96,6 +98,7 @@ def detail_loss(network: Di2in, sample: Sample, recipe: LungRecipe) -> tuple[Ten
     fine = (slice(None), slice(None), *sample.window)
     coarse = (slice(None), slice(None), *(slice(part.start // 2, part.stop // 2) for part in sample.window))
     with mixed_precision(sample.image.device, wanted=recipe.bfloat16):
+        # The backbone is held still, so that 2 mm crops cannot undo what it learned from whole chests at 4 mm.
         with torch.no_grad():
             features, logits = network.backbone(sample.image)
         drawn = network.draw(sample.image[fine], features[coarse], logits[0][coarse])
@@ -172,6 +175,7 @@ class Run:
         torch.autograd.backward(loss)
         self.group.average_gradients(self.network)
         self._clipped_step.take()
+        # A young mean forgets quickly, or the random weights of the start would stay in it for hundreds of steps.
         decay = min(self.recipe.smoothing, self.steps_of_stage / (self.steps_of_stage + 20))
         self.step += 1
         for name, value in self.network.state_dict().items():
@@ -189,6 +193,7 @@ class Run:
         The two stages draw at different resolutions: where one ends, what was best is forgotten.
         """
         measured = measure(self.mean_network(), volumes)
+        # Equal scores go to the later weights; a score at 2 mm cannot be compared with one at 4 mm.
         if measured["score"] >= self.best or self.in_detail != self.best_in_detail:
             self.best, self.best_in_detail = measured["score"], self.in_detail
             write_checkpoint({"smooth": self.smooth, "step": self.step, **measured}, self.folder / "best.pt")
@@ -244,6 +249,7 @@ def train(run: Run, dataset: LungDataset, *, save_every: int = 20) -> Iterator[d
     unmeasured = (float("nan"), float("nan"))
     begin = time.perf_counter()
     while run.step < total:
+        # What is drawn depends on seed, step and process alone, so that a resumed run reaches the very same weights.
         rng = np.random.default_rng([run.recipe.seed, run.step, run.group.rank])
         detail = run.in_detail
         losses = []
@@ -321,6 +327,7 @@ def best_background_offset(network: Di2in, volumes: Iterable[tuple[Image, Image]
 
     Opaque lung that counts more than the rest makes all lungs a little too large; this takes it back.
     """
+    # Only upwards: weighting opaque lung makes lungs too large, never too small.
     offsets = torch.arange(0.0, 4.01, 0.25)
     scores = []
     for image, labels in volumes:
@@ -336,6 +343,7 @@ def best_background_offset(network: Di2in, volumes: Iterable[tuple[Image, Image]
 def _dice(found: Tensor, wanted: Tensor, weights: Tensor) -> Float[Tensor, " c"]:
     shared = (weights * found * wanted).sum(dim=(0, 2, 3, 4))
     both = (weights * (found + wanted)).sum(dim=(0, 2, 3, 4))
+    # One voxel added above and below keeps the fraction defined where a class is absent.
     return (2 * shared + 1.0) / (both + 1.0)
 
 

@@ -1,4 +1,4 @@
-"""Synthetic opacities grown in real lungs: real anatomy, known lesions, in Hounsfield units."""
+"""Lesions of the phantom pasted into real lungs: real anatomy, known lesions, in Hounsfield units."""
 
 from typing import Final
 
@@ -16,7 +16,7 @@ CENTRE_MM: Final = (0.0, 0.0, -40.0)
 NOISE_HU: Final = (4.0, 22.0)
 
 
-def with_opacities(
+def with_pasted_lesions(
     volume: Volume, lungs: LungMask, seed: int, percent_opacity: float
 ) -> tuple[Int16[np.ndarray, "z y x"], Bool[np.ndarray, "z y x"]]:
     """The scan with lesions over `percent_opacity` of its lungs, and their mask.

@@ -25,7 +25,9 @@ from pipeline.io.read import read_ct
 from pipeline.landmarks import build_levels
 from pipeline.networks.q_network import LandmarkConfig
 from pipeline.phantom import Fit, PhantomRecipe, make_phantom
+from training.data.splits import write_arrays
 
+#: Coarser than most scans, so that the many deformed copies of one are quick to make.
 BASE_SPACING_MM: Final[Triple] = (2.0, 2.0, 2.0)
 COPY_SPACING_MM: Final[Triple] = (3.0, 2.5, 2.5)
 #: The real scans that the agents learn on; all other marked ones are for evaluation.
@@ -91,10 +93,7 @@ def write_scan(path: Path, volume: Volume, marks_mm: Marks, config: LandmarkConf
     lower_xyz, _ = volume.grid.bounds_mm()
     places = {mark.value: (np.array(xyz) - lower_xyz)[::-1] for mark, xyz in marks_mm.items()}
     arrays = {f"level{number}": level for number, level in enumerate(levels)}
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        np.savez_compressed(file, **arrays, **places)  # type: ignore[arg-type]  # numpy's stub mixes in allow_pickle
-    partial.replace(path)
+    write_arrays(path, {**arrays, **places})
 
 
 def base_of(volume: Volume) -> Volume:
@@ -116,6 +115,7 @@ def deform(base: Volume, marks_mm: Marks, rng: np.random.Generator) -> tuple[Vol
     turn = sitk.Euler3DTransform()
     turn.SetRotation(*(float(angle) for angle in np.radians(rng.uniform([-7, -7, -15], [7, 7, 15]))))
     scale = rng.uniform(0.85, 1.18) * rng.uniform(0.92, 1.08, 3)
+    # Landmarks lie in the middle: a mirrored chest is another valid one (lobes may not be mirrored).
     mirror = np.array([-1.0 if rng.random() < 0.5 else 1.0, 1.0, 1.0])
     matrix = np.reshape(turn.GetMatrix(), (3, 3)) @ np.diag(mirror / scale)
     transform = sitk.AffineTransform(3)

@@ -20,9 +20,11 @@ from jaxtyping import Bool, UInt8
 from pipeline.geometry import LungMask, Volume, grid_of, resample, resample_labels
 from pipeline.lesions import MARGIN_MM, SPACING_MM, window
 from pipeline.phantom import PhantomRecipe, make_phantom
-from training.augment.pasted_lesions import with_opacities
+from training.augment.pasted_lesions import with_pasted_lesions
 from training.data.covid_slices import read_stacks
+from training.data.splits import write_arrays
 
+#: Planning CTs with manual lungs and no pneumonia: what is called lesion in them is a false alarm.
 LCTSC_CASES: Final = ("case01", "case02", "case03", "case04", "case05")
 GROWN_PER_CASE: Final = 10
 GROWN_SEED: Final = 2_000
@@ -61,7 +63,7 @@ def write_lctsc(data: Path, dataset: Path, case: str) -> None:
         percent = float(np.exp(rng.uniform(np.log(0.5), np.log(50.0))))
         path = dataset / f"grown-{case}-{number}.npz"
         if not path.exists():
-            hu, lesions = with_opacities(volume, lungs, GROWN_SEED + 100 * int(case[-2:]) + number, percent)
+            hu, lesions = with_pasted_lesions(volume, lungs, GROWN_SEED + 100 * int(case[-2:]) + number, percent)
             write_lesion_volume(path, to_8_bit(hu), lungs.mask, lesions)
 
 
@@ -101,10 +103,7 @@ def write_lesion_volume(path: Path, image: Image, lungs: Mask, lesions: Mask) ->
         margin = round(MARGIN_MM / spacing_mm)
         slices.append(slice(max(int(where[0]) - margin, 0), int(where[-1]) + margin + 1))
     box = tuple(slices)
-    partial_path = path.with_suffix(".partial")
-    with partial_path.open("wb") as file:
-        np.savez_compressed(file, image=image[box], lungs=lungs[box], lesions=lesions[box])
-    partial_path.replace(path)
+    write_arrays(path, {"image": image[box], "lungs": lungs[box], "lesions": lesions[box]})
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.networks.di2in import CLASSES, LungConfig
-from training.augment.synthetic_lesions import grain, grow_lesions, smooth_noise
+from training.augment.synthetic_lesions import add_synthetic_lesions, grain, smooth_noise
 from training.data.splits import Split, Stage, read_split
 
 #: Label of lung whose lobe is not known.
@@ -139,6 +139,7 @@ class LungDataset:
         if path in self._kept:
             return self._kept[path]
         image, labels = (torch.from_numpy(array).to(self._device) for array in read_volume(path))
+        # A GPU's step takes hundredths of a second: reading and decompressing each volume anew would be most of it.
         if self._kept_bytes + 2 * image.numel() <= MOST_KEPT_BYTES:
             self._kept[path] = image, labels
             self._kept_bytes += 2 * image.numel()
@@ -164,13 +165,16 @@ def make_sample(image: Image, labels: Image, recipe: LungRecipe, stride: int, rn
     if rng.random() < recipe.grown_share:
         # New lesions in the lungs; where they are dense, the lung is marked as opaque.
         low, high = LungConfig().window_hu
-        hu, lesions = grow_lesions(image.float() * ((high - low) / 255) + low, (labels > 0).float(), SPACING_MM, rng)
+        hu, lesions = add_synthetic_lesions(
+            image.float() * ((high - low) / 255) + low, (labels > 0).float(), SPACING_MM, rng
+        )
         opaque = (lesions > 0) & (hu > OPAQUE_HU)
         shades = ((hu - low) * (255 / (high - low))).round().clamp(0, 255).byte()
         image, labels = torch.where(labels > 0, shades, image), torch.where(opaque, labels | OPAQUE, labels)
     lifted = _vary_intensity(_with_clutter(image, labels, rng), rng)
     pads = padding(image.shape, stride)
     lifted, labels = functional.pad(lifted, pads, value=-1.0), functional.pad(labels, pads)
+    # Opaque lung is the hard part and a small share of the voxels; unweighted, the network leaves it out.
     weights = 1.0 + (recipe.opaque_weight - 1.0) * (labels >= OPAQUE).float()
     lobes = labels & (OPAQUE - 1)
     targets = torch.stack([(lobes == label).float() for label in range(CLASSES + 1)])
@@ -267,5 +271,6 @@ def _vary_intensity(image: Image, rng: Generator) -> Lifted:
     varied = torch.from_numpy(table).to(image.device)[image.int()]
     if rng.random() < 0.5:
         varied = varied + rng.uniform(0, 8) * grain(image.shape, rng, image.device)
+    # Air stays exactly black, as the window clips it in use.
     varied[image == 0] = 0.0
     return varied.clamp(0, 255) / 127.5 - 1.0

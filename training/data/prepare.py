@@ -82,6 +82,7 @@ def prepare_cohort(
         for done, future in enumerate(as_completed(waiting), start=1):
             try:
                 written += future.result()
+            # Also when interrupted: the scans that wait would else be prepared before the command ends.
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
@@ -158,6 +159,7 @@ def file_name(row: Row, stage: Stage, copy: int = 0) -> str:
 
 def split_of(rows: Sequence[Row], stage: Stage) -> dict[str, dict[str, list[str]]]:
     """A tenth of the patients, at least one of several, chosen by their names alone, for validation."""
+    # By the hash of the name: the same patients whatever else the cohort holds, and in whatever order.
     by_hash = sorted({row.slug for row in rows}, key=lambda slug: hashlib.sha256(slug.encode()).hexdigest())
     count = max(1, round(VALIDATION_SHARE * len(by_hash))) if len(by_hash) > 1 else 0
     aside = set(by_hash[:count])

@@ -31,8 +31,10 @@ from pipeline.networks.weights import load_weights
 from pipeline.phantom import Fit, PhantomRecipe, make_phantom
 from training.data.landmark_dataset import OTHER_FITS, PHANTOM_SPACING_MM, read_marks, real_path
 
+#: Trainings draw their phantoms from seeds below 10 000.
 FIRST_UNSEEN_SEED: Final = 1_000_000
 GOOD_MM: Final = 10.0
+#: Beyond the error of any mark, so that the landmark is surely not in the piece.
 GAP_MM: Final = 25.0
 MIN_PIECE_MM: Final = 60.0
 

@@ -38,10 +38,12 @@ from training.data.covid_slices import PIXEL_MM, SLICE_MM, as_hu, read_covid
 from training.data.fissure_atlas import draw_lobes
 from training.data.landmark_dataset import read_marks, real_path
 from training.data.lung_batches import OPAQUE, OPAQUE_HU
-from training.data.lung_dataset import with_opacities
+from training.data.lung_dataset import with_pasted_lesions
 from training.validation.fissures import Marks, draw_marks, fissure_distances_mm, read_fissure_marks
 
+#: Trainings draw their phantoms from seeds below 10 000.
 FIRST_UNSEEN_SEED: Final = 1_000_000
+#: The one real chest with lungs drawn by hand that no training has seen.
 HELD_OUT_CASE: Final = "case05"
 #: Those that taught the network and have marks: they say nothing of it, but something of where its borders go.
 TAUGHT_CASES: Final = ("case01", "case02", "case03")
@@ -49,6 +51,7 @@ HELD_OUT_COVID: Final = (2, 4)
 SCANS: Final = ("lidc-1011", "lung-dx-a0001")
 PASTED_COPIES: Final = 3
 THRESHOLD_HU: Final = -400
+#: Closes vessels, which the threshold leaves out of the lung.
 CLOSING_MM: Final = 8.0
 Mask = Bool[np.ndarray, "z y x"]
 Labels = UInt8[np.ndarray, "z y x"]
@@ -175,7 +178,7 @@ def real_cases(data: Path) -> Iterator[Case]:
     as_float, as_labels = volume.hu.astype(np.float32), lungs.astype(np.uint8)
     for number in range(PASTED_COPIES):
         rng = np.random.default_rng([FIRST_UNSEEN_SEED, number])
-        hu, labels = with_opacities(as_float, as_labels, rng, volume.grid.spacing_mm)
+        hu, labels = with_pasted_lesions(as_float, as_labels, rng, volume.grid.spacing_mm)
         pasted = Volume(np.rint(hu).astype(np.int16), volume.grid)
         yield Case(f"{HELD_OUT_CASE} pasted {number}", pasted, known, lungs, None, labels >= OPAQUE)
     yield from covid_cases(data)

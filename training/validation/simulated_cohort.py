@@ -147,6 +147,7 @@ def run_cohort(
     with (folder / "cases.jsonl").open("a", encoding="utf-8") as file:
         for line in run([case for case in wanted if case.name not in done]):
             file.write(json.dumps(line) + "\n")
+            # Each case at once: a call that is ended loses one case, not all since the last buffer.
             file.flush()
             done[line["case"]] = json.loads(json.dumps(line))
     lines = [done[case.name] for case in wanted if case.name in done]
