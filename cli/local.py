@@ -16,7 +16,6 @@ from typing import Final
 
 from cli.client import ServiceClient
 from cli.output import require
-from jobs.bootstrap import connect
 from jobs.settings import JobsSettings, read_settings
 
 SUPERVISOR: Final = "LOBEWISE_SUPERVISOR_PID"
@@ -166,6 +165,8 @@ def local_service(
     settings = read_settings(JobsSettings, **({} if data_dir is None else {"data_dir": data_dir}))
     environment = {"LOBEWISE_DATA_DIR": str(settings.data_dir.resolve()), "LOBEWISE_DEVICE": device}
     address = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"  # noqa: S104 (it compares, it does not bind)
+    from jobs.bootstrap import connect  # not at the top: the client commands need neither Celery nor a server
+
     jobs = connect(settings)
     try:
         api = ["api", "--host", host, "--port", str(port)]
