@@ -45,19 +45,20 @@ def run(settings: JobsSettings | None = None) -> None:
     for sentence in misspelt((JobsSettings,)):
         log.warning("%s", sentence)
     connection = connect(settings)
+
+    async def send_until_signal() -> None:
+        loop, stop = asyncio.get_running_loop(), asyncio.Event()
+        # Set, not cancelled: a message that is cut off after the receiver's answer would be sent again.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        await Sender(connection.service.callbacks, connection.settings).run(stop)
+
     try:
         with alive(settings.liveness_file):
-            asyncio.run(_until_told(Sender(connection.service.callbacks, connection.settings)))
+            asyncio.run(send_until_signal())
     finally:
         connection.close()
         stop_tracing()
-
-
-async def _until_told(sender: "Sender") -> None:
-    loop, stop = asyncio.get_running_loop(), asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    await sender.run(stop)
 
 
 class Sender:

@@ -9,6 +9,7 @@ from api.errors import ApiError
 from jobs import problems
 
 _RANGE: Final = re.compile(r"bytes=(\d*)-(\d*)", re.IGNORECASE | re.ASCII)
+#: If-None-Match compares weakly (RFC 9110, section 13.1.2), so a `W/` is left out of what is compared.
 _TAG: Final = re.compile(r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 
 
@@ -50,6 +51,7 @@ def parse_range(header: str | None, size_bytes: int) -> tuple[int, int] | None:
     Raises:
         ApiError (range-not-satisfiable): it begins after the end.
     """
+    # Several ranges would need a multipart answer, which no client of large files asks for: they get the whole file.
     match = _RANGE.fullmatch(header.strip()) if header else None
     if match is None or match.group(0) == "bytes=-":
         return None

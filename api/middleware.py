@@ -24,7 +24,8 @@ logger = logging.getLogger("lobewise.api")
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SAFE_HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-store",  # results belong to patients
+    # Results belong to patients: no cache between may keep them.
+    "Cache-Control": "no-store",
     "Referrer-Policy": "no-referrer",
     "X-Frame-Options": "DENY",
 }

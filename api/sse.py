@@ -80,6 +80,7 @@ class Streams:
     @contextmanager
     def watching(self, job_id: str) -> Iterator[asyncio.Event]:
         """What is set whenever the job may have changed."""
+        # A stream costs this event and no connection to Redis: one listener wakes all.
         waker = asyncio.Event()
         self._waiting.setdefault(job_id, set()).add(waker)
         try:

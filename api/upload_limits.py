@@ -114,6 +114,7 @@ class UploadLimiter:
     def release_turn(self) -> None:
         self._turns.release()
 
+    # Counted after the fact, since nobody knows a piece's size before it comes.
     def record_bytes(self, size_bytes: int) -> None:
         """The next piece may come when this one has had its time."""
         self._free_at = max(self._free_at, monotonic()) + size_bytes / self.rate.bytes_per_second
@@ -146,10 +147,12 @@ class UploadSlot:
             try:
                 chunk = await anext(chunks)
             except StopAsyncIteration:
-                self.release()  # what comes now is for the disk
+                # What comes now is work of the disk: another scan may be read meanwhile.
+                self.release()
                 return
             self._stall.cancel()
             self._upload_limiter.record_bytes(len(chunk))
+            # The client was slow and lost its turn, but its piece is here now: it is worked off in a new one.
             if not self._has_turn:
                 await self._acquire()
             yield chunk

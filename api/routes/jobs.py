@@ -100,6 +100,7 @@ async def get_job(
 
     Poll as often as `Retry-After` says, with `If-None-Match`, until the status is final.
     """
+    # In the event loop and without a thread, since uploads may hold them all; who asks meanwhile shares one question.
     state = await status_batcher.get(job_id)
     headers = _headers(state, settings)
     if is_known(headers["ETag"], if_none_match):

@@ -162,6 +162,7 @@ async def create_job(
     `file` is checked here by its first bytes only; what is found to be damaged later ends the job as `failed`.
     """
     submission = _Submission(request, jobs, settings, metrics, addresses)
+    # JSON is small and takes no slot. For a form, too many at once is 503 before a byte of the body is read.
     with upload_limiter.take() if submission.is_form else nullcontext() as slot:
         accepted = await submission.submit(idempotency_key, slot)
     # 0 if no wait is asked for. What is not understood is ignored, as RFC 7240 says.

@@ -126,6 +126,7 @@ async def put_upload_part(
     upload_limiter: UploadLimiterDep,
 ) -> Response:
     """Where the addresses of parts lead if the storage is a local folder. A part sent again replaces the first."""
+    # A slot first, so that too many at once is 503 before the body is read.
     with upload_limiter.take() as slot:
         sink, expected_bytes = await run_sync(
             jobs.uploads.open_part, upload_id, number, UrlSignature(expires, signature)
