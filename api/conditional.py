@@ -33,11 +33,10 @@ def range_applies(if_range: str | None, etag: str, last_modified: str) -> bool:
     if if_range is None:
         return True
     value = if_range.strip()
-    return value == etag if value.startswith(('"', "W/")) else _same_date(value, last_modified)
-
-
-def _same_date(value: str, last_modified: str) -> bool:
+    if value.startswith(('"', "W/")):
+        return value == etag
     try:
+        # Exactly, not "not later than": a file may change twice within the second that an HTTP date can tell.
         return parsedate_to_datetime(value) == parsedate_to_datetime(last_modified)
     except (ValueError, TypeError):
         return False

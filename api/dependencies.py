@@ -1,10 +1,8 @@
-"""What every route needs: the jobs, the settings, the metrics, and addresses to link to.
-
-They are coroutines, although they wait for nothing: FastAPI calls other functions in a thread, one after the other.
-"""
+"""What every route needs: the jobs, the settings, the metrics, and addresses to link to."""
 
 import re
-from typing import Annotated, Final
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, Final
 from urllib.parse import urlencode
 
 from fastapi import Depends, Request
@@ -18,31 +16,6 @@ from jobs.settings import ApiSettings
 from jobs.states import UrlSignature
 
 _HOST: Final = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
-
-
-async def _jobs(request: Request) -> JobService:
-    jobs: JobService = request.app.state.jobs
-    return jobs
-
-
-async def _service_status(request: Request) -> ServiceStatus:
-    status: ServiceStatus = request.app.state.service_status
-    return status
-
-
-async def _status_batcher(request: Request) -> StatusBatcher:
-    status_batcher: StatusBatcher = request.app.state.status_batcher
-    return status_batcher
-
-
-async def _settings(request: Request) -> ApiSettings:
-    settings: ApiSettings = request.app.state.settings
-    return settings
-
-
-async def _metrics(request: Request) -> Metrics:
-    metrics: Metrics = request.app.state.metrics
-    return metrics
 
 
 class Addresses:
@@ -70,24 +43,28 @@ class Addresses:
 
 
 async def _addresses(request: Request) -> Addresses:
-    """A Host header that cannot be one leaves the addresses relative."""
-    settings = await _settings(request)
+    settings: ApiSettings = request.app.state.settings
     if settings.public_url is not None:
         return Addresses(str(settings.public_url).rstrip("/"))
+    # The client writes Host, so what cannot be one is not repeated: the addresses are relative then.
     host = request.headers.get("host", "")
     root = request.scope.get("root_path", "").rstrip("/")
     return Addresses(f"{request.url.scheme}://{host}{root}" if _HOST.fullmatch(host) else root)
 
 
-async def _upload_limiter(request: Request) -> UploadLimiter:
-    upload_limiter: UploadLimiter = request.app.state.upload_limiter
-    return upload_limiter
+def _from_state(name: str) -> Callable[[Request], Awaitable[Any]]:
+    # A coroutine, although it waits for nothing: FastAPI calls other functions in a thread, one after the other, and
+    # polls would wait for a thread that uploads have taken.
+    async def read(request: Request) -> Any:
+        return getattr(request.app.state, name)
+
+    return read
 
 
-JobsDep = Annotated[JobService, Depends(_jobs)]
-UploadLimiterDep = Annotated[UploadLimiter, Depends(_upload_limiter)]
-ServiceStatusDep = Annotated[ServiceStatus, Depends(_service_status)]
-StatusBatcherDep = Annotated[StatusBatcher, Depends(_status_batcher)]
-SettingsDep = Annotated[ApiSettings, Depends(_settings)]
-MetricsDep = Annotated[Metrics, Depends(_metrics)]
+JobsDep = Annotated[JobService, Depends(_from_state("jobs"))]
+UploadLimiterDep = Annotated[UploadLimiter, Depends(_from_state("upload_limiter"))]
+ServiceStatusDep = Annotated[ServiceStatus, Depends(_from_state("service_status"))]
+StatusBatcherDep = Annotated[StatusBatcher, Depends(_from_state("status_batcher"))]
+SettingsDep = Annotated[ApiSettings, Depends(_from_state("settings"))]
+MetricsDep = Annotated[Metrics, Depends(_from_state("metrics"))]
 AddressesDep = Annotated[Addresses, Depends(_addresses)]

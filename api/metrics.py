@@ -85,55 +85,23 @@ class _JobsCollector(Collector):
         yield GaugeMetricFamily("lobewise_blobs_up", "1 if the store of scans and results answers", value=ready.blobs)
         yield GaugeMetricFamily("lobewise_workers_ready", "Workers with their models loaded", value=ready.workers)
         if ready.broker:
-            with suppress(BrokerUnavailableError):  # it went down just now
-                yield self._by_status()
+            # It may go down between two questions. Then what is known is still shown, rather than no page at all.
+            with suppress(BrokerUnavailableError):
+                jobs = GaugeMetricFamily("lobewise_jobs", "Jobs by status", labels=["status"])
+                yield _filled(jobs, self._status.counts())
                 waiting = GaugeMetricFamily("lobewise_queue_jobs", "Jobs that wait for a worker", labels=["priority"])
                 oldest = GaugeMetricFamily(
                     "lobewise_queue_oldest_seconds",
                     "How long the first of the waiting jobs has waited",
                     labels=["priority"],
                 )
-                for priority, length in self._status.queues().items():
-                    waiting.add_metric([priority], length.waiting)
-                    oldest.add_metric([priority], length.oldest_seconds)
-                yield from (waiting, oldest)
-                yield from self._callbacks()
-                # What the workers did, at every gateway the same.
-                job_metrics = self._status.job_metrics()
-                finished = CounterMetricFamily(
-                    "lobewise_jobs_finished",
-                    "Jobs by how they ended and, if they failed, why",
-                    labels=["outcome", "problem"],
-                )
-                for (outcome, problem), count in job_metrics.finished.items():
-                    finished.add_metric([outcome, problem], count)
-                running = GaugeMetricFamily(
-                    "lobewise_running_jobs", "Jobs that a worker has, by stage", labels=["stage"]
-                )
-                for stage, count in job_metrics.running.items():
-                    running.add_metric([stage or "none"], count)
-                yield from (finished, running)
-                yield _histogram(
-                    "lobewise_stage_seconds",
-                    "What each stage took, in the attempt that ended its job",
-                    "stage",
-                    job_metrics.stage_seconds,
-                )
-                yield _histogram(
-                    "lobewise_job_seconds",
-                    "Time from a job's acceptance to its end",
-                    "priority",
-                    job_metrics.job_seconds,
-                )
-                # What nobody can tell, such as the GPU of a worker without one, is left out.
-                for field, (name, meaning) in _WORKER_GAUGES.items():
-                    gauge = GaugeMetricFamily(name, meaning, labels=["worker"])
-                    for worker, stats in job_metrics.workers.items():
-                        if (value := getattr(stats, field)) is not None:
-                            gauge.add_metric([worker], value)
-                    yield gauge
+                queues = self._status.queues()
+                yield _filled(waiting, {priority: queue.waiting for priority, queue in queues.items()})
+                yield _filled(oldest, {priority: queue.oldest_seconds for priority, queue in queues.items()})
+                yield from self._callback_metrics()
+                yield from self._job_metrics()
 
-    def _callbacks(self) -> Iterator[Metric]:
+    def _callback_metrics(self) -> Iterator[Metric]:
         backlog = self._job_callbacks.backlog()
         yield GaugeMetricFamily("lobewise_callbacks_pending", "Callbacks to make, now or later", value=backlog.pending)
         yield GaugeMetricFamily(
@@ -144,28 +112,56 @@ class _JobsCollector(Collector):
         attempts = CounterMetricFamily(
             "lobewise_callback_attempts", "Attempts at callbacks, by how they ended", labels=["outcome"]
         )
-        for outcome, count in self._job_callbacks.outcomes().items():
-            attempts.add_metric([outcome], count)
-        yield attempts
+        yield _filled(attempts, self._job_callbacks.outcomes())
 
-    def _by_status(self) -> Metric:
-        gauge = GaugeMetricFamily("lobewise_jobs", "Jobs by status", labels=["status"])
-        for status, count in self._status.counts().items():
-            gauge.add_metric([status], count)
-        return gauge
+    def _job_metrics(self) -> Iterator[Metric]:
+        """What the workers did; they count in Redis, so every gateway shows the same."""
+        job_metrics = self._status.job_metrics()
+        finished = CounterMetricFamily(
+            "lobewise_jobs_finished",
+            "Jobs by how they ended and, if they failed, why",
+            labels=["outcome", "problem"],
+        )
+        for (outcome, problem), count in job_metrics.finished.items():
+            finished.add_metric([outcome, problem], count)
+        running = GaugeMetricFamily("lobewise_running_jobs", "Jobs that a worker has, by stage", labels=["stage"])
+        for stage, count in job_metrics.running.items():
+            running.add_metric([stage or "none"], count)
+        yield from (finished, running)
+        yield _histogram(
+            "lobewise_stage_seconds",
+            "What each stage took, in the attempt that ended its job",
+            "stage",
+            job_metrics.stage_seconds,
+        )
+        yield _histogram(
+            "lobewise_job_seconds",
+            "Time from a job's acceptance to its end",
+            "priority",
+            job_metrics.job_seconds,
+        )
+        # What nobody can tell, such as the GPU of a worker without one, is left out.
+        for field, (name, meaning) in _WORKER_GAUGES.items():
+            gauge = GaugeMetricFamily(name, meaning, labels=["worker"])
+            for worker, stats in job_metrics.workers.items():
+                if (value := getattr(stats, field)) is not None:
+                    gauge.add_metric([worker], value)
+            yield gauge
+
+
+def _filled(family: GaugeMetricFamily | CounterMetricFamily, values: Mapping[Any, float]) -> Metric:
+    for label, value in values.items():
+        family.add_metric([label], value)
+    return family
 
 
 def _histogram(name: str, meaning: str, label: str, found: Mapping[Any, Seconds]) -> Metric:
     family = HistogramMetricFamily(name, meaning, labels=[label])
     for value, seconds in found.items():
-        buckets = [(_bound(bound), count) for bound, count in seconds.buckets.items()]
+        # The text format writes the last bound as +Inf, which Python's repr does not.
+        buckets = [("+Inf" if isinf(bound) else repr(bound), count) for bound, count in seconds.buckets.items()]
         family.add_metric([str(value)], buckets, seconds.sum_seconds)
     return family
-
-
-def _bound(seconds: float) -> str:
-    """As Prometheus writes it."""
-    return "+Inf" if isinf(seconds) else repr(seconds)
 
 
 _WORKER_GAUGES: Final = {

@@ -30,6 +30,12 @@ _SAFE_HEADERS: Final = {
 }
 
 
+#: A client may send any word as a method; as a label each would be a time series of its own.
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+#: Asked every few seconds, by machines: not traced, and nothing that scans must give way to.
+_ROUTINE: Final = ("/healthz", "/readyz", "/metrics")
+
+
 class RequestEnvelope:
     """Logs hold the route's template, the status and the request id: no file names, no client references."""
 
@@ -42,16 +48,20 @@ class RequestEnvelope:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if scope["method"] == "GET" and not _is_routine(scope):
-            self._upload_limiter.defer_to_reader()
-        span = _span(scope)
+        span: Span = INVALID_SPAN
+        if not scope["path"].endswith(_ROUTINE):
+            if scope["method"] == "GET":
+                self._upload_limiter.defer_to_reader()
+            # Goes on with the client's trace. Path and query are left out: they may hold anything, signatures too.
+            span = tracing.entry("request", Headers(scope=scope).get("traceparent"), SpanKind.SERVER)
         envelope = _Envelope(scope, send, tracing.traceparent_of(span))
         with tracing.ended(span), tracing.active(span), log_context(request_id=envelope.request_id):
             try:
                 await self._app(scope, receive, envelope.send)
             except Exception:
                 logger.exception("a request failed")
-                if envelope.status:  # too late for another answer; the server closes the connection
+                # Once headers are out it is too late for another status: raising makes the server close the connection.
+                if envelope.status:
                     raise
                 await internal_error(Request(scope))(scope, receive, envelope.send)
             finally:
@@ -59,6 +69,7 @@ class RequestEnvelope:
 
     def _record(self, scope: Scope, envelope: "_Envelope") -> None:
         seconds = time.perf_counter() - envelope.began
+        # The template, not the path: ids would make a time series of each job, and paths may hold signatures.
         route = getattr(scope.get("route"), "path", "(none)")
         method = scope["method"] if scope["method"] in _METHODS else "(other)"
         self._metrics.answered(method, route, envelope.status, seconds)
@@ -73,22 +84,6 @@ class RequestEnvelope:
             tracing.fail(span, str(status))
         fields = {"method": method, "route": route, "status": envelope.status, "seconds": round(seconds, 4)}
         logger.info("request", extra=fields)
-
-
-_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_ROUTINE: Final = ("/healthz", "/readyz", "/metrics")
-"""Asked every few seconds, by machines: not traced, and nothing that scans must give way to."""
-
-
-def _is_routine(scope: Scope) -> bool:
-    return bool(scope["path"].endswith(_ROUTINE))
-
-
-def _span(scope: Scope) -> Span:
-    """Goes on with the client's trace. Its path and query are not told: they may be anything, signatures too."""
-    if _is_routine(scope):
-        return INVALID_SPAN
-    return tracing.entry("request", Headers(scope=scope).get("traceparent"), SpanKind.SERVER)
 
 
 class _Envelope:

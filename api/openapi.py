@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from fastapi import FastAPI
-from fastapi.routing import APIRoute
 
 from api import examples
 from api.errors import MEDIA_TYPE
@@ -141,7 +140,10 @@ def problem_answers(*types: ProblemType) -> Responses:
             "errors": errors,
         }
         answer["content"][MEDIA_TYPE]["examples"][problem.slug] = {"summary": problem.title, "value": value}
-        answer["headers"].update(headers(*_problem_headers(problem)))
+        if problem.retryable:
+            answer["headers"].update(headers("Retry-After"))
+        if problem is problems.RANGE_NOT_SATISFIABLE:
+            answer["headers"].update(headers("Content-Range"))
         answer["description"] = " or ".join(e["summary"] for e in answer["content"][MEDIA_TYPE]["examples"].values())
     return answers
 
@@ -174,7 +176,13 @@ def install(app: FastAPI) -> None:
             message["responses"] = {"204": {"description": "taken; any 2xx will do"}}
             for route in app.state.routes:
                 for method in route.methods or ():
-                    _restore_examples(document["paths"][route.path][method.lower()], route)
+                    operation = document["paths"][route.path][method.lower()]
+                    # FastAPI drops every null from the document, also where an example means it.
+                    for status, answer in route.responses.items():
+                        for media_type, content in answer.get("content", {}).items():
+                            if "examples" in content:
+                                restored = operation["responses"][str(status)]["content"][media_type]
+                                restored["examples"] = content["examples"]
             app.openapi_schema = document
         return app.openapi_schema
 
@@ -184,18 +192,3 @@ def install(app: FastAPI) -> None:
 def _links(parameter: str, operation_ids: Iterable[str]) -> dict[str, Any]:
     parameters = {parameter: "$response.body#/id"}
     return {name: {"operationId": name, "parameters": parameters} for name in operation_ids}
-
-
-def _problem_headers(problem: ProblemType) -> Iterable[str]:
-    if problem.retryable:
-        yield "Retry-After"
-    if problem is problems.RANGE_NOT_SATISFIABLE:
-        yield "Content-Range"
-
-
-def _restore_examples(operation: dict[str, Any], route: APIRoute) -> None:
-    """FastAPI drops every null from the document, also where an example means it."""
-    for status, answer in route.responses.items():
-        for media_type, content in answer.get("content", {}).items():
-            if "examples" in content:
-                operation["responses"][str(status)]["content"][media_type]["examples"] = content["examples"]

@@ -60,15 +60,13 @@ def markdown() -> str:
     parts = [_INTRODUCTION]
     for answers_calls, heading in _HEADINGS.items():
         parts.append(f"{heading}\n")
-        parts.extend(_entry(problem) for problem in PROBLEM_TYPES if (problem.status is not None) is answers_calls)
+        parts.extend(
+            f"### `{problem.slug}`\n\n**{problem.title}.** {_where(problem)}, {_retryable(problem)}.\n\n"
+            f"{problem.meaning}\n\nWhat to do: {problem.remedy}\n"
+            for problem in PROBLEM_TYPES
+            if (problem.status is not None) is answers_calls
+        )
     return "\n".join(parts)
-
-
-def _entry(problem: ProblemType) -> str:
-    return (
-        f"### `{problem.slug}`\n\n**{problem.title}.** {_where(problem)}, {_retryable(problem)}.\n\n"
-        f"{problem.meaning}\n\nWhat to do: {problem.remedy}\n"
-    )
 
 
 def _where(problem: ProblemType) -> str:

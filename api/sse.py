@@ -18,11 +18,12 @@ from jobs.service import JobService
 
 log = logging.getLogger(__name__)
 
+#: The events after one, or the present state; called in a thread.
 Fetch = Callable[[str | None], Sequence[JobEvent]]
-"""The events after one, or the present state; called in a thread."""
 
+#: When a client comes back after a stream has ended or broken.
 RETRY_MS: Final = 3000
-"""When a client comes back after a stream has ended or broken."""
+#: Between two tries to subscribe. What was published meanwhile is not lost: streams look again at every keep-alive.
 RECONNECT_SECONDS: Final = 1.0
 STOP_SECONDS: Final = 2.0
 
@@ -105,7 +106,8 @@ class Streams:
                     self._loop.call_soon_threadsafe(self._wake, job_id)
             except BrokerUnavailableError as error:
                 log.warning("changes of jobs are not heard: %s", error)
-            except Exception:  # a thread that dies unseen would leave the streams to their keep-alive
+            # A thread that dies unseen would leave all streams to their keep-alive.
+            except Exception:
                 if self._loop.is_closed():
                     return
                 log.exception("the listener for changes of jobs stumbled; it goes on")
@@ -135,12 +137,14 @@ async def follow(
     deadline, told = anyio.current_time() + patience.longest_seconds, ""
     with streams.watching(job_id) as waker:
         while True:
+            # Cleared before reading: a change that comes while the events are read wakes the loop once more.
             waker.clear()
             try:
                 events = await anyio.to_thread.run_sync(fetch, after)
             except (JobNotFoundError, JobPurgedError):
                 return
             for event in events:
+                # Without ids (Redis is down) only the revision tells whether the client has this state already.
                 is_known = event.state.revision == told and (event.id is None or after is None)
                 after, told = event.id, event.state.revision
                 if not is_known:
@@ -150,12 +154,7 @@ async def follow(
             left_seconds = deadline - anyio.current_time()
             if streams.is_closing or left_seconds <= 0:
                 return
-            if not await _is_set(waker, min(patience.keep_alive_seconds, left_seconds)):
+            with anyio.move_on_after(min(patience.keep_alive_seconds, left_seconds)) as patient:
+                await waker.wait()
+            if patient.cancelled_caught:
                 yield None
-
-
-async def _is_set(waker: asyncio.Event, patience_seconds: float) -> bool:
-    with anyio.move_on_after(patience_seconds):
-        await waker.wait()
-        return True
-    return False

@@ -16,7 +16,7 @@ from api.schemas import (
 )
 from jobs.batches import BatchCounts, BatchRecord
 from jobs.models import JobState, JobStatus, MaskName, Report
-from jobs.states import MultipartUploadState, PartState, UrlSignature
+from jobs.states import MultipartUploadState, UrlSignature
 
 
 def job_view(state: JobState, addresses: Addresses) -> Job:
@@ -60,6 +60,11 @@ def report_view(report: Report, addresses: Addresses) -> Report:
 
 def upload_view(state: MultipartUploadState, addresses: Addresses) -> Upload:
     record, completion = state.record, state.completion
+    parts = []
+    for part in state.parts:
+        # S3's addresses come presigned and whole; for a folder there is a signature, and the gateway takes the part.
+        url = addresses.part(record.id, part.number, part.url) if isinstance(part.url, UrlSignature) else part.url
+        parts.append(UploadPart(number=part.number, size_bytes=part.size_bytes, received=part.is_received, url=url))
     return Upload(
         id=record.id,
         status="complete" if completion else "open",
@@ -68,20 +73,13 @@ def upload_view(state: MultipartUploadState, addresses: Addresses) -> Upload:
         size_bytes=record.size_bytes,
         sha256=completion.sha256 if completion else record.sha256,
         part_bytes=record.part_bytes,
-        parts=[_part(record.id, part, addresses) for part in state.parts],
+        parts=parts,
         urls_expire_at=state.urls_expire_at,
         links=UploadLinks(
             self=addresses.upload(record.id),
             complete=None if completion else addresses.upload(record.id, "complete"),
         ),
     )
-
-
-def _part(upload_id: str, part: PartState, addresses: Addresses) -> UploadPart:
-    url = part.url
-    if isinstance(url, UrlSignature):
-        url = addresses.part(upload_id, part.number, url)
-    return UploadPart(number=part.number, size_bytes=part.size_bytes, received=part.is_received, url=url)
 
 
 def _masks(job_id: str, addresses: Addresses) -> dict[MaskName, str]:

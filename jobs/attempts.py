@@ -30,8 +30,9 @@ from jobs.store.job_store import Claim
 log = logging.getLogger(__name__)
 
 _REPORT_EVERY_SECONDS: Final = 0.25
+
+#: So often a worker looks whether its job was cancelled; the blobs, which decide, are asked at every heartbeat.
 _LISTEN_EVERY_SECONDS: Final = 1.0
-"""So often a worker looks whether its job was cancelled; the blobs, which decide, are asked at every heartbeat."""
 
 
 StopReason = type[CancelRequestedError | LeaseLostError | HandBackError]

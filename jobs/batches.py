@@ -40,8 +40,9 @@ log = logging.getLogger(__name__)
 
 PREFIX: Final = "batches/"
 ACCEPTED_AT_ONCE: Final = 8
+
+#: A batch that is not whole by then was left by its gateway.
 RESUMED_AFTER: Final = timedelta(seconds=60)
-"""A batch that is not whole by then was left by its gateway."""
 
 
 class BatchItem(Model):
@@ -104,6 +105,7 @@ class Batches:
             return batch_id, None
         name = f"idempotency-batches/{hashlib.sha256(key.encode()).hexdigest()}.json"
         mark = _Mark(batch_id=batch_id, fingerprint=fingerprint)
+        # Created, not written: of two requests with the same key one makes the batch, and both get it.
         if self._blobs.create(name, mark.model_dump_json().encode()):
             return batch_id, None
         mark = _Mark.read(self._blobs.read(name) or b"")
@@ -117,6 +119,7 @@ class Batches:
         if not jobs:
             self._blobs.create(f"{folder}batch.json", record.model_dump_json(exclude_none=True).encode())
             return record
+        # The jobs to come are durable before the batch: whoever finds the batch can accept what its gateway left.
         pending = f"{folder}pending-{states.new_id()}.json"
         self._blobs.create(pending, Pending(jobs=list(jobs)).model_dump_json(exclude_none=True).encode())
         if not self._blobs.create(f"{folder}batch.json", record.model_dump_json(exclude_none=True).encode()):
@@ -175,6 +178,7 @@ class Batches:
 
     def _swept(self, batch_id: str, now: datetime, forget_before: datetime | None) -> int:
         try:
+            # Its gateway may still be at it; two that accept the same jobs do no harm, but twice the work.
             if states.made_at(batch_id) + RESUMED_AFTER > now:
                 return 0
             record, pending = self._read(batch_id), list(self._pending(batch_id))

@@ -27,10 +27,11 @@ from jobs.remote_sources import is_allowed
 from jobs.settings import JobsSettings
 from jobs.store.job_store import JobFiles, JobStore
 
+#: Plain HTTP is for receivers in the operator's own network: an allowed prefix must say so.
 SCHEMES: Final = {"https": 443, "http": 80}
-"""Plain HTTP is for receivers in the operator's own network: an allowed prefix must say so."""
+
+#: However long a receiver asks us to wait.
 LONGEST_PAUSE_SECONDS: Final = 24 * 3600.0
-"""However long a receiver asks us to wait."""
 JITTER: Final = 0.2
 _ATTEMPT: Final = re.compile(r"callbacks/(\d+)/(\d+)\.json")
 _ASKED: Final = re.compile(r"callbacks/(\d+)/asked\.json")
@@ -89,6 +90,7 @@ class Callbacks:
         if not files.is_final:
             raise WrongStateError("running", "the job is not finished: there is nothing to tell yet")
         attempts = self._attempts(files)
+        # Before the first attempt there is nothing to repeat: the callback is due anyway.
         if attempts:
             asked = f"callbacks/{attempts[-1].round + 1}/asked.json"
             self._store.blobs.create(self._store.key(job_id, asked), b"{}")
@@ -110,12 +112,14 @@ class Callbacks:
     def claim(self, count: int) -> list[str]:
         """Jobs whose attempt is due; nobody else gets them for a while. Raises BrokerUnavailableError."""
         with broker_errors():
+            # Four times the longest attempt: a sender that still works on one is not overtaken, a killed one is.
             return self._live.callbacks.take(count, 4 * self._settings.callback_timeout_seconds)
 
     def postpone(self, job_id: str, seconds: float) -> None:
         """Due again, so much later; of a job that was deleted meanwhile nothing is due."""
         with broker_errors():
             self._live.callbacks.schedule(job_id, seconds)
+        # After scheduling: a delete that came before it would leave a callback due for ever.
         if self._store.is_purged(job_id):
             self._forget(job_id)
 
@@ -173,6 +177,7 @@ class Callbacks:
             if outcome is CallbackOutcome.RETRY
             else None,
         )
+        # Kept before anything follows from it: a crash here repeats the message, under the same id, and loses none.
         key = self._store.key(delivery.record.id, f"callbacks/{delivery.round}/{delivery.number}.json")
         self._store.blobs.create(key, attempt.model_dump_json(exclude_none=True).encode())
         # An address that answers 410 is left alone until it answers 2xx to a redelivery.
@@ -199,6 +204,7 @@ class Callbacks:
         pauses = self._settings.callback_retry_seconds
         if answer.fault is CallbackFault.NOT_ALLOWED or delivery.number > len(pauses):
             return CallbackOutcome.FAILED, 0.0
+        # A fifth more or less: receivers that come back after an outage are not called by all jobs at once.
         jittered = pauses[delivery.number - 1] * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 (no secret)
         return CallbackOutcome.RETRY, max(jittered, min(answer.retry_after_seconds, LONGEST_PAUSE_SECONDS))
 
@@ -233,6 +239,7 @@ class Callbacks:
 
     def _finish(self, job_id: str) -> None:
         """Nothing more is due, but for a redelivery that was asked for just now."""
+        # Forgotten first: a redelivery that is asked for between the two is found by the look after it.
         self._forget(job_id)
         if _is_asked_again(self._store.files(job_id)):
             self.postpone(job_id, 0)

@@ -14,8 +14,9 @@ from typing import Final
 
 FILE_VARIABLE: Final = "LOBEWISE_LIVENESS_FILE"
 ALIVE_EVERY_SECONDS: Final = 5.0
+
+#: A process that has not touched its file for longer hangs.
 STALE_SECONDS: Final = 120.0
-"""A process that has not touched its file for longer hangs."""
 
 
 @contextmanager

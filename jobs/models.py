@@ -14,9 +14,9 @@ from pydantic_core import from_json
 from jobs.errors import NewerSchemaError
 from jobs.problems import ProblemType
 
+#: Of all that is stored. A field that may be left out does not change it; what an old reader must not miss raises the
+#: first number (docs/decisions/0019).
 SCHEMA_VERSION: Final = "1.0"
-"""Of all that is stored. A field that may be left out does not change it; what an old reader must not miss raises the
-first number (docs/decisions/0019)."""
 
 
 class JobStatus(StrEnum):

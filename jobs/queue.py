@@ -53,6 +53,7 @@ class FairQueues(round_robin_cycle):
 
     def consume(self, n: int) -> list[str]:
         """The queues in the order in which the next message is looked for."""
+        # The favoured queue first, then the others by urgency: a turn whose queue is empty is not lost.
         first = favoured(self._taken + 1)
         queues = self.items[:n]
         return queues[first : first + 1] + queues[:first] + queues[first + 1 :]
@@ -76,7 +77,9 @@ def celery_config(settings: JobsSettings) -> dict[str, Any]:
         "broker_url": settings.redis_url,
         "task_queues": [Queue(name, routing_key=name) for name in QUEUES],  # type: ignore[no-untyped-call]
         "task_default_queue": queue_name(Priority.ROUTINE),
+        # A misspelt queue would be made, and nobody would listen to it.
         "task_create_missing_queues": False,
+        # The record has the outcome; a result backend would be a second truth.
         "task_ignore_result": True,
         "task_serializer": "json",
         "accept_content": ["json"],
@@ -121,6 +124,7 @@ class JobQueue:
                 self._app.send_task(TASK_NAME, (job_id,), task_id=job_id, queue=queue, retry_policy=_RETRY_ONCE)
         except (OperationalError, OSError) as error:
             raise BrokerUnavailableError(f"the broker does not answer: {type(error).__name__}") from error
+        # After sending: a message that is not known to be sent is sent again, and one too many does no harm.
         self._live.recovery.mark_published(job_id)
 
     def has_messages(self) -> bool:

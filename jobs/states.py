@@ -108,8 +108,8 @@ def is_id(text: str) -> bool:
     return JOB_ID.fullmatch(text) is not None
 
 
+#: Bytes on their way; a view saves a copy.
 Chunk = bytes | memoryview
-"""Bytes on their way; a view saves a copy."""
 Sort = Literal["-created_at", "created_at", "severity"]
 
 

@@ -49,6 +49,7 @@ def keep_recipe(folder: Path, recipe: object) -> None:
         RecipeError: the run was begun with another recipe.
     """
     path = folder / RECIPE_FILE
+    # Through JSON, since tuples come back from the file as lists.
     ours = json.loads(json.dumps(asdict(recipe)))  # type: ignore[call-overload]  # every recipe is a dataclass
     if not path.exists():
         path.write_text(json.dumps(ours, indent=2) + "\n", encoding="utf-8")

@@ -33,13 +33,13 @@ from training.config import keep_recipe, read_recipe
 from training.data.splits import Stage, read_split
 from training.loop import Picture, ProcessGroup, TrainingLogger, join_process_group, write_checkpoint
 
+#: Voxels that a cut leaves at least, where the scan has as many.
 MIN_CROP: Final = 3
-"""Voxels that a cut leaves at least, where the scan has as many."""
 COLUMNS: Final = ("step", "seconds", "loss", "walk_error_voxels", "right_share")
+#: Of the walks that are watched during training.
 CHECK_STEPS: Final = 60
-"""Of the walks that are watched during training."""
+#: How far returns are followed; what comes later counts less than 0.9 ** 80 = 0.0002 of a step.
 RETURN_STEPS: Final = 80
-"""How far returns are followed; what comes later counts less than 0.9 ** 80 = 0.0002 of a step."""
 
 
 @dataclass(frozen=True)
@@ -108,16 +108,17 @@ class LandmarkScan:
         with np.load(path) as file:
             arrays = [file[f"level{number}"] for number in range(len(config.scales_mm))]
             places = {mark: file[mark.value] for mark in Landmark if mark.value in file}
+        # A box around an agent at the border then never leaves the array.
         levels = tuple(np.pad(array, config.box // 2) for array in arrays)
         return cls(path.stem, levels, tuple(array.shape for array in arrays), places)
 
 
 @dataclass(frozen=True)
 class LandmarkDataset:
-    """The scans that teach, and those that choose the weights: never two of one patient."""
+    """The scans to train on, and those that choose the weights: never two of one patient."""
 
-    teaching: Sequence[LandmarkScan]
-    judging: Sequence[LandmarkScan]
+    training_scans: Sequence[LandmarkScan]
+    validation_scans: Sequence[LandmarkScan]
 
     @classmethod
     def read(cls, folder: Path, config: LandmarkConfig) -> "LandmarkDataset":
@@ -127,10 +128,12 @@ class LandmarkDataset:
             FileNotFoundError: that is nothing.
         """
         split = read_split(folder, Stage.LANDMARKS)
-        teaching = [LandmarkScan.read(path, config) for path in sorted(folder.glob("*.npz")) if split.is_training(path)]
-        if not teaching:
+        training_scans = [
+            LandmarkScan.read(path, config) for path in sorted(folder.glob("*.npz")) if split.is_training(path)
+        ]
+        if not training_scans:
             raise FileNotFoundError(f"no prepared scans in {folder}")
-        return cls(teaching, [LandmarkScan.read(path, config) for path in split.validation_paths(folder)])
+        return cls(training_scans, [LandmarkScan.read(path, config) for path in split.validation_paths(folder)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,7 +212,18 @@ class SceneSampler:
 
     def draw(self, count: int, rng: np.random.Generator) -> Scenes:
         """Scenes with the agent at a random place of each."""
-        return join([self._draw_one(rng) for _ in range(count)])
+        scenes = []
+        for _ in range(count):
+            kind = self._kinds[int(rng.random() >= self._recipe.real_share)]
+            scan = int(rng.choice(kind if len(kind) else np.arange(len(self._scans))))
+            landmark, shape = self._landmarks[scan], self._shapes[scan]
+            low, high = self._crop(landmark, shape, rng)
+            position = rng.integers(low, high)
+            if rng.random() >= self._recipe.far_share[self._level]:
+                reach = self._recipe.near_voxels[self._level]
+                position = np.clip(np.rint(landmark + rng.uniform(-reach, reach, 3)).astype(np.int64), low, high - 1)
+            scenes.append(Scenes(np.array([scan]), low[None], high[None], landmark[None], position[None]))
+        return join(scenes)
 
     def boxes(self, scenes: Scenes) -> UInt8[np.ndarray, "n k k k"]:
         """What the agents see; beyond their crop nothing."""
@@ -226,17 +240,6 @@ class SceneSampler:
         boxes *= seen[:, 2, None, None, :]
         return boxes
 
-    def _draw_one(self, rng: np.random.Generator) -> Scenes:
-        kind = self._kinds[int(rng.random() >= self._recipe.real_share)]
-        scan = int(rng.choice(kind if len(kind) else np.arange(len(self._scans))))
-        landmark, shape = self._landmarks[scan], self._shapes[scan]
-        low, high = self._crop(landmark, shape, rng)
-        position = rng.integers(low, high)
-        if rng.random() >= self._recipe.far_share[self._level]:
-            reach = self._recipe.near_voxels[self._level]
-            position = np.clip(np.rint(landmark + rng.uniform(-reach, reach, 3)).astype(np.int64), low, high - 1)
-        return Scenes(np.array([scan]), low[None], high[None], landmark[None], position[None])
-
     def _crop(
         self, landmark: Float64[np.ndarray, "3"], shape: Int64[np.ndarray, "3"], rng: np.random.Generator
     ) -> tuple[Int64[np.ndarray, "3"], Int64[np.ndarray, "3"]]:
@@ -246,6 +249,7 @@ class SceneSampler:
             if rng.random() < self._recipe.cut_shares[axis]:
                 near = landmark[axis] + rng.uniform(-1, 1) * self._recipe.near_voxels[self._level]
                 cut = round(near if rng.random() < 0.5 else rng.uniform(0, shape[axis]))
+                # At least `MIN_CROP` voxels are kept, or an agent would have no place to start at.
                 if side == 0:
                     low[axis] = np.clip(cut, 0, max(high[axis] - MIN_CROP, 0))
                 else:
@@ -328,14 +332,12 @@ class Walkers:
         actions = np.where(explore, rng.integers(0, len(STEPS_ZYX), len(before)), actions)
         after = before.moved(before.position + STEPS_ZYX[actions])
         self.ages = self.ages + 1
-        self._replace(after, np.flatnonzero(~after.inside() | (self.ages >= self._walk_steps)), rng)
-        return before, actions
-
-    def _replace(self, after: Scenes, done: Int64[np.ndarray, " m"], rng: np.random.Generator) -> None:
+        done = np.flatnonzero(~after.inside() | (self.ages >= self._walk_steps))
         self.ages[done] = 0
         order = np.arange(len(after))
         order[done] = len(after) + np.arange(len(done))
         self.scenes = join([after, self._sampler.draw(len(done), rng)]).take(order) if len(done) else after
+        return before, actions
 
 
 @dataclass(eq=False)
@@ -367,7 +369,7 @@ class Nets:
 
 
 @dataclass(frozen=True, eq=False)
-class Judgement:
+class Validation:
     """How greedy walks end in scenes that are always the same.
 
     Attributes:
@@ -386,8 +388,9 @@ class Judgement:
         return self.right_share - (0.01 * self.error_voxels if math.isfinite(self.error_voxels) else 1.0)
 
 
-def judge(network: nn.Module, sampler: SceneSampler) -> Judgement:
+def validate(network: nn.Module, sampler: SceneSampler) -> Validation:
     """Let 128 agents walk."""
+    # Always the same scenes, so that the scores of two checkpoints can be compared.
     scenes = sampler.draw(128, np.random.default_rng(0))
     present = ((scenes.landmark >= scenes.low - 0.5) & (scenes.landmark <= scenes.high - 0.5)).all(axis=1)
     stayed = np.ones(len(scenes), dtype=bool)
@@ -402,15 +405,12 @@ def judge(network: nn.Module, sampler: SceneSampler) -> Judgement:
     right = np.where(present, stayed & (distances < 3), ~stayed)
     reached = distances[present & stayed]
     error = float(reached.mean()) if len(reached) else float("nan")
-    return Judgement(error, float(right.mean()), _ends(sampler, scenes.take(np.flatnonzero(stayed)[:8])))
-
-
-def _ends(sampler: SceneSampler, scenes: Scenes) -> Picture:
-    if not len(scenes):
-        return np.zeros((1, 1, 3), dtype=np.uint8)
-    boxes = sampler.boxes(scenes)
-    row = np.concatenate(list(boxes[:, boxes.shape[1] // 2]), axis=1)
-    return np.repeat(row[..., None], 3, axis=2)
+    ends: Picture = np.zeros((1, 1, 3), dtype=np.uint8)
+    if stayed.any():
+        boxes = sampler.boxes(scenes.take(np.flatnonzero(stayed)[:8]))
+        row = np.concatenate(list(boxes[:, boxes.shape[1] // 2]), axis=1)
+        ends = np.repeat(row[..., None], 3, axis=2)
+    return Validation(error, float(right.mean()), ends)
 
 
 def train(recipe: LandmarkRecipe, dataset: LandmarkDataset, out: Path, group: ProcessGroup) -> None:
@@ -426,6 +426,7 @@ def train(recipe: LandmarkRecipe, dataset: LandmarkDataset, out: Path, group: Pr
     if group.is_first:
         keep_recipe(out, recipe)
     for number, (landmark, level) in enumerate((m, n) for m in Landmark for n in range(len(recipe.config.scales_mm))):
+        # The six networks are small: sharing them out needs no messages, averaging their gradients would.
         if number % group.size == group.rank and not (out / f"{landmark.value}-{level}.pt").exists():
             AgentRun.begin(recipe, dataset, out, landmark, level, number, group.device).finish()
     group.wait()
@@ -462,8 +463,8 @@ class AgentRun:
         """A new run, or where one was stopped."""
         rng = np.random.default_rng((recipe.seed, number))
         torch.manual_seed(recipe.seed + number)
-        sampler = SceneSampler(dataset.teaching, landmark, level, recipe)
-        known = [scan for scan in dataset.judging if landmark in scan.landmarks_mm]
+        sampler = SceneSampler(dataset.training_scans, landmark, level, recipe)
+        known = [scan for scan in dataset.validation_scans if landmark in scan.landmarks_mm]
         check = SceneSampler(known, landmark, level, recipe) if known else None
         nets, replay = Nets.new(recipe, device), Replay(recipe.replay)
         walkers = Walkers(sampler, recipe, level, rng)
@@ -490,7 +491,7 @@ class AgentRun:
             self.step += 1
             if self.step % self.recipe.save_every == 0 or self.step == self.steps:
                 row = {"step": self.step, "seconds": time.monotonic() - began, "loss": float(np.mean(losses))}
-                logger.add_row(row | self._judge(logger))
+                logger.add_row(row | self._validate(logger))
                 self.save()
                 losses = []
         write_checkpoint(self.chosen or self.nets.network.state_dict(), self.path)
@@ -500,12 +501,14 @@ class AgentRun:
         """One step of the phase that the run is in; returns its loss."""
         recipe, nets, rng, sampler = self.recipe, self.nets, self.rng, self.sampler
         warm_steps, dqn_steps = recipe.warm_steps[self.level], recipe.dqn_steps[self.level]
+        # A supervised start on the closed form converged from every start within two minutes.
         if self.step < warm_steps:
             scenes = sampler.draw(recipe.batch, rng)
             targets, actions = closed_form_q(scenes.offsets(), recipe.gamma), None
             rate = _cosine(recipe.learning_rates[0], self.step / warm_steps)
         else:
             share = (self.step - warm_steps) / dqn_steps
+            # The copy lags behind: a network that values its own next steps chases its own errors.
             if (self.step - warm_steps) % recipe.target_every == 0:
                 nets.target.load_state_dict(nets.network.state_dict())
             # One step of all walkers, at first as many as the replay needs to begin.
@@ -518,16 +521,16 @@ class AgentRun:
             rate = _cosine(recipe.learning_rates[1], share)
         return nets.update(vary_intensity(sampler.boxes(scenes), rng), targets, actions, rate)
 
-    def _judge(self, logger: TrainingLogger) -> dict[str, float]:
+    def _validate(self, logger: TrainingLogger) -> dict[str, float]:
         """Look at the patients kept aside, if there are any, and keep the weights if they are the best so far."""
         if self.check is None:
             return {}
-        judgement = judge(self.nets.network, self.check)
-        logger.add_picture("ends", judgement.ends, self.step)
-        if judgement.score >= self.best:
-            self.best = judgement.score
+        validation = validate(self.nets.network, self.check)
+        logger.add_picture("ends", validation.ends, self.step)
+        if validation.score >= self.best:
+            self.best = validation.score
             self.chosen = {name: value.detach().clone() for name, value in self.nets.network.state_dict().items()}
-        return {"walk_error_voxels": judgement.error_voxels, "right_share": judgement.right_share}
+        return {"walk_error_voxels": validation.error_voxels, "right_share": validation.right_share}
 
     def save(self) -> None:
         """Everything that the next step depends on, whole or not at all."""
@@ -538,6 +541,7 @@ class AgentRun:
             "network": self.nets.network.state_dict(),
             "target": self.nets.target.state_dict(),
             "optimiser": self.nets.optimiser.state_dict(),
+            # Replay, walkers and generator too: without them a resumed run would reach other weights.
             "replay": {"slots": torch.from_numpy(self.replay.slots), "count": self.replay.count},
             "scenes": {name: torch.from_numpy(values) for name, values in vars(self.walkers.scenes).items()},
             "ages": torch.from_numpy(self.walkers.ages),

@@ -46,8 +46,8 @@ MEASURED: Final = (
     "score",
 )
 COLUMNS: Final = ("step", "seconds", "loss", "learning_rate", *MEASURED)
-JUDGING_SLICES: Final = 32
-"""Validation looks at so many slices in the middle of a volume: no more than the product sees at once."""
+#: Validation looks at so many slices in the middle of a volume: no more than the product sees at once.
+VALIDATION_SLICES: Final = 32
 
 
 def jaccard_loss(
@@ -67,14 +67,15 @@ def lesion_loss(logits: Float[Tensor, "1 2 z y x"], crop: Crop, recipe: LesionRe
     """The Jaccard loss and the cross entropy, both inside the lungs."""
     logits = logits.float()
     jaccard = jaccard_loss(logits.softmax(dim=1)[0, 1], crop.lesions, crop.lungs, recipe.smoothing)
+    # Where a crop holds no lesion, the Jaccard loss has no gradient to speak of.
     entropy = torch.nn.functional.cross_entropy(logits, crop.lesions.long()[None], reduction="none")[0]
     return jaccard + recipe.cross_entropy * (entropy * crop.lungs).sum() / crop.lungs.sum().clamp(min=1)
 
 
 def middle(example: Example) -> Example:
     """The slices that validation looks at."""
-    begin = max(0, (example.image.shape[0] - JUDGING_SLICES) // 2)
-    return example.cut((slice(begin, begin + JUDGING_SLICES),))
+    begin = max(0, (example.image.shape[0] - VALIDATION_SLICES) // 2)
+    return example.cut((slice(begin, begin + VALIDATION_SLICES),))
 
 
 def predict(
@@ -117,6 +118,7 @@ def measure(
 
 def learning_rate_at(step: int, recipe: LesionRecipe) -> float:
     """A short rise, then a cosine from the wanted rate to a fiftieth of it."""
+    # Standardised weights diverge within some 60 steps at a high rate, hence the slow rise (decision 6).
     rising = min(1.0, (step + 1) / max(recipe.warmup_steps, 1))
     falling = 0.5 * (1 + np.cos(np.pi * min(step / recipe.steps, 1.0)))
     return float(recipe.learning_rate * rising * (0.02 + 0.98 * falling))
@@ -137,6 +139,7 @@ def with_level(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     kernels = tensors[name]
     if kernels.shape[1] == INPUTS:
         return tensors
+    # Any other value would change the answer of the earlier weights before the first step (decision 13).
     mean = kernels.mean(dim=(1, 2, 3, 4), keepdim=True).expand(-1, INPUTS - kernels.shape[1], *kernels.shape[2:])
     return {**tensors, name: torch.cat((kernels, mean), dim=1)}
 
@@ -151,7 +154,7 @@ def train(
 ) -> Path:
     """Train, or go on training, in `folder`; returns the checkpoint that validation liked best.
 
-    Where the dataset keeps nobody aside to judge, that is the last one.
+    Where the dataset keeps nobody aside for validation, that is the last one.
 
     Args:
         start: weights, or a checkpoint of an earlier run, whose averaged weights are where this one begins.
@@ -163,9 +166,9 @@ def train(
         WeightsError: `start` holds no weights of this network.
     """
     split = split or read_split(dataset, Stage.LESIONS)
-    teaching = read_examples(dataset, split.is_training)
-    sampler = Sampler(teaching, recipe, group.device)
-    judging = [middle(read_example(path)) for path in split.validation_paths(dataset)]
+    examples = read_examples(dataset, split.is_training)
+    sampler = Sampler(examples, recipe, group.device)
+    kept_aside = [middle(read_example(path)) for path in split.validation_paths(dataset)]
     folder.mkdir(parents=True, exist_ok=True)
     if group.is_first:
         keep_recipe(folder, recipe)
@@ -173,11 +176,12 @@ def train(
     logger = TrainingLogger(folder / "log.csv", COLUMNS, run.step) if group.is_first else None
     began = time.monotonic()
     while run.step < recipe.steps:
+        # What is drawn depends on seed, step and process alone, so that a resumed run reaches the very same weights.
         crop = sampler.draw(np.random.default_rng([recipe.seed, run.step, group.rank]))
         run.learn(crop)
         if logger is not None and (run.step % recipe.validate_every == 0 or run.step == recipe.steps):
             seconds = round(time.monotonic() - began)
-            run.judge(judging, logger, seconds)
+            run.validate(kept_aside, logger, seconds)
             run.save()
     group.wait()
     return folder / "best.pt"
@@ -228,12 +232,13 @@ class Run:
         if self._clipped_step.take():
             self.loss = 0.97 * self.loss + 0.03 * loss.item()
         self.step += 1
+        # A young mean forgets quickly, or the random weights of the start would stay in it for hundreds of steps.
         decay = min(recipe.average, self.step / (self.step + 10))
         with torch.no_grad():
             for kept, new in zip(self.averaged.parameters(), network.parameters(), strict=True):
                 kept.lerp_(new, 1 - decay)
 
-    def judge(self, examples: list[Example], logger: TrainingLogger, seconds: int) -> None:
+    def validate(self, examples: list[Example], logger: TrainingLogger, seconds: int) -> None:
         """Measure the averaged weights on the patients kept aside, and keep them if they are the best so far."""
         measured = measure(self.averaged, examples, self.recipe, self.group.device)
         rate = learning_rate_at(self.step, self.recipe)
@@ -242,7 +247,8 @@ class Run:
             logger.add_picture(
                 example.name, sample_picture(self.averaged, example, self.recipe, self.group.device), self.step
             )
-        if measured["score"] > self.best or not examples:  # without judges the last is as good as it gets
+        # Where nobody is kept aside nothing can be chosen: the last weights are taken.
+        if measured["score"] > self.best or not examples:
             self.best = measured["score"]
             write_checkpoint(
                 {"averaged": self.averaged.state_dict(), "step": self.step, **measured}, self.folder / "best.pt"

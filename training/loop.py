@@ -50,7 +50,7 @@ class ProcessGroup:
         """Give the gradients of all processes' losses their mean, in all of them."""
         if self.size == 1:
             return
-        # One message for all parameters: hundreds of small ones would wait for each other longer than they compute.
+        # One message for all parameters in place of one each.
         gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
         message = torch.cat([gradient.reshape(-1) for gradient in gradients])
         distributed.all_reduce(message)

@@ -47,12 +47,12 @@ from training.loop import (
     write_checkpoint,
 )
 
+#: Gradients are cut to this length.
 GRADIENT_NORM: Final = 5.0
-"""Gradients are cut to this length."""
+#: Steps between two looks at the Dice.
 MEASURE_EVERY: Final = 10
-"""Steps between two looks at the Dice."""
+#: On the patients kept aside.
 MEASURED: Final = ("judged_lungs_dice", "judged_lobes_dice", "judged_opaque_recall", "score")
-"""On the patients kept aside."""
 COLUMNS: Final = ("step", "stage", "seconds", "loss", "lungs_dice", "lobes_dice", "learning_rate", *MEASURED)
 Targets = Float[Tensor, "b 7 z y x"]
 Prepared = UInt8[np.ndarray, "z y x"]
@@ -69,9 +69,11 @@ def segmentation_loss(logits: Float[Tensor, "b 6 z y x"], targets: Targets, weig
     likelihood = (targets[:, :CLASSES] * log_p).sum(dim=1, keepdim=True) + targets[:, CLASSES:] * log_lungs
     cross_entropy = -(weights * likelihood).sum() / weights.sum()
     lungs = _dice(log_lungs.exp(), targets[:, 1:].sum(dim=1, keepdim=True), weights)
+    # Real COVID-19 slices come with lungs alone: guessed lobes would pull the borders to wrong places.
     if bool(targets[:, CLASSES].any()):
         return cross_entropy + 1.0 - lungs.mean()
     lobes = _dice(log_p[:, 1:].exp(), targets[:, 1:CLASSES], weights)
+    # Of a lobe with a few voxels in the crop, Dice is noise.
     present = targets[:, 1:CLASSES].sum(dim=(0, 2, 3, 4)) > 8
     return cross_entropy + 1.0 - 0.5 * lungs.mean() - 0.5 * lobes[present].mean() if present.any() else cross_entropy
 
@@ -96,6 +98,7 @@ def detail_loss(network: Di2in, sample: Sample, recipe: LungRecipe) -> tuple[Ten
     fine = (slice(None), slice(None), *sample.window)
     coarse = (slice(None), slice(None), *(slice(part.start // 2, part.stop // 2) for part in sample.window))
     with mixed_precision(sample.image.device, wanted=recipe.bfloat16):
+        # The backbone is held still, so that 2 mm crops cannot undo what it learned from whole chests at 4 mm.
         with torch.no_grad():
             features, logits = network.backbone(sample.image)
         drawn = network.draw(sample.image[fine], features[coarse], logits[0][coarse])
@@ -172,6 +175,7 @@ class Run:
         torch.autograd.backward(loss)
         self.group.average_gradients(self.network)
         self._clipped_step.take()
+        # A young mean forgets quickly, or the random weights of the start would stay in it for hundreds of steps.
         decay = min(self.recipe.smoothing, self.steps_of_stage / (self.steps_of_stage + 20))
         self.step += 1
         for name, value in self.network.state_dict().items():
@@ -183,19 +187,20 @@ class Run:
         state |= {"optimizer": self.optimizer.state_dict(), "best": self.best, "best_in_detail": self.best_in_detail}
         write_checkpoint(state, self.checkpoint)
 
-    def judge(self, volumes: Sequence[Path]) -> dict[str, float]:
+    def validate(self, volumes: Sequence[Path]) -> dict[str, float]:
         """Measure the mean weights on the volumes kept aside, and keep them in `best.pt` if they are the best so far.
 
         The two stages draw at different resolutions: where one ends, what was best is forgotten.
         """
         measured = measure(self.mean_network(), volumes)
+        # Equal scores go to the later weights; a score at 2 mm cannot be compared with one at 4 mm.
         if measured["score"] >= self.best or self.in_detail != self.best_in_detail:
             self.best, self.best_in_detail = measured["score"], self.in_detail
             write_checkpoint({"smooth": self.smooth, "step": self.step, **measured}, self.folder / "best.pt")
         return measured
 
     def chosen(self) -> tuple[dict[str, Tensor], int]:
-        """The weights that validation liked best and their step; the last ones where nobody judged."""
+        """The weights of the best validation score and their step; the last ones where there was no validation."""
         path = self.folder / "best.pt"
         if not path.exists():
             return self.smooth, self.step
@@ -244,6 +249,7 @@ def train(run: Run, dataset: LungDataset, *, save_every: int = 20) -> Iterator[d
     unmeasured = (float("nan"), float("nan"))
     begin = time.perf_counter()
     while run.step < total:
+        # What is drawn depends on seed, step and process alone, so that a resumed run reaches the very same weights.
         rng = np.random.default_rng([run.recipe.seed, run.step, run.group.rank])
         detail = run.in_detail
         losses = []
@@ -253,16 +259,24 @@ def train(run: Run, dataset: LungDataset, *, save_every: int = 20) -> Iterator[d
             losses.append(loss)
         loss = torch.stack(losses).mean()
         run.learn(loss)
-        scores = _scores(logits, sample, detail=detail) if run.step % MEASURE_EVERY == 0 else unmeasured
+        scores = unmeasured
+        if run.step % MEASURE_EVERY == 0:
+            # At the resolution of the logits: the detail stage draws its window at 2 mm, the backbone all at 4 mm.
+            fine = (slice(None), slice(None), *sample.window)
+            targets = sample.targets[fine] if detail else functional.avg_pool3d(sample.targets, 2)
+            scores = dice_scores(logits.detach(), targets)
         rows.append((float(loss.detach()), *scores))
         if run.step % save_every == 0 or run.step == total:
-            row = _row(run, "detail" if detail else "trunk", time.perf_counter() - begin, rows)
+            means = (round(_mean_of_known(values), 4) for values in zip(*rows, strict=True))
+            seconds, stage = round(time.perf_counter() - begin, 1), "detail" if detail else "trunk"
+            values: list[float | str] = [run.step, stage, seconds, *means, round(run.learning_rate, 6)]
+            row = dict(zip(COLUMNS, values, strict=False))  # validation adds its own
             if run.group.is_first:
                 # What validation says where it is due: every so many steps, and at the end of either stage.
                 since = run.step % run.recipe.validate_every
                 is_due = since < save_every or run.step == total or 0 <= run.step - run.recipe.trunk_steps < save_every
                 volumes = dataset.validation_paths()
-                row |= run.judge(volumes) if is_due and volumes else {}
+                row |= run.validate(volumes) if is_due and volumes else {}
                 run.save()
             dataset.refresh()
             yield row
@@ -307,19 +321,13 @@ def sample_picture(network: Di2in, path: Path) -> Picture:
     return side_by_side(*planes)
 
 
-def _scores(logits: Tensor, sample: Sample, *, detail: bool) -> tuple[float, float]:
-    """Dice at the resolution of the logits."""
-    fine = (slice(None), slice(None), *sample.window)
-    targets = sample.targets[fine] if detail else functional.avg_pool3d(sample.targets, 2)
-    return dice_scores(logits.detach(), targets)
-
-
 @torch.inference_mode()
 def best_background_offset(network: Di2in, volumes: Iterable[tuple[Image, Image]]) -> float:
     """What to add to the logits of the background for the best Dice of the lungs, mean over whole volumes.
 
     Opaque lung that counts more than the rest makes all lungs a little too large; this takes it back.
     """
+    # Only upwards: weighting opaque lung makes lungs too large, never too small.
     offsets = torch.arange(0.0, 4.01, 0.25)
     scores = []
     for image, labels in volumes:
@@ -335,6 +343,7 @@ def best_background_offset(network: Di2in, volumes: Iterable[tuple[Image, Image]
 def _dice(found: Tensor, wanted: Tensor, weights: Tensor) -> Float[Tensor, " c"]:
     shared = (weights * found * wanted).sum(dim=(0, 2, 3, 4))
     both = (weights * (found + wanted)).sum(dim=(0, 2, 3, 4))
+    # One voxel added above and below keeps the fraction defined where a class is absent.
     return (2 * shared + 1.0) / (both + 1.0)
 
 
@@ -346,12 +355,6 @@ def _overlap(found: Tensor, wanted: Tensor) -> float:
 def _mean_of_known(values: Sequence[float]) -> float:
     known = [value for value in values if not np.isnan(value)]
     return float(np.mean(known)) if known else float("nan")
-
-
-def _row(run: Run, stage: str, seconds: float, rows: Sequence[tuple[float, float, float]]) -> dict[str, float | str]:
-    loss, lungs, lobes = (round(_mean_of_known(values), 4) for values in zip(*rows, strict=True))
-    values = (run.step, stage, round(seconds, 1), loss, lungs, lobes, round(run.learning_rate, 6))
-    return dict(zip(COLUMNS, values, strict=False))  # validation adds its own
 
 
 def open_run(

@@ -20,6 +20,7 @@ def blend(first: Weights, second: Weights, share: float, path: Path, version: st
     """
     if first.config != second.config or first.tensors.keys() != second.tensors.keys():
         raise WeightsError("only weights of networks that are built alike can be blended")
+    # Linear in the weights: both ends lie in one valley of the loss, as one was trained on from the other.
     tensors = {name: first.tensors[name].lerp(value, share) for name, value in second.tensors.items()}
     blended = {"version": first.info.version, "sha256": first.info.sha256, "share": round(1 - share, 4)}
     return save_weights(

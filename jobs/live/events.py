@@ -17,8 +17,8 @@ import redis
 
 from jobs.models import JobState
 
+#: Of a job: its stages and steps of progress are some dozens.
 EVENTS_KEPT: Final = 256
-"""Of a job: its stages and steps of progress are some dozens."""
 KEPT_SECONDS: Final = 24 * 3600
 CHANNEL: Final = "lobewise:changed"
 _EVENT_ID: Final = re.compile(r"\d{1,18}-\d{1,18}")

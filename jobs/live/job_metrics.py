@@ -32,10 +32,12 @@ from jobs.models import JobState, JobStatus, Model, Priority, Stage
 from jobs.problems import PROBLEM_TYPES
 
 FIGURES: Final = "lobewise:figures"
+
+#: A stage takes no longer than the hard limit of an attempt, by default half an hour.
 BUCKETS_SECONDS: Final = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0)
-"""A stage takes no longer than the hard limit of an attempt, by default half an hour."""
+
+#: A job may wait for a night beside.
 WAITING_BUCKETS_SECONDS: Final = (*BUCKETS_SECONDS, 3600.0, 7200.0, 21600.0, 86400.0)
-"""A job may wait for a night beside."""
 OTHER: Final = "other"
 #: Every way in which a job fails; an unknown one counts as `other`, so that no label has values without end.
 PROBLEMS: Final = (*sorted(problem.slug for problem in PROBLEM_TYPES if problem.ends_job), OTHER)

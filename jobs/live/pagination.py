@@ -16,8 +16,9 @@ from jobs.models import JobState, JobStatus, Priority
 from jobs.states import Sort, is_id
 
 _SEVERITY_MEMBER: Final = re.compile(r"(\d{8}):(.+)")
+
+#: Per percent.
 _SEVERITY_STEPS: Final = 100_000
-"""Per percent."""
 
 
 @dataclass(frozen=True)

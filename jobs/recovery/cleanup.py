@@ -23,11 +23,11 @@ from jobs.store.multipart_uploads import PREFIX, MultipartUploads
 
 log = logging.getLogger(__name__)
 
+#: What bars a job from coming late is kept for much longer than any request lasts.
 VOID_KEPT: Final = timedelta(days=30)
-"""What bars a job from coming late is kept for much longer than any request lasts."""
 
+#: What obstore calls a local file that it has not finished.
 _STAGED: Final = re.compile(r".*#\d+")
-"""What obstore calls a local file that it has not finished."""
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,12 @@ from jobs.store.job_store import Ending, JobFiles
 
 log = logging.getLogger(__name__)
 
+#: How often all blobs are compared with the live view; at the start too.
 RECONCILE_SECONDS: Final = 600.0
-"""How often all blobs are compared with the live view; at the start too."""
 
 
 class Reconciler:
-    """One look (`reap`), or a thread that keeps looking. Of many reapers one leads; the others wait for its silence."""
+    """One look (`reconcile`), or a thread that keeps looking. Of many one leads; the others wait for its silence."""
 
     def __init__(self, backends: Backends, cleanup: Cleanup) -> None:
         self._backends = backends
@@ -36,11 +36,11 @@ class Reconciler:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._reconciled_at: float | None = None
-        self._swept_at: float | None = None
+        self._cleaned_up_at: float | None = None
 
     def start(self) -> None:
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="reaper", daemon=True)
+            self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
             self._thread.start()
 
     def stop(self) -> None:
@@ -50,11 +50,12 @@ class Reconciler:
 
     def reconcile(self) -> int:
         """Look once, if nobody else does; how many jobs were put on their way again."""
+        # Three looks without a word end the leadership, so that a leader that was killed is soon followed by another.
         if not self._backends.live.recovery.lead(self._who, 3 * self._backends.settings.reap_seconds):
             return 0
         now = time.monotonic()
-        if self._swept_at is None or now - self._swept_at > self._backends.settings.sweep_seconds:
-            self._swept_at = now
+        if self._cleaned_up_at is None or now - self._cleaned_up_at > self._backends.settings.sweep_seconds:
+            self._cleaned_up_at = now
             self._cleanup.clean_up()
         found = self._reconcile_if_due()
         found += sum(self._recover(job_id) for job_id in self._backends.live.recovery.running_without_lease())
@@ -62,6 +63,7 @@ class Reconciler:
         patience_ms = 1000 * self._backends.settings.reap_seconds
         due = [job for job in waiting if job.retry_in_ms == 0]
         doubtful = [job for job in waiting if _is_doubtful(job, patience_ms)]
+        # To list all messages is dear for Redis: it is asked only where a job waits for longer than a look apart.
         if doubtful:
             present = self._backends.queue.present(self._backends.settings.lease_seconds)
             due += [job for job in doubtful if job.job_id not in present]
@@ -74,10 +76,12 @@ class Reconciler:
         A job that was deleted while the broker was down, or by a gateway that was killed, is still shown until then.
         """
         backends = self._backends
+        # The mark goes with a wipe: what was listed before one is older than what workers have shown since.
         mark = backends.live.recovery.begin_rebuild()
         known = {files.job_id: files for files in backends.store.all_files()}
         shown = dict(zip(known, backends.live.statuses(list(known)), strict=True))
         restored = sum(self._restore(known[job_id], mark) for job_id, status in shown.items() if status is None)
+        # A job that ended while the broker was away is still shown as open.
         behind = [job_id for job_id, status in shown.items() if status and not status.is_final]
         restored += sum(self._show_end(job_id) for job_id in behind if known[job_id].is_final)
         for job_id in backends.live.recovery.all_ids():
@@ -94,7 +98,7 @@ class Reconciler:
                 log.warning("cannot look for lost jobs: %s", error)
                 self._reconciled_at = None  # what happened meanwhile was not shown
             except Exception:  # a thread that dies unseen would lose jobs silently
-                log.exception("the reaper stumbled; it goes on")
+                log.exception("the reconciler met a fault; it goes on")
             if self._stop.wait(self._backends.settings.reap_seconds):
                 return
 
@@ -131,6 +135,7 @@ class Reconciler:
             log.warning("job %s is left to newer processes: %s", files.job_id, error)
             return False
         if state.status == JobStatus.RUNNING:
+            # Without a lease the next look would take the job from a worker that is alive and only was not asked yet.
             backends.live.lease(state.id, f"{state.attempt}:{REBUILT}", backends.settings.lease_seconds)
         if not backends.live.put(state, guard=f"rebuild:{mark}"):
             return False
@@ -156,6 +161,7 @@ class Reconciler:
                 return True
             log.warning("job %s: the worker of attempt %d was lost", job_id, claim.attempt)
             ending = Ending(reason="worker-lost", ended_at=states.now())
+            # `free`: not if a worker made itself heard between the look and now.
             finalize.end_attempt(backends, record, claim, ending, guard="free")
             return True
         except (JobNotFoundError, JobPurgedError):

@@ -27,9 +27,12 @@ WRONG = {
     "overwrite": (World(max_attempts=1, cancels=False), "a manifest was changed"),
     "late counter": (World(max_attempts=2, cancels=False), "two workers make the same attempt"),
     "masks last": (World(max_attempts=1, cancels=False), "succeeded, but its results are not all there"),
-    "no burial": (World(max_attempts=1, cancels=False, purges=True, alone=True), "a deleted job is shown"),
+    "no tombstone": (World(max_attempts=1, cancels=False, purges=True, alone=True), "a deleted job is shown"),
     "stale rebuild": (World(max_attempts=1, cancels=False, wipes=2, looks=True), "an end that was told is another"),
-    "unguarded reaper": (World(max_attempts=2, cancels=False, wipes=1, looks=True), "an end that was told is another"),
+    "unguarded reconciler": (
+        World(max_attempts=2, cancels=False, wipes=1, looks=True),
+        "an end that was told is another",
+    ),
 }
 is_long = "LOBEWISE_TEST_STATES" in os.environ
 

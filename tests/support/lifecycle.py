@@ -86,7 +86,7 @@ def durable(s: State) -> tuple[str, int]:
 
 
 def seen(s: State) -> str:
-    """`Jobs.get`."""
+    """`JobService.get`."""
     return s.live or ("" if s.purged else durable(s)[0])
 
 
@@ -137,22 +137,22 @@ def worker_steps(s: State, i: int, w: World) -> Iterator[Step]:
     match where:
         case "idle":
             if s.message and not s.purged:
-                yield "deliver; Jobs.claim: files", at(s.to(message=False), "lease", s.claims + 1)
-                yield "deliver, and later again; Jobs.claim: files", at(s, "lease", s.claims + 1)
+                yield "deliver; WorkerApi.claim: files", at(s.to(message=False), "lease", s.claims + 1)
+                yield "deliver, and later again; WorkerApi.claim: files", at(s, "lease", s.claims + 1)
             return
         case "lease":
             free = s.lease[0] < 0
             yield "LiveView.lease", at(s.to(lease=(i, attempt)), "begin") if free else at(s, "idle")
         case "begin":
-            yield "Jobs._begin: files", begin(s, at)
+            yield "WorkerApi.claim: files", begin(s, at)
         case "settle":
             ending = s if "no settling" in w.faults else s.to(ended=s.ended | 1 << previous)
             ended = at(ending, "give up" if previous >= w.max_attempts else "claim", previous=0)
-            yield "Jobs._settle: create_ending", ended
+            yield "WorkerApi.claim: create_ending", ended
         case "give up":
-            yield "outcomes.settle: create_manifest", at(create_manifest(s, "f", w), "show")
+            yield "finalize.fail_if_exhausted: create_manifest", at(create_manifest(s, "f", w), "show")
         case "settle cancel":
-            yield "Jobs._begin: create_manifest", at(create_manifest(s, "c", w), "show")
+            yield "WorkerApi.claim: create_manifest", at(create_manifest(s, "c", w), "show")
         case "claim":
             if "late counter" in w.faults:
                 yield "no claim", at(s, "put")
@@ -178,22 +178,22 @@ def worker_steps(s: State, i: int, w: World) -> Iterator[Step]:
         case "fence failure":
             yield "Lease.fence", at(s, "idle") if stop_reason(s, attempt) else at(s, "fail")
         case "fail":
-            yield "Jobs.fail: create_manifest", at(create_manifest(s, "f", w), "show")
+            yield "WorkerApi.fail: create_manifest", at(create_manifest(s, "f", w), "show")
         case "manifest":
             after = create_manifest(s, f"s{attempt}", w)
             won = after.manifest == f"s{attempt}" and s.manifest != after.manifest
             yield "JobStore.create_manifest", at(after, "show", late=late and won)
         case "show":
             shown = show(s, s.manifest, attempt) if s.manifest else s
-            yield "outcomes.show", at(shown, "purged?") if w.purges else dropped(shown)
+            yield "finalize.show_end", at(shown, "purged?") if w.purges else dropped(shown)
         case "purged?":
-            yield "JobStore.is_purged", at(s, "bury") if s.purged else dropped(s)
-        case "bury":
-            yield "outcomes.bury", dropped(swept(s.to(is_removed=True, live="", live_attempt=0)))
+            yield "JobStore.is_purged", at(s, "remove traces") if s.purged else dropped(s)
+        case "remove traces":
+            yield "finalize.remove_traces", dropped(swept(s.to(is_removed=True, live="", live_attempt=0)))
         case "end":
-            yield "outcomes.end_attempt: create_ending", at(s.to(ended=s.ended | 1 << attempt), "over?")
+            yield "finalize.end_attempt: create_ending", at(s.to(ended=s.ended | 1 << attempt), "over?")
         case "over?":
-            yield "outcomes.is_over", at(s, over(s, attempt, w) or "requeue")
+            yield "finalize.end_if_decided", at(s, over(s, attempt, w) or "requeue")
         case "requeue":
             put = show(s, "q", attempt, s.lease == (i, attempt))
             yield "LiveView.put queued", dropped(put)
@@ -214,11 +214,11 @@ def work(s: State, i: int, w: World, at: Callable[..., State]) -> Iterator[Step]
     attempt = s.workers[i][1]
     is_late = stop_reason(s, attempt)
     stored = s if "masks last" in w.faults else s.to(stored=s.stored | 1 << attempt)
-    yield "Jobs.succeed: _store_mask, report", at(stored, "fence", late=is_late)
-    yield "Jobs.fail", at(s, "fence failure")
-    yield "Jobs.release", at(s, "end")
+    yield "WorkerApi.succeed: _store_mask, report", at(stored, "fence", late=is_late)
+    yield "WorkerApi.fail", at(s, "fence failure")
+    yield "WorkerApi.retry", at(s, "end")
     if is_cancelled(s, attempt):
-        yield "Jobs.confirm_cancel", at(s, "settle cancel")
+        yield "WorkerApi.confirm_cancel", at(s, "settle cancel")
     mine = s.lease in ((i, attempt), (2, attempt))
     lost = s.lease[0] < 0 and (not s.live or (s.live, s.live_attempt) == ("r", attempt))
     if (mine or lost) and not stop_reason(s, attempt) and s.lease != (i, attempt):
@@ -226,9 +226,9 @@ def work(s: State, i: int, w: World, at: Callable[..., State]) -> Iterator[Step]
 
 
 def over(s: State, attempt: int, w: World) -> str:
-    """`outcomes.is_over` and what follows from the number of attempts."""
+    """`finalize.end_if_decided` and what follows from the number of attempts."""
     if s.purged:
-        return "bury"
+        return "remove traces"
     if s.manifest:
         return "show"
     if s.cancel:
@@ -244,23 +244,23 @@ def canceller_steps(s: State, w: World) -> Iterator[Step]:
         case "idle":
             if w.cancels and not s.purged:
                 open_ = not s.manifest
-                yield "Jobs.cancel: _demand_open", s.to(canceller="request" if open_ else "done")
+                yield "JobService.cancel: _require_open", s.to(canceller="request" if open_ else "done")
             return
         case "request":
             yield "JobStore.request_cancel", s.to(cancel=True, canceller="look")
         case "look":
-            yield "Jobs.get", s.to(canceller="end" if seen(s) == "q" else "done")
+            yield "JobService.get", s.to(canceller="end" if seen(s) == "q" else "done")
         case "end":
-            yield "Jobs.cancel: create_manifest", create_manifest(s, "c", w).to(canceller="show")
+            yield "JobService.cancel: create_manifest", create_manifest(s, "c", w).to(canceller="show")
         case "show":
             yield (
-                "outcomes.show",
+                "finalize.show_end",
                 (show(s, s.manifest, 0) if s.manifest else s).to(canceller="purged?" if w.purges else "done"),
             )
         case "purged?":
-            yield "JobStore.is_purged", s.to(canceller="bury" if s.purged else "done")
-        case "bury":
-            yield "outcomes.bury", swept(s.to(is_removed=True, live="", live_attempt=0)).to(canceller="done")
+            yield "JobStore.is_purged", s.to(canceller="remove traces" if s.purged else "done")
+        case "remove traces":
+            yield "finalize.remove_traces", swept(s.to(is_removed=True, live="", live_attempt=0)).to(canceller="done")
     if s.canceller != "done":
         yield "kill", s.to(canceller="done")
 
@@ -269,12 +269,12 @@ def purger_steps(s: State, w: World) -> Iterator[Step]:
     match s.purger:
         case "idle":
             if w.purges:
-                yield "JobStore.mark_purged", s.to(purged=True, purger="bury")
+                yield "JobStore.mark_purged", s.to(purged=True, purger="remove traces")
             return
-        case "bury":
+        case "remove traces":
             yield (
-                "LiveView.bury",
-                s.to(is_removed="no burial" not in w.faults, live="", live_attempt=0, purger="sweep"),
+                "LiveView.remove_traces",
+                s.to(is_removed="no tombstone" not in w.faults, live="", live_attempt=0, purger="sweep"),
             )
         case "sweep":
             yield "JobStore.clean_up", swept(s).to(purger="done")
@@ -283,10 +283,10 @@ def purger_steps(s: State, w: World) -> Iterator[Step]:
 
 
 def client_steps(s: State, w: World) -> Iterator[Step]:
-    """`Jobs.get`, which shows an end that only the blobs know."""
+    """`JobService.get`, which shows an end that only the blobs know."""
     if w.looks and not s.told and is_final(seen(s)) and not s.purged:
         after = s.to(told=seen(s))
-        yield "Jobs.get: told the end", show(after, s.manifest, 0) if not s.live else after
+        yield "JobService.get: told the end", show(after, s.manifest, 0) if not s.live else after
 
 
 # The house
@@ -301,51 +301,57 @@ def reconciler_steps(s: State, w: World) -> Iterator[Step]:
         case "idle":
             if s.live == "r" and s.lease[0] < 0 and (s.claims or s.purged):
                 yield (
-                    "LiveView.running_without_lease; Reaper._recover: files",
+                    "RecoveryView.running_without_lease; Reconciler._recover: files",
                     s.to(reconciler=("over?", s.claims, "", 0)),
                 )
             if s.live == "q" and not s.message:
-                yield "Reaper._publish", s.to(message=True)
+                yield "Reconciler._publish", s.to(message=True)
             if not s.live and not s.purged:
                 shown, of = durable(s)
-                yield "Reaper.rebuild: begin, JobStore.state", s.to(reconciler=("restore", of, shown, s.whole))
+                yield "Reconciler.rebuild: begin, JobStore.state", s.to(reconciler=("restore", of, shown, s.whole))
             if s.live and s.purged:
-                yield "Reaper._forget_if_gone", s.to(live="", live_attempt=0, is_removed=True)
+                yield "Reconciler._forget_if_gone", s.to(live="", live_attempt=0, is_removed=True)
             if s.purged and swept(s) != s:
-                yield "Sweeper._sweep_purged", swept(s).to(live="", live_attempt=0, is_removed=True)
+                yield "Cleanup._clean_up_purged", swept(s).to(live="", live_attempt=0, is_removed=True)
             return
         case "over?":
             place = over(s, 0, w)
-            yield "outcomes.is_over", s.to(reconciler=(place or "end", attempt, "", 0))
+            yield "finalize.end_if_decided", s.to(reconciler=(place or "end", attempt, "", 0))
         case "end":
             yield (
-                "outcomes.end_attempt: create_ending",
+                "finalize.end_attempt: create_ending",
                 s.to(ended=s.ended | 1 << attempt, reconciler=("over again?", attempt, "", 0)),
             )
         case "over again?":
-            yield "outcomes.is_over", s.to(reconciler=(over(s, attempt, w) or "requeue", attempt, "", 0))
+            yield "finalize.end_if_decided", s.to(reconciler=(over(s, attempt, w) or "requeue", attempt, "", 0))
         case "requeue":
-            allowed = (s.live == "r" and s.lease[0] < 0) or "unguarded reaper" in w.faults
+            allowed = (s.live == "r" and s.lease[0] < 0) or "unguarded reconciler" in w.faults
             put = show(s, "q", attempt, allowed)
             yield "LiveView.put queued, publish", put.to(reconciler=idle, message=put.message or put != s)
         case "give up":
-            yield "outcomes.settle: create_manifest", create_manifest(s, "f", w).to(reconciler=("show", 0, "", 0))
+            yield (
+                "finalize.fail_if_exhausted: create_manifest",
+                create_manifest(s, "f", w).to(reconciler=("show", 0, "", 0)),
+            )
         case "settle cancel":
-            yield "outcomes.is_over: create_manifest", create_manifest(s, "c", w).to(reconciler=("show", 0, "", 0))
+            yield (
+                "finalize.end_if_decided: create_manifest",
+                create_manifest(s, "c", w).to(reconciler=("show", 0, "", 0)),
+            )
         case "show":
             yield (
-                "outcomes.show",
+                "finalize.show_end",
                 (show(s, s.manifest, 0) if s.manifest else s).to(
                     reconciler=("purged?", 0, "", 0) if w.purges else idle
                 ),
             )
         case "purged?":
-            yield "JobStore.is_purged", s.to(reconciler=("bury", 0, "", 0) if s.purged else idle)
-        case "bury":
-            yield "outcomes.bury", swept(s.to(is_removed=True, live="", live_attempt=0)).to(reconciler=idle)
+            yield "JobStore.is_purged", s.to(reconciler=("remove traces", 0, "", 0) if s.purged else idle)
+        case "remove traces":
+            yield "finalize.remove_traces", swept(s.to(is_removed=True, live="", live_attempt=0)).to(reconciler=idle)
         case "restore":
             granted = s.to(lease=(2, attempt)) if read == "r" and s.lease[0] < 0 else s
-            yield "Reaper._restore: lease", granted.to(reconciler=("restore put", attempt, read, since))
+            yield "Reconciler._restore: lease", granted.to(reconciler=("restore put", attempt, read, since))
         case "restore put":
             fresh = not s.live and (since == s.whole or "stale rebuild" in w.faults)
             put = show(s, read, attempt, fresh)

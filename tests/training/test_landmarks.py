@@ -124,7 +124,7 @@ def test_stepping_away_is_worth_less_than_stepping_closer():
 
 
 def test_a_dataset_scan_keeps_its_landmark_in_mm_from_the_corner(dataset_folder):
-    scan = LandmarkDataset.read(dataset_folder, CONFIG).teaching[0]
+    scan = LandmarkDataset.read(dataset_folder, CONFIG).training_scans[0]
     assert scan.name == "phantom-0-0"
     assert np.allclose(scan.landmarks_mm[Landmark.CARINA], (62.0, 72.0, 62.0))
     assert scan.shapes == ((10, 10, 10), (20, 20, 20))
@@ -132,7 +132,7 @@ def test_a_dataset_scan_keeps_its_landmark_in_mm_from_the_corner(dataset_folder)
 
 
 def test_what_lies_beyond_the_crop_is_not_seen(dataset_folder):
-    sampler = SceneSampler(LandmarkDataset.read(dataset_folder, CONFIG).teaching, Landmark.CARINA, 0, RECIPE)
+    sampler = SceneSampler(LandmarkDataset.read(dataset_folder, CONFIG).training_scans, Landmark.CARINA, 0, RECIPE)
     (box,) = sampler.boxes(scenes_at((5, 5, 5), (5, 5, 5), low=(4, 0, 0), high=(10, 6, 10)))
     (whole,) = sampler.boxes(scenes_at((5, 5, 5), (5, 5, 5)))
     assert not box[:3].any()
@@ -143,7 +143,7 @@ def test_what_lies_beyond_the_crop_is_not_seen(dataset_folder):
 
 @pytest.mark.parametrize("level", [0, 1])
 def test_agents_are_placed_within_their_crop_and_some_landmarks_without(dataset_folder, level):
-    dataset = LandmarkDataset.read(dataset_folder, CONFIG).teaching
+    dataset = LandmarkDataset.read(dataset_folder, CONFIG).training_scans
     scenes = SceneSampler(dataset, Landmark.CARINA, level, RECIPE).draw(300, np.random.default_rng(0))
     assert scenes.inside().all()
     assert (scenes.high - scenes.low).min() >= 1
@@ -152,14 +152,14 @@ def test_agents_are_placed_within_their_crop_and_some_landmarks_without(dataset_
 
 
 def test_half_of_the_scenes_are_real(dataset_folder):
-    dataset = LandmarkDataset.read(dataset_folder, CONFIG).teaching
+    dataset = LandmarkDataset.read(dataset_folder, CONFIG).training_scans
     scenes = SceneSampler(dataset, Landmark.CARINA, 0, RECIPE).draw(400, np.random.default_rng(0))
     real = np.array([dataset[scan].name.startswith("real") for scan in scenes.scan])
     assert 0.4 < real.mean() < 0.6
 
 
 def test_leaving_the_crop_is_worth_the_rest_of_the_way_in_closed_form(dataset_folder):
-    sampler = SceneSampler(LandmarkDataset.read(dataset_folder, CONFIG).teaching, Landmark.CARINA, 0, RECIPE)
+    sampler = SceneSampler(LandmarkDataset.read(dataset_folder, CONFIG).training_scans, Landmark.CARINA, 0, RECIPE)
     nets = Nets.new(RECIPE, CPU)
     scenes = scenes_at((14.0, 5.0, 5.0), (9, 5, 5))
     assert td_targets(scenes, np.array([0]), sampler, nets, 0.9) == pytest.approx(
@@ -168,7 +168,7 @@ def test_leaving_the_crop_is_worth_the_rest_of_the_way_in_closed_form(dataset_fo
 
 
 def test_inside_the_network_chooses_the_next_step_and_the_target_network_values_it(dataset_folder):
-    sampler = SceneSampler(LandmarkDataset.read(dataset_folder, CONFIG).teaching, Landmark.CARINA, 0, RECIPE)
+    sampler = SceneSampler(LandmarkDataset.read(dataset_folder, CONFIG).training_scans, Landmark.CARINA, 0, RECIPE)
     nets = Nets.new(RECIPE, CPU)
     for net, favourite in ((nets.network, 2), (nets.target, 3)):
         for parameter in net.parameters():
@@ -202,10 +202,10 @@ class KilledError(Exception):
     pass
 
 
-def test_no_scan_of_a_patient_that_judges_or_tests_is_learned_from(dataset_folder):
+def test_no_scan_of_a_patient_for_validation_or_test_is_learned_from(dataset_folder):
     dataset = LandmarkDataset.read(dataset_folder, CONFIG)
-    assert [scan.name for scan in dataset.judging] == ["phantom-8-0"]
-    assert {scan.name for scan in dataset.teaching} == {
+    assert [scan.name for scan in dataset.validation_scans] == ["phantom-8-0"]
+    assert {scan.name for scan in dataset.training_scans} == {
         *(f"phantom-{number}-0" for number in (0, 2, 4, 6)),
         *(f"real-{number}-0" for number in (1, 3, 5, 9)),
     }
@@ -248,15 +248,15 @@ def test_two_processes_share_the_networks_and_train_the_same_ones_as_one(dataset
         assert all(torch.equal(alone[key], shared[key]) for key in alone), path.name
 
 
-def test_the_weights_that_judge_best_are_kept(dataset_folder, tmp_path, monkeypatch):
+def test_the_weights_of_the_best_validation_are_kept(dataset_folder, tmp_path, monkeypatch):
     verdicts = iter([0.2, 0.9, 0.5, 0.4])
     seen = {}
 
-    def judge(network, sampler):
+    def validate(network, sampler):
         seen[len(seen)] = {name: value.clone() for name, value in network.state_dict().items()}
-        return training.Judgement(0.0, next(verdicts), np.zeros((1, 1, 3), dtype=np.uint8))
+        return training.Validation(0.0, next(verdicts), np.zeros((1, 1, 3), dtype=np.uint8))
 
-    monkeypatch.setattr(training, "judge", judge)
+    monkeypatch.setattr(training, "validate", validate)
     run = AgentRun.begin(RECIPE, LandmarkDataset.read(dataset_folder, CONFIG), tmp_path, Landmark.CARINA, 0, 0, CPU)
     run.finish()
     kept = torch.load(tmp_path / "carina-0.pt", weights_only=True)

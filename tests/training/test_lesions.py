@@ -65,7 +65,7 @@ def test_learning_rate_rises_shortly_and_falls_along_a_cosine_to_a_fiftieth() ->
     assert learning_rate_at(100, recipe) == pytest.approx(2e-5)
 
 
-def test_no_patient_both_trains_and_judges(dataset: Path) -> None:
+def test_no_patient_both_trains_and_validates(dataset: Path) -> None:
     split = read_split(dataset, Stage.LESIONS)
     trained = {example.name for example in read_examples(dataset, split.is_training)}
     assert trained == {"covid-0-0", "grown-case01-0", "phantom-2-0"}
@@ -100,7 +100,7 @@ def test_an_ended_run_goes_on_to_the_same_weights(
     assert [row["step"] for row in read_log(tmp_path / "ended" / "log.csv")] == ["2", "4"]
 
 
-def test_without_anybody_to_judge_the_last_checkpoint_is_the_best(dataset: Path, tmp_path: Path) -> None:
+def test_without_anybody_kept_for_validation_the_last_checkpoint_is_the_best(dataset: Path, tmp_path: Path) -> None:
     (dataset / "splits.json").write_text('{"lesions": {"validation": [], "validation_volumes": [], "test": []}}')
     best = torch.load(train(RECIPE, dataset, tmp_path / "run", ALONE), weights_only=True)
     assert best["step"] == RECIPE.steps

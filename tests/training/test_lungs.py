@@ -133,7 +133,7 @@ def test_the_command_trains_logs_and_exports_what_the_stage_loads(tmp_path: Path
     assert 0 <= stored["background_offset"] <= 4
 
 
-def test_patients_kept_aside_judge_or_test_and_never_teach(dataset_folder: Path) -> None:
+def test_patients_kept_aside_validate_or_test_and_never_train(dataset_folder: Path) -> None:
     dataset = LungDataset(dataset_folder, RECIPE)
     assert [path.stem for path in dataset.validation_paths()] == ["phantom-0000"]
     for name in ("phantom-0000", "case05-000"):
@@ -142,7 +142,7 @@ def test_patients_kept_aside_judge_or_test_and_never_teach(dataset_folder: Path)
         dataset.draw(np.random.default_rng(seed))
 
 
-def test_the_weights_that_judge_best_are_exported_and_each_stage_is_judged_anew(
+def test_the_weights_of_the_best_validation_are_exported_and_each_stage_is_validated_anew(
     tmp_path: Path, dataset_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = begin(tmp_path / "run", replace(RECIPE, trunk_steps=4, detail_steps=4, validate_every=1))

@@ -11,19 +11,19 @@ from jaxtyping import Float, Int64
 from numpy.random import Generator
 from torch import Tensor
 
+#: The slices had 8 bits before they were equalised.
 BINS: Final = 256
-"""The slices had 8 bits before they were equalised."""
 FLOOR_HU: Final = (-1250.0, -1024.0)
+#: What was black, and from there to white: from a lung window to nearly all that a scan holds. Healthy lung and the
+#: soft tissue around it are then as bright as in the real slices (of 255: lung 62, tissue 172, in the middle).
 SPAN_HU: Final = (1400.0, 2200.0)
-"""What was black, and from there to white: from a lung window to nearly all that a scan holds. Healthy lung and the
-soft tissue around it are then as bright as in the real slices (of 255: lung 62, tissue 172, in the middle)."""
+#: The contrast that a tile may gain; 3 is what most collections took.
 CLIP: Final = (1.5, 4.0)
-"""The contrast that a tile may gain; 3 is what most collections took."""
+#: Along either edge of a crop.
 TILES: Final = (3, 7)
-"""Along either edge of a crop."""
+#: Exponent of the curve that brings the equalised slices near the lung window: their healthy lung (median 62 of 255)
+#: then has the value of healthy lung in planning CTs, their soft tissue nearly that of soft tissue.
 TOWARDS_WINDOW: Final = 0.72
-"""Exponent of the curve that brings the equalised slices near the lung window: their healthy lung (median 62 of 255)
-then has the value of healthy lung in planning CTs, their soft tissue nearly that of soft tissue."""
 
 Field = Float[Tensor, "z y x"]
 

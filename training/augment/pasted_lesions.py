@@ -1,4 +1,4 @@
-"""Synthetic opacities grown in real lungs: real anatomy, known lesions, in Hounsfield units."""
+"""Lesions of the phantom pasted into real lungs: real anatomy, known lesions, in Hounsfield units."""
 
 from typing import Final
 
@@ -11,12 +11,12 @@ from pipeline.phantom import PhantomRecipe
 from pipeline.phantom.fields import Space
 from pipeline.phantom.lesions import grow_lesions, paint_lesions
 
+#: Where the phantom's lungs have their middle; its random fields are laid out around it.
 CENTRE_MM: Final = (0.0, 0.0, -40.0)
-"""Where the phantom's lungs have their middle; its random fields are laid out around it."""
 NOISE_HU: Final = (4.0, 22.0)
 
 
-def with_opacities(
+def with_pasted_lesions(
     volume: Volume, lungs: LungMask, seed: int, percent_opacity: float
 ) -> tuple[Int16[np.ndarray, "z y x"], Bool[np.ndarray, "z y x"]]:
     """The scan with lesions over `percent_opacity` of its lungs, and their mask.

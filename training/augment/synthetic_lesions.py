@@ -1,6 +1,7 @@
-"""Lesions grown in whatever lung a training is looking at, in HU, new at every step and on the training's device.
+"""Synthetic lesions in the crop that a training step draws, in HU, new at every step and on the training's device.
 
-`training/opacities.py` grows the lesions that judge a network; what teaches it is grown here, by other rules.
+`training/augment/pasted_lesions.py` makes the lesions of the volumes that validate a network, by other rules than the
+lesions here, which it is trained on: a network that had learned one recipe's habits would else pass its own test.
 """
 
 from typing import Final
@@ -12,17 +13,17 @@ from numpy.random import Generator
 from torch import Tensor
 from torch.nn import functional
 
+#: How deep the lung near the pleura reaches, and the tissue beside it.
 PLEURA_MM: Final = 15.0
-"""How deep the lung near the pleura reaches, and the tissue beside it."""
+#: How much denser than the lung around it ground glass is.
 GLASS_HU: Final = (80.0, 420.0)
-"""How much denser than the lung around it ground glass is."""
 
 Triple = tuple[float, float, float]  # volume.Triple, which would bring SimpleITK onto a bare machine
 Size = tuple[int, ...] | torch.Size
 Field = Float[Tensor, "z y x"]
 
 
-def grow_lesions(hu: Field, lungs: Field, spacing_mm: Triple, rng: Generator) -> tuple[Field, Field]:
+def add_synthetic_lesions(hu: Field, lungs: Field, spacing_mm: Triple, rng: Generator) -> tuple[Field, Field]:
     """The scan with new lesions over 1 to 95 % of its lung, near the pleura more often than not, and their mask (0, 1).
 
     Ground glass lifts the lung, evenly or in patches, and leaves vessels visible; crazy paving adds a mesh;

@@ -18,6 +18,7 @@ Region = Bool[np.ndarray, "y x"]
 
 TRACE_SPACING_MM: Final[Triple] = (2.0, 1.0, 1.0)
 PIXEL_MM2: Final = 1.0
+#: The air of airways lies below it, aerated lung mostly above.
 AIRWAY_HU: Final = -880
 AIR_OUTSIDE_HU: Final = -970
 LUNG_HU: Final = -500
@@ -25,9 +26,11 @@ TRACHEA_AREA_MM2: Final = (60.0, 900.0)
 TRACHEA_WIDTH_MM: Final = 45.0
 BRONCHUS_AREA_MM2: Final = 25.0
 MIN_OVERLAP: Final = 0.4
+#: A shorter column may be the pharynx, at which two earlier rules stopped.
 MIN_TRACHEA_MM: Final = 30.0
 WALL_PIXELS: Final = 4
 MIN_WALL: Final = 0.7
+#: Noise divides a section for a slice or two.
 HELD_SLICES: Final = 5
 LUNG_REACH_MM: Final = 120.0
 MIN_LUNG_AREA_MM2: Final = 500.0

@@ -16,12 +16,12 @@ from scipy.ndimage import zoom
 from pipeline.anatomy import AIR_HU
 from training.augment.clahe import TOWARDS_WINDOW
 
+#: First slice of each case: there, and there alone, neighbouring slices hardly correlate.
 CASE_STARTS: Final = (0, 159, 279, 397, 510, 626, 696)
-"""First slice of each case: there, and there alone, neighbouring slices hardly correlate."""
 PIXEL_MM: Final = 1.4
 SLICE_MM: Final = 1.0
+#: Lower end and width of the lung window.
 WINDOW_HU: Final = (-1350.0, 1500.0)
-"""Lower end and width of the lung window."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +70,9 @@ def read_stacks(data: Path) -> Iterator[Stack]:
     for scan in read_covid(data):
         for offset in range(3):
             image, lungs, lesions = (array[offset::3] for array in (scan.image, scan.lungs, scan.lesions))
-            yield Stack(scan.case, towards_window(_to_mm(image)), _mask_to_mm(lungs), _mask_to_mm(lesions))
+            scaled = zoom(image.astype(np.float32), (1, PIXEL_MM, PIXEL_MM), order=1)
+            in_mm = np.asarray(np.clip(np.round(scaled), 0, 255), dtype=np.uint8)
+            yield Stack(scan.case, towards_window(in_mm), _mask_to_mm(lungs), _mask_to_mm(lesions))
 
 
 def as_hu(image: UInt8[np.ndarray, "*size"]) -> Int16[np.ndarray, "*size"]:
@@ -83,11 +85,6 @@ def as_hu(image: UInt8[np.ndarray, "*size"]) -> Int16[np.ndarray, "*size"]:
 def towards_window(image: UInt8[np.ndarray, "*size"]) -> UInt8[np.ndarray, "*size"]:
     """The slices' grey values as those of a windowed CT, as far as one curve can do it."""
     return np.asarray(np.round(255 * (image / np.float32(255)) ** np.float32(TOWARDS_WINDOW)), dtype=np.uint8)
-
-
-def _to_mm(image: UInt8[np.ndarray, "z y x"]) -> UInt8[np.ndarray, "z Y X"]:
-    scaled = zoom(image.astype(np.float32), (1, PIXEL_MM, PIXEL_MM), order=1)
-    return np.asarray(np.clip(np.round(scaled), 0, 255), dtype=np.uint8)
 
 
 def _mask_to_mm(mask: Bool[np.ndarray, "z y x"]) -> Bool[np.ndarray, "z Y X"]:

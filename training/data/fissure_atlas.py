@@ -34,7 +34,9 @@ from pipeline.lungs.fissure_sheets import find_faint_sheets
 Mask = Bool[np.ndarray, "z y x"]
 Labels = UInt8[np.ndarray, "z y x"]
 
+#: As the Chest Imaging Platform numbers them.
 ATLAS_LABELS: Final[Mapping[str, int]] = {"right": 2, "left": 3}
+#: The quadratic surface has six coefficients; with fewer points a person says nothing about them.
 MIN_POINTS: Final = 8
 MARKING_ERROR_MM: Final = 3.0
 SOURCE: Final = (
@@ -61,6 +63,7 @@ def read_people(folder: Path) -> list[dict[str, Float64[np.ndarray, "n 3"]]]:
     people = []
     for path in sorted(folder.glob("*_regionAndTypePoints.csv")):
         name = path.name.removesuffix("_regionAndTypePoints.csv")
+        # The files map the atlas to the person; forward, 9 % of the points fall into the atlas's lungs, inverted 90 %.
         to_atlas = sitk.ReadTransform(str(next(folder.glob(f"{name}_TO_*.tfm")))).GetInverse()
         people.append(_person(path, to_atlas, boxes))
     return people
@@ -72,6 +75,7 @@ def split_sides(lungs: Mask, grid: Grid) -> tuple[Mask, Mask]:
     Raises:
         SidesError: the mask does not fall apart into two lungs however it is eroded.
     """
+    # The two lungs of a manual mask can touch, so that components alone do not tell them apart.
     eroded = lungs
     for _ in range(8):
         labels, count = ndimage.label(eroded)
@@ -136,19 +140,13 @@ def _person(
     with path.open() as file:
         next(file)  # the header is spelt in several ways; the columns are the same
         for region, kind, *position in csv.reader(file):
-            name = _fissure_of(region.lower(), kind.lower())
-            if name:
+            side = "right" if region.lower().startswith("right") else region.lower()[:4]
+            name = f"{side}_{kind.lower().removesuffix('fissure')}"
+            if name in FISSURES:
                 xyz = to_atlas.TransformPoint([float(value) for value in position[:3]])
                 lower, upper = boxes[name.split("_")[0]]
                 points.setdefault(name, []).append((np.asarray(xyz) - lower) / (upper - lower) * STANDARD_MM)
     return {name: np.array(values) for name, values in points.items()}
-
-
-def _fissure_of(region: str, kind: str) -> str | None:
-    """The fissure that a point of this region and type belongs to."""
-    side = region[: 5 if region.startswith("right") else 4]
-    name = f"{side}_{kind.removesuffix('fissure')}"
-    return name if name in FISSURES else None
 
 
 def _atlas_boxes(path: Path) -> dict[str, Float64[np.ndarray, "2 3"]]:

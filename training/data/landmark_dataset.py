@@ -25,13 +25,15 @@ from pipeline.io.read import read_ct
 from pipeline.landmarks import build_levels
 from pipeline.networks.q_network import LandmarkConfig
 from pipeline.phantom import Fit, PhantomRecipe, make_phantom
+from training.data.splits import write_arrays
 
+#: Coarser than most scans, so that the many deformed copies of one are quick to make.
 BASE_SPACING_MM: Final[Triple] = (2.0, 2.0, 2.0)
 COPY_SPACING_MM: Final[Triple] = (3.0, 2.5, 2.5)
+#: The real scans that the agents learn on; all other marked ones are for evaluation.
 REAL_CASES: Final = ("case01", "case02", "case03", "case04", "ct-64")
-"""The real scans that the agents learn on; all other marked ones are for evaluation."""
+#: What every third phantom is shown as too, in turn. Its landmarks, out of sight, are known from its chest.
 OTHER_FITS: Final[tuple[Fit, ...]] = ("abdomen", "upper-chest", "head", "lower-chest")
-"""What every third phantom is shown as too, in turn. Its landmarks, out of sight, are known from its chest."""
 PHANTOM_SPACING_MM: Final[Triple] = (4.0, 3.0, 3.0)
 Marks = Mapping[Landmark, Triple]
 
@@ -91,10 +93,7 @@ def write_scan(path: Path, volume: Volume, marks_mm: Marks, config: LandmarkConf
     lower_xyz, _ = volume.grid.bounds_mm()
     places = {mark.value: (np.array(xyz) - lower_xyz)[::-1] for mark, xyz in marks_mm.items()}
     arrays = {f"level{number}": level for number, level in enumerate(levels)}
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        np.savez_compressed(file, **arrays, **places)  # type: ignore[arg-type]  # numpy's stub mixes in allow_pickle
-    partial.replace(path)
+    write_arrays(path, {**arrays, **places})
 
 
 def base_of(volume: Volume) -> Volume:
@@ -116,33 +115,26 @@ def deform(base: Volume, marks_mm: Marks, rng: np.random.Generator) -> tuple[Vol
     turn = sitk.Euler3DTransform()
     turn.SetRotation(*(float(angle) for angle in np.radians(rng.uniform([-7, -7, -15], [7, 7, 15]))))
     scale = rng.uniform(0.85, 1.18) * rng.uniform(0.92, 1.08, 3)
+    # Landmarks lie in the middle: a mirrored chest is another valid one (lobes may not be mirrored).
     mirror = np.array([-1.0 if rng.random() < 0.5 else 1.0, 1.0, 1.0])
     matrix = np.reshape(turn.GetMatrix(), (3, 3)) @ np.diag(mirror / scale)
     transform = sitk.AffineTransform(3)
     transform.SetCenter([float(c) for c in (lower + upper) / 2])
     transform.SetMatrix([float(v) for v in matrix.ravel()])
     to_source = transform
-    grid = _copy_grid(base.grid, to_source, rng)
+    # Around the source's box as the copy shows it; air beside the chest, none above and below.
+    centre, half = (lower + upper) / 2, (upper - lower) / 2
+    half = np.abs(np.diag(np.linalg.inv(matrix))) * half
+    air = rng.uniform([0, 0, -25], [70, 90, 0], (2, 3)) * (1.0 if rng.random() < 0.6 else 0.1)
+    grid = Grid.axis_aligned((centre - half - air[0]).tolist(), (centre + half + air[1]).tolist(), COPY_SPACING_MM)
     copy = sitk.Resample(image, to_sitk(np.zeros(grid.shape, np.uint8), grid), to_source, sitk.sitkLinear, AIR_HU)
     hu = sitk.GetArrayFromImage(copy) + rng.normal(0, rng.uniform(0, 60), grid.shape) + rng.uniform(-30, 30)
     to_copy = to_source.GetInverse()
-    marks = {mark: _triple(to_copy.TransformPoint(xyz)) for mark, xyz in marks_mm.items()}
+    marks: dict[Landmark, Triple] = {}
+    for mark, xyz in marks_mm.items():
+        x, y, z = to_copy.TransformPoint(xyz)
+        marks[mark] = (x, y, z)
     return Volume(np.clip(np.rint(hu), AIR_HU, 3000).astype(np.int16), grid_of(copy)), marks
-
-
-def _copy_grid(source: Grid, to_source: sitk.AffineTransform, rng: np.random.Generator) -> Grid:
-    """Around the source's box as the copy shows it; air beside the chest, none above and below."""
-    lower, upper = source.bounds_mm()
-    centre, half = (lower + upper) / 2, (upper - lower) / 2
-    inverse = np.linalg.inv(np.reshape(to_source.GetMatrix(), (3, 3)))
-    half = np.abs(np.diag(inverse)) * half
-    air = rng.uniform([0, 0, -25], [70, 90, 0], (2, 3)) * (1.0 if rng.random() < 0.6 else 0.1)
-    return Grid.axis_aligned((centre - half - air[0]).tolist(), (centre + half + air[1]).tolist(), COPY_SPACING_MM)
-
-
-def _triple(values: tuple[float, ...]) -> Triple:
-    x, y, z = values
-    return x, y, z
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

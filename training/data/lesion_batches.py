@@ -18,22 +18,23 @@ from torch.nn import functional
 
 from pipeline.networks.dense_unet import DenseUNetConfig, network_inputs
 from training.augment.clahe import TOWARDS_WINDOW, equalise
-from training.augment.synthetic_lesions import beside_pleura, grain, grow_lesions, smooth_noise
+from training.augment.synthetic_lesions import add_synthetic_lesions, beside_pleura, grain, smooth_noise
 
 HU_FLOOR: Final = -1350.0
+#: What [0, 1] of the lesion stage's window spans.
 HU_SPAN: Final = 1500.0
-"""What [0, 1] of the lesion stage's window spans."""
 SPACING_MM: Final = (3.0, 1.0, 1.0)
+#: Standard deviation of the strongest noise that is added, per voxel of this spacing.
 MOST_NOISE_HU: Final = 67.5
-"""Standard deviation of the strongest noise that is added, per voxel of this spacing."""
-GROWN_KINDS: Final = ("clean", "cohort")
+#: Real lungs in HU that may be clean; the other kinds bring lesions of their own.
+SYNTHETIC_KINDS: Final = ("clean", "cohort")
+#: How much nearer to healthy lung real lesions are shown, half of the time. Few patients have theirs marked, and how
+#: faint they are differs more between patients than within one.
 FADED: Final = (-0.3, 0.65)
-"""How much nearer to healthy lung real lesions are shown, half of the time. Few patients have theirs marked, and how
-faint they are differs more between patients than within one."""
+#: Voxels over which the level of a lesion is taken: what varies within is its texture.
 FADED_WIDTH: Final = 11
-"""Voxels over which the level of a lesion is taken: what varies within is its texture."""
-GROWN_SHARE: Final = 0.75
-"""Of the crops of real clean lungs, how many are given lesions."""
+#: Of the crops of real clean lungs, how many are given lesions.
+SYNTHETIC_SHARE: Final = 0.75
 
 Size = tuple[int, int, int]
 Field = Float[Tensor, "z y x"]
@@ -150,10 +151,13 @@ class Sampler:
         kind = list(self._by_kind)[int(rng.choice(len(self._shares), p=self._shares))]
         found = self._by_kind[kind]
         example = found[int(rng.integers(len(found)))]
-        crop = self._flip(self._bend(self._cut(example, rng), rng), rng)
-        if kind in GROWN_KINDS and not example.lesions.any() and rng.random() < GROWN_SHARE:
-            hu, lesions = grow_lesions(crop.image * HU_SPAN + HU_FLOOR, crop.lungs, SPACING_MM, rng)
+        crop = self._bend(self._cut(example, rng), rng)
+        axes = [axis for axis in range(3) if rng.random() < 0.5]
+        crop = Crop(*(field.flip(axes) for field in (crop.image, crop.lungs, crop.lesions)))
+        if kind in SYNTHETIC_KINDS and not example.lesions.any() and rng.random() < SYNTHETIC_SHARE:
+            hu, lesions = add_synthetic_lesions(crop.image * HU_SPAN + HU_FLOOR, crop.lungs, SPACING_MM, rng)
             crop = Crop((hu - HU_FLOOR) / HU_SPAN, crop.lungs, lesions)
+        # The public slices were equalised and hold no HU, so that a shift or scale in HU means nothing for them.
         in_hu = kind != "covid"
         if not in_hu and rng.random() < 0.5:
             crop = _faded(crop, rng.uniform(*FADED))
@@ -181,6 +185,7 @@ class Sampler:
     def _cut(self, example: Example, rng: Generator) -> Crop:
         """A part with lung in it and, five times of six, with lesion if there is any; padded to the wanted size."""
         wants_lesion = rng.random() < 5 / 6 and example.lesions.any()
+        # After eight tries whatever was cut is taken, so that a volume with little lung cannot stop the training.
         for _ in range(8):
             starts = [
                 int(rng.integers(max(n - m, 0) + 1)) for n, m in zip(example.image.shape, self._crop, strict=True)
@@ -189,6 +194,7 @@ class Sampler:
             if part.lungs.mean() > 0.05 and (part.lesions.any() or not wants_lesion):
                 break
         pads = [(0, m - n) for n, m in zip(part.image.shape, self._crop, strict=True)]
+        # Marked lesion outside of the lungs cannot be learned: the loss looks inside them alone.
         arrays = (part.image.astype(np.float32) / 255, part.lungs, part.lesions & part.lungs)
         image, lungs, lesions = (
             torch.from_numpy(np.pad(array.astype(np.float32), pads)).to(self._device) for array in arrays
@@ -211,10 +217,6 @@ class Sampler:
         image, lungs, lesions = functional.grid_sample(stacked, grid, align_corners=False)[0]
         inside = (lungs > 0.5).float()
         return Crop(image, inside, (lesions > 0.5).float() * inside)
-
-    def _flip(self, crop: Crop, rng: Generator) -> Crop:
-        axes = [axis for axis in range(3) if rng.random() < 0.5]
-        return Crop(*(field.flip(axes) for field in (crop.image, crop.lungs, crop.lesions)))
 
 
 def drawn_too_large(crop: Crop, rng: Generator) -> Crop:

@@ -7,7 +7,7 @@ lungs at 1 x 1 x 3 mm. Kinds: `covid` (real lesions, equalised 8-bit slices), `g
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -20,14 +20,16 @@ from jaxtyping import Bool, UInt8
 from pipeline.geometry import LungMask, Volume, grid_of, resample, resample_labels
 from pipeline.lesions import MARGIN_MM, SPACING_MM, window
 from pipeline.phantom import PhantomRecipe, make_phantom
-from training.augment.pasted_lesions import with_opacities
+from training.augment.pasted_lesions import with_pasted_lesions
 from training.data.covid_slices import read_stacks
+from training.data.splits import write_arrays
 
+#: Planning CTs with manual lungs and no pneumonia: what is called lesion in them is a false alarm.
 LCTSC_CASES: Final = ("case01", "case02", "case03", "case04", "case05")
 GROWN_PER_CASE: Final = 10
 GROWN_SEED: Final = 2_000
+#: Drawn coarser than the network's grid and resampled, as the slices are: a third of the time.
 PHANTOM_SPACING_MM: Final = (3.0, 1.5, 1.5)
-"""Drawn coarser than the network's grid and resampled, as the slices are: a third of the time."""
 
 Image = UInt8[np.ndarray, "z y x"]
 Mask = Bool[np.ndarray, "z y x"]
@@ -61,7 +63,7 @@ def write_lctsc(data: Path, dataset: Path, case: str) -> None:
         percent = float(np.exp(rng.uniform(np.log(0.5), np.log(50.0))))
         path = dataset / f"grown-{case}-{number}.npz"
         if not path.exists():
-            hu, lesions = with_opacities(volume, lungs, GROWN_SEED + 100 * int(case[-2:]) + number, percent)
+            hu, lesions = with_pasted_lesions(volume, lungs, GROWN_SEED + 100 * int(case[-2:]) + number, percent)
             write_lesion_volume(path, to_8_bit(hu), lungs.mask, lesions)
 
 
@@ -95,18 +97,13 @@ def to_8_bit(hu: np.ndarray) -> Image:
 
 def write_lesion_volume(path: Path, image: Image, lungs: Mask, lesions: Mask) -> None:
     """Write one file of the dataset, cropped around the lungs, whole or not at all."""
-    box = tuple(_around(lungs))
-    partial_path = path.with_suffix(".partial")
-    with partial_path.open("wb") as file:
-        np.savez_compressed(file, image=image[box], lungs=lungs[box], lesions=lesions[box])
-    partial_path.replace(path)
-
-
-def _around(mask: Mask) -> Iterator[slice]:
+    slices = []
     for axis, spacing_mm in enumerate(SPACING_MM):
-        where = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
+        where = np.flatnonzero(lungs.any(axis=tuple(other for other in range(3) if other != axis)))
         margin = round(MARGIN_MM / spacing_mm)
-        yield slice(max(int(where[0]) - margin, 0), int(where[-1]) + margin + 1)
+        slices.append(slice(max(int(where[0]) - margin, 0), int(where[-1]) + margin + 1))
+    box = tuple(slices)
+    write_arrays(path, {"image": image[box], "lungs": lungs[box], "lesions": lesions[box]})
 
 
 def main() -> None:

@@ -15,25 +15,25 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.networks.di2in import CLASSES, LungConfig
-from training.augment.synthetic_lesions import grain, grow_lesions, smooth_noise
+from training.augment.synthetic_lesions import add_synthetic_lesions, grain, smooth_noise
 from training.data.splits import Split, Stage, read_split
 
+#: Label of lung whose lobe is not known.
 UNKNOWN_LOBE: Final = CLASSES
-"""Label of lung whose lobe is not known."""
+#: Bit that marks lung filled with opacity.
 OPAQUE: Final = 8
-"""Bit that marks lung filled with opacity."""
+#: Lesion denser than this is marked so.
 OPAQUE_HU: Final = -250
-"""Lesion denser than this is marked so."""
 SPACING_MM: Final = (2.0, 2.0, 2.0)
+#: Of a dataset, how much stays in the memory of the device, so that it is read from disk once.
 MOST_KEPT_BYTES: Final = 2 * 2**30
-"""Of a dataset, how much stays in the memory of the device, so that it is read from disk once."""
+#: About the axes x, y and z.
 MOST_TURNED: Final = np.radians([8.0, 6.0, 7.0])
-"""About the axes x, y and z."""
+#: Logarithms: of the whole chest, and of each axis.
 MOST_STRETCHED: Final = (0.12, 0.08)
-"""Logarithms: of the whole chest, and of each axis."""
 MOST_BENT_MM: Final = 5.0
+#: How strong the bends are, and how wide.
 BEND_MM: Final = 60.0
-"""How strong the bends are, and how wide."""
 Image = UInt8[Tensor, "z y x"]
 Part = UInt8[Tensor, "zp yp xp"]
 Lifted = Float32[Tensor, "z y x"]
@@ -57,7 +57,7 @@ class LungRecipe:
         detail_crop: the part of it that a detail step draws; even numbers.
         level_weights: of the losses at 4, 8 and 16 mm (deep supervision).
         source_weights: how often each kind of volume is drawn (the file name up to the first hyphen, digits left out).
-        smoothing: decay of the running mean of the weights, which is what is judged and exported.
+        smoothing: decay of the running mean of the weights, which is what is validated and exported.
         validate_every: steps between two looks at the patients kept aside.
     """
 
@@ -103,7 +103,7 @@ class LungDataset:
     """Prepared volumes in a folder, drawn by kind.
 
     Raises:
-        FileNotFoundError: there are none, or none that teaches.
+        FileNotFoundError: there are none, or none to train on.
     """
 
     def __init__(
@@ -131,16 +131,15 @@ class LungDataset:
         return self._split.validation_paths(self._folder)
 
     def draw(self, rng: Generator) -> tuple[Image, Image]:
-        """Image and labels of a volume that teaches."""
+        """Image and labels of a volume to train on."""
         kinds = sorted(self._kinds)
         shares = np.array([self._weights[kind] for kind in kinds])
         paths = self._kinds[kinds[rng.choice(len(kinds), p=shares / shares.sum())]]
-        return self._read(paths[rng.integers(len(paths))])
-
-    def _read(self, path: Path) -> tuple[Image, Image]:
+        path = paths[rng.integers(len(paths))]
         if path in self._kept:
             return self._kept[path]
         image, labels = (torch.from_numpy(array).to(self._device) for array in read_volume(path))
+        # A GPU's step takes hundredths of a second: reading and decompressing each volume anew would be most of it.
         if self._kept_bytes + 2 * image.numel() <= MOST_KEPT_BYTES:
             self._kept[path] = image, labels
             self._kept_bytes += 2 * image.numel()
@@ -166,13 +165,16 @@ def make_sample(image: Image, labels: Image, recipe: LungRecipe, stride: int, rn
     if rng.random() < recipe.grown_share:
         # New lesions in the lungs; where they are dense, the lung is marked as opaque.
         low, high = LungConfig().window_hu
-        hu, lesions = grow_lesions(image.float() * ((high - low) / 255) + low, (labels > 0).float(), SPACING_MM, rng)
+        hu, lesions = add_synthetic_lesions(
+            image.float() * ((high - low) / 255) + low, (labels > 0).float(), SPACING_MM, rng
+        )
         opaque = (lesions > 0) & (hu > OPAQUE_HU)
         shades = ((hu - low) * (255 / (high - low))).round().clamp(0, 255).byte()
         image, labels = torch.where(labels > 0, shades, image), torch.where(opaque, labels | OPAQUE, labels)
     lifted = _vary_intensity(_with_clutter(image, labels, rng), rng)
     pads = padding(image.shape, stride)
     lifted, labels = functional.pad(lifted, pads, value=-1.0), functional.pad(labels, pads)
+    # Opaque lung is the hard part and a small share of the voxels; unweighted, the network leaves it out.
     weights = 1.0 + (recipe.opaque_weight - 1.0) * (labels >= OPAQUE).float()
     lobes = labels & (OPAQUE - 1)
     targets = torch.stack([(lobes == label).float() for label in range(CLASSES + 1)])
@@ -269,5 +271,6 @@ def _vary_intensity(image: Image, rng: Generator) -> Lifted:
     varied = torch.from_numpy(table).to(image.device)[image.int()]
     if rng.random() < 0.5:
         varied = varied + rng.uniform(0, 8) * grain(image.shape, rng, image.device)
+    # Air stays exactly black, as the window clips it in use.
     varied[image == 0] = 0.0
     return varied.clamp(0, 255) / 127.5 - 1.0

@@ -29,6 +29,7 @@ from training.data.covid_slices import PIXEL_MM, SLICE_MM, CovidSlices, as_hu, r
 from training.data.fissure_atlas import draw_lobes
 from training.data.landmark_dataset import read_marks
 from training.data.lung_batches import OPAQUE, OPAQUE_HU, UNKNOWN_LOBE
+from training.data.splits import write_arrays
 
 Labels = UInt8[np.ndarray, "z y x"]
 Hu = Float32[np.ndarray, "z y x"]
@@ -76,7 +77,8 @@ def read_lctsc(folder: Path, case: str) -> Chest:
 
 def deformed_copy(chest: Chest, config: LungConfig, rng: np.random.Generator) -> tuple[Hu, Labels]:
     """The region of interest of the chest, turned, stretched and bent, at the config's spacing."""
-    # Maps a point of the copy to a point of the source, about the carina; left stays left.
+    # Maps a point of the copy to a point of the source, about the carina. Left stays left:
+    # a mirrored chest would have its three lobes on the wrong side.
     turn = sitk.Euler3DTransform()
     turn.SetRotation(*(float(angle) for angle in np.radians(rng.uniform([-7, -6, -8], [7, 6, 8]))))
     scale = rng.uniform(0.85, 1.2) * rng.uniform([0.93, 0.9, 0.85], [1.07, 1.12, 1.35])
@@ -133,7 +135,7 @@ def covid_region(scan: CovidSlices, config: LungConfig, rng: np.random.Generator
     return hu, labels
 
 
-def with_opacities(
+def with_pasted_lesions(
     hu: Hu, labels: Labels, rng: np.random.Generator, spacing_mm: Triple = (2.0, 2.0, 2.0)
 ) -> tuple[Hu, Labels]:
     """Some ground glass and consolidation in the lungs, often touching the pleura; the anatomy stays."""
@@ -177,6 +179,7 @@ def crop_to_lungs(
     where = np.argwhere(labels > 0)
     low, high = where.min(axis=0), where.max(axis=0) + 1
     margin = rng.integers([4, 4, 4], [50, 30, 30], size=(2, 3))
+    # Scans in use end within the lungs now and then, too.
     for end in (0, 1):
         if rng.random() < 0.08:
             margin[end, 0] = -rng.integers(1, 25)
@@ -194,10 +197,7 @@ def to_bytes(hu: Hu, config: LungConfig) -> UInt8[np.ndarray, "z y x"]:
 
 def write_volume(path: Path, hu: Hu, labels: Labels, config: LungConfig) -> None:
     """Write one file of the dataset, whole or not at all."""
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        np.savez(file, image=to_bytes(hu, config), labels=labels)
-    partial.replace(path)
+    write_arrays(path, {"image": to_bytes(hu, config), "labels": labels}, compressed=False)
 
 
 def reach_mm(labels: Labels, grid: Grid, carina_mm: Sequence[float]) -> list[list[float]]:
@@ -219,36 +219,8 @@ def _random_bending(grid: Grid, rng: np.random.Generator) -> sitk.DisplacementFi
     return sitk.DisplacementFieldTransform(sitk.Cast(image, sitk.sitkVectorFloat64))
 
 
-def _make_covid(options: argparse.Namespace, config: LungConfig) -> None:
-    for scan in read_covid(options.data):
-        for number in range(options.first_copy, options.copies if scan.case in options.covid else 0):
-            rng = np.random.default_rng([11, scan.case, number])
-            hu, labels = crop_to_lungs(*covid_region(scan, config, rng), rng)
-            path = options.out / f"covid{scan.case}-{number:03d}.npz"
-            write_volume(path, hu, labels, config)
-            _tell(path)
-
-
-def _make_phantoms(options: argparse.Namespace, config: LungConfig) -> None:
-    for seed in range(*options.phantoms):
-        rng = np.random.default_rng([10, seed])
-        hu, labels = crop_to_lungs(*phantom_region(seed, config), rng)
-        write_volume(options.out / f"phantom-{seed:04d}.npz", hu, labels, config)
-        _tell(options.out / f"phantom-{seed:04d}.npz")
-
-
-def _finish(
-    path: Path, hu: Hu, labels: Labels, config: LungConfig, rng: np.random.Generator, opaque_share: float
-) -> None:
-    hu, labels = crop_to_lungs(hu, labels, rng)
-    if rng.random() < opaque_share:
-        hu, labels = with_opacities(hu, labels, rng)
-    hu = hu + rng.normal(0, rng.uniform(0, NOISE_HU), hu.shape).astype(np.float32)
+def _write_and_print(path: Path, hu: Hu, labels: Labels, config: LungConfig) -> None:
     write_volume(path, hu, labels, config)
-    _tell(path)
-
-
-def _tell(path: Path) -> None:
     sys.stdout.write(f"{path.name}\n")
     sys.stdout.flush()
 
@@ -271,10 +243,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         chest = read_lctsc(options.data / "lctsc", case)
         for number in range(options.first_copy, options.copies):
             rng = np.random.default_rng([int(case[-2:]), number])
-            hu, labels = deformed_copy(chest, config, rng)
-            _finish(options.out / f"{case}-{number:03d}.npz", hu, labels, config, rng, options.opaque_share)
-    _make_covid(options, LungConfig())
-    _make_phantoms(options, LungConfig())
+            hu, labels = crop_to_lungs(*deformed_copy(chest, config, rng), rng)
+            if rng.random() < options.opaque_share:
+                hu, labels = with_pasted_lesions(hu, labels, rng)
+            hu = hu + rng.normal(0, rng.uniform(0, NOISE_HU), hu.shape).astype(np.float32)
+            _write_and_print(options.out / f"{case}-{number:03d}.npz", hu, labels, config)
+    for scan in read_covid(options.data):
+        for number in range(options.first_copy, options.copies if scan.case in options.covid else 0):
+            rng = np.random.default_rng([11, scan.case, number])
+            hu, labels = crop_to_lungs(*covid_region(scan, config, rng), rng)
+            _write_and_print(options.out / f"covid{scan.case}-{number:03d}.npz", hu, labels, config)
+    for seed in range(*options.phantoms):
+        rng = np.random.default_rng([10, seed])
+        hu, labels = crop_to_lungs(*phantom_region(seed, config), rng)
+        _write_and_print(options.out / f"phantom-{seed:04d}.npz", hu, labels, config)
 
 
 if __name__ == "__main__":

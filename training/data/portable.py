@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from training.data.splits import SPLIT_FILE
+from training.data.splits import SPLIT_FILE, write_arrays
 
 #: Of the 256 shades, how many become one. A step is then 18 HU in the lesion stage's window and 19 HU in the lung
 #: stage's, which the noise that the trainings add covers many times over.
@@ -38,10 +38,7 @@ def make_portable(dataset: Path, out: Path, patterns: Iterable[str] = ("*",)) ->
             if "image" not in volume:
                 raise ValueError(f"{source} holds no image: portable takes datasets of lungs or lesions")
             volume["image"] = volume["image"] // STEP * STEP
-            partial = path.with_suffix(".partial")
-            with partial.open("wb") as file:
-                np.savez_compressed(file, **volume)
-            partial.replace(path)
+            write_arrays(path, volume)
             written.append(path)
     return written
 

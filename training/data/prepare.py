@@ -6,7 +6,7 @@ lesions are learned, a scan whose `lesions` are not named is left out; an empty 
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import suppress
 from functools import partial
@@ -33,16 +33,16 @@ from training.data.lung_batches import UNKNOWN_LOBE
 from training.data.lung_dataset import Chest, crop_to_lungs, deformed_copy, write_volume
 from training.data.splits import SPLIT_FILE, Stage
 
+#: Of the patients, to choose the model (paper: 10 %).
 VALIDATION_SHARE: Final = 0.1
-"""Of the patients, to choose the model (paper: 10 %)."""
+#: Half of what is called lung must be emptier than that, or the mask lies elsewhere.
 DENSEST_LUNG_HU: Final = -250.0
-"""Half of what is called lung must be emptier than that, or the mask lies elsewhere."""
+#: Of each scan, the first as it is and the others deformed. Lesions are bent while the training runs.
 COPIES: Final = {Stage.LANDMARKS: 20, Stage.LUNGS: 10, Stage.LESIONS: 1}
-"""Of each scan, the first as it is and the others deformed. Lesions are bent while the training runs."""
+#: Share of the lesions that must lie in the lungs.
 LEAST_INSIDE_LUNGS: Final = 0.5
-"""Share of the lesions that must lie in the lungs."""
+#: A landmark within a scan has more than air around it.
 AIR_AROUND_HU: Final = -900.0
-"""A landmark within a scan has more than air around it."""
 AROUND_MM: Final = 15.0
 
 Labels = UInt8[np.ndarray, "z y x"]
@@ -58,10 +58,10 @@ def prepare_cohort(
     *,
     draw_lobes: bool = False,
 ) -> list[Path]:
-    """Write the prepared volumes, and who judges the training, to `dataset`; volumes that are there already stay.
+    """Write the prepared volumes, and who is kept for validation, to `dataset`; volumes that are there already stay.
 
     Args:
-        copies: of each scan that teaches; by default `COPIES` of the stage.
+        copies: of each training scan; by default `COPIES` of the stage.
         draw_lobes: where only lungs are named, draw their lobes by the fissures that the scan shows.
 
     Raises:
@@ -82,6 +82,7 @@ def prepare_cohort(
         for done, future in enumerate(as_completed(waiting), start=1):
             try:
                 written += future.result()
+            # Also when interrupted: the scans that wait would else be prepared before the command ends.
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
@@ -114,7 +115,10 @@ def prepare_scan(row: Row, stage: Stage, dataset: Path, copies: int = 1, *, draw
                 raise CohortError(
                     f"{row.ct.name}: its sternum tip is behind or above its carina; are they RAS, or swapped?"
                 )
-        _write_for_landmarks(paths, volume, row.landmarks_mm)
+        base = base_of(volume)
+        for copy, path, rng in _missing(paths):
+            scan = deform(base, places, rng) if copy else (volume, places)
+            write_scan(path, *scan, LandmarkConfig())
         return paths
     lobes = _read_mask(row.lobes, volume)
     lungs = _read_mask(row.lungs, volume) if row.lungs else lobes
@@ -138,7 +142,10 @@ def prepare_scan(row: Row, stage: Stage, dataset: Path, copies: int = 1, *, draw
         if lesions is None:
             raise CohortError(f"{row.ct.name}: name its lesions")
         _check_lesions(lesions > 0, lungs > 0, row)
-        _write_for_lesions(paths[0], volume, lungs > 0, lesions)
+        box = volume.grid.covering(SPACING_MM)
+        image = to_8_bit(resample(volume.hu, volume.grid, box))
+        on_box = (resample_labels(mask, volume.grid, box) > 0 for mask in (lungs > 0, lesions > 0))
+        write_lesion_volume(paths[0], image, *on_box)
     return paths
 
 
@@ -151,7 +158,8 @@ def file_name(row: Row, stage: Stage, copy: int = 0) -> str:
 
 
 def split_of(rows: Sequence[Row], stage: Stage) -> dict[str, dict[str, list[str]]]:
-    """A tenth of the patients, at least one of several, chosen by their names alone, to judge the training."""
+    """A tenth of the patients, at least one of several, chosen by their names alone, for validation."""
+    # By the hash of the name: the same patients whatever else the cohort holds, and in whatever order.
     by_hash = sorted({row.slug for row in rows}, key=lambda slug: hashlib.sha256(slug.encode()).hexdigest())
     count = max(1, round(VALIDATION_SHARE * len(by_hash))) if len(by_hash) > 1 else 0
     aside = set(by_hash[:count])
@@ -216,13 +224,6 @@ def _missing(paths: Sequence[Path]) -> Iterator[tuple[int, Path, np.random.Gener
             yield copy, path, np.random.default_rng(int(hashlib.sha256(path.name.encode()).hexdigest()[:8], 16))
 
 
-def _write_for_landmarks(paths: Sequence[Path], volume: Volume, marks_mm: Mapping[Landmark, Triple]) -> None:
-    base = base_of(volume)
-    for copy, path, rng in _missing(paths):
-        scan = deform(base, marks_mm, rng) if copy else (volume, marks_mm)
-        write_scan(path, *scan, LandmarkConfig())
-
-
 def _write_for_lungs(paths: Sequence[Path], volume: Volume, labels: Labels) -> None:
     config = LungConfig()
     chest = Chest.of(volume, labels, config)
@@ -233,10 +234,3 @@ def _write_for_lungs(paths: Sequence[Path], volume: Volume, labels: Labels) -> N
         else:
             hu, lobes = resample(volume.hu, volume.grid, box), resample_labels(labels, volume.grid, box)
         write_volume(path, *crop_to_lungs(hu, lobes, rng), config)
-
-
-def _write_for_lesions(path: Path, volume: Volume, lungs: Bool[np.ndarray, "z y x"], lesions: Labels) -> None:
-    box = volume.grid.covering(SPACING_MM)
-    image = to_8_bit(resample(volume.hu, volume.grid, box))
-    on_box = (resample_labels(mask, volume.grid, box) > 0 for mask in (lungs, lesions > 0))
-    write_lesion_volume(path, image, *on_box)

@@ -28,12 +28,12 @@ from pipeline.phantom import Phantom, PhantomRecipe, make_phantom
 from pipeline.quantify import Models, Quantification, load_models, quantify
 from pipeline.severity import PercentRange
 
+#: Training draws its phantoms from seeds below 10 000.
 FIRST_UNSEEN_SEED = 1_000_000
-"""Training draws its phantoms from seeds below 10 000."""
 
 
+#: A range of a percentage may miss the truth by this much: a few stray voxels should not count.
 RANGE_SLACK_POINTS = 0.5
-"""A range of a percentage may miss the truth by this much: a few stray voxels should not count."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,8 @@ class ScanResult:
 
 def compare(seed: int, phantom: Phantom, found: Quantification) -> PhantomResult:
     """Score one answer against the phantom's truth."""
-    truth, between = phantom.severity, found.opacity_range
+    truth, between, true_carina = phantom.severity, found.opacity_range, phantom.landmarks[Landmark.CARINA]
+    carina = next((mark.position_mm for mark in found.landmarks if mark.landmark is Landmark.CARINA), None)
     lobes = [
         (lobe, given, between.lobes[lobe.lobe]) for lobe, given in zip(truth.lobes, found.severity.lobes, strict=True)
     ]
@@ -108,7 +109,7 @@ def compare(seed: int, phantom: Phantom, found: Quantification) -> PhantomResult
         lungs_dice=dice(phantom.lobes.labels > 0, found.lungs.mask),
         lobes_dice=float(np.mean([dice(phantom.lobes.of(lobe), found.lobes.of(lobe)) for lobe in Lobe])),
         lesions_dice=dice(phantom.lesions.mask, found.lesions.mask) if truth.opacity_ml > 0 else None,
-        carina_error_mm=_carina_error_mm(phantom, found),
+        carina_error_mm=None if carina is None else float(np.linalg.norm(np.subtract(carina, true_carina))),
         true_percent_opacity=truth.percent_opacity,
         percent_opacity=found.severity.percent_opacity,
         true_lung_severity_score=truth.lung_severity_score,
@@ -123,13 +124,6 @@ def compare(seed: int, phantom: Phantom, found: Quantification) -> PhantomResult
 
 def _holds(part: PercentRange, percent: float) -> bool:
     return part.low - RANGE_SLACK_POINTS <= percent <= part.high + RANGE_SLACK_POINTS
-
-
-def _carina_error_mm(phantom: Phantom, found: Quantification) -> float | None:
-    position = next((mark.position_mm for mark in found.landmarks if mark.landmark is Landmark.CARINA), None)
-    if position is None:
-        return None
-    return float(np.linalg.norm(np.subtract(position, phantom.landmarks[Landmark.CARINA])))
 
 
 def evaluate_phantoms(models: Models, count: int) -> Iterator[PhantomResult]:

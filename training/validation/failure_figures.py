@@ -27,8 +27,8 @@ from pipeline.phantom import Phantom, PhantomRecipe, make_phantom
 from pipeline.quantify import Models, Quantification, load_models, quantify
 from training.validation.end_to_end import PhantomResult, compare, evaluate_phantoms
 
+#: Cases a picture.
 SHOWN: Final = 2
-"""Cases a picture."""
 DOTS_PER_INCH: Final = 80
 
 Worse = Callable[[PhantomResult], float]

@@ -41,13 +41,13 @@ from training.data.landmark_dataset import read_marks, real_path
 from training.validation.fissures import fissure_distances_mm, read_fissure_marks
 from training.validation.lungs import Case, as_drawn, lobes_by, phantom_cases
 
+#: Phantoms of decision 23: its constants were chosen on the first twelve.
 FIRST_SEED: Final = 900_000
-"""Phantoms of decision 23: its constants were chosen on the first twelve."""
 TAUGHT: Final = ("case01", "case02", "case03", "case04")
 NOISE_MEAN_HU: Final = -850.0
 NOISE_HU: Final = 40.0
+#: In the plane, as a reconstruction kernel makes it.
 NOISE_SIGMA_PIXELS: Final = 0.8
-"""In the plane, as a reconstruction kernel makes it."""
 
 Labels = UInt8[np.ndarray, "z y x"]
 Row = dict[str, float]

@@ -17,12 +17,12 @@ from pipeline.anatomy import LEFT_LOBES, RIGHT_LOBES
 from pipeline.geometry import LobeLabels, Volume, distance_to_mm
 from pipeline.lungs.fissure_model import SIDES_OF
 
+#: LPS mm (x, y, z).
 Points = Float64[np.ndarray, "mark 3"]
-"""LPS mm (x, y, z)."""
 Marks = Mapping[str, Points]
 
+#: Fissures stand nearly at right angles to a sagittal slab: averaged over it, they stand out from noise and vessels.
 SLAB_MM: Final = 6.0
-"""Fissures stand nearly at right angles to a sagittal slab: averaged over it, they stand out from noise and vessels."""
 SLAB_WINDOW_HU: Final = (-930.0, -500.0)
 
 

@@ -31,8 +31,10 @@ from pipeline.networks.weights import load_weights
 from pipeline.phantom import Fit, PhantomRecipe, make_phantom
 from training.data.landmark_dataset import OTHER_FITS, PHANTOM_SPACING_MM, read_marks, real_path
 
+#: Trainings draw their phantoms from seeds below 10 000.
 FIRST_UNSEEN_SEED: Final = 1_000_000
 GOOD_MM: Final = 10.0
+#: Beyond the error of any mark, so that the landmark is surely not in the piece.
 GAP_MM: Final = 25.0
 MIN_PIECE_MM: Final = 60.0
 
@@ -185,12 +187,9 @@ def real_cases(data: Path) -> Iterator[Case]:
     """The marked public scans that are in `data`."""
     for name, truth in read_marks().items():
         if (path := real_path(data, name)) is not None:
-            yield Case(name, read_ct(path).volume, truth, _true_lungs(data, name))
-
-
-def _true_lungs(data: Path, name: str) -> Bool[np.ndarray, "z y x"] | None:
-    path = data / "lctsc" / f"{name}_lungs.nii.gz"
-    return sitk.GetArrayFromImage(sitk.ReadImage(str(path))) > 0 if path.exists() else None
+            mask = data / "lctsc" / f"{name}_lungs.nii.gz"
+            lungs = sitk.GetArrayFromImage(sitk.ReadImage(str(mask))) > 0 if mask.exists() else None
+            yield Case(name, read_ct(path).volume, truth, lungs)
 
 
 def draw(case: Case, path: Path, answers: Sequence[Answer] = ()) -> None:

@@ -1,7 +1,7 @@
 """How good the lesion stage is by itself, given the true lungs: `python -m training.validation.lesions DATASET`.
 
-On the patients kept aside from training (`splits.json`): real lesions on the slices of a COVID-19 case, lesions grown
-in a real chest, false alarms in that chest as it is; then phantoms that no training saw. Beside it the plain baseline:
+On the patients kept aside from training (`splits.json`): real lesions on the slices of a COVID-19 case, lesions pasted
+into a real chest, false alarms in that chest as it is; then phantoms that no training saw. Beside it the baseline:
 all of the lung above -700 HU.
 """
 
@@ -26,7 +26,9 @@ from pipeline.phantom import PhantomRecipe, make_phantom
 from training.data.lesion_batches import read_examples
 from training.data.splits import Stage, patient_of, read_split
 
+#: Aerated lung lies below it, most ground glass above.
 BASELINE_HU: Final = -700.0
+#: Trainings draw their phantoms from seeds below 10 000.
 FIRST_UNSEEN_SEED: Final = 1_000_000
 PHANTOM_SPACING_MM: Final = (3.0, 1.5, 1.5)
 

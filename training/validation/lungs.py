@@ -3,7 +3,7 @@
 Phantoms are of seeds that no training sees; with the folder of public scans also the case of the Lung CT Segmentation
 Challenge that is left out of all training, as it is and with consolidation pasted into its lungs, and two scans
 without truth, whose lobes must have plausible volumes. Nobody marked lobes in that case: those found are compared with
-the lobes that the shape model of the fissures draws into its true lungs, as it does into the lungs that teach. It is
+the lobes that the shape model of the fissures draws into its true lungs, as it does into the training lungs. It is
 the same model that draws the borders found, so that only the fissures marked by eye are a truth; cases that taught
 show how far those are, too. Beside each figure of the network stands that of a plain threshold. Landmarks are the
 true ones, so that this stage answers for itself alone. `--as-drawn` leaves the borders as the network draws them.
@@ -38,17 +38,20 @@ from training.data.covid_slices import PIXEL_MM, SLICE_MM, as_hu, read_covid
 from training.data.fissure_atlas import draw_lobes
 from training.data.landmark_dataset import read_marks, real_path
 from training.data.lung_batches import OPAQUE, OPAQUE_HU
-from training.data.lung_dataset import with_opacities
+from training.data.lung_dataset import with_pasted_lesions
 from training.validation.fissures import Marks, draw_marks, fissure_distances_mm, read_fissure_marks
 
+#: Trainings draw their phantoms from seeds below 10 000.
 FIRST_UNSEEN_SEED: Final = 1_000_000
+#: The one real chest with lungs drawn by hand that no training has seen.
 HELD_OUT_CASE: Final = "case05"
+#: Those that taught the network and have marks: they say nothing of it, but something of where its borders go.
 TAUGHT_CASES: Final = ("case01", "case02", "case03")
-"""Those that taught the network and have marks: they say nothing of it, but something of where its borders go."""
 HELD_OUT_COVID: Final = (2, 4)
 SCANS: Final = ("lidc-1011", "lung-dx-a0001")
 PASTED_COPIES: Final = 3
 THRESHOLD_HU: Final = -400
+#: Closes vessels, which the threshold leaves out of the lung.
 CLOSING_MM: Final = 8.0
 Mask = Bool[np.ndarray, "z y x"]
 Labels = UInt8[np.ndarray, "z y x"]
@@ -147,7 +150,8 @@ def threshold_lungs(volume: Volume) -> Mask:
     largest = np.argsort(sizes)[-2:]
     mask = np.isin(parts, largest[sizes[largest] > 0.1 * sizes.max()])
     radius = [max(round(CLOSING_MM / mm), 1) for mm in volume.grid.spacing_mm]
-    ball = _ball(radius)
+    grid = np.ogrid[tuple(slice(-r, r + 1) for r in radius)]
+    ball = np.asarray(sum((along / r) ** 2 for along, r in zip(grid, radius, strict=True)) <= 1.0)
     padded = np.pad(mask, [(r, r) for r in radius])
     closed = ndimage.binary_closing(padded, ball)
     inner = tuple(slice(r, -r) for r in radius)
@@ -166,10 +170,17 @@ def phantom_cases(count: int, first_seed: int = FIRST_UNSEEN_SEED) -> Iterator[C
 def real_cases(data: Path) -> Iterator[Case]:
     """The held-out case, its copies with pasted opacities, the COVID-19 slices, and scans without true lungs."""
     marks, fissures = read_marks(), read_fissure_marks()
-    held_out = _held_out_case(data, marks[HELD_OUT_CASE])
-    yield held_out
+    volume = read_ct(data / "lctsc" / f"{HELD_OUT_CASE}_ct.nii.gz").volume
+    lungs = sitk.GetArrayFromImage(sitk.ReadImage(str(data / "lctsc" / f"{HELD_OUT_CASE}_lungs.nii.gz"))) > 0
+    lobes, _ = draw_lobes(volume, lungs, read_shapes())
+    known = marks[HELD_OUT_CASE]
+    yield Case(HELD_OUT_CASE, volume, known, lungs, lobes, fissures=fissures[HELD_OUT_CASE])
+    as_float, as_labels = volume.hu.astype(np.float32), lungs.astype(np.uint8)
     for number in range(PASTED_COPIES):
-        yield _with_pasted(held_out, number)
+        rng = np.random.default_rng([FIRST_UNSEEN_SEED, number])
+        hu, labels = with_pasted_lesions(as_float, as_labels, rng, volume.grid.spacing_mm)
+        pasted = Volume(np.rint(hu).astype(np.int16), volume.grid)
+        yield Case(f"{HELD_OUT_CASE} pasted {number}", pasted, known, lungs, None, labels >= OPAQUE)
     yield from covid_cases(data)
     for name in TAUGHT_CASES:
         volume = read_ct(data / "lctsc" / f"{name}_ct.nii.gz").volume
@@ -200,23 +211,6 @@ def summarise(rows: Sequence[Row]) -> Row:
     return summary
 
 
-def _held_out_case(data: Path, marks: Mapping[Landmark, Triple]) -> Case:
-    volume = read_ct(data / "lctsc" / f"{HELD_OUT_CASE}_ct.nii.gz").volume
-    lungs = sitk.GetArrayFromImage(sitk.ReadImage(str(data / "lctsc" / f"{HELD_OUT_CASE}_lungs.nii.gz"))) > 0
-    lobes, _ = draw_lobes(volume, lungs, read_shapes())
-    return Case(HELD_OUT_CASE, volume, marks, lungs, lobes, fissures=read_fissure_marks()[HELD_OUT_CASE])
-
-
-def _with_pasted(case: Case, number: int) -> Case:
-    assert case.lungs is not None  # noqa: S101 (the held-out case has a mask)
-    rng = np.random.default_rng([FIRST_UNSEEN_SEED, number])
-    hu, labels = with_opacities(
-        case.volume.hu.astype(np.float32), case.lungs.astype(np.uint8), rng, case.volume.grid.spacing_mm
-    )
-    volume = Volume(np.rint(hu).astype(np.int16), case.volume.grid)
-    return Case(f"{case.name} pasted {number}", volume, case.landmarks_mm, case.lungs, None, labels >= OPAQUE)
-
-
 def _compare(prefix: str, case: Case, found: Mask) -> Row:
     assert case.lungs is not None  # noqa: S101 (asked by the caller)
     row: Row = {
@@ -226,11 +220,6 @@ def _compare(prefix: str, case: Case, found: Mask) -> Row:
     if case.opaque is not None and case.opaque.any():
         row[f"{prefix}opaque_recall"] = round(recall(found, case.opaque), 3)
     return row
-
-
-def _ball(radius: Sequence[int]) -> Mask:
-    axes = np.ogrid[tuple(slice(-r, r + 1) for r in radius)]
-    return np.asarray(sum((axis / r) ** 2 for axis, r in zip(axes, radius, strict=True)) <= 1.0)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

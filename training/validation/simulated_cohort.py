@@ -32,11 +32,11 @@ from pipeline.io.write import write_ct, write_mask
 from pipeline.phantom import Phantom, PhantomRecipe, make_phantom
 from pipeline.quantify import Quantification, load_models, quantify
 
+#: Far from the seeds of training (below 10 000) and of the other evaluations (from 1 000 000).
 FIRST_SEED: Final = 2_000_000
-"""Far from the seeds of training (below 10 000) and of the other evaluations (from 1 000 000)."""
 
+#: Drawn evenly on a logarithmic scale. The paper, too, left out patients with next to no opacity.
 COVID_PERCENT: Final = (1.0, 60.0)
-"""Drawn evenly on a logarithmic scale. The paper, too, left out patients with next to no opacity."""
 
 LABEL: Final = "simulated cohort"
 GROUPS: Final = {True: "control", False: "covid-like"}
@@ -133,16 +133,30 @@ def run_cohort(
         OtherCohortError: the folder holds cases of another recipe.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _keep_recipe(folder, recipe)
+    path, ours = folder / "cohort.json", json.loads(json.dumps(asdict(recipe)))
+    if not path.is_file():
+        path.write_text(json.dumps(ours, indent=2) + "\n", encoding="utf-8")
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    different = sorted(key for key in kept.keys() | ours.keys() if kept.get(key) != ours.get(key))
+    if different:
+        raise OtherCohortError(
+            f"{folder} holds a cohort with other {', '.join(different)}. Give another folder, or delete this one."
+        )
     wanted = tuple(cases)
     done = {line["case"]: line for line in _lines(folder / "cases.jsonl")}
     with (folder / "cases.jsonl").open("a", encoding="utf-8") as file:
         for line in run([case for case in wanted if case.name not in done]):
             file.write(json.dumps(line) + "\n")
+            # Each case at once: a call that is ended loses one case, not all since the last buffer.
             file.flush()
             done[line["case"]] = json.loads(json.dumps(line))
     lines = [done[case.name] for case in wanted if case.name in done]
-    _write_tables(folder, lines)
+    # Cases that were refused have no prediction to compare; they are counted in `refused.csv` instead.
+    scored = [line for line in lines if "predicted" in line]
+    for side in ("truth", "predicted"):
+        write_scores(folder / f"{side}.csv", [_scores(line[side]) for line in scored])
+    refused = [f"{n['case']},{n['truth']['group']},{n['refused']['code']}" for n in lines if "refused" in n]
+    (folder / "refused.csv").write_text("\n".join(["case,group,code", *refused]) + "\n", encoding="utf-8")
     return lines
 
 
@@ -179,8 +193,8 @@ def in_processes(
     return run
 
 
+#: The quantifier of a process of the pool; loading takes longer than it should for each case.
 _loaded: list[Quantifier] = []
-"""The quantifier of a process of the pool; loading takes longer than it should for each case."""
 
 
 def _load(device: str, weights: Path | None, threads: int) -> None:
@@ -193,19 +207,6 @@ def _simulate_loaded(case: Case, masks: Path | None) -> Line:
     return simulate(case, _loaded[0], masks)
 
 
-def _keep_recipe(folder: Path, recipe: CohortRecipe) -> None:
-    path, wanted = folder / "cohort.json", json.loads(json.dumps(asdict(recipe)))
-    if not path.is_file():
-        path.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
-        return
-    kept = json.loads(path.read_text(encoding="utf-8"))
-    different = sorted(key for key in kept.keys() | wanted.keys() if kept.get(key) != wanted.get(key))
-    if different:
-        raise OtherCohortError(
-            f"{folder} holds a cohort with other {', '.join(different)}. Give another folder, or delete this one."
-        )
-
-
 def _lines(path: Path) -> Iterator[Line]:
     """Of an earlier call; what a kill cut short is cut off, and its case is done again."""
     if not path.is_file():
@@ -216,17 +217,6 @@ def _lines(path: Path) -> Iterator[Line]:
         path.write_bytes(whole)
     for line in whole.decode("utf-8").splitlines():
         yield json.loads(line)
-
-
-def _write_tables(folder: Path, lines: Sequence[Line]) -> None:
-    """Cases that were refused have no prediction to compare; they are counted in `refused.csv` instead."""
-    scored = [line for line in lines if "predicted" in line]
-    for side in ("truth", "predicted"):
-        write_scores(folder / f"{side}.csv", [_scores(line[side]) for line in scored])
-    refused = [
-        f"{line['case']},{line['truth']['group']},{line['refused']['code']}" for line in lines if "refused" in line
-    ]
-    (folder / "refused.csv").write_text("\n".join(["case,group,code", *refused]) + "\n", encoding="utf-8")
 
 
 def _scores(data: Line) -> CaseScores:
@@ -258,7 +248,21 @@ def _write_manifest(folder: Path, lines: Sequence[Line]) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """`python -m training.validation.simulated_cohort`."""
-    options = _parser().parse_args(arguments)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "folder", type=Path, help="for cases.jsonl, truth.csv and predicted.csv; may hold earlier cases"
+    )
+    parser.add_argument("--covid", type=int, default=100, help="how many COVID-like cases")
+    parser.add_argument("--controls", type=int, default=100, help="how many controls")
+    parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
+    parser.add_argument(
+        "--spacing", type=float, nargs=3, default=(2.0, 1.5, 1.5), metavar=("Z", "Y", "X"), help="of the phantoms, mm"
+    )
+    parser.add_argument("--processes", type=int, default=1, help="cases at a time")
+    parser.add_argument("--masks", action="store_true", help="keep CTs and masks (10 MB a case) and write manifest.csv")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--weights", type=Path, default=None, help="folder of weights; the shipped ones by default")
+    options = parser.parse_args(arguments)
     models = load_models(options.device, options.weights)
     sums = {info.name: info.sha256 for info in models.infos}
     spacing_mm: Triple = (options.spacing[0], options.spacing[1], options.spacing[2])
@@ -279,24 +283,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     inputs = f"--manifest {manifest}" if manifest else f"--truth {folder}/truth.csv --predicted {folder}/predicted.csv"
     note = f"phantoms, not patients; {len(lines)} cases, of which {refused} were refused and are not compared"
     sys.stdout.write(f'lobewise evaluate {inputs} --label "{LABEL}" --note "{note}" --out {folder}/report\n')
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "folder", type=Path, help="for cases.jsonl, truth.csv and predicted.csv; may hold earlier cases"
-    )
-    parser.add_argument("--covid", type=int, default=100, help="how many COVID-like cases")
-    parser.add_argument("--controls", type=int, default=100, help="how many controls")
-    parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
-    parser.add_argument(
-        "--spacing", type=float, nargs=3, default=(2.0, 1.5, 1.5), metavar=("Z", "Y", "X"), help="of the phantoms, mm"
-    )
-    parser.add_argument("--processes", type=int, default=1, help="cases at a time")
-    parser.add_argument("--masks", action="store_true", help="keep CTs and masks (10 MB a case) and write manifest.csv")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--weights", type=Path, default=None, help="folder of weights; the shipped ones by default")
-    return parser
 
 
 def _told(lines: Iterable[Line], count: int) -> Iterator[Line]:

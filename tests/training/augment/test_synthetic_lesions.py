@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.augment.synthetic_lesions import grow_lesions, near_pleura, smooth_noise
+from training.augment.synthetic_lesions import add_synthetic_lesions, near_pleura, smooth_noise
 
 CPU = torch.device("cpu")
 SIZE = (16, 64, 64)
@@ -24,7 +24,7 @@ def lungs() -> torch.Tensor:
 @given(seed=st.integers(0, 2**31))
 def test_grown_lesions_brighten_the_lung_and_nothing_outside_it(lungs: torch.Tensor, seed: int) -> None:
     before = torch.where(lungs > 0, -850.0, 40.0)
-    hu, mask = grow_lesions(before, lungs, SPACING_MM, np.random.default_rng(seed))
+    hu, mask = add_synthetic_lesions(before, lungs, SPACING_MM, np.random.default_rng(seed))
     lesion = mask > 0
     assert 0.005 < lesion.sum() / lungs.sum() < 0.99
     assert not (lesion & (lungs == 0)).any()
@@ -35,13 +35,13 @@ def test_grown_lesions_brighten_the_lung_and_nothing_outside_it(lungs: torch.Ten
 def test_vessels_show_through_ground_glass(lungs: torch.Tensor) -> None:
     before = torch.where(lungs > 0, -850.0, 40.0)
     before[:, 30:33, 30:33] = 40.0
-    hu, _ = grow_lesions(before, lungs, SPACING_MM, np.random.default_rng(1))
+    hu, _ = add_synthetic_lesions(before, lungs, SPACING_MM, np.random.default_rng(1))
     assert hu[:, 30:33, 30:33].min() > -50
 
 
 def test_nothing_grows_where_there_is_no_lung() -> None:
     nothing = torch.zeros(SIZE)
-    hu, lesions = grow_lesions(nothing, nothing, SPACING_MM, np.random.default_rng(0))
+    hu, lesions = add_synthetic_lesions(nothing, nothing, SPACING_MM, np.random.default_rng(0))
     assert not lesions.any()
     assert torch.equal(hu, nothing)
 

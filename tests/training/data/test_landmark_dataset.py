@@ -82,7 +82,7 @@ def test_a_phantom_without_its_carina_knows_where_it_would_be(tmp_path, monkeypa
     config = LandmarkConfig(scales_mm=(24.0, 12.0), box=9)
     added = list(add_phantoms(tmp_path, [0], 2, config))
     assert added == ["phantom 0 chest", "phantom 0 abdomen"]
-    abdomen, other_abdomen, chest, other_chest = LandmarkDataset.read(tmp_path, config).teaching
+    abdomen, other_abdomen, chest, other_chest = LandmarkDataset.read(tmp_path, config).training_scans
     for scan in (chest, other_chest):
         for place in scan.landmarks_mm.values():
             assert (place > 0).all()

@@ -45,7 +45,7 @@ def test_copies_differ_and_a_seed_repeats_itself(chest: Chest) -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_opacities_fill_lung_and_nothing_else(chest: Chest, seed: int) -> None:
     hu = chest.volume.hu.astype(np.float32)
-    filled, labels = lung_dataset.with_opacities(hu, chest.labels, np.random.default_rng(seed), GRID.spacing_mm)
+    filled, labels = lung_dataset.with_pasted_lesions(hu, chest.labels, np.random.default_rng(seed), GRID.spacing_mm)
     lungs = chest.labels > 0
     np.testing.assert_array_equal(labels & (OPAQUE - 1), chest.labels)
     np.testing.assert_array_equal(filled[~lungs], hu[~lungs])
@@ -60,7 +60,7 @@ def test_some_opacities_touch_the_pleura(chest: Chest) -> None:
     back[:, 44] = True
     touched = 0
     for seed in range(12):
-        _, labels = lung_dataset.with_opacities(hu, chest.labels, np.random.default_rng(seed), GRID.spacing_mm)
+        _, labels = lung_dataset.with_pasted_lesions(hu, chest.labels, np.random.default_rng(seed), GRID.spacing_mm)
         touched += bool((labels[back] >= OPAQUE).any())
     assert touched >= 3
 

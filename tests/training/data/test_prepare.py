@@ -1,4 +1,4 @@
-"""A cohort of one's own: refused where it would teach nonsense, prepared where it would not."""
+"""A cohort of one's own: refused where a network would learn nonsense from it, prepared where it would not."""
 
 import json
 from pathlib import Path
@@ -43,7 +43,7 @@ def manifest(folder: Path, lines: list[str], header: str = "patient,ct,lungs,lob
     return path
 
 
-def test_lesions_are_prepared_at_their_grid_and_one_patient_judges(tmp_path: Path) -> None:
+def test_lesions_are_prepared_at_their_grid_and_one_patient_is_kept_for_validation(tmp_path: Path) -> None:
     files = [write_patient(tmp_path, name, lesions=name != "healthy") for name in ("a", "healthy")]
     lines = [f"{p},{f['ct']},{f['lungs']},,{f['lesions']}" for p, f in zip(("A-1", "healthy"), files, strict=True)]
     rows = read_manifest(manifest(tmp_path, lines))
@@ -52,10 +52,10 @@ def test_lesions_are_prepared_at_their_grid_and_one_patient_judges(tmp_path: Pat
     assert len(written) == 2
     assert seen == [0.5, 1.0]
     split = read_split(tmp_path / "dataset", Stage.LESIONS)
-    judging = [read_example(path) for path in split.validation_paths(tmp_path / "dataset")]
+    validation_scans = [read_example(path) for path in split.validation_paths(tmp_path / "dataset")]
     learning = read_examples(tmp_path / "dataset", split.is_training)
-    assert len(judging) == len(learning) == 1
-    sick = next(example for example in judging + learning if example.lesions.any())
+    assert len(validation_scans) == len(learning) == 1
+    sick = next(example for example in validation_scans + learning if example.lesions.any())
     assert sick.kind == "cohort"
     assert sick.lesions.sum() * 3 == pytest.approx(8 * 20 * 15 * 5 * 4 * 4, rel=0.1)
     assert np.median(sick.image[sick.lesions]) == pytest.approx((-500 + 1350) / 1500 * 255, abs=3)
@@ -151,7 +151,7 @@ def test_a_manifest_without_its_columns_or_rows_is_refused(tmp_path: Path) -> No
         ("a_nothing.nii.gz,,", "empty"),
     ],
 )
-def test_masks_that_would_teach_nonsense_are_refused(tmp_path: Path, masks: str, says: str) -> None:
+def test_masks_that_do_not_fit_their_scan_are_refused(tmp_path: Path, masks: str, says: str) -> None:
     write_patient(tmp_path, "a", mirrored=True)
     wall = np.zeros(GRID.shape, bool)
     wall[:, :8] = True
@@ -162,7 +162,7 @@ def test_masks_that_would_teach_nonsense_are_refused(tmp_path: Path, masks: str,
         prepare_cohort(rows, Stage.LUNGS, tmp_path / "dataset")
 
 
-def test_a_tenth_of_the_patients_judges_and_none_of_them_teaches() -> None:
+def test_a_tenth_of_the_patients_validates_and_none_of_them_trains() -> None:
     rows = [Row(f"patient {n // 2}", n % 2, Path("ct"), Path("lungs"), None, Path("lesions")) for n in range(80)]
     split = split_of(rows, Stage.LESIONS)["lesions"]
     assert len(split["validation"]) == 4
@@ -177,15 +177,15 @@ def test_two_patients_never_share_a_file_name() -> None:
     assert all(slug.isalnum() for slug in slugs)
 
 
-def test_lungs_are_prepared_in_deformed_copies_and_a_judge_only_as_he_is(tmp_path: Path) -> None:
+def test_lungs_are_prepared_in_deformed_copies_and_for_validation_only_as_they_are(tmp_path: Path) -> None:
     files = write_patient(tmp_path, "a")
     rows = read_manifest(manifest(tmp_path, [f"{name},{files['ct']},,{files['lobes']}," for name in ("one", "two")]))
     written = prepare_cohort(rows, Stage.LUNGS, tmp_path / "dataset", copies=3)
     dataset = LungDataset(tmp_path / "dataset", LungRecipe())
-    (judge,) = dataset.validation_paths()
-    taught = [path for path in written if path != judge]
+    (validate,) = dataset.validation_paths()
+    taught = [path for path in written if path != validate]
     assert len(taught) == 3
-    assert {patient_of(path) for path in taught} == {"one", "two"} - {patient_of(judge)}
+    assert {patient_of(path) for path in taught} == {"one", "two"} - {patient_of(validate)}
     volumes_ml = []
     for path in taught:
         image, labels = read_volume(path)
@@ -206,10 +206,10 @@ def test_marks_become_scans_whose_deformed_copies_carry_them_along(tmp_path: Pat
     assert rows[0].landmarks_mm == {Landmark.CARINA: (0, 20, 100), Landmark.STERNUM_TIP: (0, -60, 40)}
     written = prepare_cohort(rows, Stage.LANDMARKS, tmp_path / "dataset", copies=4)
     dataset = landmarks.LandmarkDataset.read(tmp_path / "dataset", LandmarkConfig())
-    assert (len(dataset.teaching), len(dataset.judging), len(written)) == (4, 1, 5)
-    carinas = {tuple(scan.landmarks_mm[Landmark.CARINA].round(1)) for scan in dataset.teaching}
+    assert (len(dataset.training_scans), len(dataset.validation_scans), len(written)) == (4, 1, 5)
+    carinas = {tuple(scan.landmarks_mm[Landmark.CARINA].round(1)) for scan in dataset.training_scans}
     assert len(carinas) == 4
-    for scan in dataset.teaching:
+    for scan in dataset.training_scans:
         z, y, _ = scan.landmarks_mm[Landmark.CARINA] - scan.landmarks_mm[Landmark.STERNUM_TIP]
         assert (z, y) == (pytest.approx(60, abs=30), pytest.approx(80, abs=30))
 
