@@ -28,8 +28,8 @@ from jobs.version import __version__
 
 logger = logging.getLogger("lobewise.api")
 
+#: The exit code that uvicorn has for it.
 STARTUP_FAILURE: Final = 3
-"""The exit code that uvicorn has for it."""
 
 
 def create_app(settings: ApiSettings | None = None, jobs: Connection | None = None) -> FastAPI:
@@ -38,7 +38,8 @@ def create_app(settings: ApiSettings | None = None, jobs: Connection | None = No
     Without `jobs` it connects when it starts, and closes when it stops; given ones are the caller's to close.
     """
     settings = settings or read_settings(ApiSettings)
-    app = FastAPIOffline(  # /docs without a content delivery network, which hospitals do not reach
+    # /docs without a content delivery network, which hospitals do not reach.
+    app = FastAPIOffline(
         title="Lobewise",
         version=__version__,
         summary="Severity of lung opacities on chest CT, per lobe.",
@@ -60,7 +61,8 @@ def create_app(settings: ApiSettings | None = None, jobs: Connection | None = No
     app.state.jobs = None
     if jobs is not None:
         _use(app, jobs)
-    routers = [  # the first are found soonest: polls
+    # The router tries its routes in this order, so polls, which are most of the requests, come first.
+    routers = [
         module.router for module in (job_routes, submission, batches, uploads, events, callbacks, results, service)
     ]
     app.state.routes = [route for router in routers for route in router.routes]
@@ -91,7 +93,8 @@ def run(host: str | None = None, port: int | None = None, jobs_settings: JobsSet
             root_path=settings.root_path,
             http="api.upload_limits:PiecewiseProtocol",
             log_config=None,
-            access_log=False,  # the gateway logs its requests itself
+            # The middleware logs each request itself; uvicorn's line would show paths, queries and signatures.
+            access_log=False,
             server_header=False,
             proxy_headers=True,
             forwarded_allow_ips=settings.forwarded_allow_ips,
@@ -99,7 +102,8 @@ def run(host: str | None = None, port: int | None = None, jobs_settings: JobsSet
         )
         server = _Server(config, app.state.streams)
         gc.collect()
-        gc.freeze()  # what stays for good is not looked through again: that kept all clients waiting for some 50 ms
+        # What stays for good is not looked through again: a full collection kept all clients waiting for some 50 ms.
+        gc.freeze()
         server.run()
         if not server.started:
             sys.exit(STARTUP_FAILURE)

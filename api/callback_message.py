@@ -44,7 +44,9 @@ def signers(settings: JobsSettings) -> list[Webhook]:
 
 def compose(delivery: Delivery, signed_by: Sequence[Webhook], now: datetime, traceparent: str | None = None) -> Message:
     """The message about a job, signed at `now`; the receiver may go on with the trace."""
+    # The id does not change with the attempt: a receiver knows a repetition by it.
     id_, body = f"msg_{delivery.record.id}", json.dumps(event_of(delivery), separators=(",", ":"))
+    # Every secret signs, so that receivers may change over one after the other.
     signatures = " ".join(signer.sign(id_, now, body) for signer in signed_by)
     headers = {
         "content-type": CONTENT_TYPE,
@@ -61,6 +63,7 @@ def event_of(delivery: Delivery) -> dict[str, Any]:
     address = record.address or f"/v1/jobs/{record.id}"
     outcome = manifest.model_dump(mode="json", include={"severity", "error", "finished_at"})
     links = {"self": address, "report": f"{address}/report" if manifest.outcome == "succeeded" else None}
+    # No file names and nothing of the scan's header: a receiver, and every log on the way, may read this.
     return {
         "specversion": "1.0",
         "id": f"msg_{record.id}",

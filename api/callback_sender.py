@@ -9,8 +9,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -32,10 +31,10 @@ from jobs.tracing import configure_tracing, stop_tracing
 
 log = logging.getLogger(__name__)
 
+#: How often callbacks that are due are looked for. Receivers are to hear "within a second or so" (docs/api.md).
 LOOK_SECONDS: Final = 0.5
-"""How often callbacks that are due are looked for."""
+#: How long a message waits whose host has its share of connections.
 CROWDED_SECONDS: Final = 2.0
-"""How long a message waits whose host has its share of connections."""
 
 
 def run(settings: JobsSettings | None = None) -> None:
@@ -68,6 +67,7 @@ class Sender:
         self._callbacks, self._settings = callbacks, settings
         self._under_way: set[asyncio.Task[None]] = set()
         self._at_host: Counter[str] = Counter()
+        # A quarter, so that a receiver that hangs leaves most connections to the others.
         self._share = max(self._settings.callback_concurrency // 4, 1)
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -76,32 +76,39 @@ class Sender:
         settings = self._settings
         async with new_client(settings.callback_concurrency, settings.callback_timeout_seconds) as client:
             while not stop.is_set():
-                for job_id in await self._claimed():
+                free = settings.callback_concurrency - len(self._under_way)
+                due: list[str] = []
+                try:
+                    if free > 0:
+                        due = await asyncio.to_thread(self._callbacks.claim, free)
+                except UnavailableError as error:
+                    log.warning("cannot look for callbacks: %s", error)
+                for job_id in due:
                     task = asyncio.create_task(self._deliver(job_id, client, signed_by))
                     self._under_way.add(task)
                     task.add_done_callback(self._under_way.discard)
-                await _wait(stop, LOOK_SECONDS)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_SECONDS):
+                        await stop.wait()
             await asyncio.gather(*self._under_way)
-
-    async def _claimed(self) -> list[str]:
-        free = self._settings.callback_concurrency - len(self._under_way)
-        try:
-            return await asyncio.to_thread(self._callbacks.claim, free) if free > 0 else []
-        except UnavailableError as error:
-            log.warning("cannot look for callbacks: %s", error)
-            return []
 
     async def _deliver(self, job_id: str, client: httpx.AsyncClient, signed_by: list[Webhook]) -> None:
         try:
             delivery = await asyncio.to_thread(self._callbacks.open, job_id)
-            if delivery is not None:
-                with _traced(delivery):
-                    await self._send(delivery, client, signed_by)
+            if delivery is None:
+                return
+            record = delivery.record
+            span = tracing.entry("callback", record.traceparent, SpanKind.CLIENT, {tracing.JOB_ID: record.id})
+            # Not the address: it may hold a receiver's secret.
+            span.set_attributes({"lobewise.callback.round": delivery.round, tracing.ATTEMPT: delivery.number})
+            with tracing.ended(span), tracing.active(span):
+                await self._send(delivery, client, signed_by)
         except (JobNotFoundError, JobPurgedError):
             log.info("job %s is gone, and with it whom to tell", job_id)
         except UnavailableError as error:
             log.warning("job %s: its callback comes later: %s", job_id, error)
-        except Exception:  # one message must not stop the others
+        # One message must not stop the others.
+        except Exception:
             log.exception("job %s: its callback stumbled", job_id)
 
     async def _send(self, delivery: Delivery, client: httpx.AsyncClient, signed_by: list[Webhook]) -> None:
@@ -119,36 +126,20 @@ class Sender:
             answer = await send(client, delivery.url, message, self._settings.callback_timeout_seconds)
         finally:
             self._at_host[host] -= 1
-            self._at_host += Counter()  # forgets hosts with nothing under way
+            # Drops the hosts at zero: the process runs for months, and every host would stay in memory.
+            self._at_host += Counter()
         await self._settle(delivery, answer)
 
     async def _settle(self, delivery: Delivery, answer: Answer) -> None:
-        """The address is not logged: it may hold a receiver's secret."""
         attempt = await asyncio.to_thread(self._callbacks.settle, delivery, answer)
         trace.get_current_span().set_attributes({tracing.OUTCOME: attempt.outcome.value})
         if attempt.http_status is not None:
             trace.get_current_span().set_attributes({"http.response.status_code": attempt.http_status})
+        # The address is not logged: it may hold a receiver's secret.
         said = attempt.http_status or attempt.fault
         log.info(
             "job %s: callback %d.%d %s (%s)", delivery.record.id, delivery.round, delivery.number, attempt.outcome, said
         )
-
-
-@contextmanager
-def _traced(delivery: Delivery) -> Iterator[None]:
-    """The address is not told, as it is not logged."""
-    span = tracing.entry("callback", delivery.record.traceparent, SpanKind.CLIENT, {tracing.JOB_ID: delivery.record.id})
-    span.set_attributes({"lobewise.callback.round": delivery.round, tracing.ATTEMPT: delivery.number})
-    with tracing.ended(span), tracing.active(span):
-        yield
-
-
-async def _wait(stop: asyncio.Event, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await stop.wait()
-    except TimeoutError:
-        return
 
 
 USER_AGENT: Final = "Lobewise"
@@ -157,6 +148,7 @@ USER_AGENT: Final = "Lobewise"
 def new_client(connections: int, timeout_seconds: float) -> httpx.AsyncClient:
     """Keeps no connection open between messages: receivers are many and messages few."""
     limits = httpx.Limits(max_connections=connections, max_keepalive_connections=0)
+    # No redirects: the operator allowed this address, and a redirect would lead to one that nobody allowed.
     return httpx.AsyncClient(
         follow_redirects=False, timeout=timeout_seconds, limits=limits, headers={"user-agent": USER_AGENT}
     )
@@ -167,7 +159,7 @@ async def send(client: httpx.AsyncClient, url: str, message: Message, timeout_se
     started_at, begin = states.now(), time.monotonic()
     try:
         async with asyncio.timeout(timeout_seconds):
-            # Streamed, and left at its headers: an answer without end costs nothing.
+            # Streamed, and left at its headers: a receiver whose body never ends costs nothing.
             async with client.stream("POST", url, content=message.body, headers=message.headers) as response:
                 status, retry_after = response.status_code, response.headers.get("retry-after", "")
     except TimeoutError:

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
 
@@ -23,8 +24,10 @@ from jobs.models import InputInfo
 from jobs.states import Chunk
 from jobs.store.upload_stream import in_upload_thread
 
+#: There are four names; a body of empty parts alone would keep the parser busy for as long as its limit allows.
 MAX_PARTS: Final = 8
-MAX_BOUNDARY_BYTES: Final = 70  # RFC 2046
+#: RFC 2046, section 5.1.1.
+MAX_BOUNDARY_BYTES: Final = 70
 
 
 @dataclass(frozen=True)
@@ -131,10 +134,12 @@ class MultipartReader:
         self._ended = True
 
 
+#: DICOM's mark stands at byte 128, NIfTI-1's at 344; a text header of MetaImage has its first line here.
 HEAD_BYTES: Final = 512
 
 _ARCHIVES: Final = (b"\x1f\x8b", b"PK\x03\x04", b"PK\x05\x06")
 _METAIMAGE: Final = re.compile(rb"\s*(ObjectType|NDims|Comment|ObjectSubType|BinaryData|DimSize)\s*[=:]")
+#: By where they stand in the file. The detached ones are of a header whose pixels are in a second file.
 _NIFTI_MAGIC: Final = {344: (b"n+1\0",), 4: (b"n+2\0\r\n\x1a\n",)}
 _DETACHED_MAGIC: Final = {344: (b"ni1\0",), 4: (b"ni2\0\r\n\x1a\n",)}
 
@@ -164,9 +169,11 @@ def _has_magic(head: bytes, magics: Mapping[int, tuple[bytes, ...]]) -> bool:
     return any(head.startswith(values, at) for at, values in magics.items())
 
 
+#: What a form may have beside its file: boundaries, headers and fields.
 FORM_OVERHEAD_BYTES: Final = 64 << 10
-"""What a form may have beside its file: boundaries, headers and fields."""
+#: JSON is held in memory, unlike scans: one source with its digest and callback takes far less.
 MAX_JSON_BYTES: Final = 64 << 10
+#: 1000 items of about 4 KB: an address may be long.
 MAX_BATCH_BYTES: Final = 4 << 20
 MAX_FIELD_BYTES: Final = 4 << 10
 
@@ -205,6 +212,7 @@ def require_length(request: Request, limit_bytes: int) -> None:
     Raises:
         BodyTooLargeError
     """
+    # Only a first look: a chunked body has no length, and `body_chunks` counts what really comes.
     length = request.headers.get("content-length", "0")
     if length.isdecimal() and int(length) > limit_bytes:
         raise BodyTooLargeError(limit_bytes)
@@ -230,6 +238,7 @@ async def body_chunks(request: Request, limit_bytes: int, idle_seconds: float) -
                 problems.REQUEST_TIMEOUT,
                 f"no byte arrived for {idle_seconds:g} seconds",
                 evidence={"idle_seconds": idle_seconds},
+                # The rest of the body is never read, so the next request on this connection could not be found.
                 headers={"Connection": "close"},
             ) from error
         except ClientDisconnect as error:
@@ -244,8 +253,13 @@ async def body_chunks(request: Request, limit_bytes: int, idle_seconds: float) -
 
 async def read_submission(chunks: AsyncIterator[bytes]) -> SourceSubmission | UploadedSubmission:
     """Raises as `read_json`."""
-    body = await _whole(chunks)
-    return _parsed(body, UploadedSubmission) if _names_upload(body) else _parsed(body, SourceSubmission)
+    body, source = await _whole(chunks), None
+    # Looked at before pydantic does: of a union it would report the errors of both kinds.
+    with suppress(ValueError):
+        document = from_json(body)
+        source = document.get("source") if isinstance(document, dict) else None
+    names_upload = isinstance(source, dict) and "upload_id" in source
+    return _parsed(body, UploadedSubmission) if names_upload else _parsed(body, SourceSubmission)
 
 
 async def read_json(chunks: AsyncIterator[bytes], model: type[Body]) -> Body:
@@ -265,38 +279,25 @@ async def receive_part(
         announced = request.headers.get("content-length", str(expected_bytes))
         if not announced.isdecimal() or int(announced) != expected_bytes:
             raise WrongPartSizeError(expected_bytes, int(announced) if announced.isdecimal() else None)
-        chunks = slot.in_turn(body_chunks(request, expected_bytes, idle_seconds))
-        await _pour(chunks, sink, expected_bytes)
+        size_bytes = 0
+        try:
+            async for chunk in slot.in_turn(body_chunks(request, expected_bytes, idle_seconds)):
+                size_bytes += len(chunk)
+                await sink.write(chunk)
+        except BodyTooLargeError as error:
+            raise WrongPartSizeError(expected_bytes, None) from error
+        if size_bytes != expected_bytes:
+            raise WrongPartSizeError(expected_bytes, size_bytes)
         await sink.finish()
     except BaseException:
+        # Shielded: a client that went away cancels this task, and what was stored would stay.
         with anyio.CancelScope(shield=True):
             await sink.abort()
         raise
 
 
-async def _pour(chunks: AsyncIterator[bytes], sink: Sink, expected_bytes: int) -> None:
-    size_bytes = 0
-    try:
-        async for chunk in chunks:
-            size_bytes += len(chunk)
-            await sink.write(chunk)
-    except BodyTooLargeError as error:
-        raise WrongPartSizeError(expected_bytes, None) from error
-    if size_bytes != expected_bytes:
-        raise WrongPartSizeError(expected_bytes, size_bytes)
-
-
 async def _whole(chunks: AsyncIterator[bytes]) -> bytes:
     return b"".join([chunk async for chunk in chunks])
-
-
-def _names_upload(body: bytes) -> bool:
-    try:
-        document = from_json(body)
-    except ValueError:
-        return False
-    source = document.get("source") if isinstance(document, dict) else None
-    return isinstance(source, dict) and "upload_id" in source
 
 
 def _parsed(body: bytes, model: type[Body]) -> Body:
@@ -316,7 +317,7 @@ async def read_form(
     The sink is finished only if all of the form is right, and aborted otherwise.
 
     Args:
-        demand: raises what is wrong with the options, if they are.
+        require: raises what is wrong with the options, if they are.
 
     Raises:
         ApiError (malformed-request, invalid-parameters, unsupported-format), and what `chunks` and `sink` raise.
@@ -332,6 +333,7 @@ async def read_form(
         require(options)
         return await sink.finish(), options
     except BaseException:
+        # Shielded: a client that went away cancels this task, and what was stored would stay.
         with anyio.CancelScope(shield=True):
             await sink.abort()
         raise
@@ -347,7 +349,14 @@ class _Form:
 
     async def take(self, event: Event) -> None:
         if isinstance(event, PartBegin):
-            self._begin(event.name)
+            name = event.name
+            if name in self._fields or (name == "file" and self._file.has_begun):
+                raise invalid_parameter(_pointer(name), "given more than once")
+            self._name = name
+            if name == "file":
+                self._file.has_begun = True
+            else:
+                self._fields[name] = b""
         elif isinstance(event, PartData):
             data = event.data
             if self._name == "file":
@@ -374,15 +383,6 @@ class _Form:
             raise invalid_parameters(*errors)
         return options
 
-    def _begin(self, name: str) -> None:
-        if name in self._fields or (name == "file" and self._file.has_begun):
-            raise invalid_parameter(_pointer(name), "given more than once")
-        self._name = name
-        if name == "file":
-            self._file.has_begun = True
-        else:
-            self._fields[name] = b""
-
 
 class _File:
     """Holds the first bytes back until they are known to begin a scan."""
@@ -402,6 +402,7 @@ class _File:
         if self._head is None:
             await self._sink.write(data)
             return
+        # A file that is no scan is refused before a byte of it reaches the storage.
         self._head += data
         if len(self._head) >= HEAD_BYTES:
             await self._release()

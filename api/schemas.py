@@ -92,8 +92,8 @@ def _kind_of_item(item: Any) -> str:
     return TAGS[1] if "upload_id" in names else TAGS[0]
 
 
+#: pydantic names the chosen kind in the location of an error; pointers leave it out.
 TAGS: Final = ("?url", "?upload")
-"""pydantic names the chosen kind in the place of an error; pointers leave it out."""
 BatchItemSubmission = Annotated[
     Annotated[BatchSourceItem, Tag(TAGS[0])] | Annotated[BatchUploadedItem, Tag(TAGS[1])],
     Discriminator(_kind_of_item),

@@ -12,24 +12,27 @@ from api.errors import ApiError
 from jobs import problems
 from jobs.settings import MIB
 
+#: Scans of which a piece may be under way at once. The connections of the others stand still and hold one piece.
+#: Turns go round several times a second, so that no client believes its line dead; one whole scan after the other would
+#: leave the last of 50 without a sign for most of a minute.
 TURNS: Final = 4
-"""Scans of which a piece may be under way at once; the connections of the others stand still and hold one piece."""
+#: A client that sends nothing for so long loses its turn, so that a slow line holds nobody up.
 STALL_SECONDS: Final = 0.02
-"""A client that sends nothing for so long loses its turn, so that a slow line holds nobody up."""
 
 BEAT_SECONDS: Final = 0.01
+#: A heartbeat that comes later than this has kept readers waiting, too. The loop's delay is the sign, and not the time
+#: of the polls: there may be none, and theirs holds Redis's time too.
 LATE_SECONDS: Final = 0.004
-"""A heartbeat that comes later than this has kept others waiting, too."""
+#: As long after somebody asked for something, uploads give way.
 ASKED_SECONDS: Final = 1.0
-"""As long after somebody asked for something, uploads give way."""
+#: Bytes a second, of all scans together, at the least, at the most, and when others begin to ask.
 LEAST_RATE: Final = 8.0 * MIB
 MOST_RATE: Final = 4096.0 * MIB
 FIRST_RATE: Final = 64.0 * MIB
-"""Bytes a second, of all scans together, at the least, at the most, and when others begin to ask."""
 FALL: Final = 0.75
 RISE_PER_SECOND: Final = 24.0 * MIB
+#: After a fall, so long until the next: what is under way shows only then.
 CALM_SECONDS: Final = 0.1
-"""After a fall, so long until the next: what is under way shows only then."""
 
 
 class Rate:
@@ -164,8 +167,9 @@ class UploadSlot:
         self._has_turn = True
 
 
+#: An upload holds two at most: one that was read ahead, and one on its way to the blob store. Measured with 50 scans:
+#: 22 MiB, where the loop's own 256 KB take 36; 64 and 96 KiB save no more and cost throughput.
 PIECE_BYTES: Final = 128 << 10
-"""An upload holds two at most: one that was read ahead, and one on its way to the blob store."""
 
 
 class PiecewiseProtocol(asyncio.BufferedProtocol):

@@ -48,7 +48,7 @@ LEAST_NOISE_VOXELS: Final = 1000
 #: Both lungs of an adult at inspiration hold 2 to 8 litres; beyond this either the scan or the mask is unusual.
 PLAUSIBLE_LUNGS_ML: Final = (1000.0, 9000.0)
 
-#: Share of the lungs' volume: mean of the LCTSC cases 01-04, whose lobes `training/fissure_atlas.py` drew.
+#: Share of the lungs' volume: mean of the LCTSC cases 01-04, whose lobes `training/data/fissure_atlas.py` drew.
 USUAL_PERCENT: Final[Mapping[Lobe, float]] = {
     Lobe.LEFT_UPPER: 25.8,
     Lobe.LEFT_LOWER: 19.2,
@@ -60,7 +60,8 @@ USUAL_PERCENT: Final[Mapping[Lobe, float]] = {
 #: A lobe with less than this of its usual share is small: collapsed, removed, truncated by the scan, or badly drawn.
 SMALL_SHARE: Final = 0.5
 
-#: Where there is no fissure at all, less than this is seen in 95 % of lungs (`evaluation.borders --noise 24`: below 2.9
+#: Where there is no fissure at all, less than this is seen in 95 % of lungs (`training.validation.fissure_borders
+#: --noise 24`: below 2.9
 #: on the left, 1.7 and, horizontal, 0.9 on the right).
 SEEN_SD: Final = 3.0
 

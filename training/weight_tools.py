@@ -1,7 +1,7 @@
 """Blends two sets of weights of one network: `python -m training.weight_tools A B OUT --version X`.
 
 Weights that were trained on from others lie in one valley with them; between the two the network often does better on
-what neither was taught than at either end (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models").
+what neither was trained on than at either end (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models").
 """
 
 import argparse

@@ -1,7 +1,6 @@
 """Many scans in one call: POST /v1/batches and what follows."""
 
 import hashlib
-from collections.abc import Iterator
 from typing import Annotated, Any, Final
 
 from anyio.to_thread import run_sync
@@ -14,7 +13,7 @@ from api.dependencies import Addresses, AddressesDep, JobsDep, MetricsDep, Setti
 from api.errors import ApiError, problem_of
 from api.request_body import HEAD_BYTES, MAX_BATCH_BYTES, body_chunks, read_json, require_length, require_scan
 from api.routes.submission import IdempotencyKey
-from api.schemas import Batch, BatchSubmission, BatchUploadedItem, Schema
+from api.schemas import Batch, BatchItemSubmission, BatchSubmission, BatchUploadedItem, Schema
 from api.views import batch_view
 from jobs import problems, states, tracing
 from jobs.batches import BatchItem, BatchRecord
@@ -84,12 +83,13 @@ async def create_batch(
     A scan whose address is not allowed, or whose upload is not there, is refused in its item; the others go on. Once
     you have the 202, all of them survive restarts.
     """
+    # First, so that a broker that is down costs the client no upload.
     await run_sync(jobs.check_broker)
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise ApiError(problems.UNSUPPORTED_CONTENT_TYPE, "send application/json")
     require_length(request, MAX_BATCH_BYTES)
     submission = await read_json(body_chunks(request, MAX_BATCH_BYTES, settings.idle_seconds), BatchSubmission)
-    record, is_replay = await run_sync(_accepted, jobs, submission, idempotency_key, addresses)
+    record, is_replay = await run_sync(_accept, jobs, submission, idempotency_key, addresses)
     if not is_replay:
         for item, wanted in zip(record.items, submission.items, strict=True):
             if item.job_id is not None:
@@ -133,7 +133,7 @@ def cancel_batch(batch_id: BatchId, jobs: JobsDep, addresses: AddressesDep) -> J
     return JSONResponse(_page(jobs, record, 0, FIRST_PAGE, addresses), 202)
 
 
-def _accepted(
+def _accept(
     jobs: JobService, submission: BatchSubmission, key: str | None, addresses: Addresses
 ) -> tuple[BatchRecord, bool]:
     """The batch, and whether an earlier request with this key made it."""
@@ -141,47 +141,47 @@ def _accepted(
     batch_id, earlier = jobs.batches.begin(key, fingerprint)
     if earlier is not None:
         return earlier, True
-    items = list(_taken(jobs, submission, addresses))
-    record = BatchRecord(
-        id=batch_id,
-        created_at=states.now(),
-        items=[BatchItem(error=item) if isinstance(item, JobError) else BatchItem(job_id=item.id) for item in items],
-    )
-    return jobs.batches.accept(record, [item for item in items if isinstance(item, JobRecord)]), False
-
-
-def _taken(jobs: JobService, submission: BatchSubmission, addresses: Addresses) -> Iterator[JobRecord | JobError]:
-    """What each item will be. A storage that is down refuses the whole batch."""
+    records: list[JobRecord] = []
+    items: list[BatchItem] = []
     for item in submission.items:
-        job_id = jobs.new_id()
         try:
-            if item.callback_url is not None and not jobs.callbacks.is_allowed(item.callback_url):
-                raise ApiError(problems.CALLBACK_NOT_ALLOWED, "the operator has not allowed this address")
-            upload_id = item.source.upload_id if isinstance(item, BatchUploadedItem) else None
-            yield JobRecord(
-                id=job_id,
-                created_at=states.now(),
-                priority=item.priority,
-                input=_input(jobs, job_id, item),
-                client_reference=item.client_reference,
-                upload_id=upload_id,
-                callback_url=item.callback_url,
-                address=addresses.job(job_id),
-                traceparent=tracing.branch("job of a batch", {tracing.JOB_ID: job_id}),
-            )
+            records.append(_job_record(jobs, item, addresses))
+            items.append(BatchItem(job_id=records[-1].id))
+        # A storage that is down is no fault of this item: the whole batch is refused, and may be sent again.
         except UnavailableError:
             raise
         except (ApiError, JobsError) as error:
-            yield JobError.of(problem_of(error), str(error), error.evidence)
+            items.append(BatchItem(error=JobError.of(problem_of(error), str(error), error.evidence)))
+    # The batch is stored before its first job, so that a gateway that dies half way leaves all items on record.
+    return jobs.batches.accept(BatchRecord(id=batch_id, created_at=states.now(), items=items), records), False
 
 
-def _input(jobs: JobService, job_id: str, item: Any) -> InputInfo:
+def _job_record(jobs: JobService, item: BatchItemSubmission, addresses: Addresses) -> JobRecord:
+    """What the item will be. Raises ApiError and JobsError: the item is refused."""
+    job_id = jobs.new_id()
+    if item.callback_url is not None and not jobs.callbacks.is_allowed(item.callback_url):
+        raise ApiError(problems.CALLBACK_NOT_ALLOWED, "the operator has not allowed this address")
+    upload_id, created_at = None, states.now()
     if isinstance(item, BatchUploadedItem):
-        require_scan(jobs.uploads.head(item.source.upload_id, HEAD_BYTES))
-        return jobs.take_upload(item.source.upload_id, job_id)
-    if not is_allowed(item.source.url, jobs.settings.source_allowlist):
+        upload_id = item.source.upload_id
+        # Looked at before the upload is taken: one that is no scan stays, and can be aborted.
+        require_scan(jobs.uploads.head(upload_id, HEAD_BYTES))
+        scan = jobs.take_upload(upload_id, job_id)
+    elif is_allowed(item.source.url, jobs.settings.source_allowlist):
+        scan = InputInfo(source=item.source)
+    else:
         raise ApiError(problems.SOURCE_NOT_ALLOWED, "the operator has not allowed this address")
-    return InputInfo(source=item.source)
+    return JobRecord(
+        id=job_id,
+        created_at=created_at,
+        priority=item.priority,
+        input=scan,
+        client_reference=item.client_reference,
+        upload_id=upload_id,
+        callback_url=item.callback_url,
+        address=addresses.job(job_id),
+        traceparent=tracing.branch("job of a batch", {tracing.JOB_ID: job_id}),
+    )
 
 
 def _page(jobs: JobService, record: BatchRecord, first: int, limit: int, addresses: Addresses) -> Any:

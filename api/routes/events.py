@@ -76,12 +76,14 @@ async def watch_job(
     streams: Streams = request.app.state.streams
     if await anyio.to_thread.run_sync(_is_over, jobs, job_id, last_event_id):
         return Response(status_code=204)
+    # Taken here and not in the generator, which starts after the status: the client must still be able to get a 503.
     with ExitStack() as opened:
         opened.enter_context(streams.slot())
         patience = Patience(settings.keep_alive_seconds, settings.stream_seconds)
         events = follow(streams, job_id, last_event_id, partial(jobs.events, job_id), patience)
         slot = opened.pop_all()
-    headers = {"X-Accel-Buffering": "no"}  # nginx would hold events back
+    # nginx would hold events back.
+    headers = {"X-Accel-Buffering": "no"}
     return StreamingResponse(_lines(events, addresses, slot), headers=headers, media_type=MEDIA_TYPE)
 
 

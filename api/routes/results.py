@@ -20,8 +20,8 @@ from jobs.states import StoredMask
 
 router = APIRouter(tags=["results"])
 
+#: Not application/gzip, which some clients would unpack or not know; the file name says what it is.
 MEDIA_TYPE: Final = "application/octet-stream"
-"""Not application/gzip, which some clients would unpack or not know; the file name says what it is."""
 
 Name = Annotated[MaskName, Path(description="which mask")]
 Range = Annotated[
@@ -99,7 +99,11 @@ def get_mask(
         return Response(status_code=304, headers={"ETag": headers["ETag"]})
     applies = range_applies(if_range, headers["ETag"], headers["Last-Modified"])
     part = parse_range(range, mask.size_bytes) if applies else None
-    return _stream(mask, headers, part)
+    begin, end = part or (0, mask.size_bytes)
+    headers |= {"Content-Length": str(end - begin)}
+    if part is not None:
+        headers["Content-Range"] = f"bytes {begin}-{end - 1}/{mask.size_bytes}"
+    return StreamingResponse(mask.read(begin, end), 206 if part else 200, headers, MEDIA_TYPE)
 
 
 @router.get(
@@ -155,6 +159,7 @@ def head_mask(job_id: JobId, name: Name, jobs: JobsDep, if_none_match: IfNoneMat
 
 
 def _headers(mask: StoredMask, name: MaskName) -> dict[str, str]:
+    # The sha256 of the whole file, for a part of it too (RFC 9530): a download in parts can be checked.
     digest = base64.b64encode(bytes.fromhex(mask.sha256)).decode()
     return {
         "ETag": quoted(mask.sha256),
@@ -163,11 +168,3 @@ def _headers(mask: StoredMask, name: MaskName) -> dict[str, str]:
         "Repr-Digest": f"sha-256=:{digest}:",
         "Content-Disposition": f'attachment; filename="{name}.nii.gz"',
     }
-
-
-def _stream(mask: StoredMask, headers: dict[str, str], part: tuple[int, int] | None) -> Response:
-    begin, end = part or (0, mask.size_bytes)
-    headers = headers | {"Content-Length": str(end - begin)}
-    if part is not None:
-        headers["Content-Range"] = f"bytes {begin}-{end - 1}/{mask.size_bytes}"
-    return StreamingResponse(mask.read(begin, end), 206 if part else 200, headers, MEDIA_TYPE)

@@ -38,12 +38,12 @@ from jobs.models import InputInfo, JobRecord, JobState
 from jobs.remote_sources import is_allowed
 from jobs.service import JobService
 from jobs.settings import ApiSettings
-from jobs.store.idempotency import FirstAnswer
 from jobs.tracing import step
 
 router = APIRouter(tags=["jobs"])
 
 _WAIT: Final = re.compile(r'(?:^|,)\s*wait\s*=\s*"?(\d{1,6})"?\s*(?=[,;]|$)', re.IGNORECASE)
+#: A thread cannot be interrupted: after a client has gone, its wait ends within this time.
 _WAIT_SLICE_SECONDS: Final = 1.0
 
 IdempotencyKey = Annotated[
@@ -167,7 +167,12 @@ async def create_job(
     # 0 if no wait is asked for. What is not understood is ignored, as RFC 7240 says.
     match = _WAIT.search(prefer or "")
     wanted_seconds = min(int(match.group(1)), settings.max_wait_seconds) if match else 0
-    state, waited = await _wait(jobs, accepted.state, wanted_seconds, request.app.state.waiting)
+    state, limiter = accepted.state, request.app.state.waiting
+    # Each wait holds a thread. When too many do, this one is answered at once, and without Preference-Applied.
+    waited = wanted_seconds > 0 and limiter.available_tokens >= 1
+    deadline = anyio.current_time() + wanted_seconds
+    while waited and not state.status.is_final and (left := deadline - anyio.current_time()) > 0:
+        state = await run_sync(jobs.wait, state.id, min(left, _WAIT_SLICE_SECONDS), limiter=limiter)
     headers = {"Location": addresses.job(state.id), "ETag": quoted(state.revision)}
     if not state.status.is_final:
         headers["Retry-After"] = str(settings.poll_seconds)
@@ -200,8 +205,9 @@ class _Submission:
 
     async def submit(self, key: str | None, slot: UploadSlot | None) -> _Accepted:
         """The new job, or the one that the first request with `key` made. A form comes in the turns of its `place`."""
+        # First, so that a broker that is down (503) costs the client no upload: without it no job can be accepted.
         await run_sync(self._jobs.check_broker)
-        # All that can be refused before a byte of the body is read.
+        # Then all that can be refused by the headers, before a byte of the body is read: a scan may take minutes.
         if self._media_type not in ("multipart/form-data", "application/json"):
             raise ApiError(problems.UNSUPPORTED_CONTENT_TYPE, "send multipart/form-data or application/json")
         if self.is_form:
@@ -213,9 +219,21 @@ class _Submission:
         job_id = self._jobs.new_id()
         first = await run_sync(self._jobs.idempotency.begin, key, job_id) if key else None
         if first is not None:
-            return await self._replay(first, chunks)
+            # Read and hashed but not stored: only its digest and options show whether it is the same request.
+            record = await self._read("", HashSink(), chunks)
+            await run_sync(first.require_same, record)
+            return _Accepted(await run_sync(self._jobs.get, first.job_id), is_replay=True)
         with step("upload"):
-            record = await self._receive(job_id, key, chunks)
+            try:
+                sink = await self._jobs.open_upload(job_id) if self.is_form else HashSink()
+                record = await self._read(job_id, sink, chunks)
+            except BaseException:
+                # The key is free again at once, else a repetition would get 409 until the key's time in flight is over.
+                # Shielded, because a client that went away cancels this task.
+                if key:
+                    with anyio.CancelScope(shield=True):
+                        await run_sync(self._jobs.idempotency.abandon, key, job_id)
+                raise
         record = record.model_copy(update={"address": self._addresses.job(job_id)})
         state = await run_sync(self._jobs.accept, record)
         self._metrics.accepted.labels(record.priority.value).inc()
@@ -233,22 +251,6 @@ class _Submission:
     @property
     def _limit_bytes(self) -> int:
         return self._jobs.settings.max_upload_bytes + FORM_OVERHEAD_BYTES if self.is_form else MAX_JSON_BYTES
-
-    async def _replay(self, first: FirstAnswer, chunks: AsyncIterator[bytes]) -> _Accepted:
-        record = await self._read("", HashSink(), chunks)
-        await run_sync(first.require_same, record)
-        return _Accepted(await run_sync(self._jobs.get, first.job_id), is_replay=True)
-
-    async def _receive(self, job_id: str, key: str | None, chunks: AsyncIterator[bytes]) -> JobRecord:
-        """The key is free again if this fails."""
-        try:
-            sink = await self._jobs.open_upload(job_id) if self.is_form else HashSink()
-            return await self._read(job_id, sink, chunks)
-        except BaseException:
-            if key:
-                with anyio.CancelScope(shield=True):
-                    await run_sync(self._jobs.idempotency.abandon, key, job_id)
-            raise
 
     async def _read(self, job_id: str, sink: Sink, chunks: AsyncIterator[bytes]) -> JobRecord:
         if self.is_form:
@@ -282,15 +284,3 @@ def _record(job_id: str, scan: InputInfo, options: JobOptions, upload_id: str | 
         callback_url=options.callback_url,
         upload_id=upload_id,
     )
-
-
-async def _wait(
-    jobs: JobService, state: JobState, seconds: float, limiter: anyio.CapacityLimiter
-) -> tuple[JobState, bool]:
-    """Hold the answer back, if not too many do so already. Says whether it did."""
-    if seconds <= 0 or limiter.available_tokens < 1:
-        return state, False
-    deadline = anyio.current_time() + seconds
-    while not state.status.is_final and (left := deadline - anyio.current_time()) > 0:
-        state = await run_sync(jobs.wait, state.id, min(left, _WAIT_SLICE_SECONDS), limiter=limiter)
-    return state, True

@@ -3,7 +3,7 @@
 A statistical model: each fissure is a quadratic surface over its mean plane, and what differs between people is a
 normal distribution of its six coefficients. A whole surface meets enough of a fissure that is nowhere seen surely.
 Coordinates are those of a standard lung: a box of `STANDARD_MM` whose origin is the right, front, lower corner,
-so that a lung of any size is compared by its box. `training/fissure_atlas.py` learns the model.
+so that a lung of any size is compared by its box. `training/data/fissure_atlas.py` learns the model.
 """
 
 import json
@@ -52,7 +52,8 @@ SLOPE_MM: Final = 1.0
 #: Spread of what surfaces meet by chance, at least: without any sheet there is nothing to tell.
 LEAST_CHANCE: Final = 1e-4
 #: What it costs to leave a drawn border by `FAR_MM` or more everywhere: what noise alone pays for that in 95 % of lungs
-#: (half the square of "nothing drawn" of `evaluation.borders --noise`), so that without a fissure in sight it stays.
+#: (half the square of "nothing drawn" of `training.validation.fissure_borders --noise`), so that without a fissure in
+#: sight it stays.
 DRAWN_NATS: Final[Mapping[str, float]] = {"left_oblique": 7.0, "right_oblique": 22.0, "right_horizontal": 27.0}
 FAR_MM: Final = 10.0
 #: Nearer to the oblique fissure, a sheet is part of it. The horizontal one ends there: what of its surface is clearly

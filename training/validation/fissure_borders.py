@@ -43,7 +43,7 @@ from training.validation.lungs import Case, as_drawn, lobes_by, phantom_cases
 
 #: Phantoms of decision 23: its constants were chosen on the first twelve.
 FIRST_SEED: Final = 900_000
-TAUGHT: Final = ("case01", "case02", "case03", "case04")
+TRAINING_CASES: Final = ("case01", "case02", "case03", "case04")
 NOISE_MEAN_HU: Final = -850.0
 NOISE_HU: Final = 40.0
 #: In the plane, as a reconstruction kernel makes it.
@@ -129,9 +129,9 @@ def noise(shape: tuple[int, ...], rng: np.random.Generator) -> Int16[np.ndarray,
 
 
 def usual_percent(data: Path) -> dict[Lobe, float]:
-    """The mean share of the lungs that each lobe has in the cases that taught."""
+    """The mean share of the lungs that each lobe has in the training cases."""
     shares = []
-    for name in TAUGHT:
+    for name in TRAINING_CASES:
         mask = sitk.ReadImage(str(data / "lctsc" / f"{name}_lungs.nii.gz"))
         lobes, _ = draw_lobes(
             read_ct(data / "lctsc" / f"{name}_ct.nii.gz").volume, sitk.GetArrayFromImage(mask) > 0, read_shapes()

@@ -45,8 +45,8 @@ from training.validation.fissures import Marks, draw_marks, fissure_distances_mm
 FIRST_UNSEEN_SEED: Final = 1_000_000
 #: The one real chest with lungs drawn by hand that no training has seen.
 HELD_OUT_CASE: Final = "case05"
-#: Those that taught the network and have marks: they say nothing of it, but something of where its borders go.
-TAUGHT_CASES: Final = ("case01", "case02", "case03")
+#: Training cases that have marks: they say nothing of it, but something of where its borders go.
+TRAINING_CASES: Final = ("case01", "case02", "case03")
 HELD_OUT_COVID: Final = (2, 4)
 SCANS: Final = ("lidc-1011", "lung-dx-a0001")
 PASTED_COPIES: Final = 3
@@ -182,7 +182,7 @@ def real_cases(data: Path) -> Iterator[Case]:
         pasted = Volume(np.rint(hu).astype(np.int16), volume.grid)
         yield Case(f"{HELD_OUT_CASE} pasted {number}", pasted, known, lungs, None, labels >= OPAQUE)
     yield from covid_cases(data)
-    for name in TAUGHT_CASES:
+    for name in TRAINING_CASES:
         volume = read_ct(data / "lctsc" / f"{name}_ct.nii.gz").volume
         yield Case(f"{name} (taught)", volume, marks[name], fissures=fissures[name])
     for name in SCANS:
