@@ -24,43 +24,38 @@ from jobs.worker_api import WorkerApi
 from worker.scratch import open_scratch
 from worker.task import Load, WorkerContext, load_pipeline, work_on
 
-_MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024
-"""What getrusage counts in."""
-
-
-def read_worker_stats(device: str) -> WorkerStats:
-    """Never raises for a GPU that tells nothing.
-
-    Args:
-        device: where the networks run, as the settings have it.
-    """
-    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_BYTES
-    return WorkerStats(peak_memory_bytes=peak_bytes, **_gpu(device))
-
-
-def _gpu(device: str) -> dict[str, Any]:
-    """Nothing where this process has not brought CUDA up: asking would, and takes memory of the device."""
-    torch = sys.modules.get("torch")
-    if torch is None or not device.startswith(("auto", "cuda")) or not torch.cuda.is_initialized():
-        return {}
-    number = int(device.partition(":")[2] or torch.cuda.current_device())
-    found: dict[str, Any] = {}
-    with suppress(RuntimeError):
-        free_bytes, total_bytes = torch.cuda.mem_get_info(number)
-        found |= {"gpu_memory_used_bytes": total_bytes - free_bytes, "gpu_memory_total_bytes": total_bytes}
-    with suppress(RuntimeError, ImportError):  # it asks NVIDIA's library, where `nvidia-ml-py` is there
-        found["gpu_utilization_ratio"] = torch.cuda.utilization(number) / 100
-    return found
-
-
 log = logging.getLogger(__name__)
 
+#: What traces call it.
 SERVICE: Final = "lobewise-worker"
-"""What traces call it."""
 ANNOUNCE_EVERY_SECONDS: Final = 5.0
+#: Three announcements: one that is lost, or late, does not make a living worker count as gone.
 ANNOUNCED_FOR_SECONDS: Final = 15.0
-LOAD_SECONDS: Final = 600.0
-"""How long a process may take to load its models."""
+#: The unit of getrusage's ru_maxrss differs: bytes on macOS, KiB on Linux.
+MAXRSS_BYTES: Final = 1 if sys.platform == "darwin" else 1024
+WORKER_CONFIG: Final = {
+    # The prefork pool alone enforces time limits and survives a killed child.
+    "worker_pool": "prefork",
+    # Spawned, since CUDA does not work in a process that was forked after it was brought up.
+    "worker_pool_start_method": "spawn",
+    # Loading the models takes longer than the few seconds that Celery gives a new process by default.
+    "worker_proc_alive_timeout": 600.0,
+    "worker_lost_wait": 1.0,
+    # Acknowledged after the work: a worker that dies leaves its message; the reconciler sends a lost one again.
+    "task_acks_late": True,
+    # A message fetched ahead would wait behind a scan of a minute while another worker is idle.
+    "worker_prefetch_multiplier": 1,
+    "worker_disable_prefetch": True,
+    # Redis may start after its workers, or be away for hours: a worker that gave up would not come back by itself.
+    "broker_connection_retry_on_startup": True,
+    "broker_connection_max_retries": None,
+    # A job's record is in the storage: a scan that is nearly done is worth finishing without the broker.
+    "worker_cancel_long_running_tasks_on_connection_loss": False,
+    # Nobody controls workers through the broker: the job's record would not know. Its heartbeat stops a cancelled job.
+    "worker_enable_remote_control": False,
+    # Jobs are counted in Redis by the step that ends them, so that events would only say it twice.
+    "worker_send_task_events": False,
+}
 
 
 class WorkerApp(Celery):  # type: ignore[misc]  # Celery ships no types
@@ -68,6 +63,7 @@ class WorkerApp(Celery):  # type: ignore[misc]  # Celery ships no types
 
     def __init__(self, settings: JobsSettings, device: str, load: Load) -> None:
         super().__init__("lobewise", set_as_current=False)
+        # A spawned child unpickles the app: it builds the app anew, its task and signals included.
         self._recipe = (settings, device, load)
 
     def __reduce__(self) -> Any:
@@ -83,9 +79,14 @@ def build_app(settings: JobsSettings, device: str = "auto", load: Load = load_pi
     """
     app = WorkerApp(settings, device, load)
     app.conf.update(celery_config(settings))
-    app.conf.update(_worker_config())
+    app.conf.update(WORKER_CONFIG)
     process = _Process(settings, device, load)
-    setup_logging.connect(_leave_logging_alone, weak=False, dispatch_uid="lobewise")
+
+    def keep_logging(**_signal: object) -> None:
+        """Nothing to do: Celery leaves logging alone where this signal has a receiver."""
+
+    # `weak=False`: Celery would drop a receiver that nobody else refers to.
+    setup_logging.connect(keep_logging, weak=False, dispatch_uid="lobewise")
     worker_process_init.connect(process.start, weak=False, dispatch_uid="lobewise")
     worker_process_shutdown.connect(process.stop, weak=False, dispatch_uid="lobewise")
     app.task(name=TASK_NAME, soft_time_limit=settings.soft_limit_seconds, time_limit=settings.hard_limit_seconds)(
@@ -97,31 +98,6 @@ def build_app(settings: JobsSettings, device: str = "auto", load: Load = load_pi
 def process_name(pid: int) -> str:
     """What a worker process of this machine is called."""
     return f"{socket.gethostname()}:{pid}"
-
-
-def _leave_logging_alone(**_signal: object) -> None:
-    """Celery sets up no log of its own where somebody listens to this signal."""
-
-
-def _worker_config() -> dict[str, Any]:
-    return {
-        # Spawned processes: time limits and kills work, and CUDA is safe.
-        "worker_pool": "prefork",
-        "worker_pool_start_method": "spawn",
-        "worker_proc_alive_timeout": LOAD_SECONDS,
-        "worker_lost_wait": 1.0,
-        # One message at a time, acknowledged after the work; a lost one comes back through the reaper.
-        "task_acks_late": True,
-        "worker_prefetch_multiplier": 1,
-        "worker_disable_prefetch": True,
-        # Workers come and go with their broker.
-        "broker_connection_retry_on_startup": True,
-        "broker_connection_max_retries": None,
-        "worker_cancel_long_running_tasks_on_connection_loss": False,
-        # Nobody controls workers through the broker: a cancelled job is stopped by its own heartbeat.
-        "worker_enable_remote_control": False,
-        "worker_send_task_events": False,
-    }
 
 
 class _Process:
@@ -147,28 +123,51 @@ class _Process:
             analysis = self._load(self._settings, self._device)
         except Exception:
             log.exception("the worker cannot start")
+            # The pool would replace the failed process for ever; ending the parent shows the fault to the supervisor.
             os.kill(os.getppid(), signal.SIGTERM)
             raise
         worker = process_name(os.getpid())
-        self._context = WorkerContext(jobs, analysis, worker, stop_hard=_kill_this_process)
+        self._context = WorkerContext(jobs, analysis, worker, stop_hard=self.kill)
         self._context.drain.listen()
-        threading.Thread(target=_announce, args=(jobs, worker, self._device), name="announce", daemon=True).start()
+        threading.Thread(target=self.announce, args=(jobs, worker), name="announce", daemon=True).start()
 
     def stop(self, **_signal: object) -> None:
-        """Celery ends its processes without Python's own farewell."""
+        """Send the spans that wait, since Celery ends its processes without Python's atexit."""
         stop_tracing()
 
+    def kill(self) -> None:
+        """End this process at once, in the midst of a job."""
+        stop_tracing()
+        # SIGKILL, since Python handles no signal while it is inside a kernel of torch.
+        os.kill(os.getpid(), signal.SIGKILL)
 
-def _announce(jobs: WorkerApi, worker: str, device: str) -> None:
-    pause = threading.Event()
-    while True:
-        try:
-            jobs.announce(worker, ANNOUNCED_FOR_SECONDS, worker_stats=read_worker_stats(device))
-        except BrokerUnavailableError as error:
-            log.warning("cannot say that this worker is ready: %s", error)
-        pause.wait(ANNOUNCE_EVERY_SECONDS)
+    def announce(self, jobs: WorkerApi, worker: str) -> None:
+        """Say again and again that this process is ready; an announcement that fails is logged."""
+        pause = threading.Event()
+        while True:
+            try:
+                jobs.announce(worker, ANNOUNCED_FOR_SECONDS, worker_stats=read_worker_stats(self._device))
+            except BrokerUnavailableError as error:
+                log.warning("cannot say that this worker is ready: %s", error)
+            pause.wait(ANNOUNCE_EVERY_SECONDS)
 
 
-def _kill_this_process() -> None:
-    stop_tracing()
-    os.kill(os.getpid(), signal.SIGKILL)
+def read_worker_stats(device: str) -> WorkerStats:
+    """The peak memory of this process, and what its GPU says. Never raises for a GPU that says nothing.
+
+    Args:
+        device: where the networks run, as the settings have it.
+    """
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MAXRSS_BYTES
+    gpu: dict[str, Any] = {}
+    torch = sys.modules.get("torch")
+    # A process that has not brought CUDA up is not asked: the question itself would, and takes memory of the device.
+    if torch is not None and device.startswith(("auto", "cuda")) and torch.cuda.is_initialized():
+        number = int(device.partition(":")[2] or torch.cuda.current_device())
+        with suppress(RuntimeError):
+            free_bytes, total_bytes = torch.cuda.mem_get_info(number)
+            gpu |= {"gpu_memory_used_bytes": total_bytes - free_bytes, "gpu_memory_total_bytes": total_bytes}
+        # It asks NVIDIA's library, which is there only with `nvidia-ml-py`.
+        with suppress(RuntimeError, ImportError):
+            gpu["gpu_utilization_ratio"] = torch.cuda.utilization(number) / 100
+    return WorkerStats(peak_memory_bytes=peak_bytes, **gpu)

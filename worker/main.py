@@ -34,7 +34,7 @@ def run(
     *,
     load: Load = load_pipeline,
 ) -> int:
-    """Work until SIGTERM or Ctrl-C, which let the job in hand finish, or hand it back; the answer is the exit code.
+    """Work until SIGTERM or Ctrl-C, which let the running job finish, or requeue it. Returns the exit code.
 
     Args:
         concurrency: processes, each with models of its own, instead of the settings' number. One per GPU, or per
@@ -49,23 +49,30 @@ def run(
         log.warning("%s", sentence)
     connection = connect(settings)
     jobs = connection.worker
+
+    def pids() -> list[int]:
+        """Of the processes of the pool; none while it is not up."""
+        pool = getattr(worker.pool, "_pool", None)  # Celery has no public name for it
+        return [process.pid for process in getattr(pool, "_pool", ()) if process.pid]
+
     try:
         connection.reconciler.start()
         app = build_app(jobs.settings, device or jobs.settings.device, load)
         # Celery warns root of pickled messages; we take none but JSON.
         warnings.simplefilter("ignore", SecurityWarning)
-        worker = app.Worker(
+        worker: Any = app.Worker(
+            # Several workers may run on one machine, and Celery wants each to have a name of its own.
             hostname=f"lobewise-{secrets.token_hex(4)}@{socket.gethostname()}",
             concurrency=concurrency or jobs.settings.concurrency,
             loglevel=settings.log_level,
             quiet=True,
+            # They are how workers and Flower see each other through the broker; here workers announce themselves.
             without_gossip=True,
             without_mingle=True,
             without_heartbeat=True,
         )
-        # What Celery's processes log before they are ours is no JSON.
+        # What a child logs before `_Process.start` sets logging up is no JSON: only warnings may come through.
         os.environ["_MP_FORK_LOGLEVEL_"] = str(logging.WARNING)
-        pids = partial(_pids, worker)
         on_stop = requeue_after(jobs.settings.drain_seconds, pids)
         worker_shutting_down.connect(on_stop, weak=False, dispatch_uid="lobewise")
         Watchdog(jobs, partial(_worker_status, jobs, pids), lambda: start_anew(pids())).start()
@@ -75,12 +82,6 @@ def run(
     finally:
         connection.close()
         stop_tracing()
-
-
-def _pids(worker: Any) -> list[int]:
-    """Of the processes that do the work; none while the pool is not up."""
-    pool = getattr(worker.pool, "_pool", None)  # Celery has no public word for it
-    return [process.pid for process in getattr(pool, "_pool", ()) if process.pid]
 
 
 def _worker_status(jobs: WorkerApi, pids: Callable[[], list[int]]) -> WorkerStatus:

@@ -20,7 +20,7 @@ from jobs.models import (
 )
 from jobs.version import __version__
 from pipeline import severity as science
-from pipeline.geometry import Finding, LesionMask, LobeLabels, LungMask
+from pipeline.geometry import LesionMask, LobeLabels, LungMask
 from pipeline.severity import LobeSeverity, Severity
 
 if TYPE_CHECKING:  # they import torch, which takes seconds, and only their attributes are used here
@@ -42,7 +42,16 @@ def report_of(
         lungs=volumes_of(result.severity),
         lobes=[lobe_of(lobe, result.opacity_range.lobes[lobe.lobe]) for lobe in result.severity.lobes],
         landmarks=[_landmark_of(position) for position in result.landmarks],
-        quality=[_finding_of(finding) for finding in result.findings],
+        quality=[
+            QualityFinding(
+                code=finding.code,
+                severity=cast("Literal['info', 'warning', 'error']", finding.severity),
+                message=finding.message,
+                evidence=dict(finding.evidence),
+                lobe=None if finding.lobe is None else cast("LobeName", finding.lobe.slug),
+            )
+            for finding in result.findings
+        ],
         provenance=Provenance(
             input_sha256=input_sha256,
             software=__version__,
@@ -97,17 +106,6 @@ def _landmark_of(position: LandmarkPosition) -> LandmarkPoint:
     point = position.position_mm
     rounded = None if point is None else (round(point[0], 1), round(point[1], 1), round(point[2], 1))
     return LandmarkPoint(name=position.landmark.value, found=position.found, position_mm=rounded)
-
-
-def _finding_of(finding: Finding) -> QualityFinding:
-    severity = cast("Literal['info', 'warning', 'error']", finding.severity)
-    return QualityFinding(
-        code=finding.code,
-        severity=severity,
-        message=finding.message,
-        evidence=dict(finding.evidence),
-        lobe=None if finding.lobe is None else cast("LobeName", finding.lobe.slug),
-    )
 
 
 def _range_of(between: science.PercentRange | None) -> PercentRange | None:

@@ -15,7 +15,7 @@ PREFIX: Final = "lobewise-worker-"
 
 
 def open_scratch() -> Path:
-    """Sweep, then make this process' own folder and let `tempfile` use it."""
+    """Delete what dead processes left, then make this process' own folder and let `tempfile` use it."""
     parent = Path(tempfile.gettempdir())
     clean_up(parent)
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
@@ -26,16 +26,17 @@ def open_scratch() -> Path:
 
 def clean_up(parent: Path) -> int:
     """Delete the folders of processes that are gone; how many there were."""
-    swept = 0
+    deleted = 0
     for folder in parent.glob(PREFIX + "*"):
         if folder.stat().st_uid != os.getuid():
             continue
+        # A lock is free exactly if its process has ended, whereas its process id may be another process by now.
         lock = _lock(folder)
         if lock is not None:
             shutil.rmtree(folder, ignore_errors=True)
             os.close(lock)
-            swept += 1
-    return swept
+            deleted += 1
+    return deleted
 
 
 def _lock(folder: Path) -> int | None:

@@ -38,18 +38,21 @@ from worker.shutdown import Drain
 if TYPE_CHECKING:  # it imports torch, which the parent of the worker processes does not need
     from pipeline.quantify import Models, Progress, Quantification
 
+log = logging.getLogger(__name__)
 
-_SAYINGS: Final = ("can't allocate memory", "not enough memory", "out of memory", "cannot allocate memory", "bad_alloc")
-"""How torch and ITK put it, which have no type for it on a CPU."""
+#: How torch and ITK say it, which have no exception type for it on a CPU.
+OUT_OF_MEMORY_TEXTS: Final = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "cannot allocate memory",
+    "bad_alloc",
+)
 
-
-def is_out_of_memory(fault: BaseException) -> bool:
-    """Whether another process, or smaller pieces, may help."""
-    if isinstance(fault, MemoryError) or type(fault).__name__ == "OutOfMemoryError":  # torch's, which need not be here
-        return True
-    if isinstance(fault, OSError):
-        return fault.errno == errno.ENOMEM
-    return isinstance(fault, RuntimeError) and any(saying in str(fault).lower() for saying in _SAYINGS)
+#: Shares of the whole work that are done when a stage begins; the pipeline's own stages lie between the last two.
+READ_AT: Final = 0.02
+QUANTIFY_FROM: Final = 0.08
+QUANTIFY_TO: Final = 0.97
 
 
 class Analysis(Protocol):
@@ -58,11 +61,11 @@ class Analysis(Protocol):
     def read(self, path: Path) -> Scan: ...
 
     def quantify(self, scan: Scan, progress: "Progress", *, low_memory: bool) -> "Quantification":
-        """Args: frugal: in smaller pieces, since the memory did not suffice before."""
+        """Args: low_memory: in smaller pieces, since the memory did not suffice before."""
 
 
+#: Makes the analysis in each worker process; picklable, since the processes are spawned.
 Load = Callable[[JobsSettings, str], Analysis]
-"""Makes the analysis in each worker process; picklable, since the processes are spawned."""
 
 
 @dataclass(frozen=True)
@@ -87,21 +90,13 @@ def load_pipeline(settings: JobsSettings, device: str) -> Pipeline:
     return Pipeline(load_models(device, settings.weights_dir, settings.lung_stage))
 
 
-log = logging.getLogger(__name__)
-
-READ_AT: Final = 0.02
-QUANTIFY_FROM: Final = 0.08
-QUANTIFY_TO: Final = 0.97
-"""Shares of the whole work that are done when a stage begins; the pipeline's own stages lie between the last two."""
-
-
 @dataclass(frozen=True)
 class WorkerContext:
     """What a worker process has at hand.
 
     Attributes:
         stop_hard: ends this process, when a cancelled or lost job does not stop by itself.
-        drain: whether the job in hand shall be handed back.
+        drain: whether the running job shall be requeued.
     """
 
     jobs: WorkerApi
@@ -114,8 +109,8 @@ class WorkerContext:
 def work_on(context: WorkerContext, job_id: str) -> None:
     """Make an attempt at a job, if there is still something to do.
 
-    Returns when the job is final, released for another attempt or in other hands. What is raised is a fault that
-    left the job to the reaper.
+    Returns when the job is final, requeued for another attempt or leased by another worker. What is raised is a
+    fault that left the job to the reconciler.
     """
     with log_context(job_id=job_id):
         try:
@@ -147,12 +142,14 @@ def _attempt(context: WorkerContext, lease: Lease, folder: Path) -> bool:
         log.warning("the attempt is no longer wanted (%s)", type(reason).__name__)
     except HandBackError:
         context.jobs.requeue(lease)
-        log.info("handed back")
-    except Exception as fault:  # every fault of ours counts as an attempt, and is shown in full here
+        log.info("requeued")
+    # Every fault of ours counts as an attempt, so that a scan that breaks each worker ends as failed.
+    except Exception as fault:
         log.exception("the attempt failed")
         if is_out_of_memory(fault):
             context.jobs.fail_out_of_memory(lease, fault)
-            return False  # what it still holds, or has cut up, is gone with the process alone
+            # Memory that torch still holds, or has fragmented, comes back only when the process ends.
+            return False
         context.jobs.retry(lease, fault)
     else:
         log.info("the attempt is done")
@@ -167,7 +164,8 @@ def _score(context: WorkerContext, lease: Lease, folder: Path) -> None:
             path = context.jobs.fetch_input(lease, folder)
         with clock.stage(Stage.READ, READ_AT):
             scan = context.analysis.read(path)
-        path.unlink()  # the masks need the room
+        # The masks need the room on the disk.
+        path.unlink()
         with clock.stages():
             result = context.analysis.quantify(scan, clock.within, low_memory=lease.low_memory)
         with clock.stage(Stage.STORE, QUANTIFY_TO):
@@ -178,6 +176,15 @@ def _score(context: WorkerContext, lease: Lease, folder: Path) -> None:
         problem = error.problem if isinstance(error, SourceError) else BY_SLUG[error.code]
         log.info("the scan cannot be scored", extra={"code": problem.slug})
         context.jobs.fail(lease, JobError.of(problem, str(error), error.evidence), clock.seconds)
+
+
+def is_out_of_memory(fault: BaseException) -> bool:
+    """Whether another process, or smaller pieces, may help."""
+    if isinstance(fault, MemoryError) or type(fault).__name__ == "OutOfMemoryError":  # torch's, which need not be here
+        return True
+    if isinstance(fault, OSError):
+        return fault.errno == errno.ENOMEM
+    return isinstance(fault, RuntimeError) and any(text in str(fault).lower() for text in OUT_OF_MEMORY_TEXTS)
 
 
 def write_masks(result: "Quantification", folder: Path) -> dict[MaskName, Path]:

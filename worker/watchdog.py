@@ -1,7 +1,7 @@
-"""Starts a worker anew that hears nothing: ready and idle, while jobs wait.
+"""Restarts a worker that gets no messages: it is ready and idle, while jobs wait.
 
 After some losses of its connection a Celery worker stays connected and gets no message ever again. Nobody else can
-tell: its processes live, and its word that they are ready is renewed.
+tell: its processes live, and go on announcing that they are ready.
 """
 
 import logging
@@ -21,8 +21,8 @@ from jobs.worker_api import WorkerApi
 
 log = logging.getLogger(__name__)
 
+#: So often it looks within `deaf_seconds`: a restart is late by a tenth of that time at most.
 LOOKS: Final = 10
-"""So often it looks within the time after which a worker counts as deaf."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class WorkerStatus:
 
 
 class Watchdog:
-    """A worker is deaf that is idle and gets none of the messages that lie in the queues: it would take one at once.
+    """Restarts a worker that stays idle for `deaf_seconds` while messages lie in the queues.
 
     Args:
-        sight: looks at the worker.
+        worker_status: looks at the worker.
         restart: what to do then.
     """
 
@@ -53,28 +53,29 @@ class Watchdog:
         self._received = 0
 
     def start(self) -> None:
-        threading.Thread(target=self._run, name="watchdog", daemon=True).start()
+        def run() -> None:
+            pause = threading.Event()
+            while not self.look(time.monotonic()):
+                pause.wait(self._seconds / LOOKS)
+            log.error("jobs wait, and this worker, which is idle, gets none: it starts anew")
+            self._restart()
+
+        threading.Thread(target=run, name="watchdog", daemon=True).start()
 
     def look(self, now: float) -> bool:
-        """Whether the worker is deaf, at this monotonic time."""
+        """Whether the worker has got no messages for too long, at this monotonic time."""
         try:
             status = self._worker_status()
             is_passed_by = status.is_idle and status.received == self._received and self._jobs.messages_wait()
             self._received = status.received
         except UnavailableError:
-            is_passed_by = False  # whoever cannot reach the broker is not deaf
+            # Without the broker nobody gets messages, and a restart would not help.
+            is_passed_by = False
         if not is_passed_by:
             self._idle_since = None
             return False
         self._idle_since = now if self._idle_since is None else self._idle_since
         return now - self._idle_since > self._seconds
-
-    def _run(self) -> None:
-        pause = threading.Event()
-        while not self.look(time.monotonic()):
-            pause.wait(self._seconds / LOOKS)
-        log.error("jobs wait, and this worker, which is idle, gets none: it starts anew")
-        self._restart()
 
 
 def start_anew(children: Iterable[int]) -> None:
@@ -85,4 +86,5 @@ def start_anew(children: Iterable[int]) -> None:
         with suppress(ChildProcessError):
             os.waitpid(pid, 0)
     stop_tracing()
+    # The same process id goes on, so that neither Kubernetes nor `lobewise serve` sees a worker that ended.
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 (our own command line, no shell)
