@@ -279,18 +279,19 @@ def models(
 
 
 @app.command(
-    epilog="Example:  [bold]lobewise prepare lesions cohort.csv bank[/], then [bold]lobewise train lesions bank run[/]"
+    epilog="Example:  [bold]lobewise prepare lesions cohort.csv dataset[/], "
+    "then [bold]lobewise train lesions dataset run[/]"
 )
 def prepare(
     stage: TrainedStage,
-    dataset: Annotated[
+    cohort: Annotated[
         Path,
         typer.Argument(
             help="CSV of scans, masks and marks, or a folder that names them so; docs/training.md says how.",
             exists=True,
         ),
     ],
-    bank: Annotated[Path, typer.Argument(help="Folder for the prepared volumes; what is there already stays.")],
+    dataset: Annotated[Path, typer.Argument(help="Folder for the prepared volumes; what is there already stays.")],
     processes: Annotated[int, typer.Option(help="Scans at a time.", min=1)] = 1,
     copies: Annotated[
         int | None,
@@ -305,17 +306,17 @@ def prepare(
     require("torch", "worker")
     from cli.train import prepare as prepare_cohort
 
-    count = prepare_cohort(dataset, stage, bank, processes, copies, draw_lobes=draw_lobes)
-    err.print(f"{count} volumes in {bank}", highlight=False)
+    count = prepare_cohort(cohort, stage, dataset, processes, copies, draw_lobes=draw_lobes)
+    err.print(f"{count} volumes in {dataset}", highlight=False)
 
 
 @app.command(
-    epilog="Example:  [bold]lobewise train lesions bank run[/], then [bold]lobewise score scan.nii.gz --weights run[/] "
-    "with the other networks' weights copied beside it"
+    epilog="Example:  [bold]lobewise train lesions dataset run[/], "
+    "then [bold]lobewise score scan.nii.gz --weights run[/] with the other networks' weights copied beside it"
 )
 def train(
     stage: TrainedStage,
-    bank: Annotated[Path, typer.Argument(help="Folder that [bold]lobewise prepare[/] filled.", exists=True)],
+    dataset: Annotated[Path, typer.Argument(help="Folder that [bold]lobewise prepare[/] filled.", exists=True)],
     run: Annotated[Path, typer.Argument(help="Folder for checkpoints, logs and the weights.")],
     recipe: Annotated[str, typer.Option(help="JSON, or a file of it: fields of the recipe that differ.")] = "{}",
     steps: Annotated[int | None, typer.Option(help="Instead of the recipe's.", min=1)] = None,
@@ -327,13 +328,13 @@ def train(
 ) -> None:
     """Train a network on prepared volumes. Ended, it goes on from its last checkpoint when called again.
 
-    Several GPUs: torchrun --nproc-per-node 4 --no-python lobewise train lesions bank run
+    Several GPUs: torchrun --nproc-per-node 4 --no-python lobewise train lesions dataset run
     """
     require("torch", "worker")
     from cli.train import Order
     from cli.train import train as train_network
 
-    weights = train_network(Order(stage, bank, run, recipe, steps, start, version), device)
+    weights = train_network(Order(stage, dataset, run, recipe, steps, start, version), device)
     _say_where([weights] if weights else [])
 
 

@@ -14,8 +14,8 @@ import httpx
 from cli.output import Exit, bar, fail
 from jobs.models import MaskName, Report
 
+#: Called with the bytes that were sent and the bytes there are.
 OnSent = Callable[[int, int], None]
-"""Called with the bytes that were sent and the bytes there are."""
 
 FINAL: Final = ("succeeded", "failed", "cancelled")
 

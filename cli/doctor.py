@@ -60,10 +60,11 @@ def read_broker_info(settings: JobsSettings) -> BrokerInfo:
 
 Verdict = Literal["ok", "warning", "wrong"]
 
+#: A worker unpacks a scan and writes its masks; a folder of blobs fills up.
 LEAST_FREE_BYTES: Final = 5 * GIB
-"""A worker unpacks a scan and writes its masks; a folder of blobs fills up."""
+
+#: Signed addresses expire by the clock, and a bucket refuses requests of another time.
 LARGEST_SKEW_SECONDS: Final = 30.0
-"""Signed addresses expire by the clock, and a bucket refuses requests of another time."""
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ with needs("evaluation"):
     from evaluation.scores import PairedScores, read_pairs
     from evaluation.tables import all_tables
 
+#: Of the whole time, where there are masks.
 MASKS_SHARE = 0.8
-"""Of the whole time, where there are masks."""
 
+#: On the terminal: Tables 3 and 4 of the paper.
 SHOWN_TABLES = 2
-"""On the terminal: Tables 3 and 4 of the paper."""
 
 
 @dataclass(frozen=True)

@@ -58,17 +58,12 @@ def table_of(rows: list[ModelRow]) -> Table:
 
 def _verdict(where: Path, name: str, sha256: str) -> str:
     """Against `SHA256SUMS`, which `sha256sum -c` reads too; a card must lie beside the weights."""
-    listed = _listed(where / "SHA256SUMS").get(f"{name}.safetensors")
+    sums = where / "SHA256SUMS"
+    lines = sums.read_text(encoding="utf-8").splitlines() if sums.is_file() else []
+    digests = {file_name.lstrip("*"): digest for digest, file_name in (line.split() for line in lines if line)}
+    listed = digests.get(f"{name}.safetensors")
     if listed is None:
         return "not listed in SHA256SUMS"
     if listed != sha256:
         return "not the weights that SHA256SUMS lists"
     return "ok" if (where / f"{name}.md").is_file() else "no model card"
-
-
-def _listed(sums: Path) -> dict[str, str]:
-    """Digest by file name."""
-    if not sums.is_file():
-        return {}
-    lines = (line.split() for line in sums.read_text(encoding="utf-8").splitlines() if line)
-    return {file_name.lstrip("*"): digest for digest, file_name in lines}

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from jobs.models import PercentRange, Report
+from jobs.models import Report
 
 #: The packages of the project; an image copies those that it needs.
 ROOMS: Final = ("api", "jobs", "worker", "pipeline", "training", "evaluation", "cli")
@@ -96,18 +96,16 @@ def print_report(console: Console, report: Report, truth: Report | None = None) 
 
 def _totals(report: Report) -> dict[str, str]:
     scores = report.severity
+    # Reports of older versions have no range.
+    known = scores.percent_opacity_range
+    between = "" if known is None else f" ({known.low:.1f} to {known.high:.1f})"
     return {
-        "PO, percent opacity": f"{scores.percent_opacity:.2f}{_between(scores.percent_opacity_range)}",
+        "PO, percent opacity": f"{scores.percent_opacity:.2f}{between}",
         "PHO, percent high opacity": f"{scores.percent_high_opacity:.2f}",
         "LSS, lung severity score": str(scores.lung_severity_score),
         "LHOS, lung high opacity score": str(scores.lung_high_opacity_score),
         "Lung volume, ml": f"{report.lungs.volume_ml:.0f}",
     }
-
-
-def _between(part: PercentRange | None) -> str:
-    """What it may be, if that is known."""
-    return "" if part is None else f" ({part.low:.1f} to {part.high:.1f})"
 
 
 def _lobes(report: Report, truth: Report | None) -> Table:

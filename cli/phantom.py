@@ -28,8 +28,8 @@ LPS_AXES: Final = {
     "I": (0, 0, -1),
 }
 
+#: All 48, such as LPS or AIR.
 ORIENTATIONS: Final = tuple("".join(letters) for axes in permutations(("LR", "PA", "SI")) for letters in product(*axes))
-"""All 48, such as LPS or AIR."""
 
 
 def direction_of(orientation: str) -> Matrix:

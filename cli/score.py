@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,8 +26,8 @@ if TYPE_CHECKING:  # it imports torch, which takes seconds: a scan that cannot b
     from pipeline.lungs.backend import LungBackendName
     from pipeline.quantify import Models, Quantification
 
+#: Of the whole time, roughly.
 READ_SHARE = 0.05
-"""Of the whole time, roughly."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +67,7 @@ def score_here(path: Path, device: str, weights: Path | None, lung_stage: LungBa
         raise refused from error
     # Of a file; of a folder, of its files in the order of their paths.
     digest = hashlib.sha256()
-    for file in _files_of(path):
+    for file in [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file()):
         with file.open("rb") as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)
@@ -97,7 +96,3 @@ def _load(device: str, weights: Path | None, lung_stage: LungBackendName) -> Mod
         return load_models(device, weights, lung_stage)
     except (WeightsError, ValueError) as error:
         raise fail(Exit.USAGE, str(error)) from error
-
-
-def _files_of(path: Path) -> Iterator[Path]:
-    yield from [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())

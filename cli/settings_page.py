@@ -5,7 +5,7 @@ from typing import Final
 
 from pydantic_settings import BaseSettings
 
-from jobs.settings import ApiSettings, JobsSettings, Variable, variables
+from jobs.settings import ApiSettings, JobsSettings, variables
 
 HEAD: Final = """\
 # Settings
@@ -59,14 +59,11 @@ def page() -> str:
     """The page, in Markdown."""
     parts = [HEAD]
     for title, kind in SECTIONS:
-        rows = "\n".join(_row(variable) for variable in variables(kind))
-        parts.append(f"\n## {title}\n\n| variable | default | |\n|---|---|---|\n{rows}\n")
+        parts.append(f"\n## {title}\n\n| variable | default | |\n|---|---|---|\n")
+        for variable in variables(kind):
+            star = "\\*" if variable.is_secret else ""
+            parts.append(f"| `{variable.name}`{star} | {variable.default} | {variable.description} |\n")
     return "".join((*parts, FOOT))
-
-
-def _row(variable: Variable) -> str:
-    star = "\\*" if variable.is_secret else ""
-    return f"| `{variable.name}`{star} | {variable.default} | {variable.description} |"
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ with needs("worker"):
     from training.data.splits import Stage
     from training.loop import ProcessGroup, join_process_group
 
+#: Volumes that the background's offset of the lung network is fitted on.
 CALIBRATED_ON = 12
-"""Volumes that the background's offset of the lung network is fitted on."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Order:
     """What `lobewise train` is asked for; `recipe` is JSON or the name of a file of it."""
 
     stage: str
-    bank: Path
+    dataset: Path
     run: Path
     recipe: str
     steps: int | None
@@ -41,16 +41,16 @@ class Order:
 
 
 def prepare(
-    dataset: Path, stage: str, bank: Path, processes: int, copies: int | None, *, draw_lobes: bool = False
+    cohort: Path, stage: str, dataset: Path, processes: int, copies: int | None, *, draw_lobes: bool = False
 ) -> int:
-    """Bring the scans of a dataset to the grid of a stage; returns how many volumes lie in the bank."""
+    """Bring the scans of a cohort to the grid of a stage; returns how many volumes lie in the dataset."""
     try:
-        rows = read_cohort(dataset)
+        rows = read_cohort(cohort)
         with bar(f"preparing {len(rows)} scans for {stage}") as shown:
             written = prepare_cohort(
                 rows,
                 Stage(stage),
-                bank,
+                dataset,
                 processes,
                 lambda done: shown.show(f"preparing {len(rows)} scans", done),
                 copies,
@@ -71,8 +71,8 @@ def train(order: Order, device: str) -> Path | None:
             follow[Stage(order.stage)](order, group)
             return order.weights if group.is_first else None
     except FileNotFoundError as error:
-        hint = f"Prepare one first:  lobewise prepare {order.stage} DATASET {order.bank}"
-        raise fail(Exit.USAGE, escape(f"{order.bank} holds no prepared volumes."), escape(hint)) from error
+        hint = f"Prepare one first:  lobewise prepare {order.stage} COHORT {order.dataset}"
+        raise fail(Exit.USAGE, escape(f"{order.dataset} holds no prepared volumes."), escape(hint)) from error
     except (RecipeError, WeightsError, ValueError) as error:
         raise fail(Exit.USAGE, escape(str(error))) from error
 
@@ -81,7 +81,7 @@ def _train_landmarks(order: Order, group: ProcessGroup) -> None:
     if order.steps is not None or order.start is not None:
         raise RecipeError("landmarks: give warm_steps and dqn_steps in --recipe; each agent starts anew")
     recipe = read_recipe(landmarks.LandmarkRecipe, order.recipe)
-    landmarks.train(recipe, landmarks.LandmarkDataset.read(order.bank, recipe.config), order.run, group)
+    landmarks.train(recipe, landmarks.LandmarkDataset.read(order.dataset, recipe.config), order.run, group)
     if group.is_first:
         landmarks.export(recipe, order.run, order.weights, order.version)
 
@@ -89,7 +89,7 @@ def _train_landmarks(order: Order, group: ProcessGroup) -> None:
 def _train_lungs(order: Order, group: ProcessGroup) -> None:
     recipe = read_recipe(LungRecipe, order.recipe)
     recipe = replace(recipe, trunk_steps=order.steps or recipe.trunk_steps)
-    run, found = lungs.open_run(order.bank, order.run, recipe, group, start=order.start)
+    run, found = lungs.open_run(order.dataset, order.run, recipe, group, start=order.start)
     lungs.follow(run, found)
     if group.is_first:
         run.export(order.weights, order.version, found, CALIBRATED_ON)
@@ -98,6 +98,6 @@ def _train_lungs(order: Order, group: ProcessGroup) -> None:
 def _train_lesions(order: Order, group: ProcessGroup) -> None:
     recipe = read_recipe(LesionRecipe, order.recipe)
     recipe = replace(recipe, steps=order.steps or recipe.steps)
-    lesions.train(recipe, order.bank, order.run, group, order.start)
+    lesions.train(recipe, order.dataset, order.run, group, order.start)
     if group.is_first:
         lesions.export(order.run, recipe, order.weights, order.version)
