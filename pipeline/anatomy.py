@@ -42,3 +42,7 @@ class Landmark(Enum):
     CARINA = "carina"
     #: Lower end of the sternum: the tip of the xiphoid process. The fallback when there is no carina.
     STERNUM_TIP = "sternum_tip"
+
+
+#: The sheets between lobes, by name: here, so that findings name them without what looks for them.
+FISSURES: Final = ("left_oblique", "right_oblique", "right_horizontal")

@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 
-from pipeline.anatomy import Landmark, Lobe
+from pipeline.anatomy import FISSURES, Landmark, Lobe
 from pipeline.errors import NotChestCTError
 from pipeline.geometry import (
     TRUNCATED_CM2,
@@ -18,7 +18,6 @@ from pipeline.geometry import (
     Volume,
     area_on_faces_cm2,
 )
-from pipeline.lungs.fissure_model import FISSURES
 from pipeline.severity import LobeSeverity, OpacityRange, PercentRange, Severity
 
 #: Air in and around the patient, lung included.

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, UInt8
 from scipy import ndimage, optimize
 
-from pipeline.anatomy import LEFT_LOBES, RIGHT_LOBES, Lobe
+from pipeline.anatomy import FISSURES, LEFT_LOBES, RIGHT_LOBES, Lobe
 from pipeline.geometry import Grid, Volume, is_truncated
 from pipeline.lungs.fissure_sheets import Sheets, find_faint_sheets
 
@@ -29,7 +29,6 @@ Scores = Float64[np.ndarray, "6"]
 
 #: Box of the standard lung (x, y, z).
 STANDARD_MM: Final = np.array([120.0, 175.0, 265.0])
-FISSURES: Final = ("left_oblique", "right_oblique", "right_horizontal")
 #: The lobes above each fissure, and those below it.
 SIDES_OF: Final[Mapping[str, tuple[tuple[Lobe, ...], tuple[Lobe, ...]]]] = {
     "left_oblique": ((Lobe.LEFT_UPPER,), (Lobe.LEFT_LOWER,)),

@@ -56,9 +56,9 @@ def test_a_child_that_never_gets_ready_is_reported(tmp_path: Path) -> None:
 
 SUPERVISOR = """
 import sys, time
-from cli import processes
-processes.GRACE_SECONDS = 0.5
-with processes.terminated_like_interrupted(), processes.started("child", sys.argv[1:], {}, None) as child:
+from cli import local
+local.GRACE_SECONDS = 0.5
+with local.terminated_like_interrupted(), local.started("child", sys.argv[1:], {}, None) as child:
     print(child.process.pid, flush=True)
     time.sleep(600)
 """

@@ -532,7 +532,7 @@ class JobMachine(RuleBasedStateMachine):
         def die() -> None:
             running.actor.was_killed = True
 
-        context = task.WorkerContext(self.jobs, Analysis(plan, name), name, die)  # type: ignore[arg-type]
+        context = task.WorkerContext(self.jobs.worker, Analysis(plan, name), name, die)  # type: ignore[arg-type]
         running = self.start("work", lambda: task.work_on(context, job_id), job=job)
         running.message = running.actor.name if message else None
         if message:

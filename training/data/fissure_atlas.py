@@ -18,10 +18,9 @@ import SimpleITK as sitk
 from jaxtyping import Bool, Float64, UInt8
 from scipy import ndimage
 
-from pipeline.anatomy import LEFT_LOBES, RIGHT_LOBES
+from pipeline.anatomy import FISSURES, LEFT_LOBES, RIGHT_LOBES
 from pipeline.geometry import Grid, Volume
 from pipeline.lungs.fissure_model import (
-    FISSURES,
     STANDARD_MM,
     Coefficients,
     Fissure,

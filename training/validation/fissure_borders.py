@@ -26,10 +26,10 @@ from jaxtyping import Int16, UInt8
 from scipy import ndimage
 
 from evaluation.overlap import dice
-from pipeline.anatomy import Lobe
+from pipeline.anatomy import FISSURES, Lobe
 from pipeline.geometry import Grid, LobeLabels, Volume
 from pipeline.io.read import read_ct
-from pipeline.lungs.fissure_model import FISSURES, SeenSd, lay_fissures, read_shapes
+from pipeline.lungs.fissure_model import SeenSd, lay_fissures, read_shapes
 from pipeline.lungs.fissure_refinement import refine_borders
 from pipeline.lungs.segment import Borders
 from pipeline.networks.device import choose_device

@@ -7,12 +7,11 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from evaluation.overlap import dice
-from pipeline.anatomy import LEFT_LOBES, RIGHT_LOBES, Lobe
+from pipeline.anatomy import FISSURES, LEFT_LOBES, RIGHT_LOBES, Lobe
 from pipeline.findings import SEEN_SD
 from pipeline.geometry import Grid, Volume, resample, resample_labels
 from pipeline.lungs.fissure_model import (
     CLEAR_MM,
-    FISSURES,
     LEAST_COUNTED,
     SIDES_OF,
     STANDARD_MM,

@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from pipeline.anatomy import Lobe
+from pipeline.anatomy import FISSURES, Lobe
 from pipeline.geometry import Grid, Volume, resample, resample_labels
-from pipeline.lungs.fissure_model import FISSURES
 from pipeline.lungs.fissure_refinement import REACH_MM, THICKEST_SLICES_MM, follow_fissures, refine_borders
 from pipeline.phantom import PhantomRecipe, make_phantom
 

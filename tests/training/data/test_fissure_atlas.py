@@ -9,10 +9,10 @@ import pytest
 from scipy import ndimage
 
 from evaluation.overlap import dice
-from pipeline.anatomy import Lobe
+from pipeline.anatomy import FISSURES, Lobe
 from pipeline.geometry import Grid, Volume
 from pipeline.lungs import fissure_model
-from pipeline.lungs.fissure_model import FISSURES, STANDARD_MM, FissureModel, LungBox
+from pipeline.lungs.fissure_model import STANDARD_MM, FissureModel, LungBox
 from training.data import fissure_atlas
 from training.data.fissure_atlas import draw_lobes, split_sides
 
