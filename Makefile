@@ -67,7 +67,7 @@ images: install ## build the images, score a scan with them (as root; Debian: bu
 	$(BIN)/python -m tests.images.make $(if $(ONLY),--only $(ONLY))
 
 k8s-check: .venv-k8s/.installed ## render the Kubernetes overlays and look for faults, types of the checker included
-	.venv-k8s/bin/mypy --strict --exclude measure.py k8s
+	MYPYPATH=k8s .venv-k8s/bin/mypy --strict --exclude measure.py k8s
 	.venv-k8s/bin/python k8s/check.py
 
 .venv-k8s/.installed: k8s/requirements.txt
