@@ -46,7 +46,7 @@ class Lease:
         claim: this attempt.
         scan: the input; complete once it was fetched.
         span: of the attempt; active inside the `with` statement, ended with it.
-        is_frugal: an earlier attempt ran out of memory, or its worker was lost, as one is that the kernel kills for
+        low_memory: an earlier attempt ran out of memory, or its worker was lost, as one is that the kernel kills for
             it: the work should be done in smaller pieces.
         on_overdue: called in the heartbeat's thread when the job was cancelled, lost or handed back and the work does
             not stop within `cancel_grace_seconds`.

@@ -12,11 +12,12 @@ lobewise:vitals:{worker}      memory and GPU of a worker process, JSON, with a t
 
 When it counts: in the one atomic step (`LiveView.put`) in which the live view first shows a job ended, and not when a
 rebuild brings an ended job back. So each job counts once, however often it was attempted, and whoever ended it: its
-worker, the reaper, or a client that cancelled it while it waited. A job that is deleted before its end never counts.
+worker, the reconciler, or a client that cancelled it while it waited. A job that is deleted before its end never
+counts.
 
 The seconds of stages are those of the attempt that ended the job, as far as it completed them. They count in the same
-step, if that attempt's worker takes it. If the broker is down then, the job waits for nothing: the reaper ends it in
-the live view later, which counts the job, without the seconds of its stages.
+step, if that attempt's worker takes it. If the broker is down then, the job waits for nothing: the reconciler ends it
+in the live view later, which counts the job, without the seconds of its stages.
 """
 
 from bisect import bisect_left

@@ -200,13 +200,6 @@ def write_volume(path: Path, hu: Hu, labels: Labels, config: LungConfig) -> None
     write_arrays(path, {"image": to_bytes(hu, config), "labels": labels}, compressed=False)
 
 
-def reach_mm(labels: Labels, grid: Grid, carina_mm: Sequence[float]) -> list[list[float]]:
-    """Lower and upper corner (LPS x, y, z) of the lungs relative to the carina."""
-    where = np.argwhere(labels > 0)
-    corners = grid.to_lps(np.stack([where.min(axis=0), where.max(axis=0)]).astype(np.float64))
-    return [corner.round(1).tolist() for corner in corners - np.asarray(carina_mm)]
-
-
 def _random_bending(grid: Grid, rng: np.random.Generator) -> sitk.DisplacementFieldTransform:
     """Smooth displacements of some millimetres."""
     coarse = grid.covering((16.0, 16.0, 16.0))
