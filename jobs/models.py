@@ -304,12 +304,21 @@ class ModelProvenance(Model):
     sha256: str
 
 
+class ScanGeometry(Model):
+    """Which fields of the file say where its voxels lie; every mask lies there too."""
+
+    file_format: str = Field(examples=["NIfTI-1"])
+    used: list[str] = Field(description="fields that the geometry was made of", examples=[["sform"]])
+    ignored: dict[str, str] = Field(default_factory=dict, description="fields that were not used, each with the reason")
+
+
 class Provenance(Model):
     input_sha256: str
     software: str
     models: list[ModelProvenance]
     device: str
     seconds: dict[str, float] = Field(description="by stage")
+    geometry: ScanGeometry | None = Field(default=None, description="null in reports of earlier versions")
 
 
 class Report(Model):

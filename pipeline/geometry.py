@@ -182,15 +182,14 @@ class NiftiGeometry:
     A mask that carries the same fields lies on its scan in every viewer, whichever of the fields that viewer believes.
 
     Attributes:
-        pixdim: qfac, then the spacing along x, y, z.
-        units: `xyzt_units`.
+        pixdim: qfac, then the spacing along x, y, z, in the units of `xyzt_units`.
         codes: `qform_code`, `sform_code`.
         quaternion: b, c, d, then the offset.
         affine: `srow_x`, `srow_y`, `srow_z`.
     """
 
     pixdim: tuple[float, ...]
-    units: int
+    xyzt_units: int
     codes: tuple[int, int]
     quaternion: tuple[float, ...]
     affine: tuple[float, ...]

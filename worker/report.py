@@ -16,11 +16,12 @@ from jobs.models import (
     Provenance,
     QualityFinding,
     Report,
+    ScanGeometry,
     SeverityScores,
 )
 from jobs.version import __version__
 from pipeline import severity as science
-from pipeline.geometry import LesionMask, LobeLabels, LungMask
+from pipeline.geometry import GeometrySource, LesionMask, LobeLabels, LungMask
 from pipeline.severity import LobeSeverity, Severity
 
 if TYPE_CHECKING:  # they import torch, which takes seconds, and only their attributes are used here
@@ -58,6 +59,7 @@ def report_of(
             models=[ModelProvenance(name=m.name, version=m.version, sha256=m.sha256) for m in result.models],
             device=result.device,
             seconds={**(seconds or {}), **result.seconds},
+            geometry=None if result.source is None else _geometry_of(result.source),
         ),
     )
 
@@ -100,6 +102,10 @@ def lobe_of(lobe: LobeSeverity, between: science.PercentRange | None = None) -> 
         severity_score=lobe.severity_score,
         high_opacity_score=lobe.high_opacity_score,
     )
+
+
+def _geometry_of(source: GeometrySource) -> ScanGeometry:
+    return ScanGeometry(file_format=source.file_format, used=list(source.used), ignored=dict(source.ignored))
 
 
 def _landmark_of(position: LandmarkPosition) -> LandmarkPoint:

@@ -192,7 +192,8 @@ def write_masks(result: "Quantification", folder: Path) -> dict[MaskName, Path]:
     paths = {}
     for name, mask in masks_of(result).items():
         paths[name] = folder / f"{name}.nii.gz"
-        write_mask(paths[name], mask.labels if isinstance(mask, LobeLabels) else mask.mask, mask.grid)
+        array = mask.labels if isinstance(mask, LobeLabels) else mask.mask
+        write_mask(paths[name], array, mask.grid, result.source and result.source.nifti)
     return paths
 
 

@@ -31,6 +31,9 @@ ROUNDED_DEGREES: Final = 0.5
 #: From here on the rounding is worth a remark: 0.35 mm over a chest of 400 mm.
 NOTICED_DEGREES: Final = 0.05
 
+#: Of unit axes; less is no volume.
+LEAST_DETERMINANT: Final = 1e-3
+
 #: Below this, axes are at right angles as far as 32-bit numbers can say; they are then kept as they are stored.
 EXACT_DEGREES: Final = 2e-4
 
@@ -87,18 +90,22 @@ def place(stored: StoredPlacement, sizes: tuple[int, int, int]) -> tuple[Grid, t
             evidence=evidence,
         )
     axes = stored.steps_mm / spacing_mm
-    degrees = max(
-        abs(90.0 - math.degrees(math.acos(max(-1.0, min(1.0, float(axes[:, a] @ axes[:, b]))))))
-        for a, b in combinations(range(3), 2)
-    )
+    if abs(float(np.linalg.det(axes))) < LEAST_DETERMINANT:
+        raise DamagedFileError(
+            f"{fields}: two of the axes run along each other; the three of a volume are at right angles. Write the "
+            "directions anew, or send the DICOM series.",
+            evidence={**evidence, "directions": [[round(float(v), 6) for v in row] for row in axes]},
+        )
+    degrees = degrees_from_right_angles(axes)
     evidence["degrees_from_right_angles"] = round(degrees, 4)
     if degrees > ROUNDED_DEGREES:
         raise UnsupportedFormatError(
-            f"{fields}: the axes are {degrees:.2f} degrees from right angles (a tilted gantry, or a damaged matrix); "
-            f"up to {ROUNDED_DEGREES} are read. Send the DICOM series instead.",
+            f"{fields}: the axes are {degrees:.2f} degrees from right angles (a tilted gantry); up to {ROUNDED_DEGREES} are "
+            "read. Send the DICOM series instead.",
             evidence=evidence,
         )
-    origin_mm, findings = stored.origin_mm, ()
+    origin_mm = stored.origin_mm
+    findings: tuple[Finding, ...] = ()
     if degrees > EXACT_DEGREES:
         # The nearest right-angled axes (polar decomposition), about the middle of the scan, where nothing moves.
         u, _, v = np.linalg.svd(axes)
@@ -122,6 +129,14 @@ def place(stored: StoredPlacement, sizes: tuple[int, int, int]) -> tuple[Grid, t
         )
         findings = (Finding("axes-straightened", "warning", message, {**evidence, "moved_mm": round(moved_mm, 2)}),)
     return grid, findings
+
+
+def degrees_from_right_angles(steps: Float64[np.ndarray, "3 3"]) -> float:
+    """How far the angle between two of the columns is from 90 degrees, at most."""
+    axes = steps / np.linalg.norm(steps, axis=0)
+    return max(
+        math.degrees(math.asin(min(1.0, abs(float(axes[:, a] @ axes[:, b]))))) for a, b in combinations(range(3), 2)
+    )
 
 
 def _triple(values: Float64[np.ndarray, "3"]) -> Triple:
