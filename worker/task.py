@@ -193,7 +193,7 @@ def write_masks(result: "Quantification", folder: Path) -> dict[MaskName, Path]:
     for name, mask in masks_of(result).items():
         paths[name] = folder / f"{name}.nii.gz"
         array = mask.labels if isinstance(mask, LobeLabels) else mask.mask
-        write_mask(paths[name], array, mask.grid, result.source and result.source.nifti)
+        write_mask(paths[name], array, mask.grid, result.source)
     return paths
 
 

@@ -10,23 +10,21 @@ import SimpleITK as sitk
 from isal import igzip
 from jaxtyping import Shaped
 
-from pipeline.geometry import Grid, NiftiGeometry, Volume, to_sitk
+from pipeline.geometry import Grid, GeometrySource, Volume, to_sitk
 from pipeline.io.formats.nifti import nifti_1_fields
 
 
-def write_mask(
-    path: Path, mask: Shaped[np.ndarray, "z y x"], grid: Grid, placed_as: NiftiGeometry | None = None
-) -> None:
+def write_mask(path: Path, mask: Shaped[np.ndarray, "z y x"], grid: Grid, source: GeometrySource | None = None) -> None:
     """Write a mask or labels (0-255) to `path` (`.nii.gz`) as uint8, whole or not at all.
 
     Size, spacing, origin and direction are the grid's, left-handed ones too (sform and qform). The same mask gives
     the same bytes.
 
     Args:
-        placed_as: the fields of the scan's own header, which are repeated: wherever a viewer shows the scan, the mask
+        source: of the scan. The fields of its own NIfTI header are repeated: wherever a viewer shows the scan, the mask
             lies on it.
     """
-    _write(path, mask.astype(np.uint8, copy=False), grid, placed_as)
+    _write(path, mask.astype(np.uint8, copy=False), grid, source)
 
 
 def write_ct(path: Path, volume: Volume) -> None:
@@ -34,20 +32,20 @@ def write_ct(path: Path, volume: Volume) -> None:
     _write(path, volume.hu, volume.grid, None)
 
 
-def _write(path: Path, array: Shaped[np.ndarray, "z y x"], grid: Grid, placed_as: NiftiGeometry | None) -> None:
+def _write(path: Path, array: Shaped[np.ndarray, "z y x"], grid: Grid, source: GeometrySource | None) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as folder:
         plain, packed = Path(folder, "array.nii"), Path(folder, "array.nii.gz")
         sitk.WriteImage(to_sitk(array, grid), str(plain), imageIO="NiftiImageIO")
-        if placed_as is not None:
+        if source is not None and source.nifti is not None:
             with plain.open("r+b") as header:
-                for offset, field in nifti_1_fields(placed_as):
+                for offset, field in nifti_1_fields(source.nifti):
                     header.seek(offset)
                     header.write(field)
         # isal's level 1 is several times faster than zlib's, at about its size; no time or name in the header.
         with (
-            plain.open("rb") as source,
+            plain.open("rb") as unpacked,
             packed.open("wb") as target,
             igzip.IGzipFile(filename="", mode="wb", compresslevel=1, fileobj=target, mtime=0) as stream,
         ):
-            shutil.copyfileobj(source, stream, 1 << 20)
+            shutil.copyfileobj(unpacked, stream, 1 << 20)
         os.replace(packed, path)

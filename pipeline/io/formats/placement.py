@@ -100,8 +100,8 @@ def place(stored: StoredPlacement, sizes: tuple[int, int, int]) -> tuple[Grid, t
     evidence["degrees_from_right_angles"] = round(degrees, 4)
     if degrees > ROUNDED_DEGREES:
         raise UnsupportedFormatError(
-            f"{fields}: the axes are {degrees:.2f} degrees from right angles (a tilted gantry); up to {ROUNDED_DEGREES} are "
-            "read. Send the DICOM series instead.",
+            f"{fields}: the axes are {degrees:.2f} degrees from right angles (a tilted gantry); up to "
+            f"{ROUNDED_DEGREES} are read. Send the DICOM series instead.",
             evidence=evidence,
         )
     origin_mm = stored.origin_mm

@@ -209,7 +209,8 @@ def test_a_nifti_of_sixty_thousand_cubed_ends_before_anything_is_allocated(
 @pytest.mark.parametrize(
     "header",
     [
-        b"NRRD0004\ntype: short\ndimension: 3\nsizes: 60000 60000 60000\nspacings: 1 1 1\nendian: big\nencoding: gzip\n\n",
+        b"NRRD0004\ntype: short\ndimension: 3\nsizes: 60000 60000 60000\nspacings: 1 1 1\nendian: big\n"
+        b"encoding: gzip\n\n",
         b"ObjectType = Image\nNDims = 3\nDimSize = 60000 60000 60000\nElementType = MET_SHORT\n"
         b"ElementSpacing = 1 1 1\nCompressedData = True\nElementDataFile = LOCAL\n",
     ],
@@ -242,7 +243,8 @@ def test_a_flipped_bit_in_a_gzip(read: Read, tmp_path: Path) -> None:
     [
         bytes(nifti_header()),
         b"NRRD0004\ntype: short\ndimension: 3\nsizes: 6 5 4\nspacings: 1 1 1\nencoding: raw\nendian: little\n\n",
-        b"ObjectType = Image\nNDims = 3\nDimSize = 6 5 4\nElementSpacing = 1 1 1\nElementType = MET_SHORT\nElementDataFile = LOCAL\n",
+        b"ObjectType = Image\nNDims = 3\nDimSize = 6 5 4\nElementSpacing = 1 1 1\nElementType = MET_SHORT\n"
+        b"ElementDataFile = LOCAL\n",
     ],
     ids=["nifti", "nrrd", "metaimage"],
 )
