@@ -10,7 +10,7 @@ import SimpleITK as sitk
 from isal import igzip
 from jaxtyping import Shaped
 
-from pipeline.geometry import Grid, GeometrySource, Volume, to_sitk
+from pipeline.geometry import GeometrySource, Grid, Volume, to_sitk
 from pipeline.io.formats.nifti import nifti_1_fields
 
 
