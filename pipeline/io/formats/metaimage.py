@@ -35,7 +35,7 @@ _TYPES: Final = {
 
 #: Names of one thing, in the order in which they win: where several stand, ITK takes this one.
 _MATRIX_FIELDS: Final = ("TransformMatrix", "Rotation", "Orientation")
-_ORIGIN_FIELDS: Final = ("Offset", "Position", "Origin")
+_ORIGIN_FIELDS: Final = ("Origin", "Offset", "Position")
 _MM_PER_UNIT: Final = {"": 1.0, "?": 1.0, "mm": 1.0, "cm": 10.0, "um": 0.001}
 
 
