@@ -17,8 +17,10 @@ from pipeline.io.formats.unpack import Packing
 
 MAX_HEADER_BYTES: Final = 1 << 16
 
-#: Fields that place the corners of a scan further apart than this contradict each other; rounding makes less.
+#: Fields that place the corners of a scan further apart than this, or than this share of its diagonal, contradict each
+#: other; a quaternion of 32 bits says an angle to half a thousandth.
 CONTRADICTION_MM: Final = 0.1
+CONTRADICTION_OF_DIAGONAL: Final = 1e-3
 
 #: The same for lengths of voxels, which are often rounded to two digits.
 CONTRADICTION_SHARE: Final = 0.01
@@ -67,7 +69,8 @@ def placements_differ(used: StoredPlacement, other: StoredPlacement, sizes: tupl
         apart_mm = float(np.linalg.norm(used.corners_mm(sizes) - other.corners_mm(sizes), axis=1).max())
         # A step that runs against its counterpart: left is right, or front is back.
         turned = bool(np.any(np.einsum("ij,ij->j", used.steps_mm, other.steps_mm) <= 0))
-    if apart_mm <= CONTRADICTION_MM:
+    diagonal_mm = float(np.linalg.norm(used.steps_mm @ np.asarray(sizes, dtype=np.float64)))
+    if apart_mm <= max(CONTRADICTION_MM, CONTRADICTION_OF_DIAGONAL * diagonal_mm):
         return None
     how = " and exchanges sides" if turned else ""
     shown = f"by {apart_mm:.1f} mm" if math.isfinite(apart_mm) else "and holds what is no number"

@@ -75,8 +75,11 @@ _LAST_CODE: Final = 5
 
 _RAS_TO_LPS: Final = np.diag([-1.0, -1.0, 1.0])
 
-#: b, c and d of a unit quaternion; more than rounding makes it longer.
-_LONGEST_QUATERNION: Final = 1.0 + 1e-4
+#: b, c and d are of a unit quaternion; more than rounding makes their squares add up to more than 1.
+_LONGER_QUATERNION: Final = 2e-4
+
+#: As in the C library of NIfTI.
+_ZERO_QUATERNION: Final = 1e-7
 
 
 def parse_nifti(head: bytes) -> ImageHeader:
@@ -199,20 +202,24 @@ def _placement(
 
 def _sform(affine: tuple[float, ...], mm: float, name: str) -> StoredPlacement:
     ras = np.asarray(affine, dtype=np.float64).reshape(3, 4) * mm
-    return StoredPlacement(_RAS_TO_LPS @ ras[:, :3], _RAS_TO_LPS @ ras[:, 3], name)
+    with np.errstate(invalid="ignore"):  # what is no number is found by whoever uses the placement
+        return StoredPlacement(_RAS_TO_LPS @ ras[:, :3], _RAS_TO_LPS @ ras[:, 3], name)
 
 
 def _qform(fields: Mapping[str, tuple[Any, ...]], mm: float, name: str) -> StoredPlacement:
     """Method 2 of nifti1.h; pixdim[0] below 0 turns the third axis round. No numbers where the quaternion is none."""
     b, c, d, *offset = (float(v) for v in fields["quaternion"])
-    length = math.sqrt(b * b + c * c + d * d)
-    if length <= _LONGEST_QUATERNION:
-        rotation = Rotation.from_quat([b, c, d, math.sqrt(max(0.0, 1.0 - length * length))]).as_matrix()
+    a_squared = 1.0 - (b * b + c * c + d * d)
+    if a_squared >= -_LONGER_QUATERNION:
+        # Half a turn has an `a` of 0, which the rounding of b, c and d to 32 bits must not make a small one.
+        a = math.sqrt(a_squared) if a_squared >= _ZERO_QUATERNION else 0.0
+        rotation = Rotation.from_quat([b, c, d, a]).as_matrix()
     else:
         rotation = np.full((3, 3), np.nan)
     qfac, *spacing = fields["pixdim"][:4]
     scale = np.asarray(spacing, dtype=np.float64) * [1.0, 1.0, -1.0 if qfac < 0 else 1.0] * mm
-    return StoredPlacement(_RAS_TO_LPS @ (rotation * scale), _RAS_TO_LPS @ np.asarray(offset) * mm, name)
+    with np.errstate(invalid="ignore"):
+        return StoredPlacement(_RAS_TO_LPS @ (rotation * scale), _RAS_TO_LPS @ np.asarray(offset) * mm, name)
 
 
 def _has_volume(placement: StoredPlacement) -> bool:
