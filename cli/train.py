@@ -13,6 +13,7 @@ with needs("worker"):
     from training import landmarks, lesions, lungs
     from training.config import RecipeError, read_recipe
     from training.data.cohort import CohortError, read_cohort
+    from training.data.landmark_batches import LandmarkDataset, LandmarkRecipe
     from training.data.lesion_batches import LesionRecipe
     from training.data.lung_batches import LungRecipe
     from training.data.prepare import prepare_cohort
@@ -80,8 +81,8 @@ def train(order: Order, device: str) -> Path | None:
 def _train_landmarks(order: Order, group: ProcessGroup) -> None:
     if order.steps is not None or order.start is not None:
         raise RecipeError("landmarks: give warm_steps and dqn_steps in --recipe; each agent starts anew")
-    recipe = read_recipe(landmarks.LandmarkRecipe, order.recipe)
-    landmarks.train(recipe, landmarks.LandmarkDataset.read(order.dataset, recipe.config), order.run, group)
+    recipe = read_recipe(LandmarkRecipe, order.recipe)
+    landmarks.train(recipe, LandmarkDataset.read(order.dataset, recipe.config), order.run, group)
     if group.is_first:
         landmarks.export(recipe, order.run, order.weights, order.version)
 
@@ -89,15 +90,15 @@ def _train_landmarks(order: Order, group: ProcessGroup) -> None:
 def _train_lungs(order: Order, group: ProcessGroup) -> None:
     recipe = read_recipe(LungRecipe, order.recipe)
     recipe = replace(recipe, trunk_steps=order.steps or recipe.trunk_steps)
-    run, found = lungs.open_run(order.dataset, order.run, recipe, group, start=order.start)
-    lungs.follow(run, found)
+    training = lungs.LungTraining(order.dataset, order.run, recipe, group, start=order.start)
+    training.run()
     if group.is_first:
-        run.export(order.weights, order.version, found, CALIBRATED_ON)
+        training.export(order.weights, order.version, CALIBRATED_ON)
 
 
 def _train_lesions(order: Order, group: ProcessGroup) -> None:
     recipe = read_recipe(LesionRecipe, order.recipe)
     recipe = replace(recipe, steps=order.steps or recipe.steps)
-    lesions.train(recipe, order.dataset, order.run, group, order.start)
+    lesions.LesionTraining(order.dataset, order.run, recipe, group, order.start).run()
     if group.is_first:
         lesions.export(order.run, recipe, order.weights, order.version)
