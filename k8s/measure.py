@@ -1,4 +1,4 @@
-"""What a scan asks of bucket, broker and gateway: `.venv/bin/python k8s/measure.py`, after `make install`.
+"""What a scan asks of bucket, broker and gateway: `.venv/bin/python -m k8s.measure`, after `make install`.
 
 A gateway, a worker, a Valkey and an S3 server (SeaweedFS) run on this machine, and a proxy before the S3 server counts
 requests. The scan is a phantom: requests are as with any scan, its bytes are not a patient's.
@@ -29,10 +29,7 @@ from jobs.bootstrap import connect
 from jobs.settings import JobsSettings
 from pipeline.io.write import write_ct
 from pipeline.phantom import PhantomRecipe, make_phantom
-
-ROOT: Final = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT))
-from tests.support.seaweed import free_ports, seaweed  # noqa: E402 (the tests' own S3 server)
+from tests.support.seaweed import free_ports, seaweed
 
 REQUEST: Final = re.compile(rb"(GET|PUT|POST|HEAD|DELETE) (/[^ ]*) HTTP/1\.1\r\n")
 MASKS: Final = ("lungs", "lobes", "lesions", "high-opacity")
