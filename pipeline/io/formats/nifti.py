@@ -109,7 +109,7 @@ def parse_nifti(head: bytes) -> ImageHeader:
         )
     sizes = fields["dim"][1 : axes + 1]
     require_volume(sizes)
-    slope, intercept = _scaling(fields["scaling"])
+    slope, intercept, scaling_findings = _scaling(fields["scaling"])
     x, y, z = sizes[:3]
     placement, source, findings = _placement(fields, (x, y, z), name)
     return ImageHeader(
@@ -118,17 +118,20 @@ def parse_nifti(head: bytes) -> ImageHeader:
         data_at=int(data_at),
         placement=placement,
         source=source,
-        findings=findings,
+        findings=(*findings, *scaling_findings),
         slope=slope,
         intercept=intercept,
     )
 
 
-def _scaling(stored: tuple[float, float]) -> tuple[float, float]:
+def _scaling(stored: tuple[float, float]) -> tuple[float, float, tuple[Finding, ...]]:
     slope, intercept = stored
-    # A slope of 0 says that there is no scaling, whatever the intercept (nifti1.h).
+    # A slope of 0 says that there is no scaling, whatever the intercept (nifti1.h); ITK adds the intercept.
     if slope == 0:
-        return 1.0, 0.0
+        if intercept == 0:
+            return 1.0, 0.0, ()
+        message = f"scl_slope is 0, which says that values are not scaled: scl_inter ({intercept:g}) was ignored."
+        return 1.0, 0.0, (Finding("scaling-ignored", "warning", message, {"scl_inter": str(intercept)}),)
     for field, value in (("scl_slope", slope), ("scl_inter", intercept)):
         if not math.isfinite(value):
             raise DamagedFileError(
@@ -136,7 +139,7 @@ def _scaling(stored: tuple[float, float]) -> tuple[float, float]:
                 "where values are not scaled.",
                 evidence={"field": field, "value": str(value)},
             )
-    return float(slope), float(intercept)
+    return float(slope), float(intercept), ()
 
 
 def _placement(
@@ -175,6 +178,12 @@ def _placement(
         ignored["pixdim"] = findings[-1].message if findings[-1] else "agrees with the sform"
     elif qform is not None:
         _require_spacing(fields["pixdim"], in_units)
+        qfac = fields["pixdim"][0]
+        if not (qfac >= 0 or qfac == -1):  # the C library turns the axis for any number below 0, nibabel for -1 alone
+            raise DamagedFileError(
+                f"pixdim[0] is {qfac:g}: -1 turns the third axis of the qform round, 1 does not.",
+                evidence={"field": "pixdim[0]", "value": str(qfac)},
+            )
         if np.isnan(qform.steps_mm).any():
             b, c, d = fields["quaternion"][:3]
             raise DamagedFileError(

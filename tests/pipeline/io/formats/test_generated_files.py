@@ -215,7 +215,9 @@ def test_a_nifti_is_read_as_it_was_meant(
         (folder / "scan.nii").write_bytes(content)
         write_mask(folder / "mask.nii.gz", scan.volume.hu > 0, scan.volume.grid, scan.source)
         shown, mask = nibabel.load(folder / "scan.nii"), nibabel.load(folder / "mask.nii.gz")
-        assert_allclose(mask.affine, shown.affine, rtol=1e-5, atol=1e-5)
+        # NIfTI-2 has quaternions of 64 bits.
+        radians = 5e-4 if version == 2 and not codes[1] else 1e-5
+        assert_allclose(mask.affine, shown.affine, rtol=1e-5, atol=radians * float(np.abs(shown.affine[:3, :3]).max()))
         np.testing.assert_array_equal(np.asarray(mask.dataobj), scan.volume.hu.T > 0)
 
 
