@@ -321,6 +321,37 @@ class Provenance(Model):
     geometry: ScanGeometry | None = Field(default=None, description="null in reports of earlier versions")
 
 
+class ValueHistogram(Model):
+    """How the Hounsfield units of a scan are spread."""
+
+    lowest_hu: int
+    highest_hu: int
+    bin_hu: int = Field(description="width of a bin")
+    first_hu: int = Field(description="where the first bin begins; what lies outside is in the outermost ones")
+    voxels: list[int] = Field(description="by bin")
+
+
+class Inspection(Model):
+    """What the reader saw in a file, unscored, and nothing about the patient: to be sent with a report of a fault."""
+
+    schema_version: SchemaVersion = SCHEMA_VERSION
+    software: str
+    input_size_bytes: int
+    geometry: ScanGeometry | None = Field(default=None, description="null where the file was refused")
+    shape: tuple[int, int, int] | None = Field(default=None, description="voxels z, y, x")
+    spacing_mm: tuple[float, float, float] | None = Field(default=None, description="z, y, x")
+    origin_mm: tuple[float, float, float] | None = Field(default=None, description="LPS x, y, z of the first voxel")
+    direction: list[tuple[float, float, float]] | None = Field(
+        default=None, description="rows LPS x, y, z; columns the axes x, y, z of the array"
+    )
+    axes: str | None = Field(
+        default=None, description="where the array's x, y and z axis lead: L or R, P or A, S or I", examples=["LPS"]
+    )
+    histogram: ValueHistogram | None = None
+    quality: list[QualityFinding] = Field(default_factory=list)
+    refused: JobError | None = Field(default=None, description="why the file cannot be read; null where it can")
+
+
 class Report(Model):
     """What the scan's scores are, schema 1. `masks` are filled with addresses by the API."""
 

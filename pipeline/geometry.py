@@ -76,6 +76,15 @@ class Grid:
         return np.ascontiguousarray(columns_xyz[:, ::-1])
 
     @property
+    def axes(self) -> str:
+        """Where the array's x, y and z axis lead, to the nearest: one each of L/R, P/A, S/I."""
+        letters = []
+        for column in np.asarray(self.direction).T:
+            way = int(np.argmax(np.abs(column)))
+            letters.append(("RL", "AP", "IS")[way][int(column[way] > 0)])
+        return "".join(letters)
+
+    @property
     def voxel_volume_ml(self) -> float:
         return float(np.prod(self.spacing_mm)) / 1000.0
 
