@@ -112,7 +112,7 @@ def _broker(settings: JobsSettings) -> Iterator[Check]:
     jobs = connect(settings)
     try:
         broker_info = read_broker_info(jobs.settings)
-        workers = jobs.status.readiness().workers
+        workers = jobs.service.readiness().workers
     finally:
         jobs.close()
     kind = "" if settings.redis_url else "embedded, "

@@ -7,7 +7,7 @@ import pytest
 
 from jobs.attempts import Lease
 from jobs.bootstrap import Connection, connect
-from jobs.errors import CancelRequestedError, LeaseError, LeaseLostError, WrongStateError
+from jobs.errors import CancelRequestedError, LeaseLostError, WrongStateError
 from jobs.models import JobError, JobStatus, Stage
 
 Post = Callable[..., str]
@@ -25,7 +25,7 @@ def until(condition: Callable[[], bool]) -> None:
 def must_stop(lease: Lease) -> bool:
     try:
         lease.check()
-    except LeaseError:
+    except (CancelRequestedError, LeaseLostError):
         return True
     return False
 
