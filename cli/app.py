@@ -1,14 +1,13 @@
 """The commands. What they do is in the modules that they import when they are called."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.markup import escape
 
-from cli.output import Exit, err, fail, needs, out, require
+from cli.output import Exit, err, fail, needs, out, print_report, require
+from jobs.models import Report
 from jobs.version import __version__
 
 app = typer.Typer(
@@ -17,20 +16,15 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 unexpected fault, 2 wrong call or missing part, 3 scan refused, 4 service problem.",
     no_args_is_help=True,
     rich_markup_mode="rich",
-    pretty_exceptions_show_locals=False,  # locals may hold a patient's data
+    # A traceback with locals could print a patient's data.
+    pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")]
-Port = Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", envvar="LOBEWISE_DEVICE")]
 Weights = Annotated[
     Path | None,
     typer.Option(help="Folder of other weights than those that come with the package.", envvar="LOBEWISE_WEIGHTS_DIR"),
-]
-LungStage = Annotated[
-    Literal["di2in", "lungmask"],
-    typer.Option(help="Who draws lungs and lobes; lungmask needs its extra.", envvar="LOBEWISE_LUNG_STAGE"),
 ]
 ScanPath = Annotated[
     Path, typer.Argument(help="NIfTI, NRRD, MetaImage, or a DICOM series as zip or folder.", exists=True)
@@ -41,11 +35,11 @@ TrainedStage = Annotated[
 ]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder for masks and report.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of a table.")]
-Service = Annotated[str, typer.Option("--service", "-s", help="Address of the service.", envvar="LOBEWISE_SERVICE")]
 
 
 def main() -> None:
     """The entry point of the `lobewise` command."""
+    from cli.client import ServiceError
     from cli.local import end_with_supervisor
     from jobs.errors import SettingsError
 
@@ -53,7 +47,9 @@ def main() -> None:
     try:
         app()
     except SettingsError as error:
-        sys.exit(fail(Exit.USAGE, escape(str(error))).exit_code)
+        sys.exit(fail(Exit.USAGE, str(error)).exit_code)
+    except ServiceError as error:
+        sys.exit(fail(Exit.SERVICE_PROBLEM, str(error)).exit_code)
 
 
 def _version(wanted: bool) -> None:
@@ -81,20 +77,17 @@ def score(
     as_json: AsJson = False,
     device: Device = "auto",
     weights: Weights = None,
-    lung_stage: LungStage = "di2in",
+    lung_stage: Annotated[
+        Literal["di2in", "lungmask"],
+        typer.Option(help="Who draws lungs and lobes; lungmask needs its extra.", envvar="LOBEWISE_LUNG_STAGE"),
+    ] = "di2in",
 ) -> None:
     """Score one scan here, without a service."""
     require("torch", "worker")
-    from cli.output import print_report
     from cli.score import save, score_here
 
     scored = score_here(scan, device, weights, lung_stage)
-    paths = save(scored, out_dir) if out_dir else []
-    if as_json:
-        typer.echo(scored.report.model_dump_json(indent=2))
-    else:
-        print_report(out, scored.report)
-    _say_where(paths)
+    _print_result(scored.report, save(scored, out_dir) if out_dir else [], as_json=as_json)
 
 
 @app.command(
@@ -103,35 +96,31 @@ def score(
 )
 def submit(
     scan: ScanPath,
-    service: Service = "http://127.0.0.1:8000",
+    service: Annotated[
+        str, typer.Option("--service", "-s", help="Address of the service.", envvar="LOBEWISE_SERVICE")
+    ] = "http://127.0.0.1:8000",
     out_dir: Out = None,
     as_json: AsJson = False,
     priority: Annotated[str, typer.Option(help="stat, routine or batch.")] = "routine",
 ) -> None:
     """Send one scan to a running service, and wait for its scores. A folder is zipped on the way."""
-    from cli.client import ServiceClient, ServiceError, bring_home, score_remotely
-    from cli.output import print_report
+    from cli.client import ServiceClient, ServiceError, save_result, score_remotely
 
     try:
         with ServiceClient(service) as client:
             job_id, report = score_remotely(client, scan, priority)
-            paths = bring_home(client, job_id, report, out_dir) if out_dir else []
+            paths = save_result(client, job_id, report, out_dir) if out_dir else []
     except ServiceError as error:
-        raise fail(Exit.SERVICE_PROBLEM, escape(str(error)), "Start one with: lobewise serve") from error
-    if as_json:
-        typer.echo(report.model_dump_json(indent=2))
-    else:
-        print_report(out, report)
-    _say_where(paths)
+        raise fail(Exit.SERVICE_PROBLEM, str(error), "Start one with: lobewise serve") from error
+    _print_result(report, paths, as_json=as_json)
 
 
 @app.command(epilog="Example:  [bold]lobewise serve --port 8080[/], then [bold]curl localhost:8080/readyz[/]")
 def serve(
-    host: Host = "127.0.0.1",
-    port: Port = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
     data_dir: Annotated[
-        Path | None,
-        typer.Option(help="Folder of jobs, masks and reports.", envvar="LOBEWISE_DATA_DIR"),
+        Path | None, typer.Option(help="Folder of jobs, masks and reports.", envvar="LOBEWISE_DATA_DIR")
     ] = None,
     device: Device = "auto",
 ) -> None:
@@ -139,14 +128,12 @@ def serve(
 
     /readyz answers 200 once the worker has loaded its models. Jobs in the data folder outlive the service.
     """
-    from cli.local import ServiceFailedError, local_service, terminated_like_interrupted, watch
+    from cli.local import local_service, terminated_like_interrupted, watch
 
     try:
         with terminated_like_interrupted(), local_service(host, port, data_dir, device) as local:
             err.print(f"Ready at {local.address}  (description: {local.address}/docs)", highlight=False)
             watch(local.children)
-    except ServiceFailedError as error:
-        raise fail(Exit.SERVICE_PROBLEM, escape(str(error))) from error
     except KeyboardInterrupt:
         err.print("Stopped.")
 
@@ -214,7 +201,6 @@ def phantom(
     ] = "chest",
 ) -> None:
     """Make a thorax whose scores are known: for trying out, testing and teaching."""
-    from cli.output import print_report
     from cli.phantom import direction_of, recipe_of, save_phantom
 
     try:
@@ -222,8 +208,7 @@ def phantom(
     except ValueError as error:
         raise fail(Exit.USAGE, str(error)) from error
     truth, paths = save_phantom(recipe, folder)
-    print_report(out, truth)
-    _say_where(paths)
+    _print_result(truth, paths)
 
 
 @app.command(epilog="Example:  [bold]LOBEWISE_REDIS_URL=redis://queue:6379 lobewise doctor[/]")
@@ -231,14 +216,11 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print the checks as JSON.")] = False,
 ) -> None:
     """Check settings, broker, storage, disk, weights, device and clocks, and say what to do."""
-    from cli.doctor import as_rows, examine, show
+    from cli.doctor import examine, show
 
     checks = list(examine())
-    if as_json:
-        typer.echo(json.dumps(as_rows(checks), indent=2))
-    else:
-        show(checks, out)
-    if any(check.verdict == "wrong" for check in checks):
+    show(checks, as_json=as_json)
+    if any(check.result == "wrong" for check in checks):
         raise typer.Exit(Exit.UNEXPECTED)
 
 
@@ -255,7 +237,7 @@ def rebuild() -> None:
     try:
         restored = jobs.reconciler.rebuild()
     except UnavailableError as error:
-        raise fail(Exit.SERVICE_PROBLEM, escape(str(error)), "lobewise doctor looks at every part.") from error
+        raise fail(Exit.SERVICE_PROBLEM, str(error), "lobewise doctor looks at every part.") from error
     finally:
         jobs.close()
     out.print(f"{restored} jobs were missing and are back", highlight=False)
@@ -298,8 +280,7 @@ def prepare(
         typer.Option(help="Of each scan, all but the first deformed.", min=1, show_default="20 landmarks, 10 lungs"),
     ] = None,
     draw_lobes: Annotated[
-        bool,
-        typer.Option("--draw-lobes", help="Where lungs alone are marked, draw lobes by the fissures."),
+        bool, typer.Option("--draw-lobes", help="Where lungs alone are marked, draw lobes by the fissures.")
     ] = False,
 ) -> None:
     """Bring your own scans, masks and marks to the grid of a network. A tenth of the patients is kept to judge it."""
@@ -375,6 +356,14 @@ def evaluate(
     request = Request(truth, predicted, manifest, label, note, controls, seed)
     analysis, paths = run(request, folder)
     print_summary(request, analysis)
+    _say_where(paths)
+
+
+def _print_result(report: Report, paths: list[Path], *, as_json: bool = False) -> None:
+    if as_json:
+        typer.echo(report.model_dump_json(indent=2))
+    else:
+        print_report(out, report)
     _say_where(paths)
 
 

@@ -4,51 +4,34 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, Any, Final
+from typing import IO, Any
 
 import httpx
+from pydantic import BaseModel
 
-from cli.output import Exit, bar, fail
+from cli.output import bar, fail_refused, write_report
 from jobs.models import MaskName, Report
 
 #: Called with the bytes that were sent and the bytes there are.
 OnSent = Callable[[int, int], None]
 
-FINAL: Final = ("succeeded", "failed", "cancelled")
-
 
 class ServiceError(Exception):
-    """The service cannot be reached or refuses; the message is for people."""
+    """The service cannot be reached, refuses, ended or did not become ready; the message is for people."""
 
 
-@dataclass(frozen=True)
-class JobView:
-    """What the table of progress needs of a job."""
+# Not the gateway's own schema: a client works without the extra `api`, and a newer service may send more.
+class JobView(BaseModel):
+    """What this client reads of a job."""
 
     id: str
     status: str
-    stage: str | None
-    progress: float
-    queue_position: int | None
-    error: dict[str, Any] | None
-
-    @classmethod
-    def of(cls, body: dict[str, Any]) -> "JobView":
-        return cls(
-            id=body["id"],
-            status=body["status"],
-            stage=body.get("stage"),
-            progress=float(body.get("progress") or 0),
-            queue_position=body.get("queue_position"),
-            error=body.get("error"),
-        )
-
-    @property
-    def is_final(self) -> bool:
-        return self.status in FINAL
+    stage: str | None = None
+    progress: float | None = None
+    queue_position: int | None = None
+    error: dict[str, Any] | None = None
 
 
 class ServiceClient:
@@ -76,14 +59,15 @@ class ServiceClient:
         with _as_upload(scan) as (stream, size):
             watched = _Watched(stream, size, on_sent)
             files = {"file": ("scan", watched, "application/octet-stream")}
-            return JobView.of(self._call("POST", "/v1/jobs", files=files, data={"priority": priority}))
+            body = self._call("POST", "/v1/jobs", files=files, data={"priority": priority})
+            return JobView.model_validate(body)
 
     def follow(self, job_id: str, every_seconds: float = 0.5) -> Iterator[JobView]:
         """The job again and again, until it is final."""
         while True:
-            view = JobView.of(self._call("GET", f"/v1/jobs/{job_id}"))
+            view = JobView.model_validate(self._call("GET", f"/v1/jobs/{job_id}"))
             yield view
-            if view.is_final:
+            if view.status in ("succeeded", "failed", "cancelled"):
                 return
             time.sleep(every_seconds)
 
@@ -103,14 +87,13 @@ class ServiceClient:
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
 
-    def _call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
+    def _call(self, method: str, path: str, **arguments: Any) -> Any:
         try:
             response = self._http.request(method, path, **arguments)
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
         _check(response)
-        body: dict[str, Any] = response.json()
-        return body
+        return response.json()
 
     def _unreachable(self, error: httpx.TransportError) -> ServiceError:
         return ServiceError(f"The service at {self.address} does not answer ({type(error).__name__}).")
@@ -130,7 +113,7 @@ def _check(response: httpx.Response) -> None:
 
 @contextmanager
 def _as_upload(scan: Path) -> Iterator[tuple[IO[bytes], int]]:
-    """The file itself, or the folder's files zipped under numbers: names may carry a patient's."""
+    """The file itself, or the folder's files as a zip."""
     if scan.is_file():
         with scan.open("rb") as file:
             yield file, scan.stat().st_size
@@ -138,6 +121,7 @@ def _as_upload(scan: Path) -> Iterator[tuple[IO[bytes], int]]:
     with TemporaryFile() as packed:
         with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
             regular = (path for path in scan.rglob("*") if path.is_file() and not path.is_symlink())
+            # Under numbers, for the names of files may carry a patient's.
             for number, path in enumerate(sorted(regular)):
                 archive.write(path, f"{number:06d}")
         size = packed.tell()
@@ -146,7 +130,7 @@ def _as_upload(scan: Path) -> Iterator[tuple[IO[bytes], int]]:
 
 
 class _Watched:
-    """A stream that tells how much of it was read."""
+    """A stream that reports how much of it was read."""
 
     def __init__(self, stream: IO[bytes], size: int, on_sent: OnSent) -> None:
         self._stream, self._size, self._on_sent = stream, size, on_sent
@@ -159,9 +143,7 @@ class _Watched:
     def seek(self, offset: int, whence: int = 0) -> int:
         return self._stream.seek(offset, whence)
 
-    def tell(self) -> int:
-        return self._stream.tell()
-
+    # httpx learns the length from it; without one it sends chunks, and the gateway could refuse nothing by its size.
     def fileno(self) -> int:
         return self._stream.fileno()
 
@@ -179,32 +161,21 @@ def score_remotely(client: ServiceClient, scan: Path, priority: str = "routine")
     with bar("waiting for a worker") as shown:
         for view in client.follow(job.id):
             waiting = "waiting for a worker" + (f", number {view.queue_position}" if view.queue_position else "")
-            shown.show(view.stage or (waiting if view.status == "queued" else view.status), view.progress)
+            shown.show(view.stage or (waiting if view.status == "queued" else view.status), view.progress or 0.0)
     if view.status == "failed":
-        raise refused(view)
+        problem = view.error or {}
+        title, detail = problem.get("title", "The job failed"), problem.get("detail", "")
+        raise fail_refused(title, detail, problem.get("evidence") or {})
     if view.status != "succeeded":
         raise ServiceError(f"Job {view.id} was {view.status}.")
     return view.id, client.report(view.id)
 
 
-def bring_home(client: ServiceClient, job_id: str, report: Report, folder: Path) -> list[Path]:
+def save_result(client: ServiceClient, job_id: str, report: Report, folder: Path) -> list[Path]:
     """Masks and report, written to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{name.value}.nii.gz" for name in MaskName]
-    for name, path in zip(MaskName, paths, strict=True):
-        client.save_mask(job_id, name, path)
-    return [*paths, write_report(report, folder)]
-
-
-def write_report(report: Report, folder: Path) -> Path:
-    path = folder / "report.json"
-    path.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    return path
-
-
-def refused(view: JobView) -> Exception:
-    """The job failed: say why, in the words of its problem."""
-    error = view.error or {}
-    seen = ", ".join(f"{name} {value}" for name, value in (error.get("evidence") or {}).items())
-    hints = (f"What was seen: {seen}",) if seen else ()
-    return fail(Exit.SCAN_REFUSED, f"{error.get('title', 'The job failed')}: {error.get('detail', '')}", *hints)
+    paths = []
+    for name in MaskName:
+        paths.append(folder / f"{name.value}.nii.gz")
+        client.save_mask(job_id, name, paths[-1])
+    return [*paths, write_report(report, folder / "report.json")]

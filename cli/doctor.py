@@ -1,64 +1,27 @@
 """`lobewise doctor`: whether a process with these settings could do its work here, part by part."""
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, Final, Literal, cast
+from typing import Final, Literal
 from uuid import uuid4
 
 import redis
-from rich.console import Console
+import typer
 from rich.markup import escape
 
+from cli.output import out
 from jobs.bootstrap import connect
 from jobs.errors import JobsError, SettingsError
 from jobs.live.connection import broker_errors
 from jobs.settings import GIB, ApiSettings, JobsSettings, misspelt, read_settings
-from jobs.store.object_store import ObjectStore, open_object_store
+from jobs.store.object_store import open_object_store
 from jobs.tracing import collector_takes
 
-
-@dataclass(frozen=True)
-class BrokerInfo:
-    """The server and how it is set.
-
-    Attributes:
-        clock_skew_seconds: how far its clock is ahead of ours.
-        eviction_policy: `noeviction` is the only one that forgets no job.
-        is_append_only: whether a restart keeps what it had.
-    """
-
-    server: str
-    version: str
-    clock_skew_seconds: float
-    eviction_policy: str
-    is_append_only: bool
-
-
-def read_broker_info(settings: JobsSettings) -> BrokerInfo:
-    """Ask the server of `redis_url`. Raises BrokerUnavailableError."""
-    timeout = settings.broker_timeout_seconds
-    with (
-        broker_errors(),
-        redis.Redis.from_url(
-            settings.redis_url or "", decode_responses=True, socket_timeout=timeout, socket_connect_timeout=timeout
-        ) as client,
-    ):
-        info = cast("dict[str, Any]", client.info())
-        seconds, microseconds = cast("tuple[int, int]", client.time())
-    is_valkey = "valkey_version" in info
-    return BrokerInfo(
-        server="Valkey" if is_valkey else "Redis",
-        version=str(info["valkey_version" if is_valkey else "redis_version"]),
-        clock_skew_seconds=seconds + microseconds / 1e6 - time.time(),
-        eviction_policy=str(info.get("maxmemory_policy", "noeviction")),
-        is_append_only=str(info.get("aof_enabled", 0)) == "1",
-    )
-
-
-Verdict = Literal["ok", "warning", "wrong"]
+Result = Literal["ok", "warning", "wrong"]
 
 #: A worker unpacks a scan and writes its masks; a folder of blobs fills up.
 LEAST_FREE_BYTES: Final = 5 * GIB
@@ -72,7 +35,7 @@ class Check:
     """What was looked at, how it is, and what to do if it is not well."""
 
     part: str
-    verdict: Verdict
+    result: Result
     found: str
     advice: str = ""
 
@@ -95,35 +58,46 @@ def examine() -> Iterator[Check]:
             yield Check(part.__name__.strip("_"), "wrong", str(error), "see that it runs and can be reached from here")
 
 
-def show(checks: list[Check], console: Console) -> None:
-    """One line a check."""
+def show(checks: list[Check], *, as_json: bool) -> None:
+    """One line a check, for people; for programs JSON."""
+    if as_json:
+        # Programs know a result as `verdict`: what they read keeps its name.
+        rows = [{"part": c.part, "verdict": c.result, "found": c.found, "advice": c.advice} for c in checks]
+        typer.echo(json.dumps(rows, indent=2))
+        return
     colours = {"ok": "green", "warning": "yellow", "wrong": "red"}
     for check in checks:
-        line = f"[{colours[check.verdict]}]{check.verdict:8}[/]{check.part:10}{escape(check.found)}"
-        advice = f" [dim]({escape(check.advice)})[/]" if check.advice and check.verdict != "ok" else ""
-        console.print(line + advice, highlight=False, soft_wrap=True)
-
-
-def as_rows(checks: list[Check]) -> list[dict[str, str]]:
-    return [asdict(check) for check in checks]
+        line = f"[{colours[check.result]}]{check.result:8}[/]{check.part:10}{escape(check.found)}"
+        advice = f" [dim]({escape(check.advice)})[/]" if check.advice and check.result != "ok" else ""
+        out.print(line + advice, highlight=False, soft_wrap=True)
 
 
 def _broker(settings: JobsSettings) -> Iterator[Check]:
     jobs = connect(settings)
+    timeout = settings.broker_timeout_seconds
     try:
-        broker_info = read_broker_info(jobs.settings)
+        # Of the connected settings: they have the address of the embedded server, where none was given.
+        broker = redis.Redis.from_url(
+            jobs.settings.redis_url or "", decode_responses=True, socket_timeout=timeout, socket_connect_timeout=timeout
+        )
+        with broker_errors(), broker:
+            info = broker.info()
+            seconds, microseconds = broker.time()
+        skew_seconds = seconds + microseconds / 1e6 - time.time()
         workers = jobs.service.readiness().workers
     finally:
         jobs.close()
     kind = "" if settings.redis_url else "embedded, "
-    yield Check("broker", "ok", f"{kind}{broker_info.server} {broker_info.version}, {workers} workers ready")
-    if broker_info.eviction_policy != "noeviction":
-        found = f"maxmemory-policy is {broker_info.eviction_policy}: a full server would forget jobs"
+    # Valkey gives a version of Redis, too: the one that it is compatible with.
+    server = f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {info['redis_version']}"
+    yield Check("broker", "ok", f"{kind}{server}, {workers} workers ready")
+    if (policy := info.get("maxmemory_policy", "noeviction")) != "noeviction":
+        found = f"maxmemory-policy is {policy}: a full server would forget jobs"
         yield Check("broker", "wrong", found, "set maxmemory-policy noeviction")
-    if not broker_info.is_append_only:
+    if str(info.get("aof_enabled", 0)) != "1":
         found = "appendonly is off: after a crash the queue is rebuilt from the blobs, which takes a while"
         yield Check("broker", "warning", found, "set appendonly yes, appendfsync always")
-    yield _clock("broker", broker_info.clock_skew_seconds)
+    yield _clock("broker", skew_seconds)
 
 
 def _blobs(settings: JobsSettings) -> Iterator[Check]:
@@ -131,37 +105,24 @@ def _blobs(settings: JobsSettings) -> Iterator[Check]:
     blobs = open_object_store(url, settings.blob_public_endpoint)
     blobs.check()
     key, begin = f"doctor/{uuid4()}", time.perf_counter()
+    found, skew_seconds = "", None
+    result: Result = "wrong"
     try:
-        found = _try_out(blobs, key)
+        if not blobs.create(key, b"first") or blobs.create(key, b"second"):
+            found = "a second create-only write of one key was not refused"
+        elif blobs.read(key) != b"first":
+            found = "it gave other bytes than it took"
+        if (info := blobs.info(key)) is not None:
+            skew_seconds = info.last_modified.timestamp() - time.time()
     finally:
         blobs.delete(key)
-    milliseconds = 1000 * (time.perf_counter() - begin)
+    if not found:
+        milliseconds = 1000 * (time.perf_counter() - begin)
+        found, result = f"{url}: written, read, deleted in {milliseconds:.0f} ms", "ok"
     advice = "use a store with create-only writes (If-None-Match): without them two results could win"
-    yield Check(
-        "blobs", "wrong" if found else "ok", found or f"{url}: written, read, deleted in {milliseconds:.0f} ms", advice
-    )
-    if (info := _written_at(blobs)) is not None:
-        yield _clock("blobs", info)
-
-
-def _try_out(blobs: ObjectStore, key: str) -> str:
-    """What is wrong with the store, if anything."""
-    if not blobs.create(key, b"first") or blobs.create(key, b"second"):
-        return "a second create-only write of one key was not refused"
-    if blobs.read(key) != b"first":
-        return "it gave other bytes than it took"
-    return ""
-
-
-def _written_at(blobs: ObjectStore) -> float | None:
-    """How far the store's clock is ahead of ours, in seconds."""
-    key = f"doctor/{uuid4()}"
-    try:
-        blobs.write(key, b"clock")
-        info = blobs.info(key)
-        return None if info is None else info.last_modified.timestamp() - time.time()
-    finally:
-        blobs.delete(key)
+    yield Check("blobs", result, found, advice)
+    if skew_seconds is not None:
+        yield _clock("blobs", skew_seconds)
 
 
 def _clock(part: str, skew_seconds: float) -> Check:
@@ -176,9 +137,8 @@ def _disk(settings: JobsSettings) -> Iterator[Check]:
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(existing).free
     advice = f"have {LEAST_FREE_BYTES // GIB} GiB free, or set LOBEWISE_DATA_DIR to a larger disk"
-    yield Check(
-        "disk", "ok" if free >= LEAST_FREE_BYTES else "warning", f"{free / GIB:.1f} GiB free in {existing}", advice
-    )
+    result: Result = "ok" if free >= LEAST_FREE_BYTES else "warning"
+    yield Check("disk", result, f"{free / GIB:.1f} GiB free in {existing}", advice)
 
 
 def _weights(settings: JobsSettings) -> Iterator[Check]:
@@ -188,10 +148,11 @@ def _weights(settings: JobsSettings) -> Iterator[Check]:
     from cli.models import look_at
 
     for row in look_at(settings.weights_dir):
+        # Weights of one's own are scored with though nobody lists them; shipped ones that changed are damaged.
         own = settings.weights_dir is not None and row.sha256 != "" and not row.is_ok
-        verdict: Verdict = "ok" if row.is_ok else "warning" if own else "wrong"
+        result: Result = "ok" if row.is_ok else "warning" if own else "wrong"
         advice = "install the package anew, or train and list your own in SHA256SUMS"
-        yield Check("weights", verdict, f"{row.name} {row.version}: {row.verdict}", advice)
+        yield Check("weights", result, f"{row.name} {row.version}: {row.result}", advice)
 
 
 def _device(settings: JobsSettings) -> Iterator[Check]:
@@ -204,13 +165,12 @@ def _device(settings: JobsSettings) -> Iterator[Check]:
     except ValueError as error:
         yield Check("device", "wrong", str(error), "set LOBEWISE_DEVICE to auto, or mend the driver")
         return
-    slow = device.type == "cpu"
-    found = f"{device}" + (": no GPU is used; a scan takes tens of seconds" if slow else "")
-    yield Check("device", "ok", found)
+    slow = ": no GPU is used; a scan takes tens of seconds" if device.type == "cpu" else ""
+    yield Check("device", "ok", f"{device}{slow}")
 
 
 def _traces(_settings: JobsSettings) -> Iterator[Check]:
-    """Nothing depends on a collector, so that none is no fault."""
+    # Nothing depends on a collector, so that none is no fault.
     try:
         is_taken = collector_takes()
     except ImportError:

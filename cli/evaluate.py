@@ -4,17 +4,17 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.table import Table as RichTable
+from rich.markup import escape
 
-from cli.output import Bar, Exit, bar, fail, needs, out
+from cli.output import Exit, bar, fail, needs, out, titled_table
 from jobs.version import __version__
 
 with needs("evaluation"):
     from evaluation.analysis import Analysis, analyse
     from evaluation.errors import EvaluationError, ImageError
-    from evaluation.masks import Compared, compare_all, read_manifest
+    from evaluation.masks import compare_all, read_manifest
     from evaluation.report import About, write_report
-    from evaluation.scores import PairedScores, read_pairs
+    from evaluation.scores import read_pairs
     from evaluation.tables import all_tables
 
 #: Of the whole time, where there are masks.
@@ -36,16 +36,6 @@ class Request:
     control_group: str
     seed: int
 
-    @property
-    def inputs(self) -> list[Path]:
-        return [path for path in (self.truth, self.predicted, self.manifest) if path is not None]
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether it is one of the two ways, and not both."""
-        scores = (self.truth is not None, self.predicted is not None)
-        return scores == (False, False) if self.manifest is not None else scores == (True, True)
-
 
 def evaluate(request: Request, folder: Path) -> tuple[Analysis, list[Path]]:
     """Write the report to `folder`.
@@ -53,16 +43,23 @@ def evaluate(request: Request, folder: Path) -> tuple[Analysis, list[Path]]:
     Raises:
         typer.Exit: the input cannot be evaluated; what to do has been said.
     """
-    if not request.is_complete:
+    given = (request.truth, request.predicted, request.manifest)
+    inputs = [path for path in given if path is not None]
+    if [path is not None for path in given] not in ([True, True, False], [False, False, True]):
         raise fail(Exit.USAGE, "Give --truth and --predicted, or --manifest alone.", "See: lobewise evaluate --help")
     try:
         with bar("reading") as shown:
-            scores, compared = _read(request, shown)
+            if request.manifest is not None:
+                cases = read_manifest(request.manifest)
+                compared = compare_all(cases, lambda case, done: shown.show(case, done * MASKS_SHARE))
+                scores = compared.scores
+            else:
+                compared, scores = None, read_pairs(*inputs)
             shown.show("working out the statistics", MASKS_SHARE)
             overlaps = compared.overlaps if compared else ()
             analysis = analyse(scores, overlaps, control_group=request.control_group, seed=request.seed)
             shown.show("drawing", 0.9)
-            sums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in request.inputs}
+            sums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in inputs}
             about = About(request.label, request.note, __version__, sums)
             paths = write_report(folder, analysis, about, compared)
             shown.show("evaluated", 1.0)
@@ -76,17 +73,9 @@ def print_summary(request: Request, analysis: Analysis) -> None:
     counts = f"{len(analysis.diseased)} diseased, {len(analysis.controls)} controls"
     out.print(f"Data: {request.label} ({counts})", style="bold", markup=False, highlight=False)
     for table in all_tables(analysis)[:SHOWN_TABLES]:
-        shown = RichTable(title=table.title, title_justify="left", title_style="bold")
+        shown = titled_table(table.title)
         for column in table.columns[:-1]:
-            shown.add_column(column.replace("[", r"\["))
+            shown.add_column(escape(column))
         for row in table.rows:
-            shown.add_row(*(cell.replace("[", r"\[") for cell in row[:-1]))
+            shown.add_row(*(escape(cell) for cell in row[:-1]))
         out.print(shown)
-
-
-def _read(request: Request, shown: Bar) -> tuple[PairedScores, Compared | None]:
-    if request.manifest is None:
-        truth, predicted = request.inputs
-        return read_pairs(truth, predicted), None
-    compared = compare_all(read_manifest(request.manifest), lambda case, done: shown.show(case, done * MASKS_SHARE))
-    return compared.scores, compared

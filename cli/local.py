@@ -14,16 +14,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from cli.client import ServiceClient
+from cli.client import ServiceClient, ServiceError
 from cli.output import require
 from jobs.settings import JobsSettings, read_settings
 
 SUPERVISOR: Final = "LOBEWISE_SUPERVISOR_PID"
+
+#: From asking a child to stop until it is killed.
 GRACE_SECONDS: Final = 15.0
 
-
-class ServiceFailedError(Exception):
-    """A process of the service ended, or did not become ready."""
+#: Until /readyz says so: a worker loads torch and its networks first.
+READY_SECONDS: Final = 120.0
 
 
 @dataclass(frozen=True)
@@ -54,54 +55,51 @@ def started(name: str, arguments: list[str], environment: Mapping[str, str], log
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            start_new_session=True,
+            start_new_session=True,  # so that all that it starts can be killed with it
         )
-        stack.callback(_end, process)
-        yield Child(name, process, log)
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    """Ask, wait, then kill it with all it started."""
-    if process.poll() is None:
-        process.terminate()
-    try:
-        process.wait(GRACE_SECONDS)
-    except subprocess.TimeoutExpired:
-        pass
-    finally:
-        # Its whole session: a gateway or worker that was killed could not end what it started itself.
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        try:
+            yield Child(name, process, log)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+            try:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(GRACE_SECONDS)
+            finally:
+                # Its whole session: a gateway or worker that was killed could not end what it started itself.
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
 
 def wait_until(is_so: Callable[[], bool], children: list[Child], seconds: float) -> None:
-    """Raises ServiceFailedError when a child ends first, or when the time is over."""
+    """Raises ServiceError when a child ends first, or when the time is over."""
     deadline = time.monotonic() + seconds
     while not is_so():
-        for child in children:
-            if child.process.poll() is not None:
-                raise ServiceFailedError(child.words())
+        _raise_for_ended(children)
         if time.monotonic() > deadline:
-            raise ServiceFailedError("\n".join([f"Not ready after {seconds:.0f} s.", *(c.words() for c in children)]))
+            raise ServiceError("\n".join([f"Not ready after {seconds:.0f} s.", *(c.words() for c in children)]))
         time.sleep(0.1)
 
 
 def watch(children: list[Child]) -> None:
-    """Return never; raise ServiceFailedError when a child ends."""
+    """Return never; raise ServiceError when a child ends."""
     while True:
-        for child in children:
-            if child.process.poll() is not None:
-                raise ServiceFailedError(child.words())
+        _raise_for_ended(children)
         time.sleep(0.5)
+
+
+def _raise_for_ended(children: list[Child]) -> None:
+    for child in children:
+        if child.process.poll() is not None:
+            raise ServiceError(child.words())
 
 
 def free_port() -> int:
     """A loopback port that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+        return int(probe.getsockname()[1])
 
 
 @contextmanager
@@ -129,11 +127,9 @@ def end_with_supervisor() -> None:
         return
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+    # It may have died before it was asked for the signal, which would then never come.
     if os.getppid() != int(supervisor):
         sys.exit(1)
-
-
-READY_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -153,14 +149,15 @@ def local_service(
     This process holds the embedded server, which they join.
 
     Raises:
-        ServiceFailedError: a process ended, or no worker became ready.
+        ServiceError: a process ended, or no worker became ready.
     """
     for module in ("fastapi", "torch"):
         require(module, "api,worker")
     settings = read_settings(JobsSettings, **({} if data_dir is None else {"data_dir": data_dir}))
     environment = {"LOBEWISE_DATA_DIR": str(settings.data_dir.resolve()), "LOBEWISE_DEVICE": device}
     address = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"  # noqa: S104 (it compares, it does not bind)
-    from jobs.bootstrap import connect  # not at the top: the client commands need neither Celery nor a server
+    # Not at the top: the client commands need neither Celery nor a server.
+    from jobs.bootstrap import connect
 
     jobs = connect(settings)
     try:

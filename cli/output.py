@@ -5,7 +5,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from importlib.util import find_spec
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
 import typer
 from rich.console import Console
@@ -29,22 +30,29 @@ class Exit(IntEnum):
     """How a command ended."""
 
     OK = 0
+    #: A fault of ours; a traceback says where.
     UNEXPECTED = 1
-    """A fault of ours; a traceback says where."""
+    #: The command was called wrongly, or a part of it is not installed.
     USAGE = 2
-    """The command was called wrongly, or a part of it is not installed."""
+    #: The scan cannot be scored: unreadable, not a chest, no lungs.
     SCAN_REFUSED = 3
-    """The scan cannot be scored: unreadable, not a chest, no lungs."""
+    #: The service does not answer, refuses or fails.
     SERVICE_PROBLEM = 4
-    """The service does not answer, refuses or fails."""
 
 
 def fail(code: Exit, sentence: str, *hints: str) -> typer.Exit:
-    """Say why, and return what to raise."""
-    err.print(f"[bold red]{sentence}[/]", highlight=False, soft_wrap=True)  # a path stays in one piece
+    """Print plain sentences that say why a command ends, and return what to raise."""
+    # Escaped, for a path or a label in brackets is no markup; unwrapped, so that a path stays in one piece.
+    err.print(f"[bold red]{escape(sentence)}[/]", highlight=False, soft_wrap=True)
     for hint in hints:
-        err.print(hint, highlight=False, soft_wrap=True)
+        err.print(escape(hint), highlight=False, soft_wrap=True)
     return typer.Exit(code)
+
+
+def fail_refused(title: str, detail: str, evidence: dict[str, Any]) -> typer.Exit:
+    """The same for a scan that was refused, here or by a service, in the words of its problem."""
+    seen = ", ".join(f"{name} {value}" for name, value in evidence.items())
+    return fail(Exit.SCAN_REFUSED, f"{title}: {detail}", *([f"What was seen: {seen}"] if seen else []))
 
 
 @contextmanager
@@ -71,10 +79,10 @@ def require(module: str, extra: str) -> None:
 
 def _missing(module: str | None, extra: str) -> typer.Exit:
     sentence = f"This command needs a part that is not installed ({module})."
-    return fail(Exit.USAGE, sentence, f"  pip install 'lobewise\\[{extra}]'")
+    return fail(Exit.USAGE, sentence, f"  pip install 'lobewise[{extra}]'")
 
 
-LEGEND = (
+LEGEND: Final = (
     "PO, PHO: percent of the lungs that are opaque, densely opaque (-200 HU or more). "
     "LSS, LHOS: each lobe 0-4 by its affected percent, summed, 0-20."
 )
@@ -87,7 +95,15 @@ def print_report(console: Console, report: Report, truth: Report | None = None) 
     for name, value in found.items():
         _add(table, name, value, known.get(name))
     console.print(table)
-    console.print(_lobes(report, truth))
+    table = _table("Lobes", truth, ("lobe", "volume ml", "opacity %", "high %", "score", "truth"))
+    expected = {lobe.lobe: lobe for lobe in truth.lobes} if truth else {}
+    for lobe in report.lobes:
+        cells = (f"{lobe.volume_ml:.0f}", f"{lobe.percent_opacity:.1f}", f"{lobe.percent_high_opacity:.1f}")
+        known_lobe = None
+        if true := expected.get(lobe.lobe):
+            known_lobe = f"{true.percent_opacity:.1f} %, {true.percent_high_opacity:.1f} %, {true.severity_score}"
+        _add(table, lobe.lobe.replace("_", " "), *cells, str(lobe.severity_score), known_lobe)
+    console.print(table)
     console.print(f"[dim]{LEGEND}[/]")
     for finding in report.quality:
         colour = {"info": "blue", "warning": "yellow", "error": "red"}[finding.severity]
@@ -108,29 +124,15 @@ def _totals(report: Report) -> dict[str, str]:
     }
 
 
-def _lobes(report: Report, truth: Report | None) -> Table:
-    table = _table("Lobes", truth, ("lobe", "volume ml", "opacity %", "high %", "score", "truth"))
-    expected = {lobe.lobe: lobe for lobe in truth.lobes} if truth else {}
-    for lobe in report.lobes:
-        cells = (f"{lobe.volume_ml:.0f}", f"{lobe.percent_opacity:.1f}", f"{lobe.percent_high_opacity:.1f}")
-        known = expected.get(lobe.lobe)
-        _add(
-            table,
-            lobe.lobe.replace("_", " "),
-            *cells,
-            str(lobe.severity_score),
-            f"{known.percent_opacity:.1f} %, {known.percent_high_opacity:.1f} %, {known.severity_score}"
-            if known
-            else None,
-        )
-    return table
-
-
 def _table(title: str, truth: Report | None, columns: tuple[str, ...]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = titled_table(title)
     for index, column in enumerate(columns if truth else columns[:-1]):
         table.add_column(column, justify="left" if index == 0 else "right")
     return table
+
+
+def titled_table(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold")
 
 
 def _add(table: Table, *cells: str | None) -> None:
@@ -138,7 +140,13 @@ def _add(table: Table, *cells: str | None) -> None:
     table.add_row(*(cell for cell in cells if cell is not None))
 
 
-WORDS = {
+def write_report(report: Report, path: Path) -> Path:
+    path.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+#: A worker reports the names of its stages, which are for programs.
+STAGE_TEXTS: Final = {
     "fetch": "fetching the scan",
     "read": "reading the scan",
     "landmarks": "looking for the carina",
@@ -158,7 +166,7 @@ class Bar:
 
     def show(self, what: str, fraction: float) -> None:
         """`what` may be a stage's name or a sentence."""
-        self.progress.update(self.task, description=WORDS.get(what, what), completed=fraction)
+        self.progress.update(self.task, description=STAGE_TEXTS.get(what, what), completed=fraction)
 
 
 @contextmanager

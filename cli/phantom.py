@@ -4,7 +4,7 @@ from itertools import permutations, product
 from pathlib import Path
 from typing import Final, get_args
 
-from cli.output import bar, needs
+from cli.output import bar, needs, write_report
 from jobs.models import LandmarkPoint, MaskName, Provenance, Report
 from jobs.version import __version__
 
@@ -19,14 +19,7 @@ with needs("worker"):
     from pipeline.severity import high_opacity_of
     from worker.report import lobe_of, scores_of, volumes_of
 
-LPS_AXES: Final = {
-    "L": (1, 0, 0),
-    "R": (-1, 0, 0),
-    "P": (0, 1, 0),
-    "A": (0, -1, 0),
-    "S": (0, 0, 1),
-    "I": (0, 0, -1),
-}
+LPS_AXES: Final = {"L": (1, 0, 0), "R": (-1, 0, 0), "P": (0, 1, 0), "A": (0, -1, 0), "S": (0, 0, 1), "I": (0, 0, -1)}
 
 #: All 48, such as LPS or AIR.
 ORIENTATIONS: Final = tuple("".join(letters) for axes in permutations(("LR", "PA", "SI")) for letters in product(*axes))
@@ -64,38 +57,35 @@ def save_phantom(recipe: PhantomRecipe, folder: Path) -> tuple[Report, list[Path
     with bar("making a phantom whose scores are known") as shown:
         phantom = make_phantom(recipe)
         shown.show("writing the phantom", 0.8)
-        grid = phantom.volume.grid
         masks = {
             MaskName.LUNGS: phantom.lobes.lungs().mask,
             MaskName.LOBES: phantom.lobes.labels,
             MaskName.LESIONS: phantom.lesions.mask,
             MaskName.HIGH_OPACITY: high_opacity_of(phantom.volume, phantom.lesions.mask),
         }
-        ct = folder / "ct.nii.gz"
-        write_ct(ct, phantom.volume)
+        paths = [folder / "ct.nii.gz"]
+        write_ct(paths[0], phantom.volume)
         for name, mask in masks.items():
-            write_mask(folder / f"{name.value}.nii.gz", mask, grid)
-        paths = [ct, *(folder / f"{name.value}.nii.gz" for name in masks)]
+            paths.append(folder / f"{name.value}.nii.gz")
+            write_mask(paths[-1], mask, phantom.volume.grid)
         shown.show("made a phantom whose scores are known", 1.0)
     truth = truth_of(phantom)
-    paths.append(folder / "truth.json")
-    paths[-1].write_text(truth.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    return truth, paths
+    return truth, [*paths, write_report(truth, folder / "truth.json")]
 
 
 def truth_of(phantom: Phantom) -> Report:
     """What a perfect report of the phantom would say."""
+    points = {mark.value: phantom.landmarks.get(mark) for mark in Landmark}
+    landmarks = [
+        LandmarkPoint.model_validate({"name": name, "found": point is not None, "position_mm": point})
+        for name, point in points.items()
+    ]
     return Report(
         job_id="truth",
         severity=scores_of(phantom.severity),
         lungs=volumes_of(phantom.severity),
         lobes=[lobe_of(lobe) for lobe in phantom.severity.lobes],
-        landmarks=[_landmark(phantom, mark) for mark in Landmark],
+        landmarks=landmarks,
         quality=[],
         provenance=Provenance(input_sha256="0" * 64, software=__version__, models=[], device="phantom", seconds={}),
     )
-
-
-def _landmark(phantom: Phantom, mark: Landmark) -> LandmarkPoint:
-    point = phantom.landmarks.get(mark)
-    return LandmarkPoint.model_validate({"name": mark.value, "found": point is not None, "position_mm": point})

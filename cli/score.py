@@ -5,12 +5,10 @@ from __future__ import annotations
 import hashlib
 import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli.client import write_report
-from cli.output import Exit, bar, fail, needs
+from cli.output import Exit, bar, fail, fail_refused, needs, write_report
 from jobs.models import Report
 from jobs.problems import BY_SLUG
 
@@ -24,7 +22,7 @@ with needs("worker"):
 
 if TYPE_CHECKING:  # it imports torch, which takes seconds: a scan that cannot be read is refused before
     from pipeline.lungs.backend import LungBackendName
-    from pipeline.quantify import Models, Quantification
+    from pipeline.quantify import Quantification
 
 #: Of the whole time, roughly.
 READ_SHARE = 0.05
@@ -50,29 +48,25 @@ def score_here(path: Path, device: str, weights: Path | None, lung_stage: LungBa
             begin = time.perf_counter()
             scan = read_ct(path)
             seconds = {"read": round(time.perf_counter() - begin, 3)}
-            load = partial(_load, device, weights, lung_stage)
             shown.show("loading the networks", READ_SHARE)
-            models = load()
-            from pipeline.quantify import quantify
-
+            with needs("worker"):  # imported after the scan was read: torch takes seconds
+                from pipeline.networks.weights import WeightsError
+                from pipeline.quantify import load_models, quantify
+            try:
+                models = load_models(device, weights, lung_stage)
+            except (WeightsError, ValueError) as error:
+                raise fail(Exit.USAGE, str(error)) from error
             result = quantify(scan, models, lambda stage, done: shown.show(stage, READ_SHARE + done * (1 - READ_SHARE)))
             shown.show("scored", 1.0)
     except PipelineError as error:
-        seen = ", ".join(f"{name} {value}" for name, value in error.evidence.items())
-        refused = fail(
-            Exit.SCAN_REFUSED,
-            f"{BY_SLUG[error.code].title}: {error.detail}",
-            *([f"What was seen: {seen}"] if seen else []),
-        )
-        raise refused from error
+        raise fail_refused(BY_SLUG[error.code].title, error.detail, error.evidence) from error
     # Of a file; of a folder, of its files in the order of their paths.
     digest = hashlib.sha256()
     for file in [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file()):
         with file.open("rb") as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)
-    sha256_of = digest.hexdigest()
-    report = report_of(result, job_id=path.name, input_sha256=sha256_of, seconds=seconds)
+    report = report_of(result, job_id=path.name, input_sha256=digest.hexdigest(), seconds=seconds)
     return Scored(scan, result, report)
 
 
@@ -85,14 +79,4 @@ def save(scored: Scored, folder: Path) -> list[Path]:
         write_mask(paths[-1], mask.labels if isinstance(mask, LobeLabels) else mask.mask, mask.grid)
     overview = folder / "overview.png"
     draw_overview(overview, scored.scan.volume, scored.result.lobes, scored.result.lesions)
-    return [*paths, overview, write_report(scored.report, folder)]
-
-
-def _load(device: str, weights: Path | None, lung_stage: LungBackendName) -> Models:
-    with needs("worker"):
-        from pipeline.networks.weights import WeightsError
-        from pipeline.quantify import load_models
-    try:
-        return load_models(device, weights, lung_stage)
-    except (WeightsError, ValueError) as error:
-        raise fail(Exit.USAGE, str(error)) from error
+    return [*paths, overview, write_report(scored.report, folder / "report.json")]

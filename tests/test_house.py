@@ -49,7 +49,7 @@ RETIRED_NAMES = {
     "Journal": "TrainingLogger",
 }
 ORDINARY = {
-    "cli": {"letter", "verdict"},  # orientations are named by letters; what a check says
+    "cli": {"letter"},  # orientations are named by letters
     "evaluation": {"letter"},  # panels of a figure
 }
 

@@ -108,6 +108,6 @@ def test_a_misspelt_variable_is_a_warning(lobewise: Run, monkeypatch: pytest.Mon
     assert "Do you mean LOBEWISE_LEASE_SECONDS?" in json.loads(result.stdout)[0]["found"]
 
 
-@pytest.mark.parametrize(("skew", "verdict"), [(0.0, "ok"), (-29.0, "ok"), (31.0, "wrong"), (-3600.0, "wrong")])
-def test_clocks_may_differ_by_half_a_minute(skew: float, verdict: str) -> None:
-    assert _clock("broker", skew).verdict == verdict
+@pytest.mark.parametrize(("skew", "result"), [(0.0, "ok"), (-29.0, "ok"), (31.0, "wrong"), (-3600.0, "wrong")])
+def test_clocks_may_differ_by_half_a_minute(skew: float, result: str) -> None:
+    assert _clock("broker", skew).result == result

@@ -5,12 +5,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from cli.local import Child, ServiceFailedError, free_port, started, terminated_like_interrupted, wait_until
+from cli.client import ServiceError
+from cli.local import Child, free_port, started, terminated_like_interrupted, wait_until
+from tests.support.processes import until
 
 
 def is_alive(pid: int) -> bool:
@@ -19,12 +20,6 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
-
-
-def until(is_so: Callable[[], bool]) -> None:
-    """The test's own limit ends this."""
-    while not is_so():
-        time.sleep(0.05)
 
 
 def test_a_command_runs_and_its_words_are_kept(tmp_path: Path) -> None:
@@ -38,7 +33,7 @@ def test_a_command_runs_and_its_words_are_kept(tmp_path: Path) -> None:
 def test_a_child_that_ends_early_is_reported_with_its_words(tmp_path: Path) -> None:
     with (
         started("worker", ["no-such-command"], {}, tmp_path / "log") as child,
-        pytest.raises(ServiceFailedError, match="worker ended with 2") as caught,
+        pytest.raises(ServiceError, match="worker ended with 2") as caught,
     ):
         wait_until(lambda: False, [child], 60)
     assert "no-such-command" in str(caught.value)
@@ -47,7 +42,7 @@ def test_a_child_that_ends_early_is_reported_with_its_words(tmp_path: Path) -> N
 def test_a_child_that_never_gets_ready_is_reported(tmp_path: Path) -> None:
     sleeper = subprocess.Popen(["sleep", "600"])
     try:
-        with pytest.raises(ServiceFailedError, match=r"Not ready after 0 s\.\nThe sleeper is running"):
+        with pytest.raises(ServiceError, match=r"Not ready after 0 s\.\nThe sleeper is running"):
             wait_until(lambda: False, [Child("sleeper", sleeper, None)], 0.0)
     finally:
         sleeper.kill()

@@ -23,6 +23,7 @@ from jobs.errors import JobPurgedError
 from jobs.models import InputInfo, JobRecord, JobStatus, MaskName
 from jobs.settings import JobsSettings
 from jobs.states import new_id
+from tests.support.processes import until
 
 TINY_WORKER = Path(__file__).parents[1] / "support" / "tiny_worker.py"
 FIRST = Path(__file__).parents[1] / "jobs" / "records-0"
@@ -175,8 +176,3 @@ def test_an_old_worker_leaves_a_newer_schema_to_others_and_goes_on(site: Callabl
     record.write_bytes(ours)  # now the worker is one that can read it
     state = mixed.jobs.service.wait(newer, 60)
     assert (state.status, state.attempt) == (JobStatus.SUCCEEDED, 1)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        time.sleep(0.05)

@@ -7,8 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -24,6 +23,7 @@ from jobs.bootstrap import Connection, connect
 from jobs.models import InputInfo, JobRecord, JobStatus, MaskName, Priority
 from jobs.settings import JobsSettings
 from jobs.states import new_id
+from tests.support.processes import until
 
 TINY_WORKER = Path(__file__).parents[1] / "support" / "tiny_worker.py"
 FAST = {
@@ -101,11 +101,6 @@ def alone(folder: Path, **settings: str) -> Iterator[tuple[Service, "subprocess.
         yield service, worker
     finally:
         service.close()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        time.sleep(0.05)
 
 
 def is_running(service: Service, job_id: str, attempt: int = 1) -> bool:

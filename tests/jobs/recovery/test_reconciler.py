@@ -10,14 +10,10 @@ from jobs.bootstrap import Connection, connect
 from jobs.errors import BrokerUnavailableError, JobPurgedError
 from jobs.models import JobError, JobStatus, Priority, Stage
 from jobs.queue import QUEUES
+from tests.support.processes import until
 
 Post = Callable[..., str]
 Succeed = Callable[..., None]
-
-
-def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        time.sleep(0.02)
 
 
 def test_a_job_whose_message_vanished_is_sent_again(jobs: Connection, server: redis.Redis, post: Post) -> None:
