@@ -62,7 +62,7 @@ def markdown() -> str:
         parts.append(f"{heading}\n")
         parts.extend(
             f"### `{problem.slug}`\n\n**{problem.title}.** {_where(problem)}{', retryable' * problem.retryable}.\n\n"
-            f"{problem.meaning}\n\nWhat to do: {problem.remedy}\n"
+            f"{problem.meaning} {problem.remedy}\n"
             for problem in PROBLEM_TYPES
             if (problem.status is not None) is answers_calls
         )

@@ -103,7 +103,7 @@ class Streams:
             raise RuntimeError("not started")
         while not self.is_closing:
             try:
-                for job_id in self._jobs.changes(lambda: not self.is_closing):
+                for job_id in self._jobs.event_log.changes(lambda: not self.is_closing):
                     self._loop.call_soon_threadsafe(self._wake, job_id)
             except BrokerUnavailableError as error:
                 log.warning("changes of jobs are not heard: %s", error)

@@ -158,7 +158,7 @@ def _accept(
 
 def _job_record(jobs: JobService, item: BatchItemSubmission, addresses: Addresses) -> JobRecord:
     """What the item will be. Raises ApiError and JobsError: the item is refused."""
-    job_id = jobs.new_id()
+    job_id = states.new_id()
     if item.callback_url is not None and not jobs.callbacks.is_allowed(item.callback_url):
         raise ApiError(problems.CALLBACK_NOT_ALLOWED, "the operator has not allowed this address")
     upload_id, created_at = None, states.now()

@@ -38,6 +38,7 @@ from jobs.models import InputInfo, JobRecord, JobState
 from jobs.remote_sources import is_allowed
 from jobs.service import JobService
 from jobs.settings import ApiSettings
+from jobs.states import new_id
 from jobs.tracing import step
 
 router = APIRouter(tags=["jobs"])
@@ -217,7 +218,7 @@ class _Submission:
         chunks = body_chunks(self._request, self._limit_bytes, self._settings.idle_seconds)
         if slot is not None:
             chunks = slot.in_turn(chunks)
-        job_id = self._jobs.new_id()
+        job_id = new_id()
         first = await run_sync(self._jobs.idempotency.begin, key, job_id) if key else None
         if first is not None:
             # Read and hashed but not stored: only its digest and options show whether it is the same request.
@@ -226,7 +227,7 @@ class _Submission:
             return _Accepted(await run_sync(self._jobs.get, first.job_id), is_replay=True)
         with step("upload"):
             try:
-                sink = await self._jobs.open_upload(job_id) if self.is_form else HashSink()
+                sink = self._jobs.open_upload(job_id) if self.is_form else HashSink()
                 record = await self._read(job_id, sink, chunks)
             except BaseException:
                 # The key is free again at once, else a repetition would get 409 until the key's time in flight is over.
