@@ -58,6 +58,15 @@ class Priority(StrEnum):
     BATCH = "batch"
 
 
+class JobTask(StrEnum):
+    """What a job is for."""
+
+    #: Masks and scores.
+    SCORE = "score"
+    #: The scan is read and inspected, not scored.
+    VALIDATE = "validate"
+
+
 class MaskName(StrEnum):
     """The masks of a succeeded job, each a gzipped NIfTI on the input's own grid."""
 
@@ -217,6 +226,7 @@ class JobRecord(Model):
     schema_version: SchemaVersion = SCHEMA_VERSION
     id: str
     created_at: datetime
+    task: JobTask = JobTask.SCORE
     priority: Priority = Priority.ROUTINE
     input: InputInfo
     client_reference: str | None = None
@@ -235,6 +245,9 @@ class JobState(Model):
     updated_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None
+    task: JobTask = Field(
+        default=JobTask.SCORE, description="`validate` reads and inspects the scan, and scores nothing"
+    )
     priority: Priority = Priority.ROUTINE
     input: InputInfo
     client_reference: str | None = None
@@ -249,7 +262,9 @@ class JobState(Model):
     attempt: int = Field(default=0, ge=0, description="how many times a worker has begun it")
     cancel_requested: bool = False
     error: JobError | None = None
-    severity: "SeverityScores | None" = Field(default=None, description="present once succeeded")
+    severity: "SeverityScores | None" = Field(
+        default=None, description="present once succeeded, unless `task` is `validate`"
+    )
     revision: str = Field(description="changes whenever any other field does")
 
 
@@ -390,6 +405,7 @@ class Manifest(Model):
     finished_at: datetime
     severity: SeverityScores | None = None
     report_key: str | None = None
+    inspection_key: str | None = None
     masks: list[MaskBlob] = Field(default_factory=list)
     error: JobError | None = None
     input_sha256: str | None = None
