@@ -95,4 +95,4 @@ constraints: ## pin what .venv holds now into constraints.txt
 	$(BIN)/pip freeze --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//' > constraints.txt
 
 clean: ## remove .venv and everything that was generated
-	rm -rf .venv .venv-k8s .venv-load .images out lobewise-data .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-k8s .venv-load .images out build *.egg-info lobewise-data .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

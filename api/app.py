@@ -143,6 +143,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 def _use(app: FastAPI, connection: Connection) -> None:
-    app.state.jobs, app.state.service_status = connection.service, connection.status
+    app.state.jobs = connection.service
     app.state.reconciler = connection.reconciler
-    app.state.metrics.watch(connection.status, connection.service.callbacks)
+    app.state.metrics.watch(connection.service)

@@ -89,7 +89,7 @@ class Sender:
                 due: list[str] = []
                 try:
                     if free > 0:
-                        due = await asyncio.to_thread(self._callbacks.claim, free)
+                        due = await asyncio.to_thread(self._callbacks.take_due, free)
                 except UnavailableError as error:
                     log.warning("cannot look for callbacks: %s", error)
                 for job_id in due:
@@ -103,7 +103,7 @@ class Sender:
 
     async def _deliver(self, job_id: str, client: httpx.AsyncClient, signed_by: list[Webhook]) -> None:
         try:
-            delivery = await asyncio.to_thread(self._callbacks.open, job_id)
+            delivery = await asyncio.to_thread(self._callbacks.next_delivery, job_id)
             if delivery is None:
                 return
             record = delivery.record
@@ -123,7 +123,7 @@ class Sender:
     async def _send(self, delivery: Delivery, client: httpx.AsyncClient, signed_by: list[Webhook]) -> None:
         fault = await asyncio.to_thread(self._callbacks.barred, delivery)
         if fault is not None:
-            await self._settle(delivery, Answer(states.now(), 0.0, fault=fault))
+            await self._record_answer(delivery, Answer(states.now(), 0.0, fault=fault))
             return
         host = urlsplit(delivery.url).netloc
         if self._at_host[host] >= self._share:
@@ -137,10 +137,10 @@ class Sender:
             self._at_host[host] -= 1
             # Drops the hosts at zero: the process runs for months, and every host would stay in memory.
             self._at_host += Counter()
-        await self._settle(delivery, answer)
+        await self._record_answer(delivery, answer)
 
-    async def _settle(self, delivery: Delivery, answer: Answer) -> None:
-        attempt = await asyncio.to_thread(self._callbacks.settle, delivery, answer)
+    async def _record_answer(self, delivery: Delivery, answer: Answer) -> None:
+        attempt = await asyncio.to_thread(self._callbacks.record_answer, delivery, answer)
         trace.get_current_span().set_attributes({tracing.OUTCOME: attempt.outcome.value})
         if attempt.http_status is not None:
             trace.get_current_span().set_attributes({"http.response.status_code": attempt.http_status})

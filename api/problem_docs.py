@@ -34,8 +34,8 @@ A call that fails is answered with `application/problem+json` (RFC 9457):
 }
 ```
 
-Decide by `type`, which never changes, not by `title` or `detail`. `retryable` says whether the same call may succeed
-later; then `Retry-After` says when. `evidence` holds what was seen, as data. `errors` names each parameter that was
+Decide by `type`, which never changes, not by `title` or `detail`. Where `retryable` is true the same call may succeed
+later, and `Retry-After` says when. `evidence` holds what was seen, as data. `errors` names each parameter that was
 refused by a JSON pointer into the request. Every `type` is also the address of a page on the running service.
 
 A scan that cannot be scored is no error of a call: `GET /v1/jobs/{job_id}` answers 200, the job's `status` is `failed`,
@@ -48,7 +48,7 @@ def html_page(problem: ProblemType) -> str:
         title=escape(problem.title),
         uri=escape(problem.uri),
         where=_where(problem),
-        retryable=_retryable(problem),
+        retryable="may succeed later" if problem.retryable else "will not succeed unchanged",
         meaning=escape(problem.meaning),
         remedy=escape(problem.remedy),
     )
@@ -60,8 +60,8 @@ def markdown() -> str:
     for answers_calls, heading in ((True, "## Answers to calls"), (False, "## Why a job failed")):
         parts.append(f"{heading}\n")
         parts.extend(
-            f"### `{problem.slug}`\n\n**{problem.title}.** {_where(problem)}, {_retryable(problem)}.\n\n"
-            f"{problem.meaning}\n\nWhat to do: {problem.remedy}\n"
+            f"### `{problem.slug}`\n\n**{problem.title}.** {_where(problem)}{', retryable' * problem.retryable}.\n\n"
+            f"{problem.meaning} {problem.remedy}\n"
             for problem in PROBLEM_TYPES
             if (problem.status is not None) is answers_calls
         )
@@ -70,10 +70,6 @@ def markdown() -> str:
 
 def _where(problem: ProblemType) -> str:
     return f"HTTP {problem.status}" if problem.status else "Inside a failed job"
-
-
-def _retryable(problem: ProblemType) -> str:
-    return "may succeed later" if problem.retryable else "will not succeed unchanged"
 
 
 if __name__ == "__main__":

@@ -172,7 +172,7 @@ Body = TypeVar("Body", bound=BaseModel)
 
 
 class Sink(Protocol):
-    """Where the file goes; `jobs.UploadSink` is one."""
+    """Where the file goes; `BlobUpload` is one."""
 
     async def write(self, chunk: Chunk) -> None: ...
     async def finish(self) -> InputInfo: ...

@@ -100,7 +100,7 @@ class Streams:
     def _listen(self, jobs: JobService, loop: asyncio.AbstractEventLoop) -> None:
         while not self.is_closing:
             try:
-                for job_id in jobs.changes(lambda: not self.is_closing):
+                for job_id in jobs.event_log.changes(lambda: not self.is_closing):
                     loop.call_soon_threadsafe(self._wake, job_id)
             except BrokerUnavailableError as error:
                 log.warning("changes of jobs are not heard: %s", error)

@@ -12,6 +12,7 @@ with needs("worker"):
     from training import landmarks, lesions, lungs
     from training.config import RecipeError, read_recipe
     from training.data.cohort import CohortError, read_cohort
+    from training.data.landmark_batches import LandmarkDataset, LandmarkRecipe
     from training.data.lesion_batches import LesionRecipe
     from training.data.lung_batches import LungRecipe
     from training.data.prepare import prepare_cohort
@@ -64,22 +65,22 @@ def train(order: Order, device: str) -> Path | None:
                     if order.steps is not None or order.start is not None:
                         reason = "landmarks: give warm_steps and dqn_steps in --recipe; each agent starts anew"
                         raise RecipeError(reason)
-                    agents = read_recipe(landmarks.LandmarkRecipe, order.recipe)
-                    dataset = landmarks.LandmarkDataset.read(order.dataset, agents.config)
+                    agents = read_recipe(LandmarkRecipe, order.recipe)
+                    dataset = LandmarkDataset.read(order.dataset, agents.config)
                     landmarks.train(agents, dataset, order.run, group)
                     if group.is_first:
                         landmarks.export(agents, order.run, order.weights, order.version)
                 case Stage.LUNGS:
                     trunk = read_recipe(LungRecipe, order.recipe)
                     trunk = replace(trunk, trunk_steps=order.steps or trunk.trunk_steps)
-                    run, found = lungs.open_run(order.dataset, order.run, trunk, group, start=order.start)
-                    lungs.follow(run, found)
+                    training = lungs.LungTraining(order.dataset, order.run, trunk, group, start=order.start)
+                    training.run()
                     if group.is_first:
-                        run.export(order.weights, order.version, found, CALIBRATED_ON)
+                        training.export(order.weights, order.version, CALIBRATED_ON)
                 case Stage.LESIONS:
                     recipe = read_recipe(LesionRecipe, order.recipe)
                     recipe = replace(recipe, steps=order.steps or recipe.steps)
-                    lesions.train(recipe, order.dataset, order.run, group, order.start)
+                    lesions.LesionTraining(order.dataset, order.run, recipe, group, order.start).run()
                     if group.is_first:
                         lesions.export(order.run, recipe, order.weights, order.version)
             # One process of several writes, so that no two write the same file.

@@ -22,8 +22,9 @@ import yaml
 
 HERE: Final = Path(__file__).resolve().parent
 ROOT: Final = HERE.parent
+
+#: The oldest and the newest Kubernetes that we tell about.
 VERSIONS: Final = ("1.32", "1.37")
-"""The oldest and the newest Kubernetes that we tell about."""
 SCHEMAS: Final = {
     "keda.sh/v1alpha1, ScaledObject": "scaledobject.json",
     "monitoring.coreos.com/v1, ServiceMonitor": "servicemonitor.json",

@@ -1,25 +1,22 @@
-"""What a scan asks of bucket, broker and gateway: `.venv/bin/python k8s/measure.py`, after `make install`.
+"""What a scan asks of bucket, broker and gateway: `.venv/bin/python -m k8s.measure`, after `make install`.
 
 A gateway, a worker, a Valkey and an S3 server (SeaweedFS) run on this machine, and a proxy before the S3 server counts
 requests. The scan is a phantom: requests are as with any scan, its bytes are not a patient's.
 """
 
 import argparse
-import asyncio
-import os
 import re
-import subprocess
 import sys
 import tempfile
-import threading
 import time
+from asyncio import StreamWriter
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
@@ -29,14 +26,14 @@ from jobs.bootstrap import connect
 from jobs.settings import JobsSettings
 from pipeline.io.write import write_ct
 from pipeline.phantom import PhantomRecipe, make_phantom
-
-ROOT: Final = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT))
-from tests.support.seaweed import free_ports, seaweed  # noqa: E402 (the tests' own S3 server)
+from tests.support.processes import answers, free_ports, running, until
+from tests.support.proxy import Proxy
+from tests.support.seaweed import seaweed
 
 REQUEST: Final = re.compile(rb"(GET|PUT|POST|HEAD|DELETE) (/[^ ]*) HTTP/1\.1\r\n")
 MASKS: Final = ("lungs", "lobes", "lesions", "high-opacity")
 SETTLE_SECONDS: Final = 1.0
+LIMIT_SECONDS: Final = 600.0
 Answer = TypeVar("Answer")
 
 
@@ -49,42 +46,26 @@ class Counts:
     down_bytes: int = 0
 
 
-class Proxy:
+class CountingProxy(Proxy):
     """Between the service and the bucket; it changes nothing."""
 
-    def __init__(self, port: int, behind: int) -> None:
+    def __init__(self, target_port: int) -> None:
         self.counts = Counts()
-        self._port, self._behind = port, behind
-        threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True).start()
+        self._rest: dict[StreamWriter, bytes] = {}
+        super().__init__(target_port)
 
-    async def _serve(self) -> None:
-        server = await asyncio.start_server(self._meet, "127.0.0.1", self._port)
-        await server.serve_forever()
+    async def ask(self, data: bytes, server: StreamWriter, client: StreamWriter) -> bool:
+        self.counts.up_bytes += len(data)
+        rest, end = self._rest.get(server, b"") + data, 0
+        for match in REQUEST.finditer(rest):
+            self.counts.requests[_kind(match[1].decode(), match[2].decode())] += 1
+            end = match.end()
+        self._rest[server] = rest[end:][-4096:]  # a request's first line may be cut in two
+        return await super().ask(data, server, client)
 
-    async def _meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        behind, ahead = await asyncio.open_connection("127.0.0.1", self._behind)
-        await asyncio.gather(self._up(reader, ahead), self._down(behind, writer), return_exceptions=True)
-
-    async def _up(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        rest = b""
-        while piece := await reader.read(1 << 16):
-            self.counts.up_bytes += len(piece)
-            rest += piece
-            end = 0
-            for match in REQUEST.finditer(rest):
-                self.counts.requests[_kind(match[1].decode(), match[2].decode())] += 1
-                end = match.end()
-            rest = rest[end:][-4096:]  # a request's first line may be cut in two
-            writer.write(piece)
-            await writer.drain()
-        writer.close()
-
-    async def _down(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while piece := await reader.read(1 << 16):
-            self.counts.down_bytes += len(piece)
-            writer.write(piece)
-            await writer.drain()
-        writer.close()
+    async def answer(self, data: bytes, client: StreamWriter) -> bool:
+        self.counts.down_bytes += len(data)
+        return await super().answer(data, client)
 
 
 def _kind(method: str, path: str) -> str:
@@ -92,7 +73,7 @@ def _kind(method: str, path: str) -> str:
     return "LIST" if method == "GET" and "list-type=" in path else method
 
 
-def told(proxy: Proxy, what: str, act: Callable[[], Answer]) -> Answer:
+def told(proxy: CountingProxy, what: str, act: Callable[[], Answer]) -> Answer:
     """Do it, and print what it asked of the bucket."""
     proxy.counts = Counts()
     answer = act()
@@ -103,17 +84,6 @@ def told(proxy: Proxy, what: str, act: Callable[[], Answer]) -> Answer:
     return answer
 
 
-@contextmanager
-def process(arguments: list[str], environment: dict[str, str], log: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    with log.open("wb") as stream:
-        child = subprocess.Popen([sys.executable, *arguments], env=environment, stderr=stream)  # noqa: S603 (our own)
-    try:
-        yield child
-    finally:
-        child.terminate()
-        child.wait()
-
-
 def resident_mib(pid: int) -> str:
     """Now and at most."""
     status = Path(f"/proc/{pid}/status").read_text()
@@ -121,19 +91,9 @@ def resident_mib(pid: int) -> str:
     return f"{now} MiB, at most {most}"
 
 
-def until(done: Callable[[], Any], seconds: float = 600) -> None:
-    deadline = time.monotonic() + seconds
-    while not done():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"not done after {seconds:g} s")
-        time.sleep(0.3)
-
-
-def answers(client: httpx.Client) -> bool:
-    try:
-        return client.get("/healthz").is_success
-    except httpx.TransportError:
-        return False
+def await_that(is_so: Callable[[], bool]) -> None:
+    if not until(is_so, LIMIT_SECONDS, 0.3):
+        raise TimeoutError(f"not done after {LIMIT_SECONDS:g} s")
 
 
 def post(client: httpx.Client, scan: bytes) -> str:
@@ -145,13 +105,13 @@ def fetch(client: httpx.Client, path: str) -> None:
     client.get(path).raise_for_status()
 
 
-def measure(client: httpx.Client, proxy: Proxy, scan: bytes, start_worker: Callable[[], object]) -> None:
+def measure(client: httpx.Client, proxy: CountingProxy, scan: bytes, start_worker: Callable[[], object]) -> None:
     """A scan from end to end."""
     job = told(proxy, "submit", lambda: post(client, scan))
     told(proxy, "poll", lambda: client.get(f"/v1/jobs/{job}"))
     start_worker()
     begun = time.monotonic()
-    told(proxy, "score", lambda: until(lambda: client.get(f"/v1/jobs/{job}").json()["status"] == "succeeded"))
+    told(proxy, "score", lambda: await_that(lambda: client.get(f"/v1/jobs/{job}").json()["status"] == "succeeded"))
     print(f"(in {time.monotonic() - begun:.0f} s, loading included)")
     told(proxy, "report", partial(fetch, client, f"/v1/jobs/{job}/report"))
     for mask in MASKS:
@@ -169,31 +129,31 @@ def main() -> None:
         (folder / "s3").mkdir()
         bucket = stack.enter_context(seaweed(folder / "s3"))
         bucket.make_bucket("lobewise")
-        port, api_port = free_ports(2)
-        proxy = Proxy(port, urlsplit(bucket.endpoint).port or 0)
+        (api_port,) = free_ports(1)
+        proxy = CountingProxy(urlsplit(bucket.endpoint).port or 0)
+        stack.callback(proxy.close)
         settings = JobsSettings(data_dir=folder / "broker", redis_url=None, blob_url=folder.as_uri())
         broker = connect(settings)  # for its embedded Valkey alone
         stack.callback(broker.close)
         environment = {
-            **os.environ,
             **bucket.environment,
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.port}",
             "LOBEWISE_BLOB_URL": "s3://lobewise/scans",
             "LOBEWISE_REDIS_URL": broker.settings.redis_url or "",
             "LOBEWISE_DATA_DIR": str(folder / "data"),
             "LOBEWISE_API_PORT": str(api_port),
         }
-        run = "from api.app import run; run()"
-        api = stack.enter_context(process(["-c", run], environment, folder / "api.log"))
-        client = stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{api_port}", timeout=300))
-        until(lambda: answers(client))
+        api = stack.enter_context(running([sys.executable, "-m", "api"], environment, folder / "api.log"))
+        address = f"http://127.0.0.1:{api_port}"
+        client = stack.enter_context(httpx.Client(base_url=address, timeout=300))
+        await_that(lambda: answers(f"{address}/healthz"))
         time.sleep(SETTLE_SECONDS)
         told(proxy, "20 seconds of nothing", lambda: time.sleep(20))
         print(f"gateway: {resident_mib(api.pid)}")
-        worker = ["-m", "worker"]
+        worker = [sys.executable, "-m", "worker"]
         with ExitStack() as workers:
             log = folder / "worker.log"
-            measure(client, proxy, scan, lambda: workers.enter_context(process(worker, environment, log)))
+            measure(client, proxy, scan, lambda: workers.enter_context(running(worker, environment, log)))
         server = stack.enter_context(redis.Redis.from_url(environment["LOBEWISE_REDIS_URL"]))
         before = int(server.info("memory")["used_memory"])
         for _ in range(options.jobs):

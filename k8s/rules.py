@@ -12,12 +12,14 @@ Manifest = Mapping[str, Any]
 
 PROBES: Final = ("startupProbe", "readinessProbe", "livenessProbe")
 POD_KINDS: Final = ("Deployment", "StatefulSet", "DaemonSet")
+
+#: Variables that are set though they are no settings of Lobewise, with their meaning.
 FOREIGN_VARIABLES: Final = {
     "OMP_NUM_THREADS": "torch's: how many threads a network uses on a CPU",
 }
-"""Variables that are set though they are no settings of Lobewise, with their meaning."""
+
+#: The AWS tools' own, which docs/configuration.md sends its readers to.
 AWS_KEYS: Final = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-"""The AWS tools' own, which docs/configuration.md sends its readers to."""
 HARD_LIMIT: Final = "LOBEWISE_HARD_LIMIT_SECONDS"
 SHUTDOWN: Final = "LOBEWISE_API_SHUTDOWN_SECONDS"
 

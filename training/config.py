@@ -43,11 +43,12 @@ def read_recipe(kind: type[Recipe], text: str) -> Recipe:
 
 
 def keep_recipe(folder: Path, recipe: object) -> None:
-    """Write the recipe into the folder of a run; one that was begun with another is not gone on with.
+    """Write the recipe into the folder of a run, or compare it with the one that the run was begun with.
 
     Raises:
         RecipeError: the run was begun with another recipe.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / RECIPE_FILE
     # Through JSON, since tuples come back from the file as lists.
     ours = json.loads(json.dumps(asdict(recipe)))  # type: ignore[call-overload]  # every recipe is a dataclass

@@ -6,13 +6,10 @@ A run that was ended goes on to the very same weights when the same command is g
 With torchrun, several GPUs train together.
 """
 
-import argparse
 import math
 import sys
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,9 +19,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.networks.device import mixed_precision
+from pipeline.networks.device import mixed_precision, on_device
 from pipeline.networks.di2in import CLASSES, Di2in, LungConfig
-from pipeline.networks.weights import ModelInfo, load_into, read_start, save_weights
+from pipeline.networks.weights import ModelInfo, read_start, save_weights
 from training.config import keep_recipe, read_recipe
 from training.data.lung_batches import (
     OPAQUE,
@@ -38,17 +35,21 @@ from training.data.lung_batches import (
     read_volume,
 )
 from training.loop import (
-    ClippedStep,
     Picture,
+    Plan,
     ProcessGroup,
-    TrainingLogger,
+    TrainingLoop,
+    Validation,
     join_process_group,
+    mean_of_known,
     side_by_side,
-    write_checkpoint,
+    training_parser,
 )
 
 #: Gradients are cut to this length.
 GRADIENT_NORM: Final = 5.0
+#: Steps between two checkpoints, each with a row of the log.
+SAVE_EVERY: Final = 20
 #: Steps between two looks at the Dice.
 MEASURE_EVERY: Final = 10
 #: On the patients kept aside.
@@ -114,173 +115,134 @@ def dice_scores(logits: Float[Tensor, "b 6 z y x"], targets: Targets) -> tuple[f
     return lungs, float(np.mean(lobes)) if lobes else float("nan")
 
 
-@dataclass(eq=False)
-class Run:
-    """A training in progress: the network, the running mean of its weights, and where it stands."""
+class LungTraining(TrainingLoop[Di2in]):
+    """Trains the network on the volumes of a dataset: first the backbone, then the detail stage."""
 
-    folder: Path
-    config: LungConfig
-    recipe: LungRecipe
-    network: Di2in
-    smooth: dict[str, Tensor]
-    optimizer: torch.optim.Optimizer
-    group: ProcessGroup
-    step: int = 0
-    best: float = -math.inf
-    best_in_detail: bool = False
+    columns = COLUMNS
+    averaged_key, optimiser_key = "smooth", "optimizer"
 
-    def __post_init__(self) -> None:
-        self._clipped_step = ClippedStep(self.network, self.optimizer, GRADIENT_NORM)
+    def __init__(
+        self,
+        dataset: Path,
+        folder: Path,
+        recipe: LungRecipe,
+        group: ProcessGroup,
+        config: LungConfig | None = None,
+        start: Path | None = None,
+    ) -> None:
+        """A new run in `folder`, or the one that was ended there.
 
-    @classmethod
-    def begin(cls, folder: Path, config: LungConfig, recipe: LungRecipe, group: ProcessGroup) -> "Run":
-        """A new run, or the one that `folder` holds a checkpoint of."""
+        Args:
+            start: weights, or the checkpoint of another run, whose mean weights are where a new run begins.
+
+        Raises:
+            FileNotFoundError: the dataset holds no prepared volume.
+            RecipeError: the run was begun with another recipe.
+            WeightsError: `start` holds no weights of this network.
+        """
+        self.dataset = LungDataset(dataset, recipe, device=group.device)
+        if group.is_first:
+            keep_recipe(folder, recipe)
+        self.folder, self.recipe, self.config = folder, recipe, config or LungConfig()
+        self.best_in_detail = False
         torch.manual_seed(recipe.seed)
-        network = Di2in(config).to(group.device)
-        network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # missing from torch's stub
-        optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-        smooth = {name: value.detach().clone() for name, value in network.state_dict().items()}
-        run = cls(folder, config, recipe, network, smooth, optimizer, group)
-        with suppress(FileNotFoundError):
-            run.restore(torch.load(run.checkpoint, map_location=group.device, weights_only=True))
-        return run
+        network = on_device(Di2in(self.config), group.device)
+        optimiser = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+        steps, checkpoint = recipe.trunk_steps + recipe.detail_steps, folder / "checkpoint.pt"
+        plan = Plan(steps, SAVE_EVERY, checkpoint, folder / "log.csv", GRADIENT_NORM)
+        super().__init__(network, optimiser, group, plan)
+        if not self.resume() and start is not None:
+            self.begin_with(read_start(start, "lungs", self.averaged_key, group.device), "lungs")
 
-    @property
-    def checkpoint(self) -> Path:
-        return self.folder / "checkpoint.pt"
-
-    @property
-    def in_detail(self) -> bool:
-        return self.step >= self.recipe.trunk_steps and self.recipe.detail_steps > 0
+    def is_detail(self, step: int) -> bool:
+        """Whether a step is of the detail stage."""
+        return step >= self.recipe.trunk_steps and self.recipe.detail_steps > 0
 
     @property
     def steps_of_stage(self) -> int:
         """How many steps the present stage has taken."""
-        return self.step - self.recipe.trunk_steps if self.in_detail else self.step
+        return self.step - self.recipe.trunk_steps if self.is_detail(self.step) else self.step
 
-    @property
     def learning_rate(self) -> float:
         """Warm-up and cosine, anew for each stage."""
-        recipe, done = self.recipe, self.steps_of_stage
-        steps = recipe.detail_steps if self.in_detail else recipe.trunk_steps
+        recipe, done, detail = self.recipe, self.steps_of_stage, self.is_detail(self.step)
+        steps = recipe.detail_steps if detail else recipe.trunk_steps
         warm = min((done + 1) / max(recipe.warmup_steps, 1), 1.0)
-        top = recipe.detail_learning_rate if self.in_detail else recipe.learning_rate
+        top = recipe.detail_learning_rate if detail else recipe.learning_rate
         return top * warm * (0.01 + 0.99 * 0.5 * (1 + float(np.cos(np.pi * done / max(steps, 1)))))
 
-    def learn(self, loss: Tensor) -> None:
-        """One step down the gradient, and the running mean after it."""
-        for parameters in self.optimizer.param_groups:
-            parameters["lr"] = self.learning_rate
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        self.group.average_gradients(self.network)
-        self._clipped_step.take()
+    def decay(self) -> float:
         # A young mean forgets quickly, or the random weights of the start would stay in it for hundreds of steps.
-        decay = min(self.recipe.smoothing, self.steps_of_stage / (self.steps_of_stage + 20))
-        self.step += 1
-        for name, value in self.network.state_dict().items():
-            self.smooth[name].lerp_(value, 1.0 - decay)
+        return min(self.recipe.smoothing, self.steps_of_stage / (self.steps_of_stage + 20))
 
-    def save(self) -> None:
-        """Everything that the next step depends on; what is drawn depends on the step alone."""
-        state = {"step": self.step, "network": self.network.state_dict(), "smooth": self.smooth}
-        state |= {"optimizer": self.optimizer.state_dict(), "best": self.best, "best_in_detail": self.best_in_detail}
-        write_checkpoint(state, self.checkpoint)
+    def loss(self) -> tuple[Tensor, Mapping[str, float]]:
+        """The mean over the volumes of a step; of the last volume now and then the Dice."""
+        if self.step % self.plan.save_every == 0:
+            self.dataset.refresh()
+        rng, detail, losses = self.step_rng(self.recipe.seed), self.is_detail(self.step), []
+        for _ in range(self.recipe.volumes_per_step):
+            sample = draw_sample(self.dataset, self.recipe, self.config.stride, rng)
+            loss, logits = (detail_loss if detail else trunk_loss)(self.network, sample, self.recipe)
+            losses.append(loss)
+        scores = (math.nan, math.nan)
+        if (self.step + 1) % MEASURE_EVERY == 0:
+            # At the resolution of the logits: the detail stage draws its window at 2 mm, the backbone all at 4 mm.
+            fine = (slice(None), slice(None), *sample.window)
+            targets = sample.targets[fine] if detail else functional.avg_pool3d(sample.targets, 2)
+            scores = dice_scores(logits.detach(), targets)
+        return torch.stack(losses).mean(), dict(zip(("lungs_dice", "lobes_dice"), scores, strict=True))
 
-    def validate(self, volumes: Sequence[Path]) -> dict[str, float]:
-        """Measure the mean weights on the volumes kept aside, and keep them in `best.pt` if they are the best so far.
+    def row(self) -> Mapping[str, float | str]:
+        """The stage of the step that was taken, and the learning rate of the next."""
+        return {"stage": "detail" if self.is_detail(self.step - 1) else "trunk", "learning_rate": self.learning_rate()}
 
-        The two stages draw at different resolutions: where one ends, what was best is forgotten.
-        """
-        measured = measure(self.mean_network(), volumes)
-        # Equal scores go to the later weights; a score at 2 mm cannot be compared with one at 4 mm.
-        if measured["score"] >= self.best or self.in_detail != self.best_in_detail:
-            self.best, self.best_in_detail = measured["score"], self.in_detail
-            write_checkpoint({"smooth": self.smooth, "step": self.step, **measured}, self.folder / "best.pt")
-        return measured
+    def validate(self) -> Validation | None:
+        """Measure the mean weights on the volumes kept aside, every so many steps and at the end of either stage."""
+        every, paths = self.plan.save_every, self.dataset.validation_paths()
+        is_due = self.step % self.recipe.validate_every < every or self.step == self.plan.steps
+        if not paths or not (is_due or 0 <= self.step - self.recipe.trunk_steps < every):
+            return None
+        network = self._with_weights(self.averaged_weights())
+        measured = measure(network, paths)
+        return Validation(measured["score"], measured, ((path.stem, sample_picture(network, path)) for path in paths))
+
+    def is_better(self, score: float) -> bool:
+        """Where one stage ends, what was best is forgotten."""
+        # A score at 2 mm cannot be compared with one at 4 mm.
+        return super().is_better(score) or self.is_detail(self.step) != self.best_in_detail
+
+    def keep_best(self, row: Mapping[str, float]) -> None:
+        self.best_in_detail = self.is_detail(self.step)
+        super().keep_best(row)
+
+    def state(self) -> Mapping[str, Any]:
+        return {"best_in_detail": self.best_in_detail}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.best_in_detail = state["best_in_detail"]
 
     def chosen(self) -> tuple[dict[str, Tensor], int]:
         """The weights of the best validation score and their step; the last ones where there was no validation."""
         path = self.folder / "best.pt"
         if not path.exists():
-            return self.smooth, self.step
+            return self.averaged_weights(), self.step
         best = torch.load(path, map_location=self.group.device, weights_only=True)
         return dict(best["smooth"]), int(best["step"])
 
-    def mean_network(self) -> Di2in:
-        """A network with the running mean of the weights."""
-        network = Di2in(self.config).eval().to(self.group.device)
-        network.load_state_dict(self.smooth)
-        return network
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self.step, self.best, self.best_in_detail = state["step"], state["best"], state["best_in_detail"]
-        self.network.load_state_dict(state["network"])
-        self.smooth = dict(state["smooth"])
-        self.optimizer.load_state_dict(state["optimizer"])
-
-    def start_with(self, weights: Mapping[str, Tensor]) -> None:
-        """Begin with the weights of another run."""
-        load_into(self.network, weights, "lungs")
-        self.smooth = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
-
-    def calibrated(self, dataset: LungDataset, volumes: int) -> tuple[dict[str, Tensor], float]:
-        """The chosen weights with the background's offset that suits some volumes, and the offset."""
-        chosen, _ = self.chosen()
-        network = Di2in(self.config).eval().to(self.group.device)
-        network.load_state_dict(chosen)
-        draws = (dataset.draw(np.random.default_rng([self.recipe.seed, 1_000_000 + i])) for i in range(volumes))
-        offset = best_background_offset(network, draws) if volumes else 0.0
+    def export(self, path: Path, version: str, volumes: int) -> ModelInfo:
+        """The chosen weights as a weights file, with the background's offset that suits some volumes best."""
+        chosen, step = self.chosen()
+        draws = (self.dataset.draw(np.random.default_rng([self.recipe.seed, 1_000_000 + i])) for i in range(volumes))
+        offset = best_background_offset(self._with_weights(chosen), draws) if volumes else 0.0
         tensors = {name: value.clone() for name, value in chosen.items()}
         tensors["heads.0.bias"][0] += offset
-        return tensors, offset
-
-    def export(self, path: Path, version: str, dataset: LungDataset, volumes: int) -> ModelInfo:
-        """The calibrated weights as a weights file."""
-        tensors, offset = self.calibrated(dataset, volumes)
-        recipe = {**asdict(self.recipe), "steps_done": self.chosen()[1], "background_offset": offset}
+        recipe = {**asdict(self.recipe), "steps_done": step, "background_offset": offset}
         return save_weights(path, version=version, config=self.config.to_mapping(), recipe=recipe, tensors=tensors)
 
-
-def train(run: Run, dataset: LungDataset, *, save_every: int = 20) -> Iterator[dict[str, float | str]]:
-    """Take the steps that are left; yields a row of the log after each `save_every`, when a checkpoint is written."""
-    total = run.recipe.trunk_steps + run.recipe.detail_steps
-    rows: list[tuple[float, float, float]] = []
-    unmeasured = (float("nan"), float("nan"))
-    begin = time.perf_counter()
-    while run.step < total:
-        # What is drawn depends on seed, step and process alone, so that a resumed run reaches the very same weights.
-        rng = np.random.default_rng([run.recipe.seed, run.step, run.group.rank])
-        detail = run.in_detail
-        losses = []
-        for _ in range(run.recipe.volumes_per_step):
-            sample = draw_sample(dataset, run.recipe, run.config.stride, rng)
-            loss, logits = (detail_loss if detail else trunk_loss)(run.network, sample, run.recipe)
-            losses.append(loss)
-        loss = torch.stack(losses).mean()
-        run.learn(loss)
-        scores = unmeasured
-        if run.step % MEASURE_EVERY == 0:
-            # At the resolution of the logits: the detail stage draws its window at 2 mm, the backbone all at 4 mm.
-            fine = (slice(None), slice(None), *sample.window)
-            targets = sample.targets[fine] if detail else functional.avg_pool3d(sample.targets, 2)
-            scores = dice_scores(logits.detach(), targets)
-        rows.append((float(loss.detach()), *scores))
-        if run.step % save_every == 0 or run.step == total:
-            means = (round(_mean_of_known(values), 4) for values in zip(*rows, strict=True))
-            seconds, stage = round(time.perf_counter() - begin, 1), "detail" if detail else "trunk"
-            values: list[float | str] = [run.step, stage, seconds, *means, round(run.learning_rate, 6)]
-            row = dict(zip(COLUMNS, values, strict=False))  # validation adds its own
-            if run.group.is_first:
-                # What validation says where it is due: every so many steps, and at the end of either stage.
-                since = run.step % run.recipe.validate_every
-                is_due = since < save_every or run.step == total or 0 <= run.step - run.recipe.trunk_steps < save_every
-                volumes = dataset.validation_paths()
-                row |= run.validate(volumes) if is_due and volumes else {}
-                run.save()
-            dataset.refresh()
-            yield row
-            rows.clear()
+    def _with_weights(self, weights: Mapping[str, Tensor]) -> Di2in:
+        network = Di2in(self.config).eval().to(self.group.device)
+        network.load_state_dict(dict(weights))
+        return network
 
 
 def measure(network: Di2in, volumes: Sequence[Path]) -> dict[str, float]:
@@ -294,12 +256,12 @@ def measure(network: Di2in, volumes: Sequence[Path]) -> dict[str, float]:
         rows.append(
             (
                 _overlap(torch.from_numpy(found > 0), torch.from_numpy(lobes > 0)),
-                _mean_of_known([_overlap(torch.from_numpy(found == n), torch.from_numpy(lobes == n)) for n in known]),
+                mean_of_known([_overlap(torch.from_numpy(found == n), torch.from_numpy(lobes == n)) for n in known]),
                 float((found[opaque] > 0).mean()) if opaque.any() else float("nan"),
             )
         )
-    means = [_mean_of_known(values) for values in zip(*rows, strict=True)]
-    return dict(zip(MEASURED, (*means, _mean_of_known(means)), strict=True))
+    means = [mean_of_known(values) for values in zip(*rows, strict=True)]
+    return dict(zip(MEASURED, (*means, mean_of_known(means)), strict=True))
 
 
 @torch.inference_mode()
@@ -352,61 +314,11 @@ def _overlap(found: Tensor, wanted: Tensor) -> float:
     return 2 * int((found & wanted).sum()) / both if both else 1.0
 
 
-def _mean_of_known(values: Sequence[float]) -> float:
-    known = [value for value in values if not np.isnan(value)]
-    return float(np.mean(known)) if known else float("nan")
-
-
-def open_run(
-    dataset: Path,
-    folder: Path,
-    recipe: LungRecipe,
-    group: ProcessGroup,
-    config: LungConfig | None = None,
-    start: Path | None = None,
-) -> tuple[Run, LungDataset]:
-    """The run in `folder`, new or where it was ended, and what it learns from.
-
-    Args:
-        start: weights, or the checkpoint of another run, whose mean weights are where a new one begins.
-
-    Raises:
-        FileNotFoundError: the dataset holds no prepared volume.
-        RecipeError: the run was begun with another recipe.
-        WeightsError: `start` holds no weights of this network.
-    """
-    found = LungDataset(dataset, recipe, device=group.device)
-    folder.mkdir(parents=True, exist_ok=True)
-    if group.is_first:
-        keep_recipe(folder, recipe)
-    run = Run.begin(folder, config or LungConfig(), recipe, group)
-    if start is not None and run.step == 0:
-        run.start_with(read_start(start, "lungs", "smooth", group.device))
-    return run, found
-
-
-def follow(run: Run, dataset: LungDataset) -> None:
-    """Take the steps that are left, and tell of them in `log.csv`."""
-    logger = TrainingLogger(run.folder / "log.csv", COLUMNS, run.step) if run.group.is_first else None
-    for row in train(run, dataset):
-        if logger is not None:
-            logger.add_row(row)
-            if "score" in row:
-                for path in dataset.validation_paths():
-                    logger.add_picture(path.stem, sample_picture(run.mean_network(), path), run.step)
-    run.group.wait()
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, or go on with a training that was ended, and write the weights."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", type=Path)
-    parser.add_argument("run", type=Path, help="folder of the checkpoint, the log and the weights")
-    parser.add_argument("--recipe", default="{}", help="fields of LungRecipe: JSON, or a file of it")
+    parser = training_parser(__doc__, LungRecipe)
     parser.add_argument("--config", default="{}", help="fields of LungConfig: JSON, or a file of it")
     parser.add_argument("--start", type=Path, help="begin with lungs.safetensors, or a run's checkpoint.pt")
-    parser.add_argument("--version", default="0.0.0")
-    parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; all by default")
     parser.add_argument("--calibrate", type=int, default=12, help="volumes that the background's offset is fitted on")
     options = parser.parse_args(arguments)
@@ -414,10 +326,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         torch.set_num_threads(options.threads)
     recipe, config = read_recipe(LungRecipe, options.recipe), read_recipe(LungConfig, options.config)
     with join_process_group(options.device) as group:
-        run, dataset = open_run(options.dataset, options.run, recipe, group, config, options.start)
-        follow(run, dataset)
+        training = LungTraining(options.dataset, options.run, recipe, group, config, options.start)
+        training.run()
         if group.is_first:
-            info = run.export(options.run / "lungs.safetensors", options.version, dataset, options.calibrate)
+            info = training.export(options.run / "lungs.safetensors", options.version, options.calibrate)
             sys.stdout.write(f"{info.name} {info.version} {info.sha256}\n")
 
 

@@ -128,7 +128,7 @@ def _accept(
     records: list[JobRecord] = []
     items: list[BatchItem] = []
     for item in submission.items:
-        job_id = jobs.new_id()
+        job_id = states.new_id()
         try:
             require_callback_allowed(jobs, item)
             record = job_record(job_id, open_input(jobs, item, job_id), item)

@@ -17,7 +17,7 @@ from api.schemas import MaskAddress
 from api.views import json_response, report_view
 from jobs import problems
 from jobs.models import MaskName, Report
-from jobs.states import StoredMask
+from jobs.service import StoredMask
 
 router = APIRouter(tags=["results"])
 

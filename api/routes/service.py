@@ -6,7 +6,7 @@ from fastapi import APIRouter, Path, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 
 from api import examples, metrics, openapi
-from api.dependencies import MetricsDep, ServiceStatusDep
+from api.dependencies import JobsDep, MetricsDep
 from api.errors import ApiError
 from api.problem_docs import html_page
 from api.schemas import Health, ModelList, Ready
@@ -33,9 +33,9 @@ def _example(value: Any) -> dict[str, Any]:
         **openapi.problem_answers(problems.BROKER_UNAVAILABLE),
     },
 )
-def list_models(status: ServiceStatusDep) -> ModelList:
+def list_models(jobs: JobsDep) -> ModelList:
     """Name, version and weights' sha256 of every network that a ready worker has loaded; empty while none is ready."""
-    return ModelList(items=list(status.models()))
+    return ModelList(items=list(jobs.workers.models()))
 
 
 @router.get(
@@ -66,9 +66,9 @@ async def get_health() -> Health:
         **openapi.problem_answers(problems.NOT_READY),
     },
 )
-def get_readiness(status: ServiceStatusDep) -> Response:
+def get_readiness(jobs: JobsDep) -> Response:
     """200 once broker and storage answer and a worker has its models loaded; until then 503, saying what is missing."""
-    state = status.readiness()
+    state = jobs.readiness()
     parts = {"broker": state.broker, "blobs": state.blobs, "workers": state.workers}
     missing = ", ".join(name for name, there in parts.items() if not there)
     if missing:

@@ -200,7 +200,7 @@ class _Submission:
         chunks = body_chunks(self.request, limit_bytes, self.settings.idle_seconds)
         if slot is not None:
             chunks = slot.in_turn(chunks)
-        job_id = self.jobs.new_id()
+        job_id = states.new_id()
         first = await run_sync(self.jobs.idempotency.begin, key, job_id) if key else None
         if first is not None:
             # Read and hashed but not stored: only its digest and options show whether it is the same request.
@@ -209,7 +209,7 @@ class _Submission:
             return await run_sync(self.jobs.get, first.job_id), True
         with step("upload"):
             try:
-                sink = await self.jobs.open_upload(job_id) if self.is_form else HashSink()
+                sink = self.jobs.open_upload(job_id) if self.is_form else HashSink()
                 record = await self._read(job_id, sink, chunks)
             except BaseException:
                 # The key is free again at once, else a repetition would get 409 until the key's time in flight is over.

@@ -2,12 +2,12 @@
 
 import argparse
 import logging
-import signal
 import sys
 import tempfile
 from pathlib import Path
 
 from tests.chaos.campaign import Plan, run
+from tests.support.processes import exit_on_sigterm
 
 
 def main() -> int:
@@ -33,7 +33,7 @@ def main() -> int:
         timing=options.timing,
         pause_seconds=options.pause_seconds,
     )
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to stop"))  # and stops all that it started
+    exit_on_sigterm()
     outcome = run(plan, folder)
     (folder / "outcome.json").write_text(outcome.to_json())
     print("\n".join(outcome.lines()))

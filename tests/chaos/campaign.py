@@ -20,13 +20,17 @@ from typing import Any, Final, Literal
 from tests.chaos import faults
 from tests.chaos.checker import FINAL, LOST_WORKERS, Case, Violation, cases_of, check
 from tests.chaos.clients import Caller, Clients, Job
-from tests.chaos.cluster import Cluster, until
+from tests.chaos.cluster import Cluster
 from tests.chaos.history import Event, History, read_history
-from tests.chaos.proxy import Proxy
+from tests.chaos.proxy import FailingProxy
+from tests.support.processes import answers, until
+from tests.support.seaweed import seaweed
 
 log = logging.getLogger("chaos")
 
 Timing = Literal["fast", "shipped"]
+
+#: So that thousands of jobs fit into minutes. Everything else is as shipped.
 FAST: Final = {
     "LOBEWISE_LEASE_SECONDS": "2",
     "LOBEWISE_HEARTBEAT_SECONDS": "0.5",
@@ -36,14 +40,16 @@ FAST: Final = {
     "LOBEWISE_IN_FLIGHT_SECONDS": "4",
     "LOBEWISE_DEAF_SECONDS": "3",
 }
-"""So that thousands of jobs fit into minutes. Everything else is as shipped."""
+
+#: A campaign kills more often than a scan ends workers: an innocent one must not be taken for poison.
 COMMON: Final = {"LOBEWISE_MAX_ATTEMPTS": "6"}
-"""A campaign kills more often than a scan ends workers: an innocent one must not be taken for poison."""
+
+#: Address space of a worker (RLIMIT_AS).
 MEMORY_BYTES: Final = 4 << 30
-"""Address space of a worker (RLIMIT_AS)."""
 DISK_MIB: Final = 256
+
+#: Within which all must be finished once nothing happens any more.
 PEACE_SECONDS: Final = 180.0
-"""Within which all must be finished once nothing happens any more."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,7 @@ def run(plan: Plan, folder: Path) -> Outcome:
     history = History(folder / "history.jsonl")
     with staged(plan, folder, history) as scene:
         clients = Clients(scene.cluster.gateway_ports, history, plan.seed, plan.jobs)
-        until(lambda: _is_ready(scene.cluster), 90)
+        until(lambda: answers(f"http://127.0.0.1:{scene.cluster.gateway_ports[0]}/readyz"), 90)
         clients.start()
         _do_harm(plan, scene, clients)
         clients.allowed = plan.jobs
@@ -168,12 +174,6 @@ def _do_harm(plan: Plan, scene: faults.Scene, clients: Clients) -> None:
         done = {**faults.KILLS, **others}[name](scene)
         scene.history.note("heal", fault=name, done=done)
         log.info("%s: %s (%d of %d scans finished)", name, done, clients.finished, plan.jobs)
-
-
-def _is_ready(cluster: Cluster) -> bool:
-    with Caller(cluster.gateway_ports[:1], Random(0)) as client:
-        answer = client.call("GET", "/readyz")
-    return answer is not None and answer.status_code == 200
 
 
 def _look_at_all(cluster: Cluster, clients: Clients, history: History) -> None:
@@ -276,15 +276,13 @@ def _small_disk(folder: Path, settings: dict[str, str]) -> Iterator[Path | None]
 
 
 @contextmanager
-def _bucket(folder: Path, settings: dict[str, str], rng: Random) -> Iterator[Proxy]:
+def _bucket(folder: Path, settings: dict[str, str], rng: Random) -> Iterator[FailingProxy]:
     """A real S3 server behind the proxy."""
-    from tests.support.seaweed import seaweed  # the tests' own
-
     weed = folder / "weed"
     weed.mkdir(exist_ok=True)
     with seaweed(weed) as server:
         server.make_bucket("lobewise")
-        proxy = Proxy(int(server.endpoint.rpartition(":")[2]), rng)
+        proxy = FailingProxy(int(server.endpoint.rpartition(":")[2]), rng)
         settings |= server.environment
         settings |= {"LOBEWISE_BLOB_URL": "s3://lobewise/chaos", "AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.port}"}
         os.environ.update(server.environment)  # for our own last look

@@ -9,12 +9,13 @@ from typing import Any, Final
 from tests.chaos.history import Event
 
 FINAL: Final = frozenset({"succeeded", "failed", "cancelled"})
+
+#: What may be seen after what: a poll may miss any step, but nothing follows the end.
 STEPS: Final[Mapping[str, frozenset[str]]] = {
     "queued": frozenset({"queued", "running", *FINAL}),
     "running": frozenset({"running", "queued", *FINAL}),
     **{status: frozenset({status}) for status in FINAL},
 }
-"""What may be seen after what: a poll may miss any step, but nothing follows the end."""
 LOST_WORKERS: Final = frozenset({"/problems/poison", "/problems/attempts-exhausted"})
 
 

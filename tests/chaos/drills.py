@@ -20,11 +20,11 @@ from typing import Any, Final
 import httpx
 
 from tests.chaos.campaign import FAST, percentile
-from tests.chaos.cluster import Cluster, until
+from tests.chaos.checker import FINAL
+from tests.chaos.cluster import Cluster
 from tests.chaos.history import read_history
 from tests.chaos.orders import Order
-
-FINAL: Final = ("succeeded", "failed", "cancelled")
+from tests.support.processes import exit_on_sigterm, until
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,12 @@ class Drill:
     def await_end(self, job_ids: list[str], seconds: float) -> list[str]:
         """Those that are not finished by then."""
         waiting = list(job_ids)
-        deadline = time.monotonic() + seconds
-        while waiting and time.monotonic() < deadline:
-            waiting = [job_id for job_id in waiting if self.status(job_id) not in FINAL]
+
+        def are_finished() -> bool:
+            waiting[:] = [job_id for job_id in waiting if self.status(job_id) not in FINAL]
+            return not waiting
+
+        until(are_finished, seconds)
         return waiting
 
     def starts(self) -> dict[str, int]:
@@ -231,7 +234,7 @@ def main() -> int:
     parser.add_argument("--timing", choices=["fast", "shipped"], default="shipped", help="leases and pauses of workers")
     options = parser.parse_args()
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to stop"))
+    exit_on_sigterm()
     results: list[Result] = []
     for name in options.drills or names:
         with tempfile.TemporaryDirectory(prefix="lobewise-drill-") as folder:

@@ -14,9 +14,10 @@ from typing import Final
 
 import redis
 
-from tests.chaos.cluster import Cluster, Process, until
+from tests.chaos.cluster import Cluster, Process
 from tests.chaos.history import History
-from tests.chaos.proxy import Mood, Proxy
+from tests.chaos.proxy import FailingProxy, Mood
+from tests.support.processes import until
 
 QUEUES: Final = ("lobewise.stat", "lobewise.routine", "lobewise.batch")
 
@@ -37,12 +38,12 @@ class Scene:
     rng: Random
     lease_seconds: float
     ballast: Path | None = None
-    proxy: Proxy | None = None
+    proxy: FailingProxy | None = None
     clock: Path | None = None
 
 
+#: Does it and heals it; answers what it did to whom.
 Fault = Callable[[Scene], str]
-"""Does it and heals it; answers what it did to whom."""
 
 
 def kill_worker(scene: Scene) -> str:

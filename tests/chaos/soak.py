@@ -8,7 +8,6 @@ import argparse
 import csv
 import logging
 import os
-import signal
 import sys
 import tempfile
 import threading
@@ -24,8 +23,9 @@ from typing import Final
 import httpx
 import numpy as np
 
-from tests.chaos.cluster import Cluster, Process, until
+from tests.chaos.cluster import Cluster, Process
 from tests.chaos.orders import Order
+from tests.support.processes import answers, exit_on_sigterm, until
 
 RETENTION_SECONDS: Final = 120
 SETTINGS: Final = {
@@ -36,8 +36,9 @@ SETTINGS: Final = {
 }
 POST_EVERY_SECONDS: Final = 0.5
 BIG_BYTES: Final = 4 << 20
+
+#: Of the time, in which caches fill; growth is measured after it.
 WARM_UP_SHARE: Final = 0.5
-"""Of the time, in which caches fill; growth is measured after it."""
 LIMITS_PERCENT_AN_HOUR: Final = {"memory": 5.0, "count": 5.0}
 
 
@@ -167,7 +168,7 @@ def run(folder: Path, minutes: float, every_seconds: float, seed: int) -> tuple[
     load = Load(address, Random(seed))
     try:
         cluster.start()
-        until(lambda: _answers(address), 120)
+        until(lambda: answers(f"{address}/readyz"), 120)
         load.start()
         series = _watch(cluster, temporary, minutes * 60, every_seconds)
         load.stop()
@@ -194,13 +195,6 @@ def _watch(cluster: Cluster, temporary: Path, seconds: float, every_seconds: flo
             file.flush()
             time.sleep(every_seconds)
     return series
-
-
-def _answers(address: str) -> bool:
-    try:
-        return httpx.get(f"{address}/readyz").status_code == 200
-    except httpx.HTTPError:
-        return False
 
 
 def _itself(process: Process) -> list[int]:
@@ -246,7 +240,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="folder for samples and logs; a new one by default")
     options = parser.parse_args()
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to stop"))
+    exit_on_sigterm()
     folder = (options.out or Path(tempfile.mkdtemp(prefix="lobewise-soak-"))).resolve()
     series, load = run(folder, options.minutes, options.every_seconds, options.seed)
     for one in series:

@@ -5,13 +5,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from cli.client import ServiceError
 from cli.local import Child, free_port, started, terminated_like_interrupted, wait_until
+from tests.support.processes import until
 
 
 def is_alive(pid: int) -> bool:
@@ -20,12 +20,6 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
-
-
-def until(is_so: Callable[[], bool]) -> None:
-    """The test's own limit ends this."""
-    while not is_so():
-        time.sleep(0.05)
 
 
 def test_a_command_runs_and_its_words_are_kept(tmp_path: Path) -> None:

@@ -6,18 +6,17 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import httpx
 import pytest
 
 from cli.local import free_port
 from tests.support.collector import Collector, collecting
+from tests.support.processes import answers, until
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -107,18 +106,11 @@ def lobewise() -> Run:
 
 
 def _await_ready(served: "subprocess.Popen[bytes]", address: str, log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while not _is_ready(address):
+    def is_ready() -> bool:
         assert served.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.2)
+        return answers(f"{address}/readyz")
 
-
-def _is_ready(address: str) -> bool:
-    try:
-        return httpx.get(f"{address}/readyz").status_code == 200
-    except httpx.TransportError:
-        return False
+    assert until(is_ready, START_SECONDS, 0.2), log.read_text()
 
 
 def descendants_of(pid: int) -> list[int]:

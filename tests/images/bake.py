@@ -13,9 +13,12 @@ from tests.images.store import Store
 ROOT: Final = Path(__file__).resolve().parents[2]
 PIP: Final = ROOT / ".venv" / "bin" / "pip"
 BASE: Final = "localhost/lobewise-base:bookworm"
+
+#: pip runs up to the first; the second has all of that from the cache, and is built without what was lent to it.
 STAGES: Final = ("product", None)
-"""pip runs up to the first; the second has all of that from the cache, and is built without what was lent to it."""
 PACKAGES: Final = ("ca-certificates", "python3-venv")
+
+#: What the official image has not got either.
 SPARE: Final = (
     "usr/share/doc",
     "usr/share/info",
@@ -25,7 +28,6 @@ SPARE: Final = (
     "var/lib/apt/lists",
     "var/log",
 )
-"""What the official image has not got either."""
 
 
 def image_of(part: str) -> str:

@@ -6,7 +6,6 @@ Broker, gateway, worker and sender run as in `k8s/base`, and its probes are aske
 import gzip
 import json
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ import yaml  # type: ignore[import-untyped]
 from tests.images.bake import ROOT, image_of
 from tests.images.containers import Container, Order, ended_cleanly, owned, running
 from tests.images.store import Store
+from tests.support.processes import answers, exit_on_sigterm, until
 
 SERVICE: Final = "http://127.0.0.1:8000"
 START_SECONDS: Final = 300.0
@@ -42,7 +42,7 @@ class BrokenError(Exception):
 
 def main(folder: Path) -> None:
     """Start all, score, stop all."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that it takes its containers with it
+    exit_on_sigterm()
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     # crun uses no control groups here, and yet refuses to run where both kinds of them are mounted.
     subprocess.run(["mount", "-t", "cgroup2", "none", "/sys/fs/cgroup"], check=True)
@@ -87,25 +87,28 @@ def await_start(*parts: Container) -> None:
         seconds = awaited(part.is_well, f"the health of {part.name}", parts)
         print(f"{part.name}: well after {seconds:.0f} s", flush=True)
     for part, kind, command in probes(parts):
-        awaited(partial(answers, part, command), f"{part.name}: {kind}", parts)
+        awaited(partial(says_yes, part, command), f"{part.name}: {kind}", parts)
         print(f"{part.name}: {kind} of Kubernetes says yes", flush=True)
-    awaited(lambda: httpx.get(f"{SERVICE}/readyz").status_code == 200, "/readyz", parts)
+    awaited(lambda: answers(f"{SERVICE}/readyz"), "/readyz", parts)
 
 
-def answers(part: Container, command: list[str]) -> bool:
+def says_yes(part: Container, command: list[str]) -> bool:
     """Whether the command, run in the container, says yes."""
     return part.call(*command).returncode == 0
 
 
 def awaited(is_so: Callable[[], bool], what: str, parts: tuple[Container, ...]) -> float:
     """How long it took, in seconds."""
-    begin = time.monotonic()
-    while not is_so():
-        if time.monotonic() > begin + START_SECONDS:
-            raise BrokenError(f"{what} did not come about in {START_SECONDS:.0f} s")
-        if ended := [part.name for part in parts if not part.is_running()]:
-            raise BrokenError(f"{what} did not come about: {', '.join(ended)} ended")
-        time.sleep(1)
+    begin, ended = time.monotonic(), list[str]()
+
+    def is_decided() -> bool:
+        ended[:] = [part.name for part in parts if not part.is_running()]
+        return bool(ended) or is_so()
+
+    if not until(is_decided, START_SECONDS, 1):
+        raise BrokenError(f"{what} did not come about in {START_SECONDS:.0f} s")
+    if ended:
+        raise BrokenError(f"{what} did not come about: {', '.join(ended)} ended")
     return time.monotonic() - begin
 
 
@@ -171,13 +174,14 @@ def marked(mask: bytes) -> int:
 
 def followed(client: httpx.Client, job: str) -> str:
     """Until it has succeeded."""
-    deadline = time.monotonic() + SCORE_SECONDS
-    while (status := client.get(job).raise_for_status().json()["status"]) not in ("succeeded", "failed", "cancelled"):
-        if time.monotonic() > deadline:
-            raise BrokenError(f"the job is {status} after {SCORE_SECONDS:.0f} s")
-        time.sleep(1)
-    if status != "succeeded":
-        raise BrokenError(f"the job has {status}: {client.get(job).text}")
+
+    def status() -> str:
+        return str(client.get(job).raise_for_status().json()["status"])
+
+    if not until(lambda: status() in ("succeeded", "failed", "cancelled"), SCORE_SECONDS, 1):
+        raise BrokenError(f"the job is {status()} after {SCORE_SECONDS:.0f} s")
+    if status() != "succeeded":
+        raise BrokenError(f"the job has {status()}: {client.get(job).text}")
     return job
 
 

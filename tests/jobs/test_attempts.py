@@ -7,8 +7,9 @@ import pytest
 
 from jobs.attempts import Lease
 from jobs.bootstrap import Connection, connect
-from jobs.errors import CancelRequestedError, LeaseError, LeaseLostError, WrongStateError
+from jobs.errors import CancelRequestedError, LeaseLostError, WrongStateError
 from jobs.models import JobError, JobStatus, Stage
+from tests.support.processes import until
 
 Post = Callable[..., str]
 Succeed = Callable[..., None]
@@ -16,16 +17,10 @@ Succeed = Callable[..., None]
 NO_LUNGS = JobError(type="/problems/lungs-not-found", title="t", detail="d", retryable=False)
 
 
-def until(condition: Callable[[], bool]) -> None:
-    """Waits as long as it takes; the test's own limit ends it."""
-    while not condition():
-        time.sleep(0.02)
-
-
 def must_stop(lease: Lease) -> bool:
     try:
         lease.check()
-    except LeaseError:
+    except (CancelRequestedError, LeaseLostError):
         return True
     return False
 

@@ -19,8 +19,9 @@ import psutil
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 BOUNDARY: Final = "load-7b1f"
+
+#: Begins as a scan does; the gateway looks no deeper.
 NIFTI: Final = (b"\x5c\x01\0\0" + bytes(340) + b"n+1\0").ljust(1024, b"\0")
-"""Begins as a scan does; the gateway looks no deeper."""
 _POLL: Final = 'method="GET",route="/v1/jobs/{job_id}"'
 _HEAD: Final = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r\n'.encode()
 _TAIL: Final = f"\r\n--{BOUNDARY}--\r\n".encode()

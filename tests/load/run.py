@@ -28,15 +28,19 @@ SCAN_BYTES: Final = 60 * MIB
 LARGE_BYTES: Final = 600 * MIB
 POLLED_JOBS: Final = 100
 MAX_GROWTH_BYTES: Final = 32 * MIB
+
+#: Free space that a full run must leave.
 SPARE_BYTES: Final = 10 << 30
-"""Free space that a full run must leave."""
+
+#: Of the clients that post: they copy 60 MiB for each scan, which must not delay those who poll.
 POSTS_NICENESS: Final = 10
-"""Of the clients that post: they copy 60 MiB for each scan, which must not delay those who poll."""
+
+#: How eagerly k6 collects it. Those who post copy each scan that they send, some GB for 50; those who poll hold
+#: little, and would measure their own collector (p99 of 33 ms in place of 10 to 20).
 GARBAGE: Final[dict[str, dict[str, str]]] = {"posts": {"GOGC": "20"}, "polls": {}}
-"""How eagerly k6 collects it. Those who post copy each scan that they send, some GB for 50; those who poll hold little,
-and would measure their own collector (p99 of 33 ms in place of 10 to 20)."""
+
+#: The exit code that k6 has for it.
 THRESHOLDS_CROSSED: Final = 99
-"""The exit code that k6 has for it."""
 
 
 @dataclass

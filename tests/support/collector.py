@@ -11,6 +11,8 @@ from typing import Any
 from google.protobuf.json_format import MessageToJson
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from tests.support.processes import until
+
 
 @dataclass(frozen=True)
 class Told:
@@ -50,14 +52,16 @@ class Collector:
 
     def wait_for(self, trace_id: str, *names: str, seconds: float = 60.0) -> list[Told]:
         """The spans of a trace, once it has as many of these names as are given."""
-        deadline = time.monotonic() + seconds
-        while True:
-            spans = self.trace(trace_id)
-            found = [span.name for span in spans]
-            if all(found.count(name) >= names.count(name) for name in names):
-                return spans
-            assert time.monotonic() < deadline, f"only {found} came"
-            time.sleep(0.05)
+
+        def found() -> list[str]:
+            return [span.name for span in self.trace(trace_id)]
+
+        def are_there() -> bool:
+            there = found()
+            return all(there.count(name) >= names.count(name) for name in names)
+
+        assert until(are_there, seconds), f"only {found()} came"
+        return self.trace(trace_id)
 
     def take(self, body: bytes) -> None:
         request = ExportTraceServiceRequest.FromString(body)

@@ -14,9 +14,10 @@ from pipeline.geometry import Grid, LobeLabels, Volume
 
 WriteSeries = Callable[..., list[Path]]
 
+#: Covers a thorax, coarsely.
 SMALL_GRID = Grid((24, 20, 28), (12.0, 11.0, 10.0), (-130.0, -100.0, -400.0))
-"""Covers a thorax, coarsely."""
 
+#: LPS boxes (lower, upper): left is at positive x, the back at positive y, the head at positive z.
 LOBE_BOXES_MM = {
     Lobe.LEFT_UPPER: ((30, -60, -240), (110, 60, -160)),
     Lobe.LEFT_LOWER: ((30, -40, -340), (110, 80, -250)),
@@ -24,7 +25,6 @@ LOBE_BOXES_MM = {
     Lobe.RIGHT_MIDDLE: ((-110, -60, -300), (-30, 0, -230)),
     Lobe.RIGHT_LOWER: ((-110, 10, -340), (-30, 80, -230)),
 }
-"""LPS boxes (lower, upper): left is at positive x, the back at positive y, the head at positive z."""
 
 
 def boxed_lobes(grid: Grid) -> LobeLabels:

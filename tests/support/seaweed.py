@@ -1,13 +1,10 @@
 """A real S3 server for tests: SeaweedFS, on the loopback interface alone, in a folder of its own."""
 
-import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,11 +12,14 @@ from typing import Any
 import botocore.session
 from botocore.config import Config
 
+from tests.support.processes import free_ports, running, until
+
 START_SECONDS = 90.0
 REGION = "us-east-1"
 ACCESS_KEY, SECRET_KEY = "lobewise-tests", "a-secret-of-the-tests-alone"
+
+#: Each also has a gRPC port; none is left at its default, where another server may be.
 PORTS = ("master", "volume", "filer", "s3", "admin", "webdav")
-"""Each also has a gRPC port; none is left at its default, where another server may be."""
 
 
 @dataclass(frozen=True)
@@ -63,35 +63,18 @@ def seaweed(folder: Path) -> Iterator[S3Server]:
     """`weed mini` until the end of the block."""
     ports = free_ports(2 * len(PORTS))
     endpoint = f"http://127.0.0.1:{ports[PORTS.index('s3')]}"
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [Path(sys.executable).with_name("weed"), *_arguments(folder, ports)],
-            env={**os.environ, "AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY},
-            stdout=log,
-            stderr=log,
-            cwd=folder,
-        )
+    command = [Path(sys.executable).with_name("weed"), *_arguments(folder, ports)]
+    keys = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
     try:
-        client = _client(endpoint)
-        _await_answer(process, client, folder / "log")
-        yield S3Server(endpoint, client)
+        with running(command, keys, folder / "log", folder) as process:
+            client = _client(endpoint)
+            _await_answer(process, client, folder / "log")
+            yield S3Server(endpoint, client)
     finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
         shutil.rmtree(folder, ignore_errors=True)
         for port in ports[len(PORTS) :]:  # it leaves these sockets behind
             for path in Path("/tmp").glob(f"seaweedfs-*-grpc-{port}.sock"):  # noqa: S108
                 path.unlink()
-
-
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [taken.getsockname()[1] for taken in sockets]
 
 
 def _arguments(folder: Path, ports: list[int]) -> list[str]:
@@ -128,14 +111,14 @@ def _client(endpoint: str) -> Any:
 
 def _await_answer(process: "subprocess.Popen[bytes]", client: Any, log: Path) -> None:
     """Ready once it can make a bucket: its parts start one after the other."""
-    deadline = time.monotonic() + START_SECONDS
-    while True:
+
+    def is_ready() -> bool:
         assert process.poll() is None, log.read_text()
         try:
             client.create_bucket(Bucket="first")
             client.put_object(Bucket="first", Key="ready", Body=b"yes")
         except Exception:
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.3)
-        else:
-            return
+            return False
+        return True
+
+    assert until(is_ready, START_SECONDS, 0.3), log.read_text()

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from training.config import RecipeError, keep_recipe, read_recipe
+from training.data.landmark_batches import LandmarkRecipe
 from training.data.lesion_batches import LesionRecipe
 from training.data.lung_batches import LungRecipe
-from training.landmarks import LandmarkRecipe
 
 
 @pytest.mark.parametrize("kind", [LandmarkRecipe, LungRecipe, LesionRecipe])

@@ -3,45 +3,24 @@
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from pipeline.lesions import LesionNetwork
 from pipeline.networks.dense_unet import DenseUNet, DenseUNetConfig
 from pipeline.networks.weights import load_weights
-from training import lesions as training
+from tests.support.tiny_trainings import ALONE
+from tests.support.tiny_trainings import LESIONS as RECIPE
 from training.data.lesion_batches import LesionRecipe, read_examples
 from training.data.splits import Stage, read_split
-from training.lesions import export, jaccard_loss, learning_rate_at, train, with_level
-from training.loop import ProcessGroup, read_log
-
-ALONE = ProcessGroup(torch.device("cpu"))
-RECIPE = LesionRecipe(
-    steps=4,
-    crop=(16, 32, 32),
-    validate_every=2,
-    bfloat16=False,
-    network=DenseUNetConfig(stem=4, growth=4, layers=1, widths=(4, 4, 4, 4, 4)),
-)
+from training.lesions import LesionTraining, export, jaccard_loss, with_level
+from training.loop import read_log
 
 
-@pytest.fixture
-def dataset(tmp_path: Path) -> Path:
-    """Bright balls in dark lungs, for every kind and for the patients kept aside."""
-    folder = tmp_path / "dataset"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    names = ["covid-0-0", "covid-4-0", "covid-2-0", "grown-case01-0", "grown-case04-1", "clean-case04-0", "phantom-2-0"]
-    for name in names:
-        lungs = np.zeros((16, 48, 48), dtype=np.bool_)
-        lungs[2:14, 4:44, 4:44] = True
-        lesions = np.zeros_like(lungs)
-        if not name.startswith("clean"):
-            lesions[4:12, 10:30, 10:30] = True
-        image = (60 + 90 * lesions + rng.integers(0, 20, lungs.shape)).astype(np.uint8)
-        np.savez(folder / f"{name}.npz", image=image, lungs=lungs, lesions=lesions)
-    return folder
+def train(recipe: LesionRecipe, dataset: Path) -> Path:
+    """The folder of a whole run."""
+    LesionTraining(dataset, dataset.with_name("run"), recipe, ALONE).run()
+    return dataset.with_name("run")
 
 
 def test_jaccard_loss_is_one_minus_overlap_over_union_inside_the_lungs() -> None:
@@ -57,57 +36,39 @@ def test_jaccard_loss_of_nothing_found_where_nothing_is_is_zero() -> None:
     assert jaccard_loss(nothing, nothing, torch.ones(4), 1.0).item() == 0.0
 
 
-def test_learning_rate_rises_shortly_and_falls_along_a_cosine_to_a_fiftieth() -> None:
-    recipe = LesionRecipe(steps=100, learning_rate=1e-3, warmup_steps=10)
-    assert learning_rate_at(0, recipe) == pytest.approx(1e-4)
-    assert learning_rate_at(9, recipe) == pytest.approx(0.98e-3, rel=0.01)
-    assert learning_rate_at(50, recipe) == pytest.approx(0.51e-3)
-    assert learning_rate_at(100, recipe) == pytest.approx(2e-5)
+def test_learning_rate_rises_shortly_and_falls_along_a_cosine_to_a_fiftieth(lesion_dataset: Path) -> None:
+    recipe = replace(RECIPE, steps=100, learning_rate=1e-3, warmup_steps=10)
+    training = LesionTraining(lesion_dataset, lesion_dataset.with_name("run"), recipe, ALONE)
+    rates = {}
+    for training.step in (0, 9, 50, 100):
+        rates[training.step] = training.learning_rate()
+    assert rates == {
+        0: pytest.approx(1e-4),
+        9: pytest.approx(0.98e-3, rel=0.01),
+        50: pytest.approx(0.51e-3),
+        100: pytest.approx(2e-5),
+    }
 
 
-def test_no_patient_both_trains_and_validates(dataset: Path) -> None:
-    split = read_split(dataset, Stage.LESIONS)
-    trained = {example.name for example in read_examples(dataset, split.is_training)}
+def test_no_patient_both_trains_and_validates(lesion_dataset: Path) -> None:
+    split = read_split(lesion_dataset, Stage.LESIONS)
+    trained = {example.name for example in read_examples(lesion_dataset, split.is_training)}
     assert trained == {"covid-0-0", "grown-case01-0", "phantom-2-0"}
-    assert [path.stem for path in split.validation_paths(dataset)] == ["covid-4-0", "grown-case04-1", "clean-case04-0"]
+    assert [path.stem for path in split.validation_paths(lesion_dataset)] == [
+        "covid-4-0",
+        "grown-case04-1",
+        "clean-case04-0",
+    ]
 
 
-def test_an_ended_run_goes_on_to_the_same_weights(
-    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = torch.load(train(RECIPE, dataset, tmp_path / "whole", ALONE).with_name("last.pt"), weights_only=True)
-
-    class EndedError(Exception):
-        pass
-
-    measure = training.measure
-
-    def end_after_first(*arguments: object) -> dict[str, float]:
-        if (tmp_path / "ended" / "last.pt").exists():
-            raise EndedError
-        return measure(*arguments)
-
-    monkeypatch.setattr(training, "measure", end_after_first)
-    with pytest.raises(EndedError):
-        train(RECIPE, dataset, tmp_path / "ended", ALONE)
-    monkeypatch.setattr(training, "measure", measure)
-    train(RECIPE, dataset, tmp_path / "ended", ALONE)
-    resumed = torch.load(tmp_path / "ended" / "last.pt", weights_only=True)
-    assert resumed["step"] == whole["step"] == 4
-    for part in ("network", "averaged"):
-        for name, tensor in whole[part].items():
-            assert torch.equal(tensor, resumed[part][name]), name
-    assert [row["step"] for row in read_log(tmp_path / "ended" / "log.csv")] == ["2", "4"]
-
-
-def test_without_anybody_kept_for_validation_the_last_checkpoint_is_the_best(dataset: Path, tmp_path: Path) -> None:
-    (dataset / "splits.json").write_text('{"lesions": {"validation": [], "validation_volumes": [], "test": []}}')
-    best = torch.load(train(RECIPE, dataset, tmp_path / "run", ALONE), weights_only=True)
+def test_without_anybody_kept_for_validation_the_last_checkpoint_is_the_best(lesion_dataset: Path) -> None:
+    (lesion_dataset / "splits.json").write_text('{"lesions": {"validation": [], "validation_volumes": [], "test": []}}')
+    best = torch.load(train(RECIPE, lesion_dataset) / "best.pt", weights_only=True)
     assert best["step"] == RECIPE.steps
 
 
-def test_exported_weights_load_and_know_their_recipe(dataset: Path, tmp_path: Path) -> None:
-    run = train(RECIPE, dataset, tmp_path / "run", ALONE).parent
+def test_exported_weights_load_and_know_their_recipe(lesion_dataset: Path, tmp_path: Path) -> None:
+    run = train(RECIPE, lesion_dataset)
     info = export(run, RECIPE, tmp_path / "lesions.safetensors", "9.9.9")
     weights = load_weights("lesions", tmp_path)
     assert weights.info == info
@@ -116,11 +77,11 @@ def test_exported_weights_load_and_know_their_recipe(dataset: Path, tmp_path: Pa
     assert [row["step"] for row in read_log(run / "log.csv")] == ["2", "4"]
 
 
-def test_learns_to_find_bright_balls(dataset: Path, tmp_path: Path) -> None:
+def test_learns_to_find_bright_balls(lesion_dataset: Path) -> None:
     network = DenseUNetConfig(stem=8, growth=8, layers=2, widths=(8, 8, 8, 8, 8))
     recipe = replace(RECIPE, steps=80, validate_every=80, learning_rate=4e-3, warmup_steps=5, average=0.5)
     recipe = replace(recipe, network=network, kinds={"covid": 1.0}, smoothing=1.0)
-    best = torch.load(train(recipe, dataset, tmp_path / "run", ALONE), weights_only=True)
+    best = torch.load(train(recipe, lesion_dataset) / "best.pt", weights_only=True)
     assert best["covid_dice"] > 0.8
 
 

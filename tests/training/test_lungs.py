@@ -8,120 +8,66 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.networks.di2in import CLASSES, LungConfig, LungNetwork
+from pipeline.networks.di2in import CLASSES, LungNetwork
 from pipeline.networks.weights import load_weights
+from tests.support.tiny_trainings import ALONE, CPU, five_lobes
+from tests.support.tiny_trainings import LUNG_CONFIG as CONFIG
+from tests.support.tiny_trainings import LUNGS as RECIPE
 from training import lungs as training
 from training.data.lung_batches import OPAQUE, UNKNOWN_LOBE, LungDataset, LungRecipe
-from training.loop import ProcessGroup, read_log
-from training.lungs import Run
-
-CPU = torch.device("cpu")
-ALONE = ProcessGroup(CPU)
-CONFIG = LungConfig(widths=(4, 6, 8), detail_width=4)
-RECIPE = LungRecipe(
-    trunk_steps=6,
-    detail_steps=2,
-    learning_rate=0.01,
-    warmup_steps=1,
-    crop=(24, 24, 32),
-    whole_share=0.3,
-    detail_crop=(16, 16, 16),
-    level_weights=(1.0, 0.5),
-    bfloat16=False,
-)
+from training.loop import read_log
+from training.lungs import LungTraining
 
 
-def five_lobes() -> np.ndarray:
-    labels = np.zeros((24, 24, 32), dtype=np.uint8)
-    labels[2:12, 2:22, 18:30], labels[12:22, 2:22, 18:30] = 2, 1
-    labels[2:12, 2:22, 2:14], labels[12:22, 2:22, 2:14], labels[8:14, 2:10, 2:14] = 5, 3, 4
-    return labels
+def begin(dataset: Path, recipe: LungRecipe = RECIPE, run: str = "run", start: Path | None = None) -> LungTraining:
+    return LungTraining(dataset, dataset.with_name(run), recipe, ALONE, CONFIG, start)
 
 
-@pytest.fixture
-def dataset_folder(tmp_path: Path) -> Path:
-    rng = np.random.default_rng(0)
-    folder = tmp_path / "dataset"
-    folder.mkdir()
-    for name in ("case01-000", "case02-000", "phantom-0007", "phantom-0000", "case05-000"):
-        labels = five_lobes()
-        image = np.where(labels > 0, 20 * labels, 180) + rng.integers(0, 8, labels.shape)
-        np.savez(folder / f"{name}.npz", image=image.astype(np.uint8), labels=labels)
-    return folder
-
-
-def begin(folder: Path, recipe: LungRecipe = RECIPE) -> Run:
-    folder.mkdir(exist_ok=True)
-    return Run.begin(folder, CONFIG, recipe, ALONE)
-
-
-def train_all(run: Run, dataset_folder: Path, save_every: int = 3) -> list[dict[str, float | str]]:
-    return list(training.train(run, LungDataset(dataset_folder, run.recipe), save_every=save_every))
-
-
-def test_the_loss_falls_and_the_log_tells_both_stages(tmp_path: Path, dataset_folder: Path) -> None:
-    recipe = LungRecipe(**{**RECIPE.__dict__, "trunk_steps": 40, "detail_steps": 10})
-    rows = train_all(begin(tmp_path / "run", recipe), dataset_folder, save_every=10)
+def test_the_loss_falls_and_the_log_tells_both_stages(lung_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "SAVE_EVERY", 10)
+    begin(lung_dataset, replace(RECIPE, trunk_steps=40, detail_steps=10)).run()
+    rows = read_log(lung_dataset.with_name("run") / "log.csv")
     assert [row["stage"] for row in rows] == ["trunk"] * 4 + ["detail"]
     assert float(rows[3]["loss"]) < 0.8 * float(rows[0]["loss"])
     assert float(rows[3]["lungs_dice"]) > 0.8
 
 
-def test_a_run_that_was_ended_goes_on_as_if_it_had_not_been(tmp_path: Path, dataset_folder: Path) -> None:
-    whole = begin(tmp_path / "whole")
-    train_all(whole, dataset_folder)
-    ended = begin(tmp_path / "ended")
-    next(training.train(ended, LungDataset(dataset_folder, RECIPE), save_every=3))
-    resumed = begin(tmp_path / "ended")
-    assert resumed.step == 3
-    train_all(resumed, dataset_folder)
-    for name, value in whole.smooth.items():
-        assert torch.equal(resumed.smooth[name], value), name
+def test_a_step_of_several_volumes_has_the_mean_of_their_losses(lung_dataset: Path) -> None:
+    run = begin(lung_dataset, replace(RECIPE, volumes_per_step=3))
+    rng = np.random.default_rng([RECIPE.seed, 0, 0])
+    samples = [training.draw_sample(run.dataset, RECIPE, CONFIG.stride, rng) for _ in range(3)]
+    alone = [training.trunk_loss(run.network, sample, RECIPE)[0] for sample in samples]
+    assert float(run.loss()[0].detach()) == pytest.approx(float(torch.stack(alone).mean().detach()), abs=1e-4)
 
 
-def test_a_step_of_several_volumes_has_the_mean_of_their_losses(tmp_path: Path, dataset_folder: Path) -> None:
-    run = begin(tmp_path / "run", replace(RECIPE, trunk_steps=1, detail_steps=0, volumes_per_step=3))
-    before = {name: value.clone() for name, value in run.network.state_dict().items()}
-    rng = np.random.default_rng([run.recipe.seed, 0, 0])
-    dataset = LungDataset(dataset_folder, run.recipe)
-    alone = [training.draw_sample(dataset, run.recipe, CONFIG.stride, rng) for _ in range(3)]
-    (row,) = train_all(run, dataset_folder)
-    other = training.Di2in(CONFIG)
-    other.load_state_dict(before)
-    losses = [training.trunk_loss(other, sample, run.recipe)[0].detach() for sample in alone]
-    assert float(row["loss"]) == pytest.approx(float(torch.stack(losses).mean()), abs=1e-4)
-
-
-def test_a_run_can_begin_with_the_mean_weights_of_another(tmp_path: Path, dataset_folder: Path) -> None:
-    earlier = begin(tmp_path / "earlier")
-    train_all(earlier, dataset_folder)
-    run, _ = training.open_run(dataset_folder, tmp_path / "run", RECIPE, ALONE, CONFIG, earlier.checkpoint)
+def test_a_run_can_begin_with_the_mean_weights_of_another(lung_dataset: Path) -> None:
+    earlier = begin(lung_dataset, run="earlier")
+    earlier.run()
+    run = begin(lung_dataset, start=earlier.plan.checkpoint)
     assert run.step == 0
-    for name, value in run.network.state_dict().items():
-        torch.testing.assert_close(value, earlier.smooth[name], msg=name)
-    train_all(run, dataset_folder)
-    again, _ = training.open_run(dataset_folder, tmp_path / "run", RECIPE, ALONE, CONFIG, earlier.checkpoint)
+    for weights in (run.network.state_dict(), run.averaged_weights()):
+        torch.testing.assert_close(weights, earlier.averaged_weights())
+    run.run()
+    again = begin(lung_dataset, start=earlier.plan.checkpoint)
     assert again.step == run.step > 0
 
 
-def test_the_detail_stage_leaves_the_trunk_alone(tmp_path: Path, dataset_folder: Path) -> None:
-    run = begin(tmp_path / "run")
-    rows = training.train(run, LungDataset(dataset_folder, RECIPE), save_every=6)
-    next(rows)
+def test_the_detail_stage_leaves_the_trunk_alone(lung_dataset: Path) -> None:
+    run = begin(lung_dataset)
+    for _ in range(RECIPE.trunk_steps):
+        run.take_step(run.loss()[0])
     before = {name: value.clone() for name, value in run.network.named_parameters()}
-    list(rows)
+    run.run()
     changed = {name for name, value in run.network.named_parameters() if not torch.equal(value, before[name])}
     assert changed
     assert all(name.startswith("detail.") for name in changed)
 
 
-def test_the_command_trains_logs_and_exports_what_the_stage_loads(tmp_path: Path, dataset_folder: Path) -> None:
+def test_the_command_trains_logs_and_exports_what_the_stage_loads(lung_dataset: Path) -> None:
     recipe = {**RECIPE.__dict__, "trunk_steps": 1, "detail_steps": 1}
     config = json.dumps({"widths": [4, 6, 8], "detail_width": 4})
-    run = tmp_path / "run"
-    training.main(
-        [str(dataset_folder), str(run), "--recipe", json.dumps(recipe), "--config", config, "--device", "cpu"]
-    )
+    run = lung_dataset.with_name("run")
+    training.main([str(lung_dataset), str(run), "--recipe", json.dumps(recipe), "--config", config, "--device", "cpu"])
     network = LungNetwork.load(load_weights("lungs", run), CPU)
     assert network.config == CONFIG
     assert network.probabilities(np.zeros((16, 8, 8), dtype=np.float32)).shape == (CLASSES, 16, 8, 8)
@@ -133,24 +79,28 @@ def test_the_command_trains_logs_and_exports_what_the_stage_loads(tmp_path: Path
     assert 0 <= stored["background_offset"] <= 4
 
 
-def test_patients_kept_aside_validate_or_test_and_never_train(dataset_folder: Path) -> None:
-    dataset = LungDataset(dataset_folder, RECIPE)
+def test_patients_kept_aside_validate_or_test_and_never_train(lung_dataset: Path) -> None:
+    dataset = LungDataset(lung_dataset, RECIPE)
     assert [path.stem for path in dataset.validation_paths()] == ["phantom-0000"]
     for name in ("phantom-0000", "case05-000"):
-        (dataset_folder / f"{name}.npz").write_bytes(b"whoever reads this fails")
+        (lung_dataset / f"{name}.npz").write_bytes(b"whoever reads this fails")
     for seed in range(30):
         dataset.draw(np.random.default_rng(seed))
 
 
 def test_the_weights_of_the_best_validation_are_exported_and_each_stage_is_validated_anew(
-    tmp_path: Path, dataset_folder: Path, monkeypatch: pytest.MonkeyPatch
+    lung_dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = begin(tmp_path / "run", replace(RECIPE, trunk_steps=4, detail_steps=4, validate_every=1))
-    verdicts = iter([0.9, 0.8, 0.7, 0.3, 0.5, 0.6, 0.4, 0.1])
-    monkeypatch.setattr(training, "measure", lambda *_: {"score": next(verdicts)})
-    seen = {}
-    for row in training.train(run, LungDataset(dataset_folder, run.recipe), save_every=1):
-        seen[row["step"]] = {name: value.clone() for name, value in run.smooth.items()}
+    scores, seen = iter([0.9, 0.8, 0.7, 0.3, 0.5, 0.6, 0.4, 0.1]), {}
+
+    def measure(network: training.Di2in, _paths: list[Path]) -> dict[str, float]:
+        seen[len(seen) + 1] = {name: value.clone() for name, value in network.state_dict().items()}
+        return {"score": next(scores)}
+
+    monkeypatch.setattr(training, "SAVE_EVERY", 1)
+    monkeypatch.setattr(training, "measure", measure)
+    run = begin(lung_dataset, replace(RECIPE, trunk_steps=4, detail_steps=4, validate_every=1))
+    run.run()
     chosen, step = run.chosen()
     assert step == 6, "0.9 was the trunk's alone"
     assert all(torch.equal(value, seen[6][name]) for name, value in chosen.items())
@@ -220,7 +170,7 @@ def test_dice_of_hard_labels_against_averaged_targets() -> None:
     assert training.dice_scores(logits_of(swapped), targets_of(labels)) == (1.0, pytest.approx(0.6))
 
 
-def test_lungs_drawn_too_large_are_taken_back_by_the_background(tmp_path: Path, dataset_folder: Path) -> None:
+def test_lungs_drawn_too_large_are_taken_back_by_the_background() -> None:
     """The network sees the true lungs, but draws a rim around them at a margin of one logit."""
     labels = five_lobes()
     ring = torch.nn.functional.max_pool3d(torch.from_numpy((labels > 0).astype(np.float32))[None, None], 3, 1, 1)[0, 0]

@@ -29,7 +29,7 @@ def test_rows_after_the_step_that_a_run_goes_on_from_are_taken_back(tmp_path: Pa
 def test_tensorboard_shows_the_numbers_and_the_pictures(tmp_path: Path) -> None:
     logger = TrainingLogger(tmp_path / "log.csv", COLUMNS)
     logger.add_row({"step": 10, "loss": 0.5, "stage": "trunk"})
-    logger.add_picture("case", np.zeros((4, 6, 3), dtype=np.uint8), 10)
+    logger.add_pictures([("case", np.zeros((4, 6, 3), dtype=np.uint8))], 10)
     logger.add_row({"step": 20, "loss": float("nan"), "stage": "trunk"})
     board = EventAccumulator(str(tmp_path / "tensorboard" / "log"))
     board.Reload()
@@ -42,7 +42,7 @@ def test_without_tensorboard_the_csv_is_written_alone(tmp_path: Path, monkeypatc
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     logger = TrainingLogger(tmp_path / "log.csv", COLUMNS)
     logger.add_row({"step": 10, "loss": 0.5, "stage": "trunk"})
-    logger.add_picture("case", np.zeros((4, 6, 3), dtype=np.uint8), 10)
+    logger.add_pictures([("case", np.zeros((4, 6, 3), dtype=np.uint8))], 10)
     assert len(read_log(tmp_path / "log.csv")) == 1
     assert not (tmp_path / "tensorboard").exists()
 

@@ -10,14 +10,10 @@ from jobs.bootstrap import Connection, connect
 from jobs.errors import BrokerUnavailableError, JobPurgedError
 from jobs.models import JobError, JobStatus, Priority, Stage
 from jobs.queue import QUEUES
+from tests.support.processes import until
 
 Post = Callable[..., str]
 Succeed = Callable[..., None]
-
-
-def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        time.sleep(0.02)
 
 
 def test_a_job_whose_message_vanished_is_sent_again(jobs: Connection, server: redis.Redis, post: Post) -> None:
@@ -175,7 +171,7 @@ def test_a_job_that_ended_unseen_stays_ended_once_the_broker_is_back(
 
     with monkeypatch.context() as outage:
         outage.setattr(jobs.backends.live, "put", away)
-        outage.setattr(jobs.backends.live, "_looked", away)
+        outage.setattr(jobs.backends.live, "_read", away)
         jobs.worker.fail(lease, JobError(type="/problems/x", title=".", detail=".", retryable=False))
         assert jobs.service.get(job_id).status == JobStatus.FAILED
     live = jobs.backends.live.get(job_id)

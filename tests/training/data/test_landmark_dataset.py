@@ -5,6 +5,7 @@ from pipeline.anatomy import AIR_HU, Landmark
 from pipeline.geometry import Grid, Volume
 from pipeline.networks.q_network import LandmarkConfig
 from training.data import landmark_dataset
+from training.data.landmark_batches import LandmarkDataset, LandmarkScan
 from training.data.landmark_dataset import (
     BASE_SPACING_MM,
     REAL_CASES,
@@ -15,7 +16,6 @@ from training.data.landmark_dataset import (
     read_marks,
     write_scan,
 )
-from training.landmarks import LandmarkDataset, LandmarkScan
 
 CENTRE = (60.0, 50.0, 40.0)
 

@@ -10,8 +10,8 @@ from pipeline.anatomy import Landmark
 from pipeline.geometry import Grid, Matrix, Volume
 from pipeline.io.write import write_ct, write_mask
 from pipeline.networks.q_network import LandmarkConfig
-from training import landmarks
 from training.data.cohort import CohortError, Row, read_manifest
+from training.data.landmark_batches import LandmarkDataset
 from training.data.lesion_batches import read_example, read_examples
 from training.data.lung_batches import UNKNOWN_LOBE, LungDataset, LungRecipe, read_volume
 from training.data.prepare import prepare_cohort, split_of
@@ -183,11 +183,11 @@ def test_lungs_are_prepared_in_deformed_copies_and_for_validation_only_as_they_a
     written = prepare_cohort(rows, Stage.LUNGS, tmp_path / "dataset", copies=3)
     dataset = LungDataset(tmp_path / "dataset", LungRecipe())
     (validate,) = dataset.validation_paths()
-    taught = [path for path in written if path != validate]
-    assert len(taught) == 3
-    assert {patient_of(path) for path in taught} == {"one", "two"} - {patient_of(validate)}
+    learned = [path for path in written if path != validate]
+    assert len(learned) == 3
+    assert {patient_of(path) for path in learned} == {"one", "two"} - {patient_of(validate)}
     volumes_ml = []
-    for path in taught:
+    for path in learned:
         image, labels = read_volume(path)
         assert set(np.unique(labels)) == {0, 2, 5}
         lung, wall = (image[where].mean() for where in (labels > 0, labels == 0))
@@ -205,7 +205,7 @@ def test_marks_become_scans_whose_deformed_copies_carry_them_along(tmp_path: Pat
     rows = read_manifest(manifest(tmp_path, lines, MARKED))
     assert rows[0].landmarks_mm == {Landmark.CARINA: (0, 20, 100), Landmark.STERNUM_TIP: (0, -60, 40)}
     written = prepare_cohort(rows, Stage.LANDMARKS, tmp_path / "dataset", copies=4)
-    dataset = landmarks.LandmarkDataset.read(tmp_path / "dataset", LandmarkConfig())
+    dataset = LandmarkDataset.read(tmp_path / "dataset", LandmarkConfig())
     assert (len(dataset.training_scans), len(dataset.validation_scans), len(written)) == (4, 1, 5)
     carinas = {tuple(scan.landmarks_mm[Landmark.CARINA].round(1)) for scan in dataset.training_scans}
     assert len(carinas) == 4
