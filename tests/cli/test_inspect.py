@@ -58,7 +58,9 @@ def test_a_series_is_inspected_without_its_patient(write_series: WriteSeries, ch
 
 def test_a_refusal_is_an_answer_with_what_was_seen(tmp_path: Path, lobewise: Run) -> None:
     bad = tmp_path / "scan"
-    bad.write_bytes(b"NRRD0004\ntype: short\ndimension: 3\nsizes: 6 5 4\nendian: little\nencoding: raw\n\n" + bytes(240))
+    bad.write_bytes(
+        b"NRRD0004\ntype: short\ndimension: 3\nsizes: 6 5 4\nendian: little\nencoding: raw\n\n" + bytes(240)
+    )
     result = lobewise("inspect", bad)
     assert result.returncode == 3
     assert "neither space directions nor spacings" in result.stdout
