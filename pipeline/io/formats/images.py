@@ -78,7 +78,8 @@ def _mapped(path: Path, header: ImageHeader, data_at: int | None = None) -> np.n
         )
     if present > header.data_bytes + MAX_HEADER_BYTES:
         raise DamagedFileError(
-            f"The file holds more than its header says ({present} bytes for {header.data_bytes}): its sizes are wrong.",
+            f"The file holds more than its header says ({present} bytes for {header.data_bytes}): its sizes are wrong. "
+            "Export it again.",
             evidence={"bytes_expected": header.data_bytes, "bytes_present": present},
         )
     return np.memmap(path, header.dtype, "r", offset, header.sizes[::-1])
@@ -93,7 +94,8 @@ def _unpack(path: Path, begin: int, packing: Packing, expected_bytes: int, folde
             copy.write(block)
             if copy.tell() > expected_bytes + MAX_HEADER_BYTES:
                 raise DamagedFileError(
-                    f"The file unpacks to more than its header says ({expected_bytes} bytes).",
+                    f"The file unpacks to more than its header says ({expected_bytes} bytes): its sizes are wrong. "
+                    "Export it again.",
                     evidence={"bytes_expected": expected_bytes},
                 )
     return target

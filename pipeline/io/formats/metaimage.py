@@ -51,15 +51,22 @@ def parse_metaimage(head: bytes) -> ImageHeader:
             "The MetaImage header points to another file; send one .mha that holds its pixels."
         )
     if fields.get("HeaderSize", "0") not in ("0", "-1"):
-        raise UnsupportedFormatError("MetaImage files that skip bytes (HeaderSize) are not supported.")
+        raise UnsupportedFormatError(
+            f"HeaderSize is {fields['HeaderSize'][:40]!r}: MetaImage files are read whose pixels follow the header at "
+            "once. Save it anew as .mha."
+        )
     if fields.get("ElementNumberOfChannels", "1") != "1":
-        raise UnsupportedFormatError("The MetaImage file holds colours, not a CT.")
+        raise UnsupportedFormatError(
+            f"ElementNumberOfChannels is {fields['ElementNumberOfChannels'][:40]!r}: the file holds colours, not a CT. "
+            "Send the CT itself, one number a voxel."
+        )
     if fields.get("ElementType") not in _TYPES:
         raise UnsupportedFormatError(
-            f"The MetaImage file holds no plain numbers: its ElementType is {fields.get('ElementType', '')[:40]!r}."
+            f"The MetaImage file holds no plain numbers: its ElementType is {fields.get('ElementType', '')[:40]!r}; "
+            f"send one of {', '.join(_TYPES)}."
         )
     if not _is_true(fields, "BinaryData", default="True"):
-        raise UnsupportedFormatError("MetaImage files with pixels as text are not supported.")
+        raise UnsupportedFormatError("BinaryData is False: pixels as text are not read. Save it anew as binary .mha.")
     is_big_endian = _is_true(fields, "BinaryDataByteOrderMSB") or _is_true(fields, "ElementByteOrderMSB")
     sizes = sizes_of(fields.get("DimSize", ""), "DimSize")
     require_volume(sizes)

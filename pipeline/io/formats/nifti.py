@@ -93,7 +93,9 @@ def parse_nifti(head: bytes) -> ImageHeader:
         if len(head) >= size and struct.unpack_from(f"{order}i", head)[0] == size:
             break
     else:
-        raise DamagedFileError("The NIfTI header is damaged or cut short.")
+        raise DamagedFileError(
+            "The NIfTI header is damaged or cut short: sizeof_hdr is neither 348 nor 540. Send the file again."
+        )
     fields = {name: struct.unpack_from(order + code, head, at) for name, (at, code) in layout.items()}
     axes, data_at = fields["dim"][0], fields["vox_offset"][0]
     if not 1 <= axes <= 7:
@@ -105,7 +107,8 @@ def parse_nifti(head: bytes) -> ImageHeader:
         )
     if fields["datatype"][0] not in _TYPES:
         raise UnsupportedFormatError(
-            f"The NIfTI file holds colours or complex numbers (datatype {fields['datatype'][0]}), not a CT."
+            f"The NIfTI file holds colours or complex numbers (datatype {fields['datatype'][0]}), not a CT. "
+            "Send the CT itself, an integer or a float a voxel."
         )
     sizes = fields["dim"][1 : axes + 1]
     require_volume(sizes)

@@ -59,21 +59,30 @@ def parse_nrrd(head: bytes) -> ImageHeader:
     """
     end = re.search(rb"\r?\n\r?\n", head)
     if end is None:
-        raise UnsupportedFormatError("The NRRD header is not followed by its pixels: it is detached or damaged.")
+        raise UnsupportedFormatError(
+            "The NRRD header is not followed by its pixels (no empty line): it is detached or damaged. Send one .nrrd "
+            "that holds its pixels."
+        )
     fields = _fields(head[: end.start()].decode("latin-1"))
     if "data file" in fields or "datafile" in fields:
         raise UnsupportedFormatError("The NRRD header points to another file; send one .nrrd that holds its pixels.")
-    if any(fields.get(skip, "0") != "0" for skip in ("line skip", "lineskip", "byte skip", "byteskip")):
-        raise UnsupportedFormatError("NRRD files that skip lines or bytes are not supported.")
+    for skip in ("line skip", "lineskip", "byte skip", "byteskip"):
+        if fields.get(skip, "0") != "0":
+            raise UnsupportedFormatError(
+                f"{skip} is {fields[skip][:40]!r}: NRRD files are read whose pixels follow the header at once. Save it "
+                "anew, for instance with 3D Slicer."
+            )
     packing = _PACKINGS.get(fields.get("encoding", "").lower())
     if packing is None:
         raise UnsupportedFormatError(
-            f"NRRD files are read with encoding raw or gzip; this one says {fields.get('encoding', 'nothing')[:40]!r}."
+            f"NRRD files are read with encoding raw or gzip; this one says {fields.get('encoding', 'nothing')[:40]!r}. "
+            "Save it anew."
         )
     kind = _TYPES.get(fields.get("type", "").lower())
     if kind is None:
         raise UnsupportedFormatError(
-            f"The NRRD file holds no plain numbers: its type is {fields.get('type', '')[:40]!r}."
+            f"The NRRD file holds no plain numbers: its type is {fields.get('type', '')[:40]!r}; send the CT itself, "
+            "an integer or a float a voxel."
         )
     order = _ORDERS.get(fields.get("endian", "").lower())
     if order is None and kind[1] != "1":

@@ -51,4 +51,4 @@ def unpacked(read: Callable[[int], bytes], packing: Packing, block_bytes: int) -
             if packing is not Packing.GZIP or not rest.startswith(_GZIP_MAGIC):
                 return
     except (isal_zlib.error, zlib.error) as error:  # type: ignore[misc]  # isal's stub names no class
-        raise DamagedFileError("The file is damaged: its compressed part cannot be unpacked.") from error
+        raise DamagedFileError("The file is damaged: its compressed part cannot be unpacked. Send it again.") from error
