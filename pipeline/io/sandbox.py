@@ -1,7 +1,8 @@
 """Runs a function on bytes nobody vouches for: in a child process with little memory, little time and no way back.
 
 The child has a private folder, a stripped environment and hard limits on memory, CPU time, file size and open files.
-It answers through files in that folder. If it crashes, is killed or dawdles, that is a fault of the input.
+It answers through files in that folder. If it crashes or dawdles, that is a fault of the input; if somebody ends it
+(the kernel, out of memory; an operator), it is not.
 
     python -I -m pipeline.io.sandbox REQUEST.json     the child's side
 """
@@ -41,6 +42,23 @@ _ERRORS: Final[Mapping[str, type[PipelineError]]] = {
 }
 
 
+#: Sent from outside: by the kernel when the machine is out of memory, by an operator, or by whoever ends the worker.
+#: What a reader does to itself by what it reads is SIGSEGV, SIGABRT, SIGFPE, SIGBUS, SIGXCPU and the like.
+_FROM_OUTSIDE: Final = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+
+#: A process that is out of CPU time gets SIGXCPU at its soft limit; at the hard one SIGKILL, which looks like a kill
+#: from outside.
+_CPU_SECONDS_TO_DIE: Final = 10
+
+
+class ReaderKilledError(MemoryError):
+    """The reading child was killed from outside, most often by the kernel because the machine is out of memory.
+
+    No fault of the scan, so no `PipelineError`: the worker tries again, and when that ends the same way, the job ends
+    as `out-of-memory`.
+    """
+
+
 @dataclass(frozen=True)
 class Confinement:
     """What a child may use.
@@ -67,7 +85,8 @@ def call_confined(function: str, arguments: Mapping[str, Any], folder: Path, lim
 
     Raises:
         PipelineError: what the function raised.
-        DamagedFileError: the child crashed, was killed or did not finish in time.
+        DamagedFileError: the child crashed or did not finish in time.
+        ReaderKilledError: the child was killed from outside.
     """
     request = {"function": function, "arguments": dict(arguments), "limits": asdict(limits)}
     (folder / _REQUEST).write_text(json.dumps(request), encoding="utf-8")
@@ -113,10 +132,14 @@ def _run_child(folder: Path, seconds: float) -> int:
                 child.wait()
 
 
-def _failure(exit_code: int, folder: Path) -> PipelineError:
+def _failure(exit_code: int, folder: Path) -> PipelineError | ReaderKilledError:
     fault = folder / _FAULT
     if exit_code < 0:
-        name = signal.Signals(-exit_code).name
+        # Real-time signals have no name.
+        name = signal.Signals(-exit_code).name if -exit_code in set(signal.Signals) else f"signal {-exit_code}"
+        if -exit_code in _FROM_OUTSIDE:
+            logger.warning("the confined reader was ended by %s from outside", name)
+            return ReaderKilledError(f"The reader was ended by {name} from outside: most often the memory ran out.")
         return DamagedFileError(f"The reader was ended by {name} while it read the file.", evidence={"signal": name})
     where = fault.read_text(encoding="utf-8") if fault.is_file() else f"exit status {exit_code}"
     logger.warning("the confined reader failed: %s", where)
@@ -131,16 +154,16 @@ def main(request_name: str) -> int:
     request = json.loads(Path(request_name).read_text(encoding="utf-8"))
     limits = Confinement(**request["limits"])
     cpu_seconds = max(1, round(limits.seconds))
-    for what, amount in (
-        (resource.RLIMIT_AS, limits.memory_bytes),
-        (resource.RLIMIT_FSIZE, limits.file_bytes),
-        (resource.RLIMIT_CPU, cpu_seconds),
-        (resource.RLIMIT_NOFILE, limits.open_files),
-        (resource.RLIMIT_CORE, 0),
+    for what, amount, to_die in (
+        (resource.RLIMIT_AS, limits.memory_bytes, 0),
+        (resource.RLIMIT_FSIZE, limits.file_bytes, 0),
+        (resource.RLIMIT_CPU, cpu_seconds, _CPU_SECONDS_TO_DIE),
+        (resource.RLIMIT_NOFILE, limits.open_files, 0),
+        (resource.RLIMIT_CORE, 0, 0),
     ):
         _, hard = resource.getrlimit(what)
-        allowed = amount if hard == resource.RLIM_INFINITY else min(amount, hard)
-        resource.setrlimit(what, (allowed, allowed))
+        top = amount + to_die if hard == resource.RLIM_INFINITY else min(amount + to_die, hard)
+        resource.setrlimit(what, (min(amount, top), top))
     try:
         module, _, name = request["function"].partition(":")
         function = getattr(importlib.import_module(module), name)

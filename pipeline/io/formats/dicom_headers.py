@@ -290,11 +290,8 @@ def _add(found: Inventory, path: Path, head: bytes, syntax: str) -> None:
     header, pixels_at = parsed
     modality = (text(header, "Modality") or ("CT" if _class_name(header).startswith("CT ") else "unknown")).upper()
     if not (_whole(header, "Rows") and _whole(header, "Columns")):
-        if modality == "CT" and "CT Image Storage" in _class_name(header):
-            raise DamagedFileError(
-                "A CT slice is damaged or cut short: its header ends before Rows and Columns.",
-                evidence={"bytes": path.stat().st_size},
-            )
+        if "CT Image Storage" in _class_name(header):
+            raise _cut_short(path)
         return
     if modality != "CT":
         found.other_modalities[re.sub(r"[^A-Za-z0-9 ]", "?", modality[:16])] += 1
@@ -321,10 +318,20 @@ def _add(found: Inventory, path: Path, head: bytes, syntax: str) -> None:
             found.images -= 1
             continue
         lacking = [tag for tag, sequence in _GEOMETRY.items() if not groups.text(sequence, tag)]
+        if lacking and pixels.offset is None:
+            raise _cut_short(path)
         if lacking:
             found.leave_out(f"{' and '.join(lacking)} {'is' if len(lacking) == 1 else 'are'} missing", series)
         else:
             found.slices.append(_slice(pixels, frame, header, groups, patient))
+
+
+def _cut_short(path: Path) -> DamagedFileError:
+    size = path.stat().st_size
+    return DamagedFileError(
+        f"A CT slice is damaged or cut short: its {size} bytes end before PixelData. Send the whole file.",
+        evidence={"tag": "PixelData", "bytes": size},
+    )
 
 
 def _header(path: Path, head: bytes) -> tuple[Dataset, int] | None:
@@ -454,7 +461,8 @@ def _seconds(written: str) -> float | None:
 
 
 def _class_name(header: Dataset) -> str:
-    return str(UID(text(header, "SOPClassUID")).name)
+    meta = getattr(header, "file_meta", None) or {}
+    return str(UID(text(header, "SOPClassUID") or str(meta.get("MediaStorageSOPClassUID", ""))).name)
 
 
 def _is_localizer(image_type: str) -> bool:

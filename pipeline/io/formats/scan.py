@@ -58,7 +58,7 @@ def _read(path: Path, folder: Path, limits: SizeLimits) -> Scan:
 
 
 def _read_members(members: Iterable[Member], folder: Path, limits: SizeLimits) -> Scan:
-    """The DICOM series among them, or else the only image."""
+    """The DICOM series among them, or else the only image; what is neither is left out (viewers, reports, pictures)."""
     listed = list(members)
     series = [member for member in listed if member.content is Content.DICOM]
     if series:
@@ -68,4 +68,6 @@ def _read_members(members: Iterable[Member], folder: Path, limits: SizeLimits) -
         return read_image(images[0].as_file(folder / "member"), images[0].content, folder, limits)
     if images:
         raise UnsupportedFormatError(f"There are {len(images)} images; send one.", evidence={"images": len(images)})
+    if any(member.content is Content.ZIP for member in listed):
+        raise UnsupportedFormatError("The zip holds another zip, and no scan beside it; send one series in one zip.")
     raise UnsupportedFormatError(f"None of the {len(listed)} files holds a CT. Read are {READ_AS}.")

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import DamagedFileError, ScanTooLargeError
-from pipeline.io.sandbox import Confinement, call_confined
+from pipeline.errors import DamagedFileError, PipelineError, ScanTooLargeError
+from pipeline.io.sandbox import Confinement, ReaderKilledError, call_confined
+from worker.task import is_out_of_memory
 
 ROOMY = Confinement(memory_bytes=4 << 30, file_bytes=1 << 20, seconds=60.0)
 SHELL = "subprocess:getoutput"  # inherits the child's limits
@@ -33,7 +34,7 @@ def test_its_working_folder_is_the_one_given(tmp_path: Path) -> None:
     assert call("os:getcwd", tmp_path) == str(tmp_path)
 
 
-@pytest.mark.parametrize(("flag", "amount"), [("v", (4 << 30) // 1024), ("f", None), ("t", 60), ("n", 256), ("c", 0)])
+@pytest.mark.parametrize(("flag", "amount"), [("v", (4 << 30) // 1024), ("f", None), ("t", 70), ("n", 256), ("c", 0)])
 def test_limits_are_hard(flag: str, amount: int | None, tmp_path: Path) -> None:
     hard = call(SHELL, tmp_path, cmd=f"ulimit -H -{flag}")
     assert isinstance(hard, str)
@@ -51,10 +52,28 @@ def test_memory_ends_at_its_limit(tmp_path: Path) -> None:
         call("numpy:ones", tmp_path, shape=10**10)
 
 
-def test_a_child_that_is_killed_names_the_signal(tmp_path: Path) -> None:
-    with pytest.raises(DamagedFileError, match="ended by SIGSEGV") as caught:
-        call(SHELL, tmp_path, cmd="kill -SEGV $PPID")
-    assert caught.value.evidence == {"signal": "SIGSEGV"}
+@pytest.mark.parametrize("name", ["KILL", "TERM", "HUP", "INT"])
+def test_a_child_that_somebody_else_ends_is_no_fault_of_the_file(name: str, tmp_path: Path) -> None:
+    """As the kernel does when the machine is out of memory: the worker tries again, then says `out-of-memory`."""
+    with pytest.raises(ReaderKilledError, match=f"ended by SIG{name} from outside") as caught:
+        call(SHELL, tmp_path, cmd=f"kill -{name} $PPID; sleep 5")
+    assert not isinstance(caught.value, PipelineError)
+    assert is_out_of_memory(caught.value)
+
+
+@pytest.mark.parametrize("name", ["SEGV", "ABRT", "XCPU", "BUS", "FPE", "ILL"])
+def test_a_child_that_breaks_on_what_it_reads_is_never_tried_again(name: str, tmp_path: Path) -> None:
+    with pytest.raises(DamagedFileError, match=f"ended by SIG{name}") as caught:
+        call(SHELL, tmp_path, cmd=f"kill -{name} $PPID; sleep 5")
+    assert caught.value.evidence == {"signal": f"SIG{name}"}
+    assert not is_out_of_memory(caught.value)
+
+
+def test_out_of_cpu_time_is_the_files_own_fault(tmp_path: Path) -> None:
+    """At the hard limit the kernel would kill, as it does when memory runs out."""
+    hurried = Confinement(memory_bytes=4 << 30, file_bytes=1 << 20, seconds=2.0)
+    with pytest.raises(DamagedFileError):
+        call("math:factorial", tmp_path, hurried, x=10**7)
 
 
 def test_a_child_that_dawdles_is_ended_with_all_it_started(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pipeline.errors import DamagedFileError, PipelineError, ScanTooLargeError, 
 from pipeline.io.formats.archive import members_of_folder, members_of_zip, open_zip
 from pipeline.io.formats.content import Content
 from pipeline.io.formats.limits import SizeLimits
+from pipeline.io.formats.scan import _read as read
 
 LIMITS = SizeLimits(max_voxels=10**6, max_bytes=10**6, max_files=20)
 
@@ -38,7 +39,7 @@ def test_members_are_copied_under_names_of_ours(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../up", "a/../../up", "/etc/cron.d/x", "..\\up", "C:\\windows\\x", "\\\\host\\x", "a/.."]
+    "name", ["../up", "a/../../up", "/etc/cron.d/x", "..\\up", "C:\\windows\\x", "c:/x", "\\\\host\\x", "a/.."]
 )
 def test_names_that_lead_out_are_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(DamagedFileError, match="lead out"):
@@ -54,6 +55,14 @@ def test_links_are_refused(tmp_path: Path) -> None:
         open_all(tmp_path / "x.zip", tmp_path)
 
 
+def test_links_within_a_program_are_left_out(tmp_path: Path) -> None:
+    info = zipfile.ZipInfo("Viewer.app/Contents/Current")
+    info.create_system, info.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr(info, "A")
+    assert open_all(tmp_path / "x.zip", tmp_path) == []
+
+
 def test_encrypted_members_are_refused(tmp_path: Path) -> None:
     content = bytearray(zipped(tmp_path / "x.zip", scan=b"secret").read_bytes())
     for signature, flags_at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
@@ -63,10 +72,28 @@ def test_encrypted_members_are_refused(tmp_path: Path) -> None:
         open_all(tmp_path / "x.zip", tmp_path)
 
 
-def test_a_zip_in_a_zip_is_refused(tmp_path: Path) -> None:
+def test_a_zip_that_holds_nothing_but_a_zip_is_refused(tmp_path: Path) -> None:
     inner = zipped(tmp_path / "inner.zip", scan=b"x").read_bytes()
+    path = zipped(tmp_path / "x.zip", **{"scan.dcm": inner, "read.me": b"x"})
     with pytest.raises(UnsupportedFormatError, match="another zip"):
-        open_all(zipped(tmp_path / "x.zip", **{"scan.dcm": inner}), tmp_path)
+        read(path, tmp_path, LIMITS)
+
+
+def test_zips_beside_a_scan_are_left_out(tmp_path: Path) -> None:
+    inner = zipped(tmp_path / "inner.zip", scan=b"x").read_bytes()
+    names = {"VIEWER/weasis.jar": inner, "report.docx": inner, "scan": b"NRRD0004\n"}
+    with pytest.raises(PipelineError, match="NRRD"):  # it was the NRRD that was read
+        read(zipped(tmp_path / "x.zip", **names), tmp_path, LIMITS)
+
+
+@pytest.mark.parametrize("name", ["CT 12:30/1", "a:b", "1:/x:y", "CT\\SE000\\1", "T:30/1"])
+def test_colons_and_backslashes_in_names_are_fine(name: str, tmp_path: Path) -> None:
+    assert open_all(zipped(tmp_path / "x.zip", **{name: b"x"}), tmp_path) == [b"x"]
+
+
+@pytest.mark.parametrize("name", ["DICOMDIR", "CD\\dicomdir", "__MACOSX\\._1", "a/.DS_Store"])
+def test_litter_is_left_out(name: str, tmp_path: Path) -> None:
+    assert open_all(zipped(tmp_path / "x.zip", **{name: b"x"}), tmp_path) == []
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
