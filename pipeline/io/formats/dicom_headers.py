@@ -288,9 +288,10 @@ def _add(found: Inventory, path: Path, head: bytes, syntax: str) -> None:
     if parsed is None:
         return
     header, pixels_at = parsed
-    modality = (text(header, "Modality") or ("CT" if _class_name(header).startswith("CT ") else "unknown")).upper()
+    is_ct_class = "CT Image Storage" in _class_name(header)
+    modality = (text(header, "Modality") or ("CT" if is_ct_class else "unknown")).upper()
     if not (_whole(header, "Rows") and _whole(header, "Columns")):
-        if "CT Image Storage" in _class_name(header):
+        if modality == "CT" and is_ct_class:
             raise _cut_short(path)
         return
     if modality != "CT":
@@ -553,6 +554,12 @@ def _slice(pixels: StoredPixels, frame: int, header: Dataset, groups: _Groups, p
     written = {tag: groups.text(sequence, tag) for tag, sequence in _GEOMETRY.items()}
     x, y, z = _numbers(written["ImagePositionPatient"], "ImagePositionPatient", 3)
     between_rows, between_columns = _numbers(written["PixelSpacing"], "PixelSpacing", 2)
+    if min(between_rows, between_columns) <= 0:
+        raise DamagedFileError(
+            f"PixelSpacing is {shown(written['PixelSpacing'])} in a CT slice; two numbers above 0 are wanted. Send the "
+            "original series.",
+            evidence={"tag": "PixelSpacing", "value": shown(written["PixelSpacing"])},
+        )
     rescaling = "PixelValueTransformationSequence"
     contrast = {text(header, tag).upper() for tag in ("ContrastBolusAgent", "ContrastBolusRoute")}
     frame_content = "FrameContentSequence"

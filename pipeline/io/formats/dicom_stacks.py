@@ -405,9 +405,8 @@ def _is_plain(stack: Stack) -> bool:
     """Whether it is an axial stack of Hounsfield units, as scanners reconstruct them."""
     first = stack.first
     words = set(str(first.traits["image_type"]).upper().split("\\"))
-    return (
-        abs(first.normal[2]) > 0.8 and not words & _PROJECTIONS and all(s.rescale.is_hounsfield for s in stack.slices)
-    )
+    is_axial = abs(float(first.normal[2])) > 0.8
+    return is_axial and not words & _PROJECTIONS and all(s.rescale.is_hounsfield for s in stack.slices)
 
 
 def _differ_in(stacks: Sequence[Stack]) -> list[str]:
