@@ -75,13 +75,21 @@ class Sender:
         """Until `stop` is set and all that is under way has ended."""
         signed_by = await asyncio.to_thread(signers, self._settings)
         settings = self._settings
-        async with new_client(settings.callback_concurrency, settings.callback_timeout_seconds) as client:
+        # No connection is kept between messages: receivers are many and messages few.
+        limits = httpx.Limits(max_connections=settings.callback_concurrency, max_keepalive_connections=0)
+        async with httpx.AsyncClient(
+            # No redirects: the operator allowed this address, and a redirect would lead to one that nobody allowed.
+            follow_redirects=False,
+            timeout=settings.callback_timeout_seconds,
+            limits=limits,
+            headers={"user-agent": "Lobewise"},
+        ) as client:
             while not stop.is_set():
                 free = settings.callback_concurrency - len(self._under_way)
                 due: list[str] = []
                 try:
                     if free > 0:
-                        due = await asyncio.to_thread(self._callbacks.claim, free)
+                        due = await asyncio.to_thread(self._callbacks.take_due, free)
                 except UnavailableError as error:
                     log.warning("cannot look for callbacks: %s", error)
                 for job_id in due:
@@ -95,7 +103,7 @@ class Sender:
 
     async def _deliver(self, job_id: str, client: httpx.AsyncClient, signed_by: list[Webhook]) -> None:
         try:
-            delivery = await asyncio.to_thread(self._callbacks.open, job_id)
+            delivery = await asyncio.to_thread(self._callbacks.next_delivery, job_id)
             if delivery is None:
                 return
             record = delivery.record
@@ -115,7 +123,7 @@ class Sender:
     async def _send(self, delivery: Delivery, client: httpx.AsyncClient, signed_by: list[Webhook]) -> None:
         fault = await asyncio.to_thread(self._callbacks.barred, delivery)
         if fault is not None:
-            await self._settle(delivery, Answer(states.now(), 0.0, fault=fault))
+            await self._record_answer(delivery, Answer(states.now(), 0.0, fault=fault))
             return
         host = urlsplit(delivery.url).netloc
         if self._at_host[host] >= self._share:
@@ -129,10 +137,10 @@ class Sender:
             self._at_host[host] -= 1
             # Drops the hosts at zero: the process runs for months, and every host would stay in memory.
             self._at_host += Counter()
-        await self._settle(delivery, answer)
+        await self._record_answer(delivery, answer)
 
-    async def _settle(self, delivery: Delivery, answer: Answer) -> None:
-        attempt = await asyncio.to_thread(self._callbacks.settle, delivery, answer)
+    async def _record_answer(self, delivery: Delivery, answer: Answer) -> None:
+        attempt = await asyncio.to_thread(self._callbacks.record_answer, delivery, answer)
         trace.get_current_span().set_attributes({tracing.OUTCOME: attempt.outcome.value})
         if attempt.http_status is not None:
             trace.get_current_span().set_attributes({"http.response.status_code": attempt.http_status})
@@ -141,18 +149,6 @@ class Sender:
         log.info(
             "job %s: callback %d.%d %s (%s)", delivery.record.id, delivery.round, delivery.number, attempt.outcome, said
         )
-
-
-USER_AGENT: Final = "Lobewise"
-
-
-def new_client(connections: int, timeout_seconds: float) -> httpx.AsyncClient:
-    """Keeps no connection open between messages: receivers are many and messages few."""
-    limits = httpx.Limits(max_connections=connections, max_keepalive_connections=0)
-    # No redirects: the operator allowed this address, and a redirect would lead to one that nobody allowed.
-    return httpx.AsyncClient(
-        follow_redirects=False, timeout=timeout_seconds, limits=limits, headers={"user-agent": USER_AGENT}
-    )
 
 
 async def send(client: httpx.AsyncClient, url: str, message: Message, timeout_seconds: float) -> Answer:

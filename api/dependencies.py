@@ -11,7 +11,6 @@ from api.metrics import Metrics
 from api.upload_limits import UploadLimiter
 from jobs.live.status_batcher import StatusBatcher
 from jobs.service import JobService
-from jobs.service_status import ServiceStatus
 from jobs.settings import ApiSettings
 from jobs.states import UrlSignature
 
@@ -63,7 +62,6 @@ def _from_state(name: str) -> Callable[[Request], Awaitable[Any]]:
 
 JobsDep = Annotated[JobService, Depends(_from_state("jobs"))]
 UploadLimiterDep = Annotated[UploadLimiter, Depends(_from_state("upload_limiter"))]
-ServiceStatusDep = Annotated[ServiceStatus, Depends(_from_state("service_status"))]
 StatusBatcherDep = Annotated[StatusBatcher, Depends(_from_state("status_batcher"))]
 SettingsDep = Annotated[ApiSettings, Depends(_from_state("settings"))]
 MetricsDep = Annotated[Metrics, Depends(_from_state("metrics"))]

@@ -11,12 +11,12 @@ from opentelemetry import trace
 from opentelemetry.trace import INVALID_SPAN, Span, SpanKind
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from structlog.contextvars import bound_contextvars
 
 from api.errors import internal_error
 from api.metrics import Metrics
 from api.upload_limits import UploadLimiter
 from jobs import tracing
-from jobs.logs import log_context
 from jobs.states import is_id
 
 logger = logging.getLogger("lobewise.api")
@@ -29,8 +29,6 @@ _SAFE_HEADERS: Final = {
     "Referrer-Policy": "no-referrer",
     "X-Frame-Options": "DENY",
 }
-
-
 #: A client may send any word as a method; as a label each would be a time series of its own.
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 #: Asked every few seconds, by machines: not traced, and nothing that scans must give way to.
@@ -56,7 +54,7 @@ class RequestEnvelope:
             # Goes on with the client's trace. Path and query are left out: they may hold anything, signatures too.
             span = tracing.entry("request", Headers(scope=scope).get("traceparent"), SpanKind.SERVER)
         envelope = _Envelope(scope, send, tracing.traceparent_of(span))
-        with tracing.ended(span), tracing.active(span), log_context(request_id=envelope.request_id):
+        with tracing.ended(span), tracing.active(span), bound_contextvars(request_id=envelope.request_id):
             try:
                 await self._app(scope, receive, envelope.send)
             except Exception:

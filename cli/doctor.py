@@ -84,7 +84,7 @@ def _broker(settings: JobsSettings) -> Iterator[Check]:
             info = broker.info()
             seconds, microseconds = broker.time()
         skew_seconds = seconds + microseconds / 1e6 - time.time()
-        workers = jobs.status.readiness().workers
+        workers = jobs.service.readiness().workers
     finally:
         jobs.close()
     kind = "" if settings.redis_url else "embedded, "

@@ -9,8 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from opentelemetry.trace import INVALID_SPAN, Span
 
@@ -19,9 +18,9 @@ from jobs.backends import Backends
 from jobs.errors import (
     BrokerUnavailableError,
     CancelRequestedError,
-    HandBackError,
     JobPurgedError,
     LeaseLostError,
+    RequeueRequestedError,
     UnavailableError,
 )
 from jobs.models import InputInfo, JobRecord, Stage
@@ -35,7 +34,7 @@ _REPORT_EVERY_SECONDS: Final = 0.25
 _LISTEN_EVERY_SECONDS: Final = 1.0
 
 
-StopReason = type[CancelRequestedError | LeaseLostError | HandBackError]
+StopReason = type[CancelRequestedError | LeaseLostError | RequeueRequestedError]
 
 
 class Lease:
@@ -48,15 +47,15 @@ class Lease:
         span: of the attempt; active inside the `with` statement, ended with it.
         low_memory: an earlier attempt ran out of memory, or its worker was lost, as one is that the kernel kills for
             it: the work should be done in smaller pieces.
-        on_overdue: called in the heartbeat's thread when the job was cancelled, lost or handed back and the work does
-            not stop within `cancel_grace_seconds`.
+        on_overdue: called in the heartbeat's thread when the attempt must stop and its work does not end within
+            `cancel_grace_seconds`.
     """
 
     def __init__(
         self, backends: Backends, record: JobRecord, claim: Claim, value: str, span: Span = INVALID_SPAN
     ) -> None:
         self.record, self.claim, self.value, self.span = record, claim, value, span
-        self._active = ExitStack()
+        self._inside = ExitStack()
         self.scan: InputInfo = record.input
         self.low_memory = False
         self.on_overdue: Callable[[Lease], None] | None = None
@@ -73,26 +72,18 @@ class Lease:
 
     @property
     def attempt(self) -> int:
-        return self.claim.attempt
-
-    @property
-    def token(self) -> int:
-        """The fencing token."""
+        """Its number, which is the fencing token."""
         return self.claim.attempt
 
     def __enter__(self) -> Self:
         self._thread.start()
-        self._active.enter_context(tracing.active(self.span))
+        self._inside.enter_context(tracing.ended(self.span))
+        self._inside.enter_context(tracing.active(self.span))
+        self._inside.callback(self.stop)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-        self._active.close()
-        if kind is not None:
-            tracing.fail(self.span, kind.__name__)
-        tracing.end(self.span)
+    def __exit__(self, *error: Any) -> None:
+        self._inside.__exit__(*error)
 
     def stop(self) -> None:
         """End the heartbeat."""
@@ -101,15 +92,15 @@ class Lease:
             self._thread.join()
 
     @property
-    def is_handed_back(self) -> bool:
-        return self._stop_reason is HandBackError
+    def is_requeue_requested(self) -> bool:
+        return self._stop_reason is RequeueRequestedError
 
-    def requeue(self) -> None:
-        """Stop the work as soon as it looks; another worker shall do it."""
-        self._stop_reason = self._stop_reason or HandBackError
+    def request_requeue(self) -> None:
+        """Let the next `check` stop the work, so that another worker can do it."""
+        self._stop_reason = self._stop_reason or RequeueRequestedError
 
     def check(self) -> None:
-        """Raises LeaseLostError, CancelRequestedError or HandBackError once it is known."""
+        """Raises LeaseLostError, CancelRequestedError or RequeueRequestedError once it is known."""
         if self._stop_reason is not None:
             raise self._stop_reason(f"job {self.job_id}: attempt {self.attempt} must stop")
 
@@ -117,7 +108,7 @@ class Lease:
         """Show what the job is doing, and how much of it is done (0 to 1).
 
         Raises:
-            LeaseLostError, CancelRequestedError, HandBackError: stop working.
+            LeaseLostError, CancelRequestedError, RequeueRequestedError: stop working.
         """
         self.check()
         now = time.monotonic()
@@ -146,7 +137,7 @@ class Lease:
         """
         files = self._backends.store.files(self.job_id)
         if files.is_purged:
-            self._backends.store.clean_up(self.job_id)
+            self._backends.store.delete_all_but_tombstone(self.job_id)
             raise JobPurgedError(self.job_id)
         if files.is_final or files.has_ended(self.attempt) or files.attempt > self.attempt:
             raise LeaseLostError(f"job {self.job_id}: attempt {self.attempt} may publish nothing")

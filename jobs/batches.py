@@ -1,19 +1,13 @@
 """Many scans in one call: one batch, of which each scan becomes a job of its own.
 
-```
-batches/{id}/pending.json   the records of its jobs, until all are accepted
-batches/{id}/batch.json     created once: from now on the batch exists, and all its jobs will
-idempotency-batches/{sha256 of the key}.json   the batch that a key made
-```
-
-Between the last two steps a gateway may die: `resume`, which the sweep calls, accepts what is left. `batch.json` holds
-ids and refusals alone, so that a deleted job leaves nothing behind in it.
+First its pending jobs are stored, then `batch.json`, and then the jobs are accepted. Before the last step a gateway may
+die: then `clean_up` accepts what is left. `batch.json` holds ids and refusals alone, so that a deleted job leaves
+nothing behind in it.
 """
 
-import hashlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -35,10 +29,10 @@ from jobs.errors import (
 from jobs.live.redis_view import LiveView
 from jobs.models import SCHEMA_VERSION, JobError, JobRecord, JobState, JobStatus, Model, SchemaVersion
 from jobs.store.job_store import JobStore
+from jobs.store.keys import BATCHES, batch_key, hashed
 
 log = logging.getLogger(__name__)
 
-PREFIX: Final = "batches/"
 ACCEPTED_AT_ONCE: Final = 8
 
 #: A batch that is not whole by then was left by its gateway.
@@ -103,10 +97,10 @@ class Batches:
         batch_id = states.new_id()
         if key is None:
             return batch_id, None
-        name = f"idempotency-batches/{hashlib.sha256(key.encode()).hexdigest()}.json"
+        name = f"idempotency-batches/{hashed(key)}.json"
         mark = _Mark(batch_id=batch_id, fingerprint=fingerprint)
         # Created, not written: of two requests with the same key one makes the batch, and both get it.
-        if self._blobs.create(name, mark.model_dump_json().encode()):
+        if self._blobs.create(name, mark.stored()):
             return batch_id, None
         mark = _Mark.read(self._blobs.read(name) or b"")
         if mark.fingerprint != fingerprint:
@@ -115,17 +109,16 @@ class Batches:
 
     def accept(self, record: BatchRecord, jobs: Sequence[JobRecord]) -> BatchRecord:
         """Make the batch durable, then accept its jobs. Of two that make the same batch, one wins; both get it."""
-        folder = self._folder(record.id)
+        batch, pending = batch_key(record.id, "batch.json"), batch_key(record.id, f"pending-{states.new_id()}.json")
         if not jobs:
-            self._blobs.create(f"{folder}batch.json", record.model_dump_json(exclude_none=True).encode())
+            self._blobs.create(batch, record.stored())
             return record
         # The jobs to come are durable before the batch: whoever finds the batch can accept what its gateway left.
-        pending = f"{folder}pending-{states.new_id()}.json"
-        self._blobs.create(pending, Pending(jobs=list(jobs)).model_dump_json(exclude_none=True).encode())
-        if not self._blobs.create(f"{folder}batch.json", record.model_dump_json(exclude_none=True).encode()):
+        self._blobs.create(pending, Pending(jobs=list(jobs)).stored())
+        if not self._blobs.create(batch, record.stored()):
             self._blobs.delete(pending)
             return self.get(record.id)
-        self._settle(pending, record, jobs)
+        self._accept_jobs(pending, record, jobs)
         return record
 
     def get(self, batch_id: str) -> BatchRecord:
@@ -167,43 +160,40 @@ class Batches:
         _for_all(stop, record.job_ids)
         return record
 
-    def clean_up(self, now: datetime, forget_before: datetime | None) -> int:
+    def clean_up(self, now: datetime, delete_before: datetime | None) -> int:
         """Accept what a gateway left, and delete what nobody needs; how many things were deleted.
 
         Args:
-            forget_before: older batches are deleted once all their jobs are; None keeps them.
+            delete_before: older batches are deleted once all their jobs are; None keeps them.
         """
-        found = {key.removeprefix(PREFIX).partition("/")[0] for key in self._blobs.keys(PREFIX)}
-        return sum(self._swept(batch_id, now, forget_before) for batch_id in found if states.is_id(batch_id))
+        found = filter(states.is_id, {key.removeprefix(BATCHES).partition("/")[0] for key in self._blobs.keys(BATCHES)})
+        # The gateway of a younger one may still be at it; two that accept the same jobs do no harm, but twice the work.
+        old = (batch_id for batch_id in found if states.made_at(batch_id) + RESUMED_AFTER <= now)
+        return sum(self._clean_up_one(batch_id, delete_before) for batch_id in old)
 
-    def _swept(self, batch_id: str, now: datetime, forget_before: datetime | None) -> int:
+    def _clean_up_one(self, batch_id: str, delete_before: datetime | None) -> int:
         try:
-            # Its gateway may still be at it; two that accept the same jobs do no harm, but twice the work.
-            if states.made_at(batch_id) + RESUMED_AFTER > now:
-                return 0
-            record, pending = self._read(batch_id), list(self._pending(batch_id))
+            record = self._read(batch_id)
+            pending = [key for key in self._blobs.keys(batch_key(batch_id, "")) if "/pending-" in key]
             for key in pending:
                 if record is None:  # its request failed, and nobody was told of the batch
                     self._blobs.delete(key)
-                elif data := self._blobs.read(key):
-                    jobs = [job for job in Pending.read(data).jobs if job.id in record.job_ids]
+                elif left := self._blobs.read_document(Pending, key):
+                    jobs = [job for job in left.jobs if job.id in record.job_ids]
                     log.warning("batch %s was left by its gateway; its %d jobs are accepted now", batch_id, len(jobs))
-                    self._settle(key, record, jobs)
-            if record is None or forget_before is None or states.made_at(batch_id) > forget_before:
+                    self._accept_jobs(key, record, jobs)
+            if record is None or delete_before is None or states.made_at(batch_id) > delete_before:
                 return len(pending) if record is None else 0
             if any(state is not None for state in self.states(record.job_ids)):
                 return 0
-            self._blobs.delete_all(self._folder(batch_id))
+            self._blobs.delete_all(batch_key(batch_id, ""))
             return 1
         except NewerSchemaError:
             return 0
 
-    def _settle(self, pending: str, record: BatchRecord, jobs: Sequence[JobRecord]) -> None:
+    def _accept_jobs(self, pending: str, record: BatchRecord, jobs: Sequence[JobRecord]) -> None:
         _for_all(self._ensure, [job for job in jobs if job.id in set(record.job_ids)])
         self._blobs.delete(pending)
-
-    def _pending(self, batch_id: str) -> Iterator[str]:
-        return (key for key in self._blobs.keys(self._folder(batch_id)) if "/pending-" in key)
 
     def _from_blobs(self, job_id: str) -> JobState | None:
         try:
@@ -214,11 +204,7 @@ class Batches:
             return states.coming(job_id)
 
     def _read(self, batch_id: str) -> BatchRecord | None:
-        data = self._blobs.read(f"{self._folder(batch_id)}batch.json")
-        return None if data is None else BatchRecord.read(data)
-
-    def _folder(self, batch_id: str) -> str:
-        return f"{PREFIX}{batch_id}/"
+        return self._blobs.read_document(BatchRecord, batch_key(batch_id, "batch.json"))
 
 
 def _for_all(act: Callable[..., object], things: Sequence[object]) -> None:

@@ -12,7 +12,6 @@ from jobs.queue import JobQueue
 from jobs.recovery.cleanup import Cleanup
 from jobs.recovery.reconciler import Reconciler
 from jobs.service import JobService
-from jobs.service_status import ServiceStatus
 from jobs.settings import JobsSettings, read_settings
 from jobs.store.job_store import JobStore
 from jobs.store.object_store import open_object_store
@@ -24,16 +23,14 @@ class Connection:
     """Of one process to the jobs; each process uses the side that it needs.
 
     Attributes:
-        service: for the gateway and the sender of callbacks.
+        service: for the gateway, probes and metrics, and the sender of callbacks.
         worker: for workers.
-        status: for probes and metrics.
         reconciler: finds lost jobs; gateways and workers start it.
     """
 
     backends: Backends
     service: JobService
     worker: WorkerApi
-    status: ServiceStatus
     cleanup: Cleanup
     reconciler: Reconciler
     _on_close: Callable[[], None]
@@ -92,7 +89,6 @@ def assemble(backends: Backends, on_close: Callable[[], None] = lambda: None) ->
         backends,
         service,
         WorkerApi(backends),
-        ServiceStatus(backends),
         cleanup,
         Reconciler(backends, cleanup),
         on_close,

@@ -1,16 +1,9 @@
 """Telling a receiver how a job ended: what was tried is kept with the job, what is due in the live view.
 
-```
-jobs/{id}/callbacks/{round}/{number}.json   an attempt, created once
-jobs/{id}/callbacks/{round}/asked.json      a redelivery was asked for; round 1 needs no asking
-callbacks/disabled/{sha256 of the url}.json the receiver answered 410
-```
-
 At least once: a sender that dies between the answer and its record sends again, under the same id, so that a receiver
 can tell.
 """
 
-import hashlib
 import random
 import re
 from dataclasses import dataclass
@@ -19,13 +12,12 @@ from typing import Final
 
 from jobs import states
 from jobs.errors import JobNotFoundError, JobPurgedError, NoCallbackError, WrongStateError
-from jobs.live.callback_schedule import CallbackBacklog
-from jobs.live.connection import broker_errors
 from jobs.live.redis_view import LiveView
 from jobs.models import Callback, CallbackAttempt, CallbackFault, CallbackOutcome, CallbackStatus, JobRecord, Manifest
 from jobs.remote_sources import is_allowed
 from jobs.settings import JobsSettings
 from jobs.store.job_store import JobFiles, JobStore
+from jobs.store.keys import hashed, job_key
 
 #: Plain HTTP is for receivers in the operator's own network: an allowed prefix must say so.
 SCHEMES: Final = {"https": 443, "http": 80}
@@ -60,16 +52,23 @@ class Answer:
 
 
 class Callbacks:
-    """For the gateway: look and ask again. For the sender: claim, open, settle."""
+    """For the gateway: `get` and `redeliver`. For the sender: `take_due`, `next_delivery`, `record_answer`.
+
+    What follows needs the broker, and raises BrokerUnavailableError without it.
+
+    Attributes:
+        schedule: which jobs are due.
+    """
 
     def __init__(self, store: JobStore, live: LiveView, settings: JobsSettings) -> None:
-        self._store, self._live, self._settings = store, live, settings
+        self._store, self._settings = store, settings
+        self.schedule = live.callbacks
 
     def is_allowed(self, url: str) -> bool:
         """Whether the operator lets us call this address."""
         return is_allowed(url, self._settings.callback_allowlist, SCHEMES)
 
-    def look(self, job_id: str) -> Callback:
+    def get(self, job_id: str) -> Callback:
         """Raises JobNotFoundError, JobPurgedError, NoCallbackError."""
         record, files = self._known(job_id)
         attempts = self._attempts(files)
@@ -93,38 +92,26 @@ class Callbacks:
         # Before the first attempt there is nothing to repeat: the callback is due anyway.
         if attempts:
             asked = f"callbacks/{attempts[-1].round + 1}/asked.json"
-            self._store.blobs.create(self._store.key(job_id, asked), b"{}")
+            self._store.blobs.create(job_key(job_id, asked), b"{}")
         self.postpone(job_id, 0)
-        return self.look(job_id)
-
-    def backlog(self) -> CallbackBacklog:
-        """Raises BrokerUnavailableError."""
-        with broker_errors():
-            return self._live.callbacks.backlog()
-
-    def outcomes(self) -> dict[CallbackOutcome, int]:
-        """How many attempts ended in each way. Raises BrokerUnavailableError."""
-        with broker_errors():
-            return dict(self._live.callbacks.outcomes())
+        return self.get(job_id)
 
     # The sender's side
 
-    def claim(self, count: int) -> list[str]:
-        """Jobs whose attempt is due; nobody else gets them for a while. Raises BrokerUnavailableError."""
-        with broker_errors():
-            # Four times the longest attempt: a sender that still works on one is not overtaken, a killed one is.
-            return self._live.callbacks.take(count, 4 * self._settings.callback_timeout_seconds)
+    def take_due(self, count: int) -> list[str]:
+        """Jobs whose attempt is due; nobody else gets them for a while."""
+        # Four times the longest attempt: a sender that still works on one is not overtaken, a killed one is.
+        return self.schedule.take(count, 4 * self._settings.callback_timeout_seconds)
 
     def postpone(self, job_id: str, seconds: float) -> None:
         """Due again, so much later; of a job that was deleted meanwhile nothing is due."""
-        with broker_errors():
-            self._live.callbacks.schedule(job_id, seconds)
+        self.schedule.set_due(job_id, seconds)
         # After scheduling: a delete that came before it would leave a callback due for ever.
         if self._store.is_purged(job_id):
-            self._forget(job_id)
+            self.schedule.remove(job_id)
 
-    def open(self, job_id: str) -> Delivery | None:
-        """What to send now; None when there is nothing, which puts the job off or forgets it.
+    def next_delivery(self, job_id: str) -> Delivery | None:
+        """What to send now; None when there is nothing, which postpones the job or removes it from the schedule.
 
         Raises:
             JobNotFoundError, JobPurgedError
@@ -133,11 +120,11 @@ class Callbacks:
         try:
             record = self._store.record(job_id)
         except (JobNotFoundError, JobPurgedError):
-            self._forget(job_id)
+            self.schedule.remove(job_id)
             raise
         manifest = self._store.manifest(job_id) if files.is_final else None
         if manifest is None or record.callback_url is None:
-            self._forget(job_id)
+            self.schedule.remove(job_id)
             return None
         attempts = self._attempts(files)
         status, next_at = self._standing(files, attempts)
@@ -148,7 +135,12 @@ class Callbacks:
         if pause_seconds > 0 and not _is_asked_again(files):
             self.postpone(job_id, pause_seconds)
             return None
-        round_, number = self._next(files, attempts)
+        if not attempts:
+            round_, number = 1, 1
+        elif _is_asked_again(files):
+            round_, number = attempts[-1].round + 1, 1
+        else:
+            round_, number = attempts[-1].round, attempts[-1].number + 1
         return Delivery(record, manifest, record.callback_url, round_, number)
 
     def barred(self, delivery: Delivery) -> CallbackFault | None:
@@ -158,11 +150,11 @@ class Callbacks:
         is_disabled = delivery.round == 1 and self._store.blobs.exists(_disabled_key(delivery.url))
         return CallbackFault.DISABLED if is_disabled else None
 
-    def settle(self, delivery: Delivery, answer: Answer) -> CallbackAttempt:
+    def record_answer(self, delivery: Delivery, answer: Answer) -> CallbackAttempt:
         """Keep what came of it, and decide what follows.
 
         Raises:
-            BrokerUnavailableError: what was tried is kept; what follows is decided when the claim has run out.
+            BrokerUnavailableError: what was tried is kept; what follows is decided when the job is due again.
         """
         outcome, pause_seconds = self._judge(delivery, answer)
         attempt = CallbackAttempt(
@@ -178,22 +170,19 @@ class Callbacks:
             else None,
         )
         # Kept before anything follows from it: a crash here repeats the message, under the same id, and loses none.
-        key = self._store.key(delivery.record.id, f"callbacks/{delivery.round}/{delivery.number}.json")
-        self._store.blobs.create(key, attempt.model_dump_json(exclude_none=True).encode())
+        key = job_key(delivery.record.id, f"callbacks/{delivery.round}/{delivery.number}.json")
+        self._store.blobs.create(key, attempt.stored())
         # An address that answers 410 is left alone until it answers 2xx to a redelivery.
         if outcome is CallbackOutcome.DISABLED:
             self._store.blobs.create(_disabled_key(delivery.url), b"{}")
         elif outcome is CallbackOutcome.DELIVERED:
             self._store.blobs.delete(_disabled_key(delivery.url))
-        with broker_errors():
-            self._live.callbacks.count(outcome)
+        self.schedule.count(outcome)
         if outcome is CallbackOutcome.RETRY:
             self.postpone(delivery.record.id, pause_seconds)
         else:
             self._finish(delivery.record.id)
         return attempt
-
-    # Inside
 
     def _judge(self, delivery: Delivery, answer: Answer) -> tuple[CallbackOutcome, float]:
         """The outcome, and after how many seconds it is tried again."""
@@ -218,18 +207,11 @@ class Callbacks:
             return CallbackStatus.PENDING, last.next_attempt_at
         return CallbackStatus(last.outcome.value), None
 
-    def _next(self, files: JobFiles, attempts: list[CallbackAttempt]) -> tuple[int, int]:
-        if not attempts:
-            return 1, 1
-        if _is_asked_again(files):
-            return attempts[-1].round + 1, 1
-        return attempts[-1].round, attempts[-1].number + 1
-
     def _attempts(self, files: JobFiles) -> list[CallbackAttempt]:
         numbers = sorted((int(m[1]), int(m[2])) for m in map(_ATTEMPT.fullmatch, files.names) if m)
-        keys = [self._store.key(files.job_id, f"callbacks/{round_}/{number}.json") for round_, number in numbers]
-        found = (self._store.blobs.read(key) for key in keys)
-        return [CallbackAttempt.read(data) for data in found if data is not None]
+        keys = [job_key(files.job_id, f"callbacks/{round_}/{number}.json") for round_, number in numbers]
+        found = (self._store.blobs.read_document(CallbackAttempt, key) for key in keys)
+        return [attempt for attempt in found if attempt is not None]
 
     def _known(self, job_id: str) -> tuple[JobRecord, JobFiles]:
         record = self._store.record(job_id)
@@ -239,14 +221,10 @@ class Callbacks:
 
     def _finish(self, job_id: str) -> None:
         """Nothing more is due, but for a redelivery that was asked for just now."""
-        # Forgotten first: a redelivery that is asked for between the two is found by the look after it.
-        self._forget(job_id)
+        # Removed first: a redelivery that is asked for between the two is found by the look after it.
+        self.schedule.remove(job_id)
         if _is_asked_again(self._store.files(job_id)):
             self.postpone(job_id, 0)
-
-    def _forget(self, job_id: str) -> None:
-        with broker_errors():
-            self._live.callbacks.forget(job_id)
 
 
 def _is_asked_again(files: JobFiles) -> bool:
@@ -259,4 +237,4 @@ def _is_asked_again(files: JobFiles) -> bool:
 
 
 def _disabled_key(url: str) -> str:
-    return f"callbacks/disabled/{hashlib.sha256(url.encode()).hexdigest()}.json"
+    return f"callbacks/disabled/{hashed(url)}.json"

@@ -1,37 +1,36 @@
 """What can go wrong between both sides of a job.
 
 JobsError
-├── JobNotFoundError          no such job was ever accepted
-├── JobPurgedError            it was deleted, with all that belonged to it
-├── WrongStateError           the job's status does not allow this
-├── BatchNotFoundError        no such batch was ever accepted
-├── NoCallbackError           the job tells nobody how it ended
-├── IdempotencyError
-│   ├── IdempotencyMismatchError   the key was used with another request
-│   └── IdempotencyInFlightError   the first request with this key is still being accepted
-├── LeaseError
-│   ├── LeaseLostError        another worker owns the job now; its work must not be published
-│   ├── HandBackError         the worker has to stop: another shall do it
-│   └── CancelRequestedError  someone asked to stop the job
-├── InvalidCursorError        a page cursor that this service did not make
-├── UploadTooLargeError       more bytes than the limit
-├── UploadError               an upload in parts cannot go on like this
-│   ├── UploadNotFoundError       there is none, or no longer
-│   ├── UploadIncompleteError     parts are missing or have the wrong size
-│   ├── UploadClosedError         it is complete and takes no more parts
-│   ├── UploadMismatchError       other bytes than announced; it is deleted
-│   ├── WrongPartSizeError        a part with more or fewer bytes than it must have
-│   └── UrlNotValidError               the address of a part is expired or not one of ours
-├── SettingsError             the operator set a value that cannot be; the process does not start
-├── SourceError               a scan that the worker should fetch cannot be had; the job fails
-│   ├── SourceNotAllowedError     its address is not one that the operator allows
-│   ├── SourceNotFoundError       its server says that there is no such scan, or not for us
-│   ├── SourceTooLargeError       more bytes than the limit
-│   └── SourceMismatchError       other bytes than its sha256 says
-└── UnavailableError          a part that we depend on does not answer; try again later
+├── JobNotFoundError              no such job was ever accepted
+├── JobPurgedError                it was deleted, with all that belonged to it
+├── WrongStateError               the job's status does not allow this
+├── BatchNotFoundError            no such batch was ever accepted
+├── NoCallbackError               the job tells nobody how it ended
+├── IdempotencyMismatchError      the key was used with another request
+├── IdempotencyInFlightError      the first request with this key is still being accepted
+├── InvalidCursorError            a page cursor that this service did not make
+│   an attempt must stop:
+├── LeaseLostError                another worker owns the job now; its work must not be published
+├── RequeueRequestedError         the worker has to stop: another shall do it
+├── CancelRequestedError          someone asked to stop the job
+│   an upload cannot go on like this:
+├── UploadTooLargeError           more bytes than the limit
+├── UploadNotFoundError           there is none, or no longer
+├── UploadIncompleteError         parts are missing or have the wrong size
+├── UploadClosedError             it is complete and takes no more parts
+├── UploadMismatchError           other bytes than announced; it is deleted
+├── WrongPartSizeError            a part with more or fewer bytes than it must have
+├── UrlNotValidError              the address of a part is expired or not one of ours
+├── SettingsError                 the operator set a value that cannot be; the process does not start
+├── SourceError                   a scan that the worker should fetch cannot be had; the job fails
+│   ├── SourceNotAllowedError         its address is not one that the operator allows
+│   ├── SourceNotFoundError           its server says that there is no such scan, or not for us
+│   ├── SourceTooLargeError           more bytes than the limit
+│   └── SourceMismatchError           other bytes than its sha256 says
+└── UnavailableError              a part that we depend on does not answer; try again later
     ├── BrokerUnavailableError
     ├── StorageUnavailableError
-    └── NewerSchemaError      a document that only a newer version of this software can read
+    └── NewerSchemaError              a document that only a newer version of this software can read
 """
 
 from typing import ClassVar
@@ -94,31 +93,23 @@ class NoCallbackError(JobsError):
         super().__init__(f"job {job_id} was posted without a callback_url")
 
 
-class IdempotencyError(JobsError):
-    pass
-
-
-class IdempotencyMismatchError(IdempotencyError):
+class IdempotencyMismatchError(JobsError):
     problem = problems.IDEMPOTENCY_KEY_REUSED
 
 
-class IdempotencyInFlightError(IdempotencyError):
+class IdempotencyInFlightError(JobsError):
     problem = problems.IDEMPOTENCY_IN_FLIGHT
 
 
-class LeaseError(JobsError):
+class LeaseLostError(JobsError):
     pass
 
 
-class LeaseLostError(LeaseError):
+class RequeueRequestedError(JobsError):
     pass
 
 
-class HandBackError(LeaseError):
-    pass
-
-
-class CancelRequestedError(LeaseError):
+class CancelRequestedError(JobsError):
     pass
 
 
@@ -137,18 +128,14 @@ class UploadTooLargeError(JobsError):
         super().__init__(f"the upload is larger than {limit_bytes} bytes", limit_bytes=limit_bytes)
 
 
-class UploadError(JobsError):
-    pass
-
-
-class UploadNotFoundError(UploadError):
+class UploadNotFoundError(JobsError):
     problem = problems.UPLOAD_NOT_FOUND
 
     def __init__(self) -> None:
         super().__init__("there is no such upload, or no longer")
 
 
-class UploadIncompleteError(UploadError):
+class UploadIncompleteError(JobsError):
     problem = problems.UPLOAD_INCOMPLETE
 
     def __init__(self, missing_parts: list[int], wrong_parts: list[dict[str, int]]) -> None:
@@ -156,18 +143,18 @@ class UploadIncompleteError(UploadError):
         super().__init__(detail, missing_parts=missing_parts, wrong_parts=wrong_parts)
 
 
-class UploadClosedError(UploadError):
+class UploadClosedError(JobsError):
     problem = problems.UPLOAD_CLOSED
 
     def __init__(self) -> None:
         super().__init__("the upload is complete and takes no more parts")
 
 
-class UploadMismatchError(UploadError):
+class UploadMismatchError(JobsError):
     problem = problems.UPLOAD_MISMATCH
 
 
-class WrongPartSizeError(UploadError):
+class WrongPartSizeError(JobsError):
     problem = problems.WRONG_PART_SIZE
 
     def __init__(self, expected_bytes: int, found_bytes: int | None) -> None:
@@ -175,7 +162,7 @@ class WrongPartSizeError(UploadError):
         super().__init__(f"this part must have {expected_bytes} bytes", expected_bytes=expected_bytes, **found)
 
 
-class UrlNotValidError(UploadError):
+class UrlNotValidError(JobsError):
     problem = problems.URL_NOT_VALID
 
 

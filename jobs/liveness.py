@@ -26,20 +26,19 @@ def alive(path: Path | None) -> Iterator[None]:
         yield
         return
     stop = threading.Event()
-    thread = threading.Thread(target=_touch, args=(path, stop), name="alive", daemon=True)
+
+    def touch() -> None:
+        path.touch()
+        while not stop.wait(ALIVE_EVERY_SECONDS):
+            path.touch()
+
+    thread = threading.Thread(target=touch, name="alive", daemon=True)
     thread.start()
     try:
         yield
     finally:
         stop.set()
         thread.join()
-
-
-def _touch(path: Path, stop: threading.Event) -> None:
-    while True:
-        path.touch()
-        if stop.wait(ALIVE_EVERY_SECONDS):
-            return
 
 
 def is_alive(path: Path) -> bool:

@@ -1,15 +1,13 @@
 """One shape of log for every process: a line of JSON, or a readable line on a terminal.
 
-Each line has the time (UTC), level, logger and event, and what it belongs to: `request_id`, `job_id`, `attempt`, and
-where there are traces `trace_id` and `span_id`. No file names, client references or anything else that a client sent:
-they may be a patient's.
+Each line has the time (UTC), level, logger and event, and what it belongs to: `request_id`, `job_id`, `attempt`
+(`structlog.contextvars.bound_contextvars`), and where there are traces `trace_id` and `span_id`. No file names, client
+references or anything else that a client sent: they may be a patient's.
 """
 
 import logging
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import structlog
 from structlog.typing import EventDict, Processor
@@ -67,10 +65,3 @@ def _without_colours(_logger: object, _method: str, event: EventDict) -> EventDi
     """uvicorn says some things a second time, in colour."""
     event.pop("color_message", None)
     return event
-
-
-@contextmanager
-def log_context(**fields: Any) -> Iterator[None]:
-    """Adds fields to every line that is logged inside, by whomever."""
-    with structlog.contextvars.bound_contextvars(**fields):
-        yield

@@ -22,16 +22,16 @@ SCHEMA_VERSION: Final = "1.0"
 class JobStatus(StrEnum):
     """The life of a job: queued -> running -> succeeded | failed | cancelled. The last three never change again."""
 
+    #: Accepted and durable; no worker has it. A job goes back here when its worker is lost.
     QUEUED = "queued"
-    """Accepted and durable; no worker has it. A job goes back here when its worker is lost."""
+    #: One worker holds its lease.
     RUNNING = "running"
-    """One worker holds its lease."""
+    #: Report and masks are stored.
     SUCCEEDED = "succeeded"
-    """Report and masks are stored."""
+    #: It cannot be scored; `error` says why.
     FAILED = "failed"
-    """It cannot be scored; `error` says why."""
+    #: Stopped on request.
     CANCELLED = "cancelled"
-    """Stopped on request."""
 
     @property
     def is_final(self) -> bool:
@@ -70,35 +70,35 @@ class MaskName(StrEnum):
 class CallbackOutcome(StrEnum):
     """How one attempt at a callback ended."""
 
+    #: The receiver answered 2xx.
     DELIVERED = "delivered"
-    """The receiver answered 2xx."""
+    #: It did not; it is tried again later.
     RETRY = "retry"
-    """It did not; it is tried again later."""
+    #: It did not, and that was the last attempt.
     FAILED = "failed"
-    """It did not, and that was the last attempt."""
+    #: It answered 410, now or to another job: nothing more is sent to this address.
     DISABLED = "disabled"
-    """It answered 410, now or to another job: nothing more is sent to this address."""
 
 
 class CallbackFault(StrEnum):
     """Why an attempt has no answer."""
 
     TIMEOUT = "timeout"
+    #: No such host, nobody there, a certificate that is not trusted, or a connection that broke.
     CONNECTION = "connection"
-    """No such host, nobody there, a certificate that is not trusted, or a connection that broke."""
+    #: The operator no longer allows the address.
     NOT_ALLOWED = "not-allowed"
-    """The operator no longer allows the address."""
+    #: The address had answered 410 to another job.
     DISABLED = "disabled"
-    """The address had answered 410 to another job."""
 
 
 class CallbackStatus(StrEnum):
     """Where a callback stands."""
 
+    #: The job is not finished.
     WAITING = "waiting"
-    """The job is not finished."""
+    #: An attempt is due, now or later.
     PENDING = "pending"
-    """An attempt is due, now or later."""
     DELIVERED = "delivered"
     FAILED = "failed"
     DISABLED = "disabled"
@@ -121,6 +121,10 @@ class Model(BaseModel):
         if _major(version) > _major(SCHEMA_VERSION):
             raise NewerSchemaError(cls.__name__, version)
         return cls.model_validate(content, extra="ignore")
+
+    def stored(self) -> bytes:
+        """The document as it is stored."""
+        return self.model_dump_json(exclude_none=True).encode()
 
 
 def _major(version: str) -> int:
@@ -180,8 +184,8 @@ class UploadRecord(Model):
     size_bytes: int
     sha256: Sha256 | None = None
     part_bytes: int
+    #: What S3 calls it; a local folder has no name for it.
     multipart_id: str | None = None
-    """What S3 calls it; a local folder has no name for it."""
 
     @property
     def part_sizes_bytes(self) -> dict[int, int]:

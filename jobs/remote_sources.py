@@ -62,8 +62,11 @@ def fetch(source: ScanSource, path: Path, *, allowlist: Iterable[str], limit_byt
                 raise SourceTooLargeError(f"The scan has more than {limit_bytes} bytes.", limit_bytes=limit_bytes)
             digest.update(piece)
             file.write(piece)
-    _require_same(source, digest.hexdigest())
-    return InputInfo(size_bytes=size_bytes, sha256=digest.hexdigest(), source=source)
+    sha256 = digest.hexdigest()
+    if source.sha256 not in (None, sha256):
+        evidence = {"expected_sha256": source.sha256, "found_sha256": sha256}
+        raise SourceMismatchError("The bytes at this address have another sha256.", **evidence)
+    return InputInfo(size_bytes=size_bytes, sha256=sha256, source=source)
 
 
 def _is_below(parts: SplitResult, prefix: SplitResult, schemes: Mapping[str, int | None]) -> bool:
@@ -95,9 +98,3 @@ def _s3(url: str) -> Iterator[Iterator[bytes]]:
     except (FileNotFoundError, PermissionDeniedError, UnauthenticatedError) as error:
         raise SourceNotFoundError("There is no such object, or not for us.") from error
     yield (bytes(piece) for piece in found.stream(min_chunk_size=PIECE_BYTES))
-
-
-def _require_same(source: ScanSource, sha256: str) -> None:
-    if source.sha256 not in (None, sha256):
-        evidence = {"expected_sha256": source.sha256, "found_sha256": sha256}
-        raise SourceMismatchError("The bytes at this address have another sha256.", **evidence)

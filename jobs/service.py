@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,26 +23,43 @@ from jobs.errors import (
     StorageUnavailableError,
     WrongStateError,
 )
-from jobs.live.connection import broker_errors
 from jobs.live.events import JobEvent
 from jobs.live.pagination import Query, id_of
 from jobs.live.status_batcher import StatusBatcher
 from jobs.models import InputInfo, JobRecord, JobState, JobStatus, Manifest, MaskName, Priority, Report
 from jobs.recovery import finalize
-from jobs.settings import JobsSettings
-from jobs.states import JobPage, Sort, StoredMask, UploadSink
+from jobs.states import JobPage, Readiness, Sort
 from jobs.store.idempotency import Idempotency
+from jobs.store.keys import job_key
 from jobs.store.multipart_uploads import MultipartUploads
 from jobs.store.object_store import ObjectStore
 from jobs.store.upload_stream import BlobUpload
 
 log = logging.getLogger(__name__)
 
-_Found = list[tuple[str, JobState]]
-
 #: A status is one field in Redis: a client that waits is told soon. A read of the blobs costs several requests.
 _POLL_SECONDS: Final = 0.1
 _SLOW_POLL_SECONDS: Final = 1.0
+
+
+@dataclass(frozen=True)
+class StoredMask:
+    """A mask of a succeeded job."""
+
+    blobs: ObjectStore
+    key: str
+    size_bytes: int
+    sha256: str
+    last_modified: datetime
+
+    def read(self, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """The bytes from `start` up to, not including, `end`; in pieces."""
+        return self.blobs.pieces(self.key, start, end)
+
+    def signed_url(self, seconds: int) -> str | None:
+        """Where it can be had without us for some seconds; None where the store gives no such addresses."""
+        bucket = self.blobs.bucket
+        return bucket.file_url(self.key, self.key.rpartition("/")[2], seconds) if bucket else None
 
 
 class JobService:
@@ -50,36 +67,40 @@ class JobService:
 
     What cannot be reached raises UnavailableError: StorageUnavailableError always, BrokerUnavailableError only
     where it says so; all else works without the broker, if more slowly.
+
+    Attributes:
+        settings: with `redis_url` filled in, an embedded server's too.
+        workers, monitoring, event_log: raise BrokerUnavailableError always.
     """
 
     def __init__(self, backends: Backends) -> None:
         self._backends, self._store, self._live = backends, backends.store, backends.live
+        self.settings = backends.settings
+        self.workers, self.monitoring, self.event_log = self._live.workers, self._live.monitoring, self._live.events
         self.uploads = MultipartUploads(backends.store.blobs, backends.settings)
         self.callbacks = Callbacks(backends.store, backends.live, backends.settings)
         self.batches = Batches(backends.store, backends.live, self.accept_once)
         self.idempotency = Idempotency(backends.store, backends.settings.in_flight_seconds)
 
-    @property
-    def settings(self) -> JobsSettings:
-        """With `redis_url` filled in, an embedded server's too."""
-        return self._backends.settings
+    def readiness(self) -> Readiness:
+        """Which parts answer. Never raises."""
+        try:
+            workers, broker = self.workers.count(), True
+        except BrokerUnavailableError:
+            workers, broker = 0, False
+        try:
+            self._store.blobs.check()
+        except StorageUnavailableError:
+            return Readiness(broker, blobs=False, workers=workers)
+        return Readiness(broker, blobs=True, workers=workers)
 
     def check_broker(self) -> None:
         """Raises BrokerUnavailableError within about a second when the broker does not answer."""
         self._live.ping()
 
-    def new_id(self) -> str:
-        """An id that sorts by time (UUIDv7) and cannot be guessed."""
-        return states.new_id()
-
-    async def open_upload(self, job_id: str) -> UploadSink:
+    def open_upload(self, job_id: str) -> BlobUpload:
         """Where the scan of a job to come is written to."""
-        return BlobUpload(self._store.blobs, self._store.key(job_id, "input"), self.settings.max_upload_bytes)
-
-    def discard_upload(self, job_id: str) -> None:
-        """Delete a finished upload that will not become a job, such as the body of a replayed request."""
-        if not self._store.files(job_id).is_job:
-            self._store.blobs.delete(self._store.key(job_id, "input"))
+        return BlobUpload(self._store.blobs, job_key(job_id, "input"), self.settings.max_upload_bytes)
 
     def take_upload(self, upload_id: str, job_id: str) -> InputInfo:
         """Make the scan of a completed upload that of a job to come, whose record names the upload.
@@ -87,7 +108,7 @@ class JobService:
         Raises:
             UploadNotFoundError, UploadIncompleteError
         """
-        return self.uploads.copy_input(upload_id, self._store.key(job_id, "input"))
+        return self.uploads.copy_input(upload_id, job_key(job_id, "input"))
 
     def accept(self, record: JobRecord) -> JobState:
         """Make the job durable, then queue it. Once this returns, the job is never lost, broker or not.
@@ -99,7 +120,7 @@ class JobService:
         trace.get_current_span().set_attributes({tracing.JOB_ID: record.id})
         with tracing.step("accept"):
             if not self._store.create_job(record):
-                self._store.blobs.delete(self._store.key(record.id, "input"))
+                self._store.blobs.delete(job_key(record.id, "input"))
                 raise IdempotencyInFlightError("another request with this idempotency key came first")
             return self._enqueue(record)
 
@@ -131,14 +152,12 @@ class JobService:
     def get(self, job_id: str) -> JobState:
         """Raises JobNotFoundError, JobPurgedError."""
         try:
-            shown, is_whole = self._live.look(job_id) if states.is_id(job_id) else (None, True)
+            shown, is_fresh = self._live.get_with_freshness(job_id) if states.is_id(job_id) else (None, False)
         except BrokerUnavailableError:
             return self._store.state(job_id)
-        if shown is not None:
-            # While the broker was away jobs may have ended unseen; nothing that is told may be taken back by an end.
-            is_fresh = self._live.view_freshness.holds(shown, is_whole=is_whole)
-            if is_fresh or not self._store.is_final(job_id):
-                return shown
+        # While the broker was away jobs may have ended unseen; nothing that is told may be taken back by an end.
+        if shown is not None and (is_fresh or not self._store.is_final(job_id)):
+            return shown
         state = self._store.state(job_id)
         if state.status.is_final:
             # An end that one client was told must be told to all, whatever the live view made of the job before.
@@ -169,6 +188,7 @@ class JobService:
         query = Query(sort, status, priority)
         after = query.decode(cursor) if cursor else None
         members = None
+        found: list[tuple[str, JobState]] = []
         try:
             members = self._live.page(query, after, limit + 1)
             if members is not None:
@@ -177,24 +197,19 @@ class JobService:
         except BrokerUnavailableError:
             log.warning("jobs are listed from the blobs, which is slow")
             members = None
+        # The view is away or not whole: reading every job is slow, but right.
         if members is None:
-            found = self._page_from_blobs(query, after, limit + 1)
+            for files in self._store.all_files():
+                with suppress(JobNotFoundError, JobPurgedError, NewerSchemaError):  # just deleted, or not for us
+                    state = self._store.state(files.job_id, files)
+                    member = query.member(state)
+                    if member is not None:
+                        found.append((member, state))
+            found.sort(key=lambda item: item[0], reverse=query.is_descending)
+            if after is not None:
+                found = [item for item in found if (item[0] < after if query.is_descending else item[0] > after)]
         items = tuple(state for _, state in found[:limit])
         return JobPage(items, query.encode(found[limit - 1][0]) if len(found) > limit else None)
-
-    def _page_from_blobs(self, query: Query, after: str | None, limit: int) -> _Found:
-        """Reads every job: slow, but right while the live view is away or not whole."""
-        found = []
-        for files in self._store.all_files():
-            with suppress(JobNotFoundError, JobPurgedError, NewerSchemaError):  # deleted while we looked, or not for us
-                state = self._store.state(files.job_id, files)
-                member = query.member(state)
-                if member is not None:
-                    found.append((member, state))
-        found.sort(key=lambda item: item[0], reverse=query.is_descending)
-        if after is not None:
-            found = [item for item in found if (item[0] < after if query.is_descending else item[0] > after)]
-        return found[:limit]
 
     def wait(self, job_id: str, timeout_seconds: float) -> JobState:
         """The job once it is final, or as it stands after the timeout."""
@@ -219,24 +234,14 @@ class JobService:
         Raises:
             JobNotFoundError, JobPurgedError
         """
-        try:
-            with broker_errors():
-                known = self._live.events.after(job_id, after) if after and states.is_id(job_id) else None
-                if known is None:
-                    latest = self._live.events.latest(job_id) if states.is_id(job_id) else None
-                    known = [latest] if latest else None
-        except BrokerUnavailableError:
-            known = None
-        return [JobEvent(None, self.get(job_id))] if known is None else known
-
-    def changes(self, is_wanted: Callable[[], bool]) -> Iterator[str | None]:
-        """Ids of jobs as they change; None when any may have. Ends when no longer wanted.
-
-        Raises:
-            BrokerUnavailableError: ask again later.
-        """
-        with broker_errors():
-            yield from self._live.events.changes(is_wanted)
+        if states.is_id(job_id):
+            with suppress(BrokerUnavailableError):
+                known = self.event_log.after(job_id, after) if after else None
+                if known is not None:
+                    return known
+                if latest := self.event_log.latest(job_id):
+                    return [latest]
+        return [JobEvent(None, self.get(job_id))]
 
     def cancel(self, job_id: str) -> JobState:
         """Queued: cancelled at once. Running: requested. Already requested: as it stands.
@@ -278,7 +283,7 @@ class JobService:
         if info is None:
             self._store.record(job_id)
             raise StorageUnavailableError(f"a mask of job {job_id} is missing")
-        return _Mask(self._store.blobs, stored.key, stored.size_bytes, stored.sha256, info.last_modified)
+        return StoredMask(self._store.blobs, stored.key, stored.size_bytes, stored.sha256, info.last_modified)
 
     def _require_open(self, job_id: str, but: str | None = None) -> None:
         manifest = self._store.manifest(job_id)
@@ -293,19 +298,3 @@ class JobService:
         if manifest.outcome != "succeeded":
             raise WrongStateError(manifest.outcome, f"the job {manifest.outcome}")
         return manifest
-
-
-@dataclass(frozen=True)
-class _Mask:
-    blobs: ObjectStore
-    key: str
-    size_bytes: int
-    sha256: str
-    last_modified: datetime
-
-    def read(self, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-        return self.blobs.pieces(self.key, start, end)
-
-    def signed_url(self, seconds: int) -> str | None:
-        bucket = self.blobs.bucket
-        return bucket.file_url(self.key, self.key.rpartition("/")[2], seconds) if bucket else None

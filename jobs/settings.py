@@ -67,17 +67,17 @@ class JobsSettings(BaseSettings):
     lease_seconds: PositiveFloat = Field(default=20.0, description="a worker silent for longer has lost its job")
     heartbeat_seconds: PositiveFloat = Field(default=5.0, description="how often a worker renews its lease")
     max_attempts: PositiveInt = Field(
-        default=3, description="the last failed attempt ends the job; attempts that were handed back do not count"
+        default=3, description="the last failed attempt ends the job; attempts that were requeued do not count"
     )
     retry_seconds: PositiveFloat = Field(default=5.0, description="pause before the second attempt, then doubled")
     hard_limit_seconds: PositiveInt = Field(default=1800, description="an attempt that takes longer is killed")
     soft_limit_seconds: PositiveInt = Field(
         default=1500, description="an attempt that takes longer is interrupted and counts as failed"
     )
-    # None: an attempt that is handed back is work done twice. Set it where nodes go before a scan could end.
+    # None: an attempt that is requeued is work done twice. Set it where nodes go before a scan could end.
     drain_seconds: PositiveFloat | None = Field(
         default=None,
-        description="a worker that is told to stop (SIGTERM) hands its job back after that time; without it, it "
+        description="a worker that is told to stop (SIGTERM) requeues its job after that time; without it, it "
         "finishes the job",
     )
     deaf_seconds: PositiveFloat = Field(

@@ -5,10 +5,9 @@ import re
 import secrets
 import time
 import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal
 
 from jobs.models import InputInfo, JobRecord, JobState, JobStatus, Manifest, UploadCompletion, UploadRecord
 
@@ -91,7 +90,7 @@ JOB_ID: Final = re.compile(r"^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f
 
 
 def new_id() -> str:
-    """48 bits of milliseconds, then 74 random bits."""
+    """An id that sorts by time and cannot be guessed (UUIDv7): 48 bits of milliseconds, then 74 random bits."""
     milliseconds = time.time_ns() // 1_000_000
     version_and_variant = (7 << 76) | (2 << 62)
     random_high, random_low = secrets.randbits(12) << 64, secrets.randbits(62)
@@ -138,27 +137,6 @@ class QueueLength:
     oldest_seconds: float
 
 
-class StoredMask(Protocol):
-    """A mask of a succeeded job."""
-
-    @property
-    def size_bytes(self) -> int: ...
-
-    @property
-    def sha256(self) -> str: ...
-
-    @property
-    def last_modified(self) -> datetime: ...
-
-    def read(self, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-        """The bytes from `start` up to, not including, `end`; in pieces."""
-        ...
-
-    def signed_url(self, seconds: int) -> str | None:
-        """Where it can be had without us for some seconds; None where the store gives no such addresses."""
-        ...
-
-
 @dataclass(frozen=True)
 class ReceivedPart:
     """A part that has arrived. `tag` is what S3 wants to hear of it again."""
@@ -195,21 +173,5 @@ class MultipartUploadState:
     record: UploadRecord
     completion: UploadCompletion | None
     parts: tuple[PartState, ...]
+    #: None when there is nothing left to send.
     urls_expire_at: datetime | None
-    """None when there is nothing left to send."""
-
-
-class UploadSink(Protocol):
-    """Takes an upload piece by piece, hashing on the way. End it with `finish` or `abort`."""
-
-    async def write(self, chunk: Chunk) -> None:
-        """Raises UploadTooLargeError past the limit; nothing is kept then."""
-        ...
-
-    async def finish(self) -> InputInfo:
-        """Makes the upload durable."""
-        ...
-
-    async def abort(self) -> None:
-        """Forgets it; harmless after `finish` failed or when called twice."""
-        ...

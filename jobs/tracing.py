@@ -210,25 +210,6 @@ def end_lost(
     end(span)
 
 
-class Steps:
-    """Steps one after the other: each ends when the next begins, the last with `close`."""
-
-    def __init__(self) -> None:
-        self._name = ""
-        self._span: Span = INVALID_SPAN
-
-    def to(self, name: str) -> None:
-        """Nothing changes if that one is in progress."""
-        if name != self._name:
-            end(self._span)
-            self._name, self._span = name, child(name)
-
-    def close(self, error: BaseException | None) -> None:
-        if error is not None:
-            fail(self._span, type(error).__name__)
-        end(self._span)
-
-
 def with_ids(_logger: object, _method: str, event: EventDict) -> EventDict:
     """For structlog: lines that are logged within a span have its `trace_id` and `span_id`."""
     context = trace.get_current_span().get_span_context()

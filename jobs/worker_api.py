@@ -3,7 +3,7 @@
 import hashlib
 import secrets
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from opentelemetry.trace import SpanKind
@@ -18,41 +18,24 @@ from jobs.errors import (
     StorageUnavailableError,
     WrongStateError,
 )
-from jobs.live.job_metrics import WorkerStats
-from jobs.models import JobError, Manifest, MaskBlob, MaskName, ModelProvenance, Report, Stage
+from jobs.models import JobError, Manifest, MaskBlob, MaskName, Report, Stage
 from jobs.recovery import finalize
-from jobs.settings import JobsSettings
 from jobs.store.job_store import Claim, Ending
+from jobs.store.keys import attempt_key, job_key
 
 
 class WorkerApi:
-    """All calls are synchronous and thread-safe. StorageUnavailableError may come from every one about a job."""
+    """All calls are synchronous and thread-safe. StorageUnavailableError may come from every one about a job.
+
+    Attributes:
+        settings: with `redis_url` filled in, an embedded server's too.
+        workers: where this one announces itself.
+    """
 
     def __init__(self, backends: Backends) -> None:
         self._backends, self._store, self._live = backends, backends.store, backends.live
-
-    @property
-    def settings(self) -> JobsSettings:
-        """With `redis_url` filled in, an embedded server's too."""
-        return self._backends.settings
-
-    def announce(
-        self,
-        worker: str,
-        seconds: float,
-        models: Sequence[ModelProvenance] = (),
-        worker_stats: WorkerStats | None = None,
-    ) -> None:
-        """`worker` can score with these; say so again before `seconds` have passed. Raises BrokerUnavailableError."""
-        self._live.workers.announce(worker, seconds, models, worker_stats)
-
-    def any_ready(self, workers: Iterable[str]) -> bool:
-        """Whether one of these has announced itself and not fallen silent. Raises BrokerUnavailableError."""
-        return self._live.workers.any_ready(workers)
-
-    def messages_wait(self) -> bool:
-        """Whether a message lies in a queue, for any worker to take. Raises BrokerUnavailableError."""
-        return self._backends.queue.has_messages()
+        self.settings = backends.settings
+        self.workers, self.has_messages = backends.live.workers, backends.queue.has_messages
 
     def claim(self, job_id: str, worker: str) -> Lease:
         """Begin an attempt.
@@ -97,7 +80,7 @@ class WorkerApi:
         if files.cancel_requested:
             finalize.end_job(backends, record, finalize.cancelled(record, files.attempt))
             raise WrongStateError("cancelled", "the job was cancelled")
-        previous = self._store.claim(job_id, files.attempt) if files.attempt else None
+        previous = self._store.attempts.last_claim(files)
         if previous is not None:
             # Its lease ran out, but its worker may live: from now on its fence finds the ending, and it publishes
             # nothing. This has to come before the new claim.
@@ -105,12 +88,12 @@ class WorkerApi:
             finalize.record_ending(backends, record, previous, lost)
             if finalize.fail_if_exhausted(backends, record, previous):
                 raise WrongStateError("failed", "the job was attempted too often")
-            reasons = {ending.reason for ending in self._store.endings(job_id, previous.attempt)}
+            reasons = {ending.reason for ending in self._store.attempts.endings(job_id, previous.attempt)}
             # A worker that the kernel kills for its memory is lost without a word: so it counts as out of memory.
             lease.low_memory = not reasons.isdisjoint({"out-of-memory", "worker-lost"})
         # Counted before the work: a scan that kills its worker is tried `max_attempts` times, however often Redis,
         # which has the messages, is wiped.
-        if not self._store.create_claim(job_id, lease.claim):
+        if not self._store.attempts.create_claim(job_id, lease.claim):
             raise LeaseLostError(f"another worker holds job {job_id}")
         try:
             lease.fence()  # a cancel that came since the listing saw a queued job, and may have ended it
@@ -136,7 +119,7 @@ class WorkerApi:
                 limit_bytes=self.settings.max_source_bytes,
             )
             return path
-        self._store.blobs.read_file(self._store.key(lease.job_id, "input"), path)
+        self._store.blobs.read_file(job_key(lease.job_id, "input"), path)
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if accepted.sha256 not in (None, found):
@@ -155,10 +138,10 @@ class WorkerApi:
             lease.fence()  # before the upload, which takes seconds: most attempts that are too late stop here
             stored = []
             for name, path in masks.items():
-                key = self._store.attempt_key(lease.job_id, lease.attempt, f"{name}.nii.gz")
+                key = attempt_key(lease.job_id, lease.attempt, f"{name}.nii.gz")
                 sha256 = self._store.blobs.write_file(key, path)
                 stored.append(MaskBlob(name=name, key=key, size_bytes=path.stat().st_size, sha256=sha256))
-            report_key = self._store.attempt_key(lease.job_id, lease.attempt, "report.json")
+            report_key = attempt_key(lease.job_id, lease.attempt, "report.json")
             self._store.blobs.write(report_key, report.model_dump_json().encode())
             manifest = Manifest(
                 job_id=lease.job_id,

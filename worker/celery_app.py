@@ -15,7 +15,7 @@ from celery.signals import setup_logging, worker_process_init, worker_process_sh
 
 from jobs.bootstrap import connect
 from jobs.errors import BrokerUnavailableError
-from jobs.live.job_metrics import WorkerStats
+from jobs.live.workers import WorkerStats
 from jobs.logs import configure_logging
 from jobs.queue import TASK_NAME, celery_config
 from jobs.settings import JobsSettings
@@ -146,7 +146,7 @@ class _Process:
         pause = threading.Event()
         while True:
             try:
-                jobs.announce(worker, ANNOUNCED_FOR_SECONDS, worker_stats=read_worker_stats(self._device))
+                jobs.workers.announce(worker, ANNOUNCED_FOR_SECONDS, worker_stats=read_worker_stats(self._device))
             except BrokerUnavailableError as error:
                 log.warning("cannot say that this worker is ready: %s", error)
             pause.wait(ANNOUNCE_EVERY_SECONDS)

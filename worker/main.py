@@ -87,4 +87,5 @@ def run(
 def _worker_status(jobs: WorkerApi, pids: Callable[[], list[int]]) -> WorkerStatus:
     """Idle: a process has loaded its models, none has a job or is about to get one, and nobody said to stop."""
     is_busy = bool(len(state.reserved_requests)) or state.should_stop is not None
-    return WorkerStatus(not is_busy and jobs.any_ready(map(process_name, pids())), sum(state.total_count.values()))
+    is_idle = not is_busy and jobs.workers.any_ready(map(process_name, pids()))
+    return WorkerStatus(is_idle, sum(state.total_count.values()))

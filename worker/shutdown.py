@@ -30,7 +30,7 @@ class Drain:
         def requeue(_number: int, _frame: FrameType | None) -> None:
             self._is_due = True
             if self._lease is not None:
-                self._lease.requeue()
+                self._lease.request_requeue()
 
         signal.signal(REQUEUE_SIGNAL, requeue)
 
@@ -40,7 +40,7 @@ class Drain:
         self._lease = lease
         # The signal may have come while the process had no job, and comes only once.
         if self._is_due:
-            lease.requeue()
+            lease.request_requeue()
         try:
             yield
         finally:

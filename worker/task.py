@@ -5,28 +5,29 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
+
+from structlog.contextvars import bound_contextvars
 
 from jobs import tracing
 from jobs.attempts import Lease
 from jobs.errors import (
     CancelRequestedError,
-    HandBackError,
     JobNotFoundError,
     JobPurgedError,
     LeaseLostError,
     NewerSchemaError,
+    RequeueRequestedError,
     SourceError,
     WrongStateError,
 )
-from jobs.logs import log_context
 from jobs.models import JobError, MaskName, Stage
 from jobs.problems import BY_SLUG
 from jobs.settings import JobsSettings
-from jobs.tracing import OUTCOME, Steps, step
+from jobs.tracing import OUTCOME, step
 from jobs.worker_api import WorkerApi
 from pipeline.errors import PipelineError
 from pipeline.geometry import LobeLabels, Scan
@@ -112,7 +113,7 @@ def work_on(context: WorkerContext, job_id: str) -> None:
     Returns when the job is final, requeued for another attempt or leased by another worker. What is raised is a
     fault that left the job to the reconciler.
     """
-    with log_context(job_id=job_id):
+    with bound_contextvars(job_id=job_id):
         try:
             lease = context.jobs.claim(job_id, context.worker)
         except NewerSchemaError as reason:
@@ -122,7 +123,8 @@ def work_on(context: WorkerContext, job_id: str) -> None:
             log.info("nothing to do (%s)", type(reason).__name__)
             return
         lease.on_overdue = lambda overdue: _stop_hard(context, overdue)
-        with log_context(attempt=lease.attempt), lease, tempfile.TemporaryDirectory(prefix="lobewise-job-") as folder:
+        scratch = tempfile.TemporaryDirectory(prefix="lobewise-job-")
+        with bound_contextvars(attempt=lease.attempt), lease, scratch as folder:
             is_fit = _attempt(context, lease, Path(folder))
         if not is_fit:
             context.stop_hard()
@@ -140,7 +142,7 @@ def _attempt(context: WorkerContext, lease: Lease, folder: Path) -> bool:
     except (LeaseLostError, JobPurgedError) as reason:
         lease.span.set_attributes({OUTCOME: "unwanted"})
         log.warning("the attempt is no longer wanted (%s)", type(reason).__name__)
-    except HandBackError:
+    except RequeueRequestedError:
         context.jobs.requeue(lease)
         log.info("requeued")
     # Every fault of ours counts as an attempt, so that a scan that breaks each worker ends as failed.
@@ -166,8 +168,8 @@ def _score(context: WorkerContext, lease: Lease, folder: Path) -> None:
             scan = context.analysis.read(path)
         # The masks need the room on the disk.
         path.unlink()
-        with clock.stages():
-            result = context.analysis.quantify(scan, clock.within, low_memory=lease.low_memory)
+        with clock.stages() as progress:
+            result = context.analysis.quantify(scan, progress, low_memory=lease.low_memory)
         with clock.stage(Stage.STORE, QUANTIFY_TO):
             masks = write_masks(result, folder)
         report = report_of(result, job_id=lease.job_id, input_sha256=lease.scan.sha256 or "", seconds=clock.seconds)
@@ -199,7 +201,7 @@ def write_masks(result: "Quantification", folder: Path) -> dict[MaskName, Path]:
 def _stop_hard(context: WorkerContext, lease: Lease) -> None:
     log.warning("job %s did not stop in time; its process ends", lease.job_id)
     try:
-        if lease.is_handed_back:
+        if lease.is_requeue_requested:
             context.jobs.requeue(lease)
         else:
             context.jobs.confirm_cancel(lease)
@@ -214,7 +216,6 @@ class _Clock:
 
     lease: Lease
     seconds: dict[str, float] = field(default_factory=dict)
-    steps: Steps = field(default_factory=Steps)
 
     @contextmanager
     def stage(self, stage: Stage, progress: float) -> Iterator[None]:
@@ -225,16 +226,17 @@ class _Clock:
         self.seconds[stage.value] = round(time.perf_counter() - begin, 3)
 
     @contextmanager
-    def stages(self) -> Iterator[None]:
-        """The pipeline tells what begins, and the end of the last stage is its own."""
-        try:
-            yield
-        except BaseException as error:
-            self.steps.close(error)
-            raise
-        self.steps.close(None)
+    def stages(self) -> "Iterator[Progress]":
+        """Takes the pipeline's progress as a part of the whole. Each stage ends when the next begins."""
+        begun = ""
+        with ExitStack() as current:
 
-    def within(self, stage: str, share: float) -> None:
-        """The pipeline's progress as a part of the whole."""
-        self.steps.to(stage)
-        self.lease.report(Stage(stage), QUANTIFY_FROM + share * (QUANTIFY_TO - QUANTIFY_FROM))
+            def within(stage: str, share: float) -> None:
+                nonlocal begun
+                if stage != begun:
+                    current.close()
+                    current.enter_context(step(stage))
+                    begun = stage
+                self.lease.report(Stage(stage), QUANTIFY_FROM + share * (QUANTIFY_TO - QUANTIFY_FROM))
+
+            yield within

@@ -66,7 +66,7 @@ class Watchdog:
         """Whether the worker has got no messages for too long, at this monotonic time."""
         try:
             status = self._worker_status()
-            is_passed_by = status.is_idle and status.received == self._received and self._jobs.messages_wait()
+            is_passed_by = status.is_idle and status.received == self._received and self._jobs.has_messages()
             self._received = status.received
         except UnavailableError:
             # Without the broker nobody gets messages, and a restart would not help.

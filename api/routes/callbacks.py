@@ -31,7 +31,7 @@ def get_callback(job_id: JobId, jobs: JobsDep) -> Callback:
     An attempt is good when the receiver answers 2xx. After 410 nothing more is sent to that address, for any job; after
     anything else it is tried again, at growing intervals, for some days.
     """
-    return jobs.callbacks.look(job_id)
+    return jobs.callbacks.get(job_id)
 
 
 @router.post(

@@ -1,12 +1,12 @@
 """What the service is made of and how it does."""
 
-from typing import Any, Final
+from typing import Any
 
 from fastapi import APIRouter, Path, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 
 from api import examples, metrics, openapi
-from api.dependencies import MetricsDep, ServiceStatusDep
+from api.dependencies import JobsDep, MetricsDep
 from api.errors import ApiError
 from api.problem_docs import html_page
 from api.schemas import Health, ModelList, Ready
@@ -14,8 +14,6 @@ from jobs import problems
 from jobs.problems import BY_SLUG
 
 router = APIRouter(tags=["service"])
-
-_READY: Final = {"broker": True, "blobs": True, "workers": 1}
 
 
 def _example(value: Any) -> dict[str, Any]:
@@ -35,9 +33,9 @@ def _example(value: Any) -> dict[str, Any]:
         **openapi.problem_answers(problems.BROKER_UNAVAILABLE),
     },
 )
-def list_models(status: ServiceStatusDep) -> ModelList:
+def list_models(jobs: JobsDep) -> ModelList:
     """Name, version and weights' sha256 of every network that a ready worker has loaded; empty while none is ready."""
-    return ModelList(items=list(status.models()))
+    return ModelList(items=list(jobs.workers.models()))
 
 
 @router.get(
@@ -61,13 +59,16 @@ async def get_health() -> Health:
     summary="Can scans be scored now",
     response_model=Ready,
     responses={
-        200: openapi.json_answer("Broker, storage and at least one worker are there.", _example(_READY)),
+        200: openapi.json_answer(
+            "Broker, storage and at least one worker are there.",
+            _example({"broker": True, "blobs": True, "workers": 1}),
+        ),
         **openapi.problem_answers(problems.NOT_READY),
     },
 )
-def get_readiness(status: ServiceStatusDep) -> Response:
+def get_readiness(jobs: JobsDep) -> Response:
     """200 once broker and storage answer and a worker has its models loaded; until then 503, saying what is missing."""
-    state = status.readiness()
+    state = jobs.readiness()
     parts = {"broker": state.broker, "blobs": state.blobs, "workers": state.workers}
     missing = ", ".join(name for name, there in parts.items() if not there)
     if missing:

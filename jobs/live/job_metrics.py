@@ -1,13 +1,12 @@
-"""What workers did, counted in Redis, so that they need no port of their own: the gateway exports it.
+"""What waits, and what workers did, counted in Redis, so that they need no port of their own: the gateway exports it.
 
+Fields of the hash of counts:
 ```
-lobewise:figures              hash of counts, since the server was last empty:
-  finished:{outcome}:{problem}    jobs
-  stage:{stage}:le:{seconds}      stages by the first bound of `BUCKETS_SECONDS` that is not below what they took
-  stage:{stage}:ms                the time of all of them
-  job:{priority}:le:{seconds}     jobs by the time from acceptance to end
-  job:{priority}:ms
-lobewise:vitals:{worker}      memory and GPU of a worker process, JSON, with a time to live
+finished:{outcome}:{problem}    jobs
+stage:{stage}:le:{seconds}      stages by the first bound of `BUCKETS_SECONDS` that is not below what they took
+stage:{stage}:ms                the time of all of them
+job:{priority}:le:{seconds}     jobs by the time from acceptance to end
+job:{priority}:ms
 ```
 
 When it counts: in the one atomic step (`LiveView.put`) in which the live view first shows a job ended, and not when a
@@ -22,17 +21,19 @@ in the live view later, which counts the job, without the seconds of its stages.
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final, cast
 
 import redis
 
-from jobs.models import JobState, JobStatus, Model, Priority, Stage
+from jobs.live.connection import broker_errors
+from jobs.live.keys import METRICS, key
+from jobs.live.workers import ReadyWorkers, WorkerStats
+from jobs.models import JobState, JobStatus, Priority, Stage
 from jobs.problems import PROBLEM_TYPES
-
-FIGURES: Final = "lobewise:figures"
+from jobs.states import QueueLength
 
 #: A stage takes no longer than the hard limit of an attempt, by default half an hour.
 BUCKETS_SECONDS: Final = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0)
@@ -52,38 +53,31 @@ class Histogram:
     sum_seconds: float
 
 
-class WorkerStats(Model):
-    """A worker process. What there is no GPU for, or nobody can tell, is None."""
-
-    peak_memory_bytes: int
-    gpu_memory_used_bytes: int | None = None
-    """Of the whole device, by whomever."""
-    gpu_memory_total_bytes: int | None = None
-    gpu_utilization_ratio: float | None = None
-    """Share of the last moments in which the device was busy, 0 to 1."""
-
-
 @dataclass(frozen=True)
 class JobMetrics:
     """All that was counted, and what is there now.
 
     Attributes:
         finished: jobs by outcome and, for failures, problem ("" for the others).
-        running: jobs by stage; those that have not told one yet are at None.
+        running: jobs by stage; those that have reported none yet are at None.
         workers: by name.
     """
 
     finished: Mapping[tuple[JobStatus, str], int]
     stage_seconds: Mapping[Stage, Histogram]
     job_seconds: Mapping[Priority, Histogram]
-    running: Mapping[Stage | None, int] = field(default_factory=dict)
-    workers: Mapping[str, WorkerStats] = field(default_factory=dict)
+    running: Mapping[Stage | None, int]
+    workers: Mapping[str, WorkerStats]
 
 
 def counts_of(state: JobState, stage_seconds: Mapping[str, float]) -> dict[str, int]:
     """What a job that has ended adds to which fields of the hash."""
     seconds = (state.finished_at - state.created_at).total_seconds() if state.finished_at else 0.0
-    counts = {f"finished:{state.status}:{_problem(state)}": 1}
+    problem = ""
+    if state.status is JobStatus.FAILED:
+        slug = state.error.type.rpartition("/")[2] if state.error else OTHER
+        problem = slug if slug in PROBLEMS else OTHER
+    counts = {f"finished:{state.status}:{problem}": 1}
     counts |= _observed(f"job:{state.priority}", seconds, WAITING_BUCKETS_SECONDS)
     for stage in Stage:
         if stage in stage_seconds:
@@ -91,36 +85,55 @@ def counts_of(state: JobState, stage_seconds: Mapping[str, float]) -> dict[str, 
     return counts
 
 
-class Tally:
-    """Reads the counts. Callers turn errors of Redis into BrokerUnavailableError."""
+class Monitoring:
+    """Every method raises BrokerUnavailableError when Redis does not answer in time."""
 
-    def __init__(self, server: redis.Redis) -> None:
-        self._redis = server
+    def __init__(
+        self, server: redis.Redis, states: Callable[[Sequence[str]], list[JobState | None]], workers: ReadyWorkers
+    ) -> None:
+        """`states` reads jobs by their ids."""
+        self._redis, self._states, self._workers = server, states, workers
 
-    def read(self, running: Mapping[Stage | None, int], workers: Mapping[str, WorkerStats]) -> JobMetrics:
-        raw = cast("dict[str, str]", self._redis.hgetall(FIGURES))
+    def counts(self) -> Mapping[JobStatus, int]:
+        """How many jobs have each status."""
+        with broker_errors(), self._redis.pipeline(transaction=False) as pipe:
+            for status in JobStatus:
+                pipe.zcard(key("index", status, "*"))
+            return dict(zip(JobStatus, pipe.execute(), strict=True))
+
+    @broker_errors()
+    def queues(self) -> Mapping[Priority, QueueLength]:
+        """How many jobs wait, and how long."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            for priority in Priority:
+                pipe.zcard(key("index", JobStatus.QUEUED, priority))
+                pipe.zrange(key("index", JobStatus.QUEUED, priority), 0, 0)
+            pipe.time()
+            *answers, (seconds, microseconds) = pipe.execute()
+        now_ms = seconds * 1000 + microseconds // 1000
+        counts, firsts = answers[::2], answers[1::2]
+        begun = [self._redis.hget(key("job", first[0]), "since_ms") if first else None for first in firsts]
+        return {
+            priority: QueueLength(int(count), max(now_ms - int(cast("str", since)), 0) / 1000 if since else 0.0)
+            for priority, count, since in zip(Priority, counts, begun, strict=True)
+        }
+
+    @broker_errors()
+    def job_metrics(self) -> JobMetrics:
+        """What workers did since Redis was last empty, and how they are now."""
+        job_ids = cast("list[str]", self._redis.zrange(key("index", JobStatus.RUNNING, "*"), 0, -1))
+        shown = [state for state in self._states(job_ids) if state is not None and state.status is JobStatus.RUNNING]
+        running = Counter(state.stage for state in shown)
+        raw = cast("dict[str, str]", self._redis.hgetall(METRICS))
         counts = {name: int(count) for name, count in raw.items()}
         ends = [(JobStatus.SUCCEEDED, ""), (JobStatus.CANCELLED, ""), *((JobStatus.FAILED, slug) for slug in PROBLEMS)]
         return JobMetrics(
             finished={end: counts.get(f"finished:{end[0]}:{end[1]}", 0) for end in ends},
             stage_seconds={stage: _histogram(counts, f"stage:{stage}", BUCKETS_SECONDS) for stage in Stage},
             job_seconds={p: _histogram(counts, f"job:{p}", WAITING_BUCKETS_SECONDS) for p in Priority},
-            running=running,
-            workers=workers,
+            running={stage: running[stage] for stage in (None, *Stage)},
+            workers=self._workers.stats(),
         )
-
-
-def by_stage(states: list[JobState | None]) -> dict[Stage | None, int]:
-    """Running jobs by what they are doing."""
-    found = Counter(state.stage for state in states if state is not None and state.status is JobStatus.RUNNING)
-    return {stage: found[stage] for stage in (None, *Stage)}
-
-
-def _problem(state: JobState) -> str:
-    if state.status is not JobStatus.FAILED:
-        return ""
-    slug = state.error.type.rpartition("/")[2] if state.error else OTHER
-    return slug if slug in PROBLEMS else OTHER
 
 
 def _observed(name: str, seconds: float, bounds: tuple[float, ...]) -> dict[str, int]:
@@ -135,8 +148,8 @@ def _histogram(counts: Mapping[str, int], name: str, bounds: tuple[float, ...]) 
     within: Counter[float] = Counter()
     limits = (*bounds, float("inf"))
     prefix = f"{name}:le:"
-    for key, count in counts.items():
-        if key.startswith(prefix):
-            within[limits[bisect_left(limits, float(key.removeprefix(prefix)))]] += count
+    for field, count in counts.items():
+        if field.startswith(prefix):
+            within[limits[bisect_left(limits, float(field.removeprefix(prefix)))]] += count
     summed = accumulate(within[limit] for limit in limits)
     return Histogram(dict(zip(limits, summed, strict=True)), counts.get(f"{name}:ms", 0) / 1000)

@@ -9,7 +9,7 @@ import binascii
 import json
 import re
 from dataclasses import dataclass
-from typing import Final, get_args
+from typing import Final
 
 from jobs.errors import InvalidCursorError
 from jobs.models import JobState, JobStatus, Priority
@@ -75,6 +75,3 @@ def severity_member(state: JobState) -> str | None:
 
 def id_of(member: str) -> str:
     return member.rpartition(":")[2]
-
-
-SORTS: Final = get_args(Sort)

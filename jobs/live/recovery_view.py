@@ -1,14 +1,17 @@
-"""What the reconciler asks of the live view: who leads, what was lost, and whether all of it is there."""
+"""What finding lost jobs asks of Redis: who leads, what was lost, whether all of the view is there, and which messages.
+
+Celery's messages lie in the same server as the live view.
+"""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Final, cast
 
 import redis
 
 from jobs.live.connection import broker_errors
-from jobs.live.keys import EPOCH, LEADER, index_key, job_key, lease_key, rebuild_key
+from jobs.live.keys import EPOCH, LEADER, key
 from jobs.live.lua import Script
 from jobs.models import JobStatus
 
@@ -35,66 +38,95 @@ class RecoveryView:
         self._declare_whole = Script(server, "declare_whole")
         self._mark_published = Script(server, "mark_published")
 
+    @broker_errors()
     def lead(self, who: str, seconds: float) -> bool:
         """Whether `who` is the one that looks for lost jobs."""
-        with broker_errors():
-            return bool(self._lead(leader=LEADER, who=who, milliseconds=round(seconds * 1000)))
+        return bool(self._lead(leader=LEADER, who=who, milliseconds=round(seconds * 1000)))
 
+    @broker_errors()
     def is_whole(self) -> bool:
         """False after a wipe, until a rebuild."""
-        with broker_errors():
-            return bool(self._redis.exists(EPOCH))
+        return bool(self._redis.exists(EPOCH))
 
+    @broker_errors()
     def begin_rebuild(self) -> str:
         """Leave a mark for `declare_whole`, which a wipe in between takes away."""
         mark = secrets.token_hex(8)
-        with broker_errors():
-            self._redis.set(rebuild_key(mark), "1", ex=REBUILD_SECONDS)
+        self._redis.set(key("rebuild", mark), "1", ex=REBUILD_SECONDS)
         return mark
 
+    @broker_errors()
     def declare_whole(self, mark: str) -> bool:
         """After a rebuild. False if the server was wiped meanwhile: then it takes another."""
-        with broker_errors():
-            return bool(self._declare_whole(epoch=EPOCH, mark_key=rebuild_key(mark), mark=mark))
+        return bool(self._declare_whole(epoch=EPOCH, mark_key=key("rebuild", mark), mark=mark))
 
+    @broker_errors()
     def running_without_lease(self) -> list[str]:
-        with broker_errors():
-            job_ids = self._ids(JobStatus.RUNNING)
-            with self._redis.pipeline(transaction=False) as pipe:
-                for job_id in job_ids:
-                    pipe.exists(lease_key(job_id))
-                return [job_id for job_id, held in zip(job_ids, pipe.execute(), strict=True) if not held]
+        job_ids = self._ids(JobStatus.RUNNING)
+        with self._redis.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                pipe.exists(key("lease", job_id))
+            return [job_id for job_id, held in zip(job_ids, pipe.execute(), strict=True) if not held]
 
+    @broker_errors()
     def waiting(self) -> list[Waiting]:
         """Every queued job, oldest first."""
-        with broker_errors():
-            job_ids = self._ids(JobStatus.QUEUED)
-            with self._redis.pipeline(transaction=False) as pipe:
-                pipe.time()
-                for job_id in job_ids:
-                    pipe.hmget(job_key(job_id), "since_ms", "published_ms", "retry_ms")
-                (seconds, microseconds), *rows = pipe.execute()
+        job_ids = self._ids(JobStatus.QUEUED)
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.time()
+            for job_id in job_ids:
+                pipe.hmget(key("job", job_id), "since_ms", "published_ms", "retry_ms")
+            (seconds, microseconds), *rows = pipe.execute()
         now_ms = seconds * 1000 + microseconds // 1000
-        return [_waiting(job_id, row, now_ms) for job_id, row in zip(job_ids, rows, strict=True)]
+        found = []
+        for job_id, row in zip(job_ids, rows, strict=True):
+            since, published, retry = (int(value) if value else None for value in row)
+            found.append(
+                Waiting(
+                    job_id,
+                    queued_for_ms=now_ms - since if since else 0,
+                    published_ms_ago=now_ms - published if published else None,
+                    retry_in_ms=max(retry - now_ms, 0) if retry else None,
+                )
+            )
+        return found
 
+    @broker_errors()
     def all_ids(self) -> list[str]:
         """Every job that the view has."""
-        with broker_errors():
-            return self._ids("*")
+        return self._ids("*")
 
+    @broker_errors()
     def mark_published(self, job_id: str) -> None:
-        with broker_errors():
-            self._mark_published(job=job_key(job_id))
+        self._mark_published(job=key("job", job_id))
 
     def _ids(self, status: str) -> list[str]:
-        return cast("list[str]", self._redis.zrange(index_key(status, "*"), 0, -1))
+        return cast("list[str]", self._redis.zrange(key("index", status, "*"), 0, -1))
 
 
-def _waiting(job_id: str, row: Sequence[Any], now_ms: int) -> Waiting:
-    since, published, retry = (int(value) if value else None for value in row)
-    return Waiting(
-        job_id,
-        queued_for_ms=now_ms - since if since else 0,
-        published_ms_ago=now_ms - published if published else None,
-        retry_in_ms=max(retry - now_ms, 0) if retry else None,
-    )
+class BrokerMessages:
+    """Every method raises BrokerUnavailableError when Redis does not answer in time."""
+
+    def __init__(self, server: redis.Redis) -> None:
+        self._redis = server
+
+    @broker_errors()
+    def waiting(self, queues: Iterable[str]) -> list[str]:
+        """Every message that waits in these queues, raw."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            for queue in queues:
+                pipe.lrange(queue, 0, -1)
+            return [message for queue in pipe.execute() for message in queue]
+
+    @broker_errors()
+    def any_waiting(self, queues: Iterable[str]) -> bool:
+        return bool(self._redis.exists(*queues))  # Redis has no empty lists
+
+    @broker_errors()
+    def delivered(self, younger_than_seconds: float) -> list[str]:
+        """Messages that a worker took lately and has not acknowledged, raw."""
+        seconds, microseconds = self._redis.time()
+        oldest = seconds + microseconds / 1e6 - younger_than_seconds
+        tags = cast("list[str]", self._redis.zrangebyscore("unacked_index", oldest, "+inf"))
+        found = cast("list[str | None]", self._redis.hmget("unacked", tags)) if tags else []
+        return [message for message in found if message is not None]

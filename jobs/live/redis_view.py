@@ -13,18 +13,16 @@ from redis.retry import Retry
 
 from jobs import states
 from jobs.errors import BrokerUnavailableError
-from jobs.live.broker_messages import BrokerMessages
-from jobs.live.callback_schedule import CALLBACKS, CallbackQueue
+from jobs.live.callback_schedule import CallbackSchedule
 from jobs.live.connection import ViewFreshness, broker_errors
-from jobs.live.events import CHANNEL, EVENTS_KEPT, KEPT_SECONDS, EventLog, events_key
-from jobs.live.job_metrics import FIGURES, JobMetrics, Tally, by_stage, counts_of
-from jobs.live.keys import EPOCH, PREFIX, index_key, job_key, lease_key, severity_key, tombstone_key
+from jobs.live.events import EVENTS_KEPT, KEPT_SECONDS, EventLog
+from jobs.live.job_metrics import Monitoring, counts_of
+from jobs.live.keys import CALLBACKS, CHANGED, EPOCH, METRICS, PREFIX, key
 from jobs.live.lua import Script
 from jobs.live.pagination import Query, severity_member
-from jobs.live.recovery_view import RecoveryView
+from jobs.live.recovery_view import BrokerMessages, RecoveryView
 from jobs.live.workers import ReadyWorkers
 from jobs.models import JobState, JobStatus, Priority, Stage
-from jobs.states import QueueLength
 
 #: Nobody who saw a job before it was deleted still works on it after that time.
 TRACES_REMOVED_SECONDS: Final = 24 * 3600
@@ -35,7 +33,7 @@ MAX_TOGETHER: Final = 200
 _EVENTS: Final[Mapping[str, str | int]] = {
     "events_kept": EVENTS_KEPT,
     "events_kept_ms": 1000 * KEPT_SECONDS,
-    "channel": CHANNEL,
+    "channel": CHANGED,
 }
 _PRIORITIES: Final = tuple(Priority)
 _STAGES: Final = frozenset(Stage)
@@ -57,11 +55,11 @@ class LiveView:
             redis_connect_func=self._connected,
         )
         self.events = EventLog(self._redis, _read_state)
-        self.callbacks = CallbackQueue(self._redis)
+        self.callbacks = CallbackSchedule(self._redis)
         self.workers = ReadyWorkers(self._redis)
         self.recovery = RecoveryView(self._redis)
         self.messages = BrokerMessages(self._redis)
-        self._tally = Tally(self._redis)
+        self.monitoring = Monitoring(self._redis, self.get_many, self.workers)
         self._put_state = Script(self._redis, "put_state")
         self._read_states = Script(self._redis, "read_states")
         self._request_cancel = Script(self._redis, "request_cancel")
@@ -75,12 +73,13 @@ class LiveView:
         self.view_freshness.connected(connection)
         connection.on_connect()
 
+    @broker_errors()
     def ping(self) -> None:
-        with broker_errors():
-            self._redis.ping()
+        self._redis.ping()
 
     # States
 
+    @broker_errors()
     def put(
         self,
         state: JobState,
@@ -95,186 +94,152 @@ class LiveView:
             guard: `free`: only if it runs without a lease; `new`: only if unknown; `rebuild:` and the mark of
                 `begin_rebuild`: only if unknown, and the server was not wiped since; `any`; or the lease that must be
                 held.
-            stage_seconds: of the attempt that ended the job, for the figures.
+            stage_seconds: of the attempt that ended the job, for the job metrics.
         """
         counts = counts_of(state, stage_seconds or {}) if state.status.is_final else {}
-        with broker_errors():
-            return bool(
-                self._put_state(
-                    *(item for pair in counts.items() for item in pair),
-                    job=job_key(state.id),
-                    lease=lease_key(state.id),
-                    events=events_key(state.id),
-                    metrics=FIGURES,
-                    tombstone=tombstone_key(state.id),
-                    prefix=PREFIX,
-                    job_id=state.id,
-                    priority=state.priority,
-                    status=state.status,
-                    attempt=state.attempt,
-                    state=state.model_dump_json(exclude={"revision", "queue_position"}),
-                    guard=guard,
-                    severity_member=severity_member(state) or "",
-                    retry_after_ms="" if retry_after_seconds is None else round(retry_after_seconds * 1000),
-                    has_callback="1" if state.callback_url else "",
-                    **_EVENTS,
-                )
-            )
+        is_shown = self._put_state(
+            *(item for pair in counts.items() for item in pair),
+            job=key("job", state.id),
+            lease=key("lease", state.id),
+            events=key("events", state.id),
+            metrics=METRICS,
+            tombstone=key("purged", state.id),
+            prefix=PREFIX,
+            job_id=state.id,
+            priority=state.priority,
+            status=state.status,
+            attempt=state.attempt,
+            state=state.model_dump_json(exclude={"revision", "queue_position"}),
+            guard=guard,
+            severity_member=severity_member(state) or "",
+            retry_after_ms="" if retry_after_seconds is None else round(retry_after_seconds * 1000),
+            has_callback="1" if state.callback_url else "",
+            **_EVENTS,
+        )
+        return bool(is_shown)
 
     def get(self, job_id: str) -> JobState | None:
         """None when unknown here."""
         return self.get_many([job_id])[0]
 
-    def look(self, job_id: str) -> tuple[JobState | None, bool]:
-        """The state as it is shown, and whether the view was whole then: after a wipe it may show what was before."""
+    def get_with_freshness(self, job_id: str) -> tuple[JobState | None, bool]:
+        """The state as it is shown, and whether to believe it."""
         try:
-            (shown,), is_whole = self._looked([job_id])
+            (shown,), is_whole = self._read([job_id])
         except BrokerUnavailableError:
             self.view_freshness.lose()
             raise
-        return shown, is_whole
+        return shown, shown is not None and self.view_freshness.holds(shown, is_whole=is_whole)
 
     def get_many(self, job_ids: Sequence[str]) -> list[JobState | None]:
         found: list[JobState | None] = []
         for at in range(0, len(job_ids), MAX_TOGETHER):
-            found += self._looked(job_ids[at : at + MAX_TOGETHER])[0]
+            found += self._read(job_ids[at : at + MAX_TOGETHER])[0]
         return found
 
+    @broker_errors()
+    def _read(self, job_ids: Sequence[str]) -> tuple[list[JobState | None], bool]:
+        keys, arguments = read_states_arguments(job_ids)
+        return parse_states(self._read_states.run(keys, arguments))
+
+    @broker_errors()
     def status(self, job_id: str) -> JobStatus | None:
-        with broker_errors():
-            status = cast("str | None", self._redis.hget(job_key(job_id), "status"))
+        status = cast("str | None", self._redis.hget(key("job", job_id), "status"))
         return JobStatus(status) if status else None
 
     def statuses(self, job_ids: Sequence[str]) -> list[JobStatus | None]:
         """None for those that are unknown here."""
         with broker_errors(), self._redis.pipeline(transaction=False) as pipe:
             for job_id in job_ids:
-                pipe.hget(job_key(job_id), "status")
+                pipe.hget(key("job", job_id), "status")
             return [JobStatus(status) if status else None for status in pipe.execute()]
 
+    @broker_errors()
     def request_cancel(self, job_id: str) -> None:
-        with broker_errors():
-            self._request_cancel(job=job_key(job_id), events=events_key(job_id), job_id=job_id, **_EVENTS)
+        self._request_cancel(job=key("job", job_id), events=key("events", job_id), job_id=job_id, **_EVENTS)
 
+    @broker_errors()
     def is_cancel_requested(self, job_id: str) -> bool:
-        with broker_errors():
-            return bool(self._redis.hget(job_key(job_id), "cancel") == "1")
+        return bool(self._redis.hget(key("job", job_id), "cancel") == "1")
 
     def remove_traces(self, job_id: str) -> None:
-        """Forget a job that was deleted, and show nothing that others may still say of it."""
+        """Remove a job that was deleted, and from now on show nothing that others may still say of it."""
         with broker_errors():
-            self._redis.set(tombstone_key(job_id), "1", ex=TRACES_REMOVED_SECONDS)
-        self.forget(job_id)
+            self._redis.set(key("purged", job_id), "1", ex=TRACES_REMOVED_SECONDS)
+        self.remove(job_id)
 
-    def forget(self, job_id: str) -> None:
-        """The lease stays until it expires: its worker learns from the blobs."""
+    def remove(self, job_id: str) -> None:
+        """All but the lease, which stays until it expires: its worker learns from the blobs."""
         state = self.get(job_id)
         if state is not None:
             with broker_errors(), self._redis.pipeline() as pipe:
-                pipe.delete(job_key(state.id), events_key(state.id))
-                pipe.publish(CHANNEL, state.id)
+                pipe.delete(key("job", state.id), key("events", state.id))
+                pipe.publish(CHANGED, state.id)
                 pipe.zrem(CALLBACKS, state.id)
                 for priority in ("*", state.priority):
                     for status in ("*", *JobStatus):
-                        pipe.zrem(index_key(status, priority), state.id)
+                        pipe.zrem(key("index", status, priority), state.id)
                     if member := severity_member(state):
-                        pipe.zrem(severity_key(priority), member)
+                        pipe.zrem(key("severity", priority), member)
                 pipe.execute()
 
     def page(self, query: Query, after: str | None, limit: int) -> list[str] | None:
         """Up to `limit` members of a list after one; None when the view is not whole."""
-        key = severity_key(query.priority or "*") if query.sort == "severity" else None
-        key = key or index_key(query.status or "*", query.priority or "*")
-        if query.sort == "severity" and query.status not in (None, JobStatus.SUCCEEDED):
-            return []
+        priority = query.priority or "*"
+        members_key = key("index", query.status or "*", priority)
+        if query.sort == "severity":
+            if query.status not in (None, JobStatus.SUCCEEDED):
+                return []
+            members_key = key("severity", priority)
         with broker_errors(), self._redis.pipeline() as pipe:
             pipe.exists(EPOCH)
             if query.is_descending:
-                pipe.zrevrangebylex(key, f"({after}" if after else "+", "-", 0, limit)
+                pipe.zrevrangebylex(members_key, f"({after}" if after else "+", "-", 0, limit)
             else:
-                pipe.zrangebylex(key, f"({after}" if after else "-", "+", 0, limit)
+                pipe.zrangebylex(members_key, f"({after}" if after else "-", "+", 0, limit)
             is_whole, members = pipe.execute()
         return list(members) if is_whole else None
 
-    def _looked(self, job_ids: Sequence[str]) -> tuple[list[JobState | None], bool]:
-        keys, arguments = look_at(job_ids)
-        with broker_errors():
-            return seen(self._read_states.run(keys, arguments))
-
     # Leases
 
+    @broker_errors()
     def lease(self, job_id: str, value: str, seconds: float) -> bool:
         """Take the lease if nobody holds it."""
-        with broker_errors():
-            return bool(self._redis.set(lease_key(job_id), value, nx=True, px=round(seconds * 1000)))
+        return bool(self._redis.set(key("lease", job_id), value, nx=True, px=round(seconds * 1000)))
 
+    @broker_errors()
     def renew_lease(self, job_id: str, value: str, attempt: int, seconds: float) -> bool:
         """False when the job is no longer this attempt's."""
-        with broker_errors():
-            return bool(
-                self._renew_lease(
-                    job=job_key(job_id),
-                    lease=lease_key(job_id),
-                    value=value,
-                    attempt=attempt,
-                    milliseconds=round(seconds * 1000),
-                )
-            )
+        keys = {"job": key("job", job_id), "lease": key("lease", job_id)}
+        return bool(self._renew_lease(**keys, value=value, attempt=attempt, milliseconds=round(seconds * 1000)))
 
+    @broker_errors()
     def drop_lease(self, job_id: str, value: str) -> None:
-        with broker_errors():
-            self._drop_lease(lease=lease_key(job_id), value=value)
-
-    # What monitoring asks
-
-    def counts(self) -> dict[JobStatus, int]:
-        """How many jobs have each status."""
-        with broker_errors(), self._redis.pipeline(transaction=False) as pipe:
-            for status in JobStatus:
-                pipe.zcard(index_key(status, "*"))
-            return dict(zip(JobStatus, pipe.execute(), strict=True))
-
-    def queues(self) -> dict[Priority, QueueLength]:
-        """What waits, by priority."""
-        with broker_errors():
-            with self._redis.pipeline(transaction=False) as pipe:
-                for priority in _PRIORITIES:
-                    pipe.zcard(index_key(JobStatus.QUEUED, priority))
-                    pipe.zrange(index_key(JobStatus.QUEUED, priority), 0, 0)
-                pipe.time()
-                *answers, (seconds, microseconds) = pipe.execute()
-            now_ms = seconds * 1000 + microseconds // 1000
-            counts, firsts = answers[::2], answers[1::2]
-            begun = [self._redis.hget(job_key(first[0]), "since_ms") if first else None for first in firsts]
-        return {
-            priority: QueueLength(int(count), max(now_ms - int(cast("str", since)), 0) / 1000 if since else 0.0)
-            for priority, count, since in zip(_PRIORITIES, counts, begun, strict=True)
-        }
-
-    def job_metrics(self) -> JobMetrics:
-        """What workers did since the server was last empty, and how they are now."""
-        with broker_errors():
-            running = cast("list[str]", self._redis.zrange(index_key(JobStatus.RUNNING, "*"), 0, -1))
-            return self._tally.read(by_stage(self.get_many(running)), self.workers.stats())
+        self._drop_lease(lease=key("lease", job_id), value=value)
 
 
-def look_at(job_ids: Sequence[str]) -> tuple[list[str], Sequence[str]]:
-    """Keys and arguments of `read_states`."""
-    queues = [index_key(JobStatus.QUEUED, priority) for priority in _PRIORITIES]
-    return [*map(job_key, job_ids), *queues, EPOCH], job_ids
+def read_states_arguments(job_ids: Sequence[str]) -> tuple[list[str], Sequence[str]]:
+    """Keys and arguments of the script `read_states`."""
+    queues = [key("index", JobStatus.QUEUED, priority) for priority in _PRIORITIES]
+    return [*(key("job", job_id) for job_id in job_ids), *queues, EPOCH], job_ids
 
 
-def seen(answer: Sequence[Any]) -> tuple[list[JobState | None], bool]:
+def parse_states(answer: Sequence[Any]) -> tuple[list[JobState | None], bool]:
     """What `read_states` found, None for those that are unknown here; and whether the view is whole."""
     jobs, is_whole = answer
     return [_state(*one) for one in jobs], bool(is_whole)
 
 
 def _state(shown: str | None, cancel: str | None, *counts: int) -> JobState | None:
+    """`counts` holds for each priority, in their order: queued jobs up to this one, and all queued jobs."""
     if shown is None:
         return None
-    state = _read_state(shown, cancel)
-    return states.changed(state, queue_position=_position(state, counts) if state.status == JobStatus.QUEUED else None)
+    state, position = _read_state(shown, cancel), None
+    if state.status == JobStatus.QUEUED:
+        rank = _PRIORITIES.index(state.priority)
+        ahead = sum(counts[1 : 2 * rank : 2])
+        position = max(ahead + counts[2 * rank], 1)
+    return states.changed(state, queue_position=position)
 
 
 def _read_state(shown: str, cancel: str | None) -> JobState:
@@ -285,10 +250,3 @@ def _read_state(shown: str, cancel: str | None) -> JobState:
     return states.changed(
         state, cancel_requested=state.cancel_requested or (cancel == "1" and not state.status.is_final)
     )
-
-
-def _position(state: JobState, counts: Sequence[int]) -> int:
-    """`counts` holds for each priority, in their order: queued jobs up to this one, and all queued jobs."""
-    rank = _PRIORITIES.index(state.priority)
-    ahead = sum(counts[1 : 2 * rank : 2])
-    return max(ahead + counts[2 * rank], 1)

@@ -16,23 +16,23 @@ from redis.backoff import NoBackoff
 from jobs.errors import BrokerUnavailableError
 from jobs.live.connection import ViewFreshness, broker_errors
 from jobs.live.lua import Script
-from jobs.live.redis_view import MAX_TOGETHER, look_at, seen
+from jobs.live.redis_view import MAX_TOGETHER, parse_states, read_states_arguments
 from jobs.models import JobState
 from jobs.settings import JobsSettings
 from jobs.states import is_id
 
-Look = Callable[[str], JobState]
+Read = Callable[[str], JobState]
 
 
 class StatusBatcher:
     """Belongs to the event loop that uses it first."""
 
-    def __init__(self, settings: JobsSettings, view_freshness: ViewFreshness, checked: Look, recorded: Look) -> None:
-        """Both look in a thread.
+    def __init__(self, settings: JobsSettings, view_freshness: ViewFreshness, checked: Read, recorded: Read) -> None:
+        """Both of these are called in a thread.
 
         Args:
-            checked: at a job that Redis does not know, or of which it may not be believed.
-            recorded: at a job while Redis does not answer; it is not asked again.
+            checked: reads a job that Redis does not know, or of which it may not be believed.
+            recorded: reads a job while Redis does not answer; it is not asked again.
         """
         self._redis = redis.asyncio.Redis.from_url(
             settings.redis_url or "",
@@ -50,23 +50,23 @@ class StatusBatcher:
 
     async def get(self, job_id: str) -> JobState:
         """Raises JobNotFoundError, JobPurgedError."""
-        try:
-            shown = await self._shown(job_id) if is_id(job_id) else None
-        except BrokerUnavailableError:
-            return await asyncio.to_thread(self._recorded, job_id)
-        return shown if shown is not None else await asyncio.to_thread(self._checked, job_id)
+        if is_id(job_id):
+            answer: asyncio.Future[JobState | None] = asyncio.get_running_loop().create_future()
+            self._asked.setdefault(job_id, []).append(answer)
+            if self._asking is None:
+                self._asking = asyncio.create_task(self._ask_on())
+            try:
+                shown = await answer
+            except BrokerUnavailableError:
+                return await asyncio.to_thread(self._recorded, job_id)
+            if shown is not None:
+                return shown
+        return await asyncio.to_thread(self._checked, job_id)
 
     async def close(self) -> None:
         if self._asking is not None:
             await self._asking
         await self._redis.aclose()
-
-    async def _shown(self, job_id: str) -> JobState | None:
-        answer: asyncio.Future[JobState | None] = asyncio.get_running_loop().create_future()
-        self._asked.setdefault(job_id, []).append(answer)
-        if self._asking is None:
-            self._asking = asyncio.create_task(self._ask_on())
-        return await answer
 
     async def _ask_on(self) -> None:
         while self._asked:
@@ -86,8 +86,8 @@ class StatusBatcher:
         """None for those of which Redis may not be believed, too."""
         try:
             with broker_errors():
-                keys, arguments = look_at(job_ids)
-                states, is_whole = seen(await self._read_states.run(keys, arguments))
+                keys, arguments = read_states_arguments(job_ids)
+                states, is_whole = parse_states(await self._read_states.run(keys, arguments))
         except BrokerUnavailableError:
             self._view_freshness.lose()
             raise

@@ -1,18 +1,28 @@
 """Which workers are ready, with which models, and how they are."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final, cast
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, Literal, cast
 
 import redis
 from pydantic import TypeAdapter
 
 from jobs.live.connection import broker_errors
-from jobs.live.job_metrics import WorkerStats
-from jobs.live.keys import WORKERS, models_key, worker_stats_key
+from jobs.live.keys import WORKERS, key
 from jobs.live.lua import Script
-from jobs.models import ModelProvenance
+from jobs.models import Model, ModelProvenance
 
 _MODELS: Final = TypeAdapter(list[ModelProvenance])
+
+
+class WorkerStats(Model):
+    """A worker process. What there is no GPU for, or nobody can tell, is None."""
+
+    peak_memory_bytes: int
+    #: Of the whole device, by whomever.
+    gpu_memory_used_bytes: int | None = None
+    gpu_memory_total_bytes: int | None = None
+    #: Share of the last moments in which the device was busy, 0 to 1.
+    gpu_utilization_ratio: float | None = None
 
 
 class ReadyWorkers:
@@ -22,6 +32,7 @@ class ReadyWorkers:
         self._redis = server
         self._ready_workers = Script(server, "ready_workers")
 
+    @broker_errors()
     def announce(
         self,
         worker: str,
@@ -29,39 +40,41 @@ class ReadyWorkers:
         models: Sequence[ModelProvenance] = (),
         worker_stats: WorkerStats | None = None,
     ) -> None:
-        """`worker` has these models loaded; its word holds for some seconds."""
+        """`worker` can score with these models; say so again before `seconds` have passed."""
         milliseconds = round(seconds * 1000)
-        with broker_errors():
-            self._redis.set(models_key(worker), _MODELS.dump_json(list(models)), px=milliseconds)
-            if worker_stats is not None:
-                self._redis.set(worker_stats_key(worker), worker_stats.model_dump_json(), px=milliseconds)
-            self._ready_workers(workers=WORKERS, worker=worker, milliseconds=milliseconds)
+        self._redis.set(key("models", worker), _MODELS.dump_json(list(models)), px=milliseconds)
+        if worker_stats is not None:
+            self._redis.set(key("vitals", worker), worker_stats.model_dump_json(), px=milliseconds)
+        self._ready_workers(workers=WORKERS, worker=worker, milliseconds=milliseconds)
 
+    @broker_errors()
     def count(self) -> int:
-        with broker_errors():
-            return int(self._ready_workers(workers=WORKERS, worker="", milliseconds=0))
+        """How many have announced themselves and not fallen silent."""
+        return int(self._ready_workers(workers=WORKERS, worker="", milliseconds=0))
 
     def any_ready(self, workers: Iterable[str]) -> bool:
+        """Whether one of these has announced itself and not fallen silent."""
         return not set(self._names()).isdisjoint(workers)
 
     def models(self) -> list[ModelProvenance]:
         """What the ready workers have loaded, each once."""
-        words = self._words(self._names(), models_key)
-        found = {model for word in words.values() for model in _MODELS.validate_json(word, extra="ignore")}
+        texts = self._announced("models").values()
+        found = {model for text in texts for model in _MODELS.validate_json(text, extra="ignore")}
         return sorted(found, key=lambda model: (model.name, model.version, model.sha256))
 
     def stats(self) -> Mapping[str, WorkerStats]:
         """Of the ready workers that tell them, by name."""
-        return {name: WorkerStats.read(word) for name, word in self._words(self._names(), worker_stats_key).items()}
+        return {name: WorkerStats.read(text) for name, text in self._announced("vitals").items()}
 
+    @broker_errors()
     def _names(self) -> list[str]:
-        self.count()  # it forgets those that fell silent
-        with broker_errors():
-            return cast("list[str]", self._redis.zrange(WORKERS, 0, -1))
+        self.count()  # it removes those that fell silent
+        return cast("list[str]", self._redis.zrange(WORKERS, 0, -1))
 
-    def _words(self, workers: Sequence[str], key: Callable[[str], str]) -> dict[str, str]:
+    @broker_errors()
+    def _announced(self, kind: Literal["models", "vitals"]) -> dict[str, str]:
+        workers = self._names()
         if not workers:  # Redis refuses a question for no key
             return {}
-        with broker_errors():
-            words = cast("list[str | None]", self._redis.mget(map(key, workers)))
-        return {worker: word for worker, word in zip(workers, words, strict=True) if word}
+        texts = cast("list[str | None]", self._redis.mget([key(kind, worker) for worker in workers]))
+        return {worker: text for worker, text in zip(workers, texts, strict=True) if text}

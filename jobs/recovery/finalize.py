@@ -89,7 +89,7 @@ def remove_traces(backends: Backends, job_id: str) -> None:
         backends.live.remove_traces(job_id)
     except BrokerUnavailableError:
         log.warning("job %s: the live view still shows what was deleted", job_id)
-    backends.store.clean_up(job_id)
+    backends.store.delete_all_but_tombstone(job_id)
 
 
 def cancelled(record: JobRecord, attempt: int, started_at: datetime | None = None) -> Manifest:
@@ -133,7 +133,7 @@ def end_attempt(backends: Backends, record: JobRecord, claim: Claim, ending: End
 
 def record_ending(backends: Backends, record: JobRecord, claim: Claim, ending: Ending) -> None:
     """Durable: the attempt can publish nothing any more. The span of a lost one has nobody else to end it."""
-    is_new = backends.store.create_ending(record.id, claim.attempt, ending)
+    is_new = backends.store.attempts.create_ending(record.id, claim.attempt, ending)
     if is_new and ending.reason == "worker-lost":
         what = {**attempt_attributes(record, claim.attempt), tracing.OUTCOME: "worker-lost"}
         tracing.end_lost(claim.traceparent, tracing.ATTEMPT_SPAN, record.traceparent, claim.started_at, what)
@@ -158,8 +158,8 @@ def end_if_decided(backends: Backends, record: JobRecord, claim: Claim) -> bool:
 
 def fail_if_exhausted(backends: Backends, record: JobRecord, claim: Claim) -> bool:
     """Whether the attempts up to this one, which all ended, are enough: then the job fails here."""
-    endings = backends.store.endings(record.id, claim.attempt)
-    # An attempt that its worker gave back when it was told to stop is nobody's fault: deployments may do so all day.
+    endings = backends.store.attempts.endings(record.id, claim.attempt)
+    # A worker that was told to stop has requeued the job, which is nobody's fault: deployments may do so all day.
     reasons = [ending.reason for ending in endings if ending.reason != "handed-back"]
     if reasons.count("out-of-memory") > MEMORY_RETRIES:
         problem, detail = problems.OUT_OF_MEMORY, "The memory did not suffice, and not in smaller pieces either."

@@ -86,7 +86,7 @@ class Reconciler:
         restored += sum(self._show_end(job_id) for job_id in behind if known[job_id].is_final)
         for job_id in backends.live.recovery.all_ids():
             if job_id not in known:
-                self._forget_if_gone(job_id)
+                self._remove_if_gone(job_id)
         backends.live.recovery.declare_whole(mark)
         return restored
 
@@ -152,9 +152,9 @@ class Reconciler:
         try:
             backends = self._backends
             files, record = backends.store.files(job_id), backends.store.record(job_id)
-            claim = backends.store.claim(job_id, files.attempt) if files.attempt else None
+            claim = backends.store.attempts.last_claim(files)
             if claim is None:  # the blobs are older than the view, from a copy: they decide
-                backends.live.forget(job_id)
+                backends.live.remove(job_id)
                 self._reconciled_at = None
                 return False
             if finalize.end_if_decided(backends, record, claim):
@@ -165,7 +165,7 @@ class Reconciler:
             finalize.end_attempt(backends, record, claim, ending, guard="free")
             return True
         except (JobNotFoundError, JobPurgedError):
-            self._forget_if_gone(job_id)
+            self._remove_if_gone(job_id)
         except NewerSchemaError as error:
             log.warning("job %s is left to newer processes: %s", job_id, error)
         except UnavailableError:
@@ -183,20 +183,20 @@ class Reconciler:
             with suppress(NewerSchemaError):  # a message holds the id alone: whoever can read the job takes it
                 traceparent = self._backends.store.record(job_id).traceparent
         except (JobNotFoundError, JobPurgedError):
-            self._forget_if_gone(job_id)
+            self._remove_if_gone(job_id)
             return False
         log.info("job %s is sent again", job_id)
         self._send(state, traceparent)
         return True
 
-    def _forget_if_gone(self, job_id: str) -> None:
+    def _remove_if_gone(self, job_id: str) -> None:
         try:
             with suppress(NewerSchemaError):
                 self._backends.store.record(job_id)  # it may have come after we looked
         except JobPurgedError:
             finalize.remove_traces(self._backends, job_id)
         except JobNotFoundError:
-            self._backends.live.forget(job_id)
+            self._backends.live.remove(job_id)
 
     def _send(self, state: JobState, traceparent: str | None) -> None:
         with tracing.continued(traceparent):

@@ -6,7 +6,6 @@ then the next request first makes sure that the old one can no longer be accepte
 own mark. So a crash at any point leaves a key that works, and never two jobs.
 """
 
-import hashlib
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -14,6 +13,7 @@ from jobs import states
 from jobs.errors import IdempotencyInFlightError, IdempotencyMismatchError
 from jobs.models import SCHEMA_VERSION, JobRecord, Model, SchemaVersion
 from jobs.store.job_store import JobStore
+from jobs.store.keys import hashed
 
 
 def fingerprint(record: JobRecord) -> str:
@@ -24,8 +24,7 @@ def fingerprint(record: JobRecord) -> str:
     beside = {"id", "created_at", "schema_version", "address", "traceparent"} | (
         {"input"} if record.upload_id else set()
     )
-    document = record.model_dump_json(exclude=beside)
-    return hashlib.sha256(document.encode()).hexdigest()
+    return hashed(record.model_dump_json(exclude=beside))
 
 
 @dataclass(frozen=True)
@@ -67,25 +66,22 @@ class Idempotency:
         Raises:
             IdempotencyInFlightError: the first request with this key is still being accepted.
         """
-        number = self._last(key)
-        last = self._read(key, number)
-        if last is not None:
-            answer = self._answer(last)
-            if answer is not None:
-                return answer
+        number, last = self._last(key)
+        answer = self._answer(last) if last else None
+        if answer is not None:
+            return answer
         mark = _Mark(job_id=job_id, begun_at=states.now())
         # Of several requests that overtake the same mark, one creates the next number.
-        if not self.store.blobs.create(self._name(key, number + 1), mark.model_dump_json().encode()):
+        if not self.store.blobs.create(self._name(key, number + 1), mark.stored()):
             raise IdempotencyInFlightError("another request with this idempotency key is being accepted")
         return None
 
     def abandon(self, key: str, job_id: str) -> None:
         """Free the key: the request failed and may be sent again, changed or not. A job that was accepted keeps it."""
-        number = self._last(key)
-        mark = self._read(key, number)
+        number, mark = self._last(key)
         if mark is not None and mark.job_id == job_id and self.store.void(job_id):
             self.store.blobs.delete(self._name(key, number))
-            self.store.clean_up(job_id)
+            self.store.delete_all_but_tombstone(job_id)
 
     def _answer(self, mark: _Mark) -> FirstAnswer | None:
         """None when the mark's request may be overtaken."""
@@ -99,16 +95,12 @@ class Idempotency:
             return None
         return FirstAnswer(mark.job_id, fingerprint(self.store.record(mark.job_id)))
 
-    def _folder(self, key: str) -> str:
-        return f"idempotency/{hashlib.sha256(key.encode()).hexdigest()}/"
+    def _name(self, key: str, number: int | None = None) -> str:
+        """Of a mark, or of the folder of all."""
+        return f"idempotency/{hashed(key)}/" + ("" if number is None else f"{number}.json")
 
-    def _name(self, key: str, number: int) -> str:
-        return f"{self._folder(key)}{number}.json"
-
-    def _last(self, key: str) -> int:
-        names = (name.rsplit("/", 1)[1] for name in self.store.blobs.keys(self._folder(key)))
-        return max((int(name.removesuffix(".json")) for name in names), default=0)
-
-    def _read(self, key: str, number: int) -> _Mark | None:
-        data = self.store.blobs.read(self._name(key, number)) if number else None
-        return None if data is None else _Mark.read(data)
+    def _last(self, key: str) -> tuple[int, _Mark | None]:
+        """The last mark and its number, which is 0 if there is none."""
+        names = (name.rsplit("/", 1)[1] for name in self.store.blobs.keys(self._name(key)))
+        number = max((int(name.removesuffix(".json")) for name in names), default=0)
+        return number, self.store.blobs.read_document(_Mark, self._name(key, number)) if number else None

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Literal
 
@@ -13,6 +13,7 @@ from jobs import states
 from jobs.errors import JobNotFoundError, JobPurgedError
 from jobs.models import SCHEMA_VERSION, JobRecord, JobState, Manifest, Model, SchemaVersion
 from jobs.states import is_id
+from jobs.store.keys import JOBS, attempt_key, job_key
 from jobs.store.object_store import ObjectStore
 
 _CLAIM: Final = re.compile(r"attempts/(\d+)/claim\.json")
@@ -34,7 +35,7 @@ class Ending(Model):
 
     Attributes:
         reason: its worker fell silent; a fault of ours; it needed more memory than there was; or its worker was told to
-            stop and handed it back, which is nobody's fault and counts for nothing.
+            stop and requeued the job, which is nobody's fault and counts for nothing (`handed-back`, its first name).
     """
 
     schema_version: SchemaVersion = SCHEMA_VERSION
@@ -75,28 +76,20 @@ class JobFiles:
         return f"attempts/{attempt}/ended.json" in self.names
 
 
-@dataclass(frozen=True)
 class JobStore:
     """Reads and writes the documents of jobs.
 
-    Raises StorageUnavailableError when the store does not answer, NewerSchemaError for what it cannot read.
+    Raises StorageUnavailableError when the store does not answer, NewerSchemaError for what it cannot read, and
+    JobNotFoundError for what is no id.
     """
 
-    blobs: ObjectStore
-    prefix: str = field(default="jobs/")
-
-    def key(self, job_id: str, name: str) -> str:
-        if not is_id(job_id):
-            raise JobNotFoundError(job_id)
-        return f"{self.prefix}{job_id}/{name}"
-
-    def attempt_key(self, job_id: str, attempt: int, name: str) -> str:
-        return self.key(job_id, f"attempts/{attempt}/{name}")
+    def __init__(self, blobs: ObjectStore) -> None:
+        self.blobs, self.attempts = blobs, AttemptStore(blobs)
 
     # What is there
 
     def files(self, job_id: str) -> JobFiles:
-        folder = self.key(job_id, "")
+        folder = job_key(job_id, "")
         return JobFiles(job_id, frozenset(key.removeprefix(folder) for key in self.blobs.keys(folder)))
 
     def all_files(self) -> Iterator[JobFiles]:
@@ -107,14 +100,14 @@ class JobStore:
         """The same, with what was purged and what is no job, at least not yet."""
         # All at once, since a store lists its keys in no order.
         names: dict[str, set[str]] = {}
-        for key in self.blobs.keys(self.prefix):
-            job_id, _, name = key.removeprefix(self.prefix).partition("/")
+        for key in self.blobs.keys(JOBS):
+            job_id, _, name = key.removeprefix(JOBS).partition("/")
             names.setdefault(job_id, set()).add(name)
         return (JobFiles(job_id, frozenset(found)) for job_id, found in names.items() if is_id(job_id))
 
     def record(self, job_id: str) -> JobRecord:
         """Raises JobNotFoundError, JobPurgedError."""
-        data = self.blobs.read(self.key(job_id, "job.json"))
+        data = self.blobs.read(job_key(job_id, "job.json"))
         if data is not None and data != _VOID:
             return JobRecord.read(data)
         if self.is_purged(job_id):
@@ -122,14 +115,16 @@ class JobStore:
         raise JobNotFoundError(job_id)
 
     def manifest(self, job_id: str) -> Manifest | None:
-        data = self.blobs.read(self.key(job_id, "manifest.json"))
-        return None if data is None else Manifest.read(data)
+        return self.blobs.read_document(Manifest, job_key(job_id, "manifest.json"))
 
     def is_final(self, job_id: str) -> bool:
-        return self.blobs.exists(self.key(job_id, "manifest.json"))
+        return self.blobs.exists(job_key(job_id, "manifest.json"))
 
     def is_purged(self, job_id: str) -> bool:
-        return self.blobs.exists(self.key(job_id, "purged.json"))
+        return self.blobs.exists(job_key(job_id, "purged.json"))
+
+    def is_void(self, job_id: str) -> bool:
+        return self.blobs.read(job_key(job_id, "job.json")) == _VOID
 
     def state(self, job_id: str, files: JobFiles | None = None) -> JobState:
         """The state as the blobs alone tell it. Raises JobNotFoundError, JobPurgedError."""
@@ -140,7 +135,7 @@ class JobStore:
         manifest = self.manifest(job_id) if files.is_final else None
         if manifest is not None:
             return states.final(record, manifest)
-        claim = self.claim(job_id, files.attempt) if files.attempt else None
+        claim = self.attempts.last_claim(files)
         if claim is None or files.has_ended(claim.attempt):
             updated_at = claim.started_at if claim else None
             return states.queued(record, attempt=files.attempt, updated_at=updated_at)
@@ -148,74 +143,76 @@ class JobStore:
             record, attempt=claim.attempt, started_at=claim.started_at, cancel_requested=files.cancel_requested
         )
 
-    def claim(self, job_id: str, attempt: int) -> Claim | None:
-        data = self.blobs.read(self.attempt_key(job_id, attempt, "claim.json"))
-        return None if data is None else Claim.read(data)
-
-    def endings(self, job_id: str, attempts: int) -> list[Ending]:
-        """Why earlier attempts ended, oldest first."""
-        # A claim without an ending is one whose worker went on to an outcome, or is working still.
-        keys = [self.attempt_key(job_id, n, "ended.json") for n in range(1, attempts + 1)]
-        return [Ending.read(data) for data in map(self.blobs.read, keys) if data is not None]
-
     # What happens, each at most once
 
     def create_job(self, record: JobRecord) -> bool:
-        return self.blobs.create(self.key(record.id, "job.json"), _json(record))
+        return self.blobs.create(job_key(record.id, "job.json"), record.stored())
 
     def void(self, job_id: str) -> bool:
         """Make sure that no job with this id is ever accepted; False if one was."""
-        key = self.key(job_id, "job.json")
+        key = job_key(job_id, "job.json")
         if self.blobs.create(key, _VOID):
             return True
         found = self.blobs.read(key)
         # Gone: another call voided the id and cleaned it up in between. Void it again, so that the result holds.
         return found == _VOID or (found is None and self.void(job_id))
 
-    def is_void(self, job_id: str) -> bool:
-        return self.blobs.read(self.key(job_id, "job.json")) == _VOID
-
-    def create_claim(self, job_id: str, claim: Claim) -> bool:
-        return self.blobs.create(self.attempt_key(job_id, claim.attempt, "claim.json"), _json(claim))
-
-    def create_ending(self, job_id: str, attempt: int, ending: Ending) -> bool:
-        return self.blobs.create(self.attempt_key(job_id, attempt, "ended.json"), _json(ending))
-
     def create_manifest(self, manifest: Manifest) -> bool:
         """True for the one that ends the job."""
-        return self.blobs.create(self.key(manifest.job_id, "manifest.json"), _json(manifest))
+        return self.blobs.create(job_key(manifest.job_id, "manifest.json"), manifest.stored())
 
     def request_cancel(self, job_id: str) -> None:
-        self.blobs.create(self.key(job_id, "cancel.json"), _moment())
+        self.blobs.create(job_key(job_id, "cancel.json"), _moment())
 
     def mark_purged(self, job_id: str) -> None:
         """The tombstone."""
         # Before anything is deleted: so nobody takes a half-deleted job for a whole one.
-        self.blobs.create(self.key(job_id, "purged.json"), _moment())
+        self.blobs.create(job_key(job_id, "purged.json"), _moment())
 
     def delete_all_but_record(self, job_id: str) -> None:
         """Delete all but the tombstone and the record, or what stands in its place."""
-        self.blobs.delete_all(self.key(job_id, ""), keep=lambda key: key.endswith(("/purged.json", "/job.json")))
+        self.blobs.delete_all(job_key(job_id, ""), keep=lambda key: key.endswith(("/purged.json", "/job.json")))
+
+    def delete_all_but_tombstone(self, job_id: str) -> None:
+        # The record last: a worker may still look for it, and a crash in between leaves something to find again.
+        self.delete_all_but_record(job_id)
+        self.blobs.delete(job_key(job_id, "job.json"))
 
     def delete_tombstone(self, job_id: str, oldest: datetime) -> bool:
         """Whether there was one older than that."""
-        key = self.key(job_id, "purged.json")
+        key = job_key(job_id, "purged.json")
         info = self.blobs.info(key)
         if info is None or info.last_modified >= oldest:
             return False
         self.blobs.delete(key)
         return True
 
-    def clean_up(self, job_id: str) -> None:
-        """Delete all but the tombstone."""
-        # The record last: a worker may still look for it, and a crash in between leaves something to find again.
-        self.delete_all_but_record(job_id)
-        self.blobs.delete(self.key(job_id, "job.json"))
-
-
-def _json(document: Model) -> bytes:
-    return document.model_dump_json(exclude_none=True).encode()
-
 
 def _moment() -> bytes:
     return json.dumps({"at": states.now().isoformat()}).encode()
+
+
+class AttemptStore:
+    """Reads and writes the documents of a job's attempts. Raises as `JobStore`."""
+
+    def __init__(self, blobs: ObjectStore) -> None:
+        self._blobs = blobs
+
+    def claim(self, job_id: str, attempt: int) -> Claim | None:
+        return self._blobs.read_document(Claim, attempt_key(job_id, attempt, "claim.json"))
+
+    def last_claim(self, files: JobFiles) -> Claim | None:
+        """Of the last attempt that began; None for none."""
+        return self.claim(files.job_id, files.attempt) if files.attempt else None
+
+    def endings(self, job_id: str, attempts: int) -> list[Ending]:
+        """Why earlier attempts ended, oldest first."""
+        # A claim without an ending is one whose worker went on to an outcome, or is working still.
+        keys = [attempt_key(job_id, n, "ended.json") for n in range(1, attempts + 1)]
+        return [ending for key in keys if (ending := self._blobs.read_document(Ending, key)) is not None]
+
+    def create_claim(self, job_id: str, claim: Claim) -> bool:
+        return self._blobs.create(attempt_key(job_id, claim.attempt, "claim.json"), claim.stored())
+
+    def create_ending(self, job_id: str, attempt: int, ending: Ending) -> bool:
+        return self._blobs.create(attempt_key(job_id, attempt, "ended.json"), ending.stored())

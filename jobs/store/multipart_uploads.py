@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from jobs import states
 from jobs.errors import (
@@ -24,7 +24,8 @@ from jobs.errors import (
 )
 from jobs.models import InputInfo, UploadCompletion, UploadRecord
 from jobs.settings import GIB, MIB, JobsSettings
-from jobs.states import MultipartUploadState, PartState, ReceivedPart, UploadSink, UrlSignature
+from jobs.states import MultipartUploadState, PartState, ReceivedPart, UrlSignature
+from jobs.store.keys import UPLOADS, upload_key
 from jobs.store.object_store import ObjectStore
 from jobs.store.signed_urls import UrlSigner
 from jobs.store.upload_stream import BlobUpload
@@ -32,7 +33,6 @@ from jobs.store.upload_stream import BlobUpload
 if TYPE_CHECKING:
     from jobs.store.s3_multipart import S3Bucket
 
-PREFIX: Final = "uploads/"
 #: S3 allows 10 000; a thousand addresses are as many as one answer should hold.
 MAX_PARTS: Final = 1000
 #: S3 copies no larger object in one request, and a job takes its scan by a copy.
@@ -47,8 +47,7 @@ class MultipartUploads:
 
     def __init__(self, blobs: ObjectStore, settings: JobsSettings) -> None:
         self._blobs, self._settings = blobs, settings
-        self._signer = UrlSigner(settings)
-        self._parts: PartStore = S3Parts(blobs, blobs.bucket) if blobs.bucket else FolderParts(blobs, self._signer)
+        self._parts: S3Bucket | FolderParts = blobs.bucket or FolderParts(blobs, UrlSigner(settings))
 
     @property
     def limit_bytes(self) -> int:
@@ -69,7 +68,7 @@ class MultipartUploads:
             part_bytes=max(self._settings.upload_part_bytes, needed_mib * MIB),
             multipart_id=self._parts.create(upload_id),
         )
-        self._blobs.create(_folder(upload_id) + "upload.json", record.model_dump_json(exclude_none=True).encode())
+        self._blobs.create(upload_key(upload_id, "upload.json"), record.stored())
         return self._state(record, {})
 
     def get(self, upload_id: str) -> MultipartUploadState:
@@ -79,11 +78,11 @@ class MultipartUploads:
         if completion is not None:
             return _completed(record, completion)
         received = self._parts.received(record)
-        if not received and self._parts.joined(record):  # a crash came before the digest was checked: complete again
+        if not received and self._joined(record):  # a crash came before the digest was checked: complete again
             received = {n: ReceivedPart(size_bytes) for n, size_bytes in record.part_sizes_bytes.items()}
         return self._state(record, received)
 
-    def open_part(self, upload_id: str, number: int, signed: UrlSignature) -> tuple[UploadSink, int]:
+    def open_part(self, upload_id: str, number: int, signed: UrlSignature) -> tuple[BlobUpload, int]:
         """Where the gateway writes a part to, and how many bytes it must have.
 
         Raises:
@@ -92,17 +91,17 @@ class MultipartUploads:
         """
         if not isinstance(self._parts, FolderParts):
             raise UrlNotValidError("this service takes no parts itself: send them to the address that the upload names")
-        self._signer.verify(signed, upload_id, number)
+        self._parts.signer.verify(signed, upload_id, number)
         self._require_open(upload_id)
         expected_bytes = self._record(upload_id).part_sizes_bytes[number]
-        return BlobUpload(self._blobs, _part_key(upload_id, number), expected_bytes), expected_bytes
+        return BlobUpload(self._blobs, upload_key(upload_id, f"parts/{number}"), expected_bytes), expected_bytes
 
     def require_part_in_time(self, upload_id: str, number: int) -> None:
         """After a part was written: delete it again if its upload ended meanwhile. Raises as `open_part`."""
         try:
             self._require_open(upload_id)
         except (UploadNotFoundError, UploadClosedError):
-            self._blobs.delete(_part_key(upload_id, number))
+            self._blobs.delete(upload_key(upload_id, f"parts/{number}"))
             raise
 
     def complete(self, upload_id: str) -> MultipartUploadState:
@@ -146,12 +145,12 @@ class MultipartUploads:
 
     def delete(self, upload_id: str) -> None:
         """Delete a completed upload; harmless when there is none."""
-        self._blobs.delete_all(_folder(upload_id))
+        self._blobs.delete_all(upload_key(upload_id, ""))
 
     def clean_up(self, now: datetime) -> int:
         """Delete what has expired, and what crashes left; how many uploads that were."""
         deleted = 0
-        for upload_id in {key.removeprefix(PREFIX).partition("/")[0] for key in self._blobs.keys(PREFIX)}:
+        for upload_id in {key.removeprefix(UPLOADS).partition("/")[0] for key in self._blobs.keys(UPLOADS)}:
             if not states.is_id(upload_id):
                 continue
             try:
@@ -161,7 +160,7 @@ class MultipartUploads:
             except UploadNotFoundError:
                 # Without its `upload.json`: an abort was cut short, or a call to create it is not done yet.
                 if states.made_at(upload_id) + timedelta(seconds=self._settings.upload_seconds) < now:
-                    self._blobs.delete_all(_folder(upload_id))
+                    self._blobs.delete_all(upload_key(upload_id, ""))
                     deleted += 1
                 continue
             if record.expires_at <= now:
@@ -170,17 +169,14 @@ class MultipartUploads:
         return deleted
 
     def _record(self, upload_id: str, *, also_expired: bool = False) -> UploadRecord:
-        data = self._blobs.read(_folder(upload_id) + "upload.json") if states.is_id(upload_id) else None
-        if data is None:
-            raise UploadNotFoundError
-        record = UploadRecord.read(data)
-        if record.expires_at <= states.now() and not also_expired:
+        key = upload_key(upload_id, "upload.json")
+        record = self._blobs.read_document(UploadRecord, key) if states.is_id(upload_id) else None
+        if record is None or (record.expires_at <= states.now() and not also_expired):
             raise UploadNotFoundError
         return record
 
     def _completion(self, upload_id: str) -> UploadCompletion | None:
-        data = self._blobs.read(_folder(upload_id) + "completed.json")
-        return None if data is None else UploadCompletion.read(data)
+        return self._blobs.read_document(UploadCompletion, upload_key(upload_id, "completed.json"))
 
     def _require_open(self, upload_id: str) -> None:
         self._record(upload_id)
@@ -204,12 +200,17 @@ class MultipartUploads:
         except (UploadIncompleteError, FileNotFoundError) as error:
             if self._completion(record.id) is not None:
                 return None
-            joined = self._parts.joined(record)  # by a call that crashed, or has not come to its end
+            joined = self._joined(record)  # by a call that crashed, or has not come to its end
             if joined is None and isinstance(error, FileNotFoundError):
                 raise UploadNotFoundError from error
             if joined is None:
                 raise
             return joined
+
+    def _joined(self, record: UploadRecord) -> str | None:
+        """The key of what was joined before, if that used up the parts, as on S3; in a folder they outlast it."""
+        key = upload_key(record.id, "scan")
+        return key if self._blobs.exists(key) else None
 
     def _verify(self, record: UploadRecord, key: str) -> UploadCompletion:
         # All of it is read once more: S3's checksum of a multipart upload is not the sha256 of the file.
@@ -234,13 +235,12 @@ class MultipartUploads:
 
     def _publish(self, record: UploadRecord, completion: UploadCompletion) -> UploadCompletion:
         """Of several calls that complete an upload at once, jobs take the scan of the first."""
-        folder = _folder(record.id)
-        self._blobs.create(folder + "completed.json", completion.model_dump_json().encode())
+        self._blobs.create(upload_key(record.id, "completed.json"), completion.stored())
         winner = self._completion(record.id)
         if winner is not None and winner.key != completion.key:
             self._blobs.delete(completion.key)
-        if winner is None or not self._blobs.exists(folder + "upload.json"):  # aborted or taken meanwhile
-            self._blobs.delete_all(folder)
+        if winner is None or not self._blobs.exists(upload_key(record.id, "upload.json")):  # aborted or taken meanwhile
+            self._blobs.delete_all(upload_key(record.id, ""))
             raise UploadNotFoundError
         return winner
 
@@ -248,8 +248,8 @@ class MultipartUploads:
         # In this order: the record names S3's upload, without which its parts cannot be deleted; and once the record
         # is gone nobody adds a part to the folder while the rest of it is deleted.
         self._parts.delete(record)
-        self._blobs.delete(_folder(record.id) + "upload.json")
-        self._blobs.delete_all(_folder(record.id))
+        self._blobs.delete(upload_key(record.id, "upload.json"))
+        self._blobs.delete_all(upload_key(record.id, ""))
 
     def _state(self, record: UploadRecord, received: Mapping[int, ReceivedPart]) -> MultipartUploadState:
         now = states.now()
@@ -266,91 +266,34 @@ class MultipartUploads:
         return MultipartUploadState(record, None, tuple(parts), now + timedelta(seconds=seconds) if is_open else None)
 
 
-class PartStore(Protocol):
-    """Where the parts of an upload lie. Raises StorageUnavailableError."""
-
-    def create(self, upload_id: str) -> str | None:
-        """Prepare for parts; the result is the store's own name of the upload, if it has one."""
-        ...
-
-    def received(self, upload: UploadRecord) -> Mapping[int, ReceivedPart]:
-        """The parts that have arrived, by number."""
-        ...
-
-    def url(self, upload: UploadRecord, number: int, seconds: int) -> str | UrlSignature:
-        """Where the client may send a part, for some seconds: an address, or a signature for the gateway's."""
-        ...
-
-    def join(self, upload: UploadRecord, parts: Mapping[int, ReceivedPart]) -> str:
-        """Make one blob of the parts; the result is its key. Raises FileNotFoundError: they are gone."""
-        ...
-
-    def joined(self, upload: UploadRecord) -> str | None:
-        """The key of what `join` made before a crash, if that used up the parts."""
-        ...
-
-    def delete(self, upload: UploadRecord) -> None:
-        """Delete all parts."""
-        ...
-
-
-@dataclass(frozen=True)
-class S3Parts:
-    """A multipart upload of S3: parts never pass through the gateway, and end with the upload."""
-
-    blobs: ObjectStore
-    bucket: "S3Bucket"
-
-    def create(self, upload_id: str) -> str:
-        return self.bucket.create(_scan_key(upload_id))
-
-    def received(self, upload: UploadRecord) -> Mapping[int, ReceivedPart]:
-        return self.bucket.received(_scan_key(upload.id), upload.multipart_id or "")
-
-    def url(self, upload: UploadRecord, number: int, seconds: int) -> str:
-        size_bytes = upload.part_sizes_bytes[number]
-        return self.bucket.part_url(_scan_key(upload.id), upload.multipart_id or "", number, size_bytes, seconds)
-
-    def join(self, upload: UploadRecord, parts: Mapping[int, ReceivedPart]) -> str:
-        self.bucket.complete(_scan_key(upload.id), upload.multipart_id or "", parts)
-        return _scan_key(upload.id)
-
-    def joined(self, upload: UploadRecord) -> str | None:
-        return _scan_key(upload.id) if self.blobs.exists(_scan_key(upload.id)) else None
-
-    def delete(self, upload: UploadRecord) -> None:
-        self.bucket.abort(_scan_key(upload.id), upload.multipart_id or "")
-
-
 @dataclass(frozen=True)
 class FolderParts:
-    """A file for each part, written by the gateway."""
+    """A file for each part, written by the gateway; what `S3Bucket` does for a bucket."""
 
     blobs: ObjectStore
     signer: UrlSigner
 
-    def create(self, upload_id: str) -> None:  # noqa: ARG002
-        return None
+    def create(self, upload_id: str) -> None:
+        """None: a folder has no name of its own for an upload."""
 
-    def received(self, upload: UploadRecord) -> Mapping[int, ReceivedPart]:
-        infos = self.blobs.infos(_part_key(upload.id))
+    def received(self, upload: UploadRecord) -> dict[int, ReceivedPart]:
+        infos = self.blobs.infos(upload_key(upload.id, "parts/"))
         return {int(info.key.rpartition("/")[2]): ReceivedPart(info.size_bytes) for info in infos}
 
     def url(self, upload: UploadRecord, number: int, seconds: int) -> UrlSignature:
+        """The signature of the gateway's own address."""
         return self.signer.sign(upload.id, number, int(time.time()) + seconds)
 
     def join(self, upload: UploadRecord, parts: Mapping[int, ReceivedPart]) -> str:
+        """Raises FileNotFoundError: parts are gone."""
         # Each time a new key, so that two calls that join at once do not write over each other.
-        key = f"{_scan_key(upload.id)}-{secrets.token_hex(4)}"
-        keys = (_part_key(upload.id, number) for number in sorted(parts))
+        key = upload_key(upload.id, f"scan-{secrets.token_hex(4)}")
+        keys = (upload_key(upload.id, f"parts/{number}") for number in sorted(parts))
         self.blobs.write_pieces(key, (piece for part in keys for piece in self.blobs.pieces(part, 0, None)))
         return key
 
-    def joined(self, upload: UploadRecord) -> None:
-        """None: here parts outlast the joining."""
-
     def delete(self, upload: UploadRecord) -> None:
-        self.blobs.delete_all(_part_key(upload.id))
+        self.blobs.delete_all(upload_key(upload.id, "parts/"))
 
 
 def _require_parts(record: UploadRecord, parts: Mapping[int, ReceivedPart]) -> None:
@@ -368,16 +311,3 @@ def _require_parts(record: UploadRecord, parts: Mapping[int, ReceivedPart]) -> N
 def _completed(record: UploadRecord, completion: UploadCompletion) -> MultipartUploadState:
     parts = tuple(PartState(number, size_bytes, url=None) for number, size_bytes in record.part_sizes_bytes.items())
     return MultipartUploadState(record, completion, parts, None)
-
-
-def _folder(upload_id: str) -> str:
-    return f"{PREFIX}{upload_id}/"
-
-
-def _part_key(upload_id: str, number: int | str = "") -> str:
-    """Of one part, or of the folder of all."""
-    return f"{_folder(upload_id)}parts/{number}"
-
-
-def _scan_key(upload_id: str) -> str:
-    return _folder(upload_id) + "scan"

@@ -1,24 +1,4 @@
-"""The object store: a local folder or an S3 bucket, with create-only writes. It is the record; all else is a view.
-
-```
-jobs/{id}/job.json                  created once: the job is accepted
-jobs/{id}/input                     the upload, written before job.json
-jobs/{id}/attempts/{n}/claim.json   created once, before the work: attempt n has begun
-jobs/{id}/attempts/{n}/ended.json   created once: attempt n ended without an outcome and may publish none
-jobs/{id}/attempts/{n}/report.json  and the masks, named as in `MaskName`
-jobs/{id}/manifest.json             created once: the outcome
-jobs/{id}/callbacks/{round}/{n}.json  created once: an attempt to tell of it
-jobs/{id}/cancel.json               someone asked to stop
-jobs/{id}/purged.json               a tombstone; all other blobs are gone
-idempotency/{sha256 of the key}/{n}.json
-callbacks/disabled/{sha256 of the url}.json  a receiver that wants no more
-batches/{id}/batch.json             created once: many scans in one call (`batches`)
-uploads/{id}/upload.json            a scan that comes in parts, before there is a job
-uploads/{id}/parts/{n}              in a folder; S3 keeps parts where no listing shows them
-uploads/{id}/scan                   all parts, joined
-uploads/{id}/completed.json         created once: a job may take the scan
-```
-"""
+"""The object store: a local folder or an S3 bucket, with create-only writes. It is the record; all else is a view."""
 
 import hashlib
 import os
@@ -28,7 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import obstore
@@ -36,6 +16,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, S3Store
 
 from jobs.errors import StorageUnavailableError
+from jobs.models import Model
 from jobs.tracing import step
 
 if TYPE_CHECKING:
@@ -53,6 +34,8 @@ FOLDER_PART_BYTES: Final = 128 << 10
 _ID: Final = re.compile(r"[0-9a-f-]{32}")
 _RETRY: Final["RetryConfig"] = {"max_retries": 3, "retry_timeout": timedelta(seconds=10)}
 _CLIENT: Final["ClientConfig"] = {"connect_timeout": timedelta(seconds=2), "timeout": timedelta(minutes=5)}
+
+Document = TypeVar("Document", bound=Model)
 
 
 @dataclass(frozen=True)
@@ -88,6 +71,11 @@ class ObjectStore:
                 return bytes(obstore.get(self.store, key).bytes())
         except FileNotFoundError:
             return None
+
+    def read_document(self, kind: type[Document], key: str) -> Document | None:
+        """A stored document; None if there is none. Raises NewerSchemaError."""
+        data = self.read(key)
+        return None if data is None else kind.read(data)
 
     def create(self, key: str, data: bytes) -> bool:
         """Write unless the key exists: of many callers exactly one gets True."""
@@ -205,7 +193,7 @@ class ObjectStore:
 
 
 def traced(key: str, size_bytes: int | None = None) -> dict[str, str | int]:
-    """Attributes of a span about a blob: which of the above it is, without ids and hashes."""
+    """Attributes of a span about a blob: which of those in `keys` it is, without ids and hashes."""
     name = "/".join(part for part in key.split("/") if not _ID.match(part))
     return {"lobewise.blob.name": name} | ({} if size_bytes is None else {"lobewise.blob.size_bytes": size_bytes})
 

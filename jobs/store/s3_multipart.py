@@ -17,7 +17,9 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from jobs.errors import StorageUnavailableError
+from jobs.models import UploadRecord
 from jobs.states import ReceivedPart
+from jobs.store.keys import upload_key
 
 #: Of an upload that was completed or aborted: a call that is repeated after a crash meets it.
 _GONE: Final = "NoSuchUpload"
@@ -43,35 +45,45 @@ class S3Bucket:
         self._client = _client(endpoint)
         self._signer = _client(public_endpoint) if public_endpoint else self._client
 
-    def create(self, key: str) -> str:
-        """Start an upload in parts; the result is its id."""
+    def create(self, upload_id: str) -> str:
+        """Start an upload in parts; the result is its id at S3."""
         with _unavailable():
-            multipart_id: str = self._client.create_multipart_upload(**self._at(key))["UploadId"]
+            at = self._at(upload_key(upload_id, "scan"))
+            multipart_id: str = self._client.create_multipart_upload(**at)["UploadId"]
         return multipart_id
 
-    def received(self, key: str, multipart_id: str) -> dict[int, ReceivedPart]:
+    def received(self, upload: UploadRecord) -> dict[int, ReceivedPart]:
         """The parts that have arrived, by number; none if the upload was completed or aborted.
 
         Of one that was sent again some servers list both: the later one counts.
         """
         found: dict[int, ReceivedPart] = {}
         with _unavailable(ignore=_GONE):
-            pages = self._client.get_paginator("list_parts").paginate(**self._at(key), UploadId=multipart_id)
+            pages = self._client.get_paginator("list_parts").paginate(**self._of(upload))
             listed = [part for page in pages for part in page.get("Parts", ())]
             for part in sorted(listed, key=lambda part: part["LastModified"]):
                 found[part["PartNumber"]] = ReceivedPart(part["Size"], part["ETag"])
         return found
 
-    def complete(self, key: str, multipart_id: str, parts: Mapping[int, ReceivedPart]) -> None:
-        """Make one blob of the parts. Harmless when that was done before."""
+    def url(self, upload: UploadRecord, number: int, seconds: int) -> str:
+        """Where the client may PUT a part of exactly its size, for some seconds."""
+        # With its length signed S3 itself refuses a longer one; else a client could store 5 GB at every address.
+        part = {"PartNumber": number, "ContentLength": upload.part_sizes_bytes[number]}
+        return self._signed("upload_part", {**self._of(upload), **part}, seconds)
+
+    def join(self, upload: UploadRecord, parts: Mapping[int, ReceivedPart]) -> str:
+        """Make one blob of the parts; the result is its key. Harmless when that was done before."""
         listed = [{"PartNumber": number, "ETag": part.tag} for number, part in sorted(parts.items())]
         with _unavailable(ignore=_GONE):
-            self._client.complete_multipart_upload(
-                **self._at(key), UploadId=multipart_id, MultipartUpload={"Parts": listed}
-            )
+            self._client.complete_multipart_upload(**self._of(upload), MultipartUpload={"Parts": listed})
+        return upload_key(upload.id, "scan")
+
+    def delete(self, upload: UploadRecord) -> None:
+        """Delete all parts; their addresses are worth nothing then."""
+        self.abort(upload_key(upload.id, "scan"), upload.multipart_id or "")
 
     def abort(self, key: str, multipart_id: str) -> None:
-        """Delete the parts; their addresses are worth nothing then."""
+        """As `delete`, for what `unfinished` has found."""
         with _unavailable(ignore=_GONE):
             self._client.abort_multipart_upload(**self._at(key), UploadId=multipart_id)
 
@@ -83,12 +95,6 @@ class S3Bucket:
                 for item in page.get("Uploads", ()):
                     yield PartUpload(item["Key"].removeprefix(self._prefix), item["UploadId"], item["Initiated"])
 
-    def part_url(self, key: str, multipart_id: str, number: int, size_bytes: int, seconds: int) -> str:
-        """PUT here a part of exactly this size."""
-        # With its length signed S3 itself refuses a longer one; else a client could store 5 GB at every address.
-        part = {"UploadId": multipart_id, "PartNumber": number, "ContentLength": size_bytes}
-        return self._signed("upload_part", key, seconds, part)
-
     def file_url(self, key: str, file_name: str, seconds: int) -> str:
         """GET the blob here, to be saved under `file_name`."""
         shown = {
@@ -96,16 +102,18 @@ class S3Bucket:
             "ResponseContentType": "application/octet-stream",
             "ResponseCacheControl": "no-store",
         }
-        return self._signed("get_object", key, seconds, shown)
+        return self._signed("get_object", {**self._at(key), **shown}, seconds)
 
-    def _signed(self, operation: str, key: str, seconds: int, beside: Mapping[str, object]) -> str:
-        parameters = {**self._at(key), **beside}
+    def _signed(self, operation: str, parameters: Mapping[str, object], seconds: int) -> str:
         with _unavailable():
             url: str = self._signer.generate_presigned_url(operation, Params=parameters, ExpiresIn=seconds)
         return url
 
     def _at(self, key: str) -> dict[str, str]:
         return {"Bucket": self._bucket, "Key": self._prefix + key}
+
+    def _of(self, upload: UploadRecord) -> dict[str, str]:
+        return {**self._at(upload_key(upload.id, "scan")), "UploadId": upload.multipart_id or ""}
 
 
 def _client(endpoint: str | None) -> Any:

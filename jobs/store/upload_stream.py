@@ -35,7 +35,7 @@ async def in_upload_thread(
 
 
 class BlobUpload:
-    """The upload sink of one job. Nothing is visible under the key before `finish`."""
+    """Takes an upload piece by piece. Nothing is visible under the key before `finish`; end it so, or with `abort`."""
 
     def __init__(self, blobs: ObjectStore, key: str, limit_bytes: int) -> None:
         self._blobs, self._key, self._limit_bytes = blobs, key, limit_bytes
@@ -48,6 +48,7 @@ class BlobUpload:
         )
 
     async def write(self, chunk: Chunk) -> None:
+        """Raises UploadTooLargeError past the limit; nothing is kept then."""
         if self._writer is None:
             raise ValueError("this upload has ended")
         self._size_bytes += len(chunk)
@@ -58,6 +59,7 @@ class BlobUpload:
             await in_upload_thread(self._take, self._writer, chunk, threads=self._threads)
 
     async def finish(self) -> InputInfo:
+        """Makes the upload durable."""
         if self._writer is None:
             raise ValueError("this upload has ended")
         writer, self._writer = self._writer, None
@@ -67,6 +69,7 @@ class BlobUpload:
         return InputInfo(size_bytes=self._size_bytes, sha256=self._hash.hexdigest())
 
     async def abort(self) -> None:
+        """Keeps nothing; harmless after `finish` failed or when called twice."""
         # A writer that is dropped without `close` drops its parts, and nothing is stored.
         self._writer = None
         tracing.fail(self._span, "aborted")

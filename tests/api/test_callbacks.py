@@ -22,10 +22,10 @@ def service(tmp_path: Path) -> Iterator[Service]:
 
 def tell(service: Service, http_status: int) -> None:
     """Do what a sender does, with this answer."""
-    for job_id in service.jobs.service.callbacks.claim(10):
-        delivery = service.jobs.service.callbacks.open(job_id)
+    for job_id in service.jobs.service.callbacks.take_due(10):
+        delivery = service.jobs.service.callbacks.next_delivery(job_id)
         assert delivery is not None
-        service.jobs.service.callbacks.settle(delivery, Answer(states.now(), 0.1, http_status=http_status))
+        service.jobs.service.callbacks.record_answer(delivery, Answer(states.now(), 0.1, http_status=http_status))
 
 
 def test_a_job_says_whom_it_calls_back_and_how_that_went(service: Service) -> None:
@@ -49,8 +49,8 @@ def test_a_job_says_whom_it_calls_back_and_how_that_went(service: Service) -> No
 
 def test_the_message_knows_the_address_that_the_client_used(service: Service) -> None:
     job_id = service.succeeded(callback_url=RECEIVER)
-    assert service.jobs.service.callbacks.claim(1) == [job_id]
-    delivery = service.jobs.service.callbacks.open(job_id)
+    assert service.jobs.service.callbacks.take_due(1) == [job_id]
+    delivery = service.jobs.service.callbacks.next_delivery(job_id)
     assert delivery is not None
     assert delivery.record.address == f"{service.address}/v1/jobs/{job_id}"
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from jobs.live.job_metrics import WorkerStats
+from jobs.live.workers import WorkerStats
 
 from .conftest import Service
 
@@ -100,7 +100,7 @@ def labels_told(shared: Service) -> dict[str, set[str]]:
     worker_stats = WorkerStats(
         peak_memory_bytes=1, gpu_memory_used_bytes=1, gpu_memory_total_bytes=2, gpu_utilization_ratio=0.5
     )
-    shared.jobs.worker.announce("a worker", 60, worker_stats=worker_stats)
+    shared.jobs.worker.workers.announce("a worker", 60, worker_stats=worker_stats)
     shared.client.get("/healthz")
     told: dict[str, set[str]] = {"up": set()}
     for family in text_string_to_metric_families(shared.client.get("/metrics").text):

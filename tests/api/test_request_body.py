@@ -233,7 +233,7 @@ class TestAFolder:
 
     def test_an_expired_address_is_refused(self, on_folder: Service) -> None:
         upload = begin(on_folder)
-        signed = on_folder.jobs.service.uploads._signer.sign(upload["id"], 1, 1_700_000_000)
+        signed = on_folder.jobs.service.uploads._parts.signer.sign(upload["id"], 1, 1_700_000_000)
         url = f"{upload['links']['self']}/parts/1?expires={signed.expires}&signature={signed.signature}"
         require_problem(httpx.put(url, content=bytes(PART_BYTES)), 403, "url-not-valid")
 

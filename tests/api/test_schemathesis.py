@@ -21,7 +21,7 @@ SETTINGS = ApiSettings(max_wait_seconds=0, stream_seconds=0.2)
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """With a job in every state; calls find them by `job_ids`."""
     with running_service(tmp_path_factory.mktemp("fuzzed") / "service", SETTINGS) as service:
-        service.jobs.worker.announce("fuzzed", 600)
+        service.jobs.worker.workers.announce("fuzzed", 600)
         yield service
 
 

@@ -13,7 +13,8 @@ from api.app import create_app
 from jobs import problems
 from jobs.bootstrap import connect
 from jobs.errors import SourceError
-from jobs.live.job_metrics import OTHER, PROBLEMS, WorkerStats
+from jobs.live.job_metrics import OTHER, PROBLEMS
+from jobs.live.workers import WorkerStats
 from jobs.problems import BY_SLUG, PROBLEM_TYPES
 from jobs.settings import ApiSettings, JobsSettings
 from pipeline.errors import PipelineError, UnreadableScanError
@@ -29,8 +30,8 @@ def test_it_is_ready_once_a_worker_is(alone: Service) -> None:
     problem = require_problem(alone.client.get("/readyz"), 503, "not-ready")
     assert problem["evidence"] == {"broker": True, "blobs": True, "workers": 0}
     assert alone.client.get("/v1/models").json() == {"items": []}
-    alone.jobs.worker.announce("w1", 60, examples.MODELS)
-    alone.jobs.worker.announce("w2", 60, examples.MODELS[:2])
+    alone.jobs.worker.workers.announce("w1", 60, examples.MODELS)
+    alone.jobs.worker.workers.announce("w2", 60, examples.MODELS[:2])
     answer = alone.client.get("/readyz")
     assert (answer.status_code, answer.json()) == (200, {"broker": True, "blobs": True, "workers": 2})
     named = {model["name"]: model["sha256"] for model in alone.client.get("/v1/models").json()["items"]}
@@ -46,7 +47,7 @@ def test_metrics_count_what_the_workers_did(alone: Service) -> None:
     alone.succeeded(priority="stat")
     alone.worker.fail(alone.submit())
     stats = WorkerStats(peak_memory_bytes=5 << 30, gpu_memory_used_bytes=1 << 30, gpu_memory_total_bytes=80 << 30)
-    alone.jobs.worker.announce("host:1", 30, worker_stats=stats)
+    alone.jobs.worker.workers.announce("host:1", 30, worker_stats=stats)
     found = figures(alone)
     slug = examples.FAILURE.type.rpartition("/")[2]
     assert found['lobewise_jobs_finished_total{outcome="succeeded",problem=""}'] == 1

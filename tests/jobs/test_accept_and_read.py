@@ -31,11 +31,11 @@ def test_ids_sort_by_time_and_are_uuids_of_version_7() -> None:
 
 
 def test_an_upload_is_hashed_on_the_way(jobs: Connection) -> None:
-    job_id = jobs.service.new_id()
+    job_id = new_id()
     pieces = [bytes([n]) * 700_000 for n in range(30)]
 
     async def stream() -> InputInfo:
-        sink = await jobs.service.open_upload(job_id)
+        sink = jobs.service.open_upload(job_id)
         for piece in pieces:
             await sink.write(piece)
         return await sink.finish()
@@ -48,10 +48,10 @@ def test_an_upload_is_hashed_on_the_way(jobs: Connection) -> None:
 
 def test_an_upload_past_the_limit_is_refused_and_leaves_nothing(jobs: Connection) -> None:
     small = connect(jobs.settings.model_copy(update={"max_upload_bytes": 20_000_000}))
-    job_id = small.service.new_id()
+    job_id = new_id()
 
     async def stream() -> None:
-        sink = await small.service.open_upload(job_id)
+        sink = small.service.open_upload(job_id)
         await sink.write(bytes(19_999_999))
         await sink.write(b"x")
         with pytest.raises(UploadTooLargeError):
@@ -169,7 +169,7 @@ class TestWithoutBroker:
     def test_the_check_says_so(self, without_broker: Connection) -> None:
         with pytest.raises(BrokerUnavailableError):
             without_broker.service.check_broker()
-        ready = without_broker.status.readiness()
+        ready = without_broker.service.readiness()
         assert (ready.broker, ready.blobs, ready.workers) == (False, True, 0)
 
     @pytest.mark.timeout(20)

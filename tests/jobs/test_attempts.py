@@ -7,7 +7,7 @@ import pytest
 
 from jobs.attempts import Lease
 from jobs.bootstrap import Connection, connect
-from jobs.errors import CancelRequestedError, LeaseError, LeaseLostError, WrongStateError
+from jobs.errors import CancelRequestedError, LeaseLostError, WrongStateError
 from jobs.models import JobError, JobStatus, Stage
 from tests.support.processes import until
 
@@ -20,7 +20,7 @@ NO_LUNGS = JobError(type="/problems/lungs-not-found", title="t", detail="d", ret
 def must_stop(lease: Lease) -> bool:
     try:
         lease.check()
-    except LeaseError:
+    except (CancelRequestedError, LeaseLostError):
         return True
     return False
 

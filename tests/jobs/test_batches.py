@@ -11,21 +11,19 @@ from jobs.batches import BatchItem, BatchRecord
 from jobs.bootstrap import Connection
 from jobs.errors import BatchNotFoundError, IdempotencyMismatchError, StorageUnavailableError
 from jobs.models import InputInfo, JobError, JobRecord, JobStatus, Priority, ScanSource
+from jobs.states import new_id
 
 LATER = timedelta(days=2)
 
 
 def records(jobs: Connection, count: int) -> list[JobRecord]:
     scan = InputInfo(source=ScanSource(url="https://pacs.example/ct/1.nii.gz"))
-    return [
-        JobRecord(id=jobs.service.new_id(), created_at=states.now(), input=scan, priority=Priority.BATCH)
-        for _ in range(count)
-    ]
+    return [JobRecord(id=new_id(), created_at=states.now(), input=scan, priority=Priority.BATCH) for _ in range(count)]
 
 
 def batch_of(jobs: Connection, members: list[JobRecord], batch_id: str | None = None) -> BatchRecord:
     items = [BatchItem(job_id=member.id) for member in members]
-    return BatchRecord(id=batch_id or jobs.service.new_id(), created_at=states.now(), items=items)
+    return BatchRecord(id=batch_id or new_id(), created_at=states.now(), items=items)
 
 
 def test_every_scan_becomes_a_job_in_the_order_sent(jobs: Connection) -> None:
@@ -62,7 +60,7 @@ def test_without_the_broker_a_batch_is_accepted_and_can_be_read(without_broker: 
     batch = without_broker.service.batches.accept(batch_of(jobs, members), members)
     assert without_broker.service.batches.counts(batch).by_status[JobStatus.QUEUED] == 3
     jobs.reconciler.rebuild()
-    assert jobs.status.counts()[JobStatus.QUEUED] == 3
+    assert jobs.service.monitoring.counts()[JobStatus.QUEUED] == 3
 
 
 @pytest.mark.parametrize("survivors", [0, 1, 4])
@@ -84,11 +82,11 @@ def test_a_gateway_that_dies_half_way_is_finished_by_the_sweep(
         with pytest.raises(StorageUnavailableError):
             jobs.service.batches.accept(batch, members)
     assert jobs.service.batches.counts(batch).by_status[JobStatus.QUEUED] == 5, "they are told as on their way"
-    assert jobs.status.counts()[JobStatus.QUEUED] == survivors
+    assert jobs.service.monitoring.counts()[JobStatus.QUEUED] == survivors
     jobs.cleanup.clean_up(states.now())
-    assert jobs.status.counts()[JobStatus.QUEUED] == survivors, "it may still be at it"
+    assert jobs.service.monitoring.counts()[JobStatus.QUEUED] == survivors, "it may still be at it"
     jobs.cleanup.clean_up(states.now() + timedelta(minutes=5))
-    assert jobs.status.counts()[JobStatus.QUEUED] == 5
+    assert jobs.service.monitoring.counts()[JobStatus.QUEUED] == 5
     assert [state.input for state in jobs.service.batches.states(batch.job_ids) if state] == [m.input for m in members]
 
 
@@ -119,7 +117,7 @@ def test_a_batch_that_nobody_was_told_of_leaves_nothing(jobs: Connection, monkey
             jobs.service.batches.accept(batch, members)
     jobs.cleanup.clean_up(states.now() + timedelta(minutes=5))
     assert not list(jobs.backends.store.blobs.keys("batches/"))
-    assert jobs.status.counts()[JobStatus.QUEUED] == 0
+    assert jobs.service.monitoring.counts()[JobStatus.QUEUED] == 0
     with pytest.raises(BatchNotFoundError):
         jobs.service.batches.get(batch.id)
 
@@ -132,7 +130,7 @@ def test_a_key_makes_one_batch(jobs: Connection) -> None:
     first, second = records(jobs, 2), records(jobs, 2)
     made = jobs.service.batches.accept(batch_of(jobs, first, batch_id), first)
     assert jobs.service.batches.accept(batch_of(jobs, second, batch_id), second) == made
-    assert jobs.status.counts()[JobStatus.QUEUED] == 2
+    assert jobs.service.monitoring.counts()[JobStatus.QUEUED] == 2
     assert jobs.service.batches.begin("key", "one") == (batch_id, made)
     with pytest.raises(IdempotencyMismatchError):
         jobs.service.batches.begin("key", "another")

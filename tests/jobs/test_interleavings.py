@@ -23,6 +23,7 @@ from jobs.models import InputInfo, JobRecord, JobStatus, Manifest, Stage
 from jobs.recovery import finalize
 from jobs.recovery.finalize import cancelled
 from jobs.recovery.reconciler import Reconciler
+from jobs.states import new_id
 
 Post = Callable[..., str]
 Succeed = Callable[..., None]
@@ -137,7 +138,7 @@ class TestDeletedJobs:
         for _ in range(jobs.settings.max_attempts - 1):
             jobs.worker.retry(jobs.worker.claim(job_id, "one"), RuntimeError())
         lease = jobs.worker.claim(job_id, "one")
-        before_next(type(jobs.backends.store), "endings", lambda: jobs.service.purge(job_id))
+        before_next(type(jobs.backends.store.attempts), "endings", lambda: jobs.service.purge(job_id))
         jobs.worker.retry(lease, RuntimeError())
         assert is_gone(jobs, job_id)
 
@@ -233,7 +234,7 @@ class TestEnds:
             server.flushall()
 
         reconciler = Reconciler(jobs.backends, jobs.cleanup)
-        before_next(type(jobs.backends.store), "create_ending", end_and_wipe)
+        before_next(type(jobs.backends.store.attempts), "create_ending", end_and_wipe)
         reconciler._recover(job_id)
         assert jobs.service.get(job_id).status == JobStatus.SUCCEEDED
 
@@ -258,7 +259,8 @@ class TestEnds:
         self, jobs: Connection, post: Post, before_next: Meanwhile
     ) -> None:
         job_id = post(jobs)
-        before_next(type(jobs.backends.store), "create_claim", lambda: jobs.backends.store.request_cancel(job_id))
+        store = jobs.backends.store
+        before_next(type(store.attempts), "create_claim", lambda: store.request_cancel(job_id))
         with pytest.raises(WrongStateError):
             jobs.worker.claim(job_id, "one")
         assert (jobs.service.get(job_id).status, jobs.service.get(job_id).attempt) == (JobStatus.CANCELLED, 1)
@@ -287,7 +289,7 @@ def test_a_view_that_is_newer_than_blobs_from_a_copy_gives_way(jobs: Connection,
 
 
 def test_what_was_swept_as_no_job_becomes_none_however_late(jobs: Connection) -> None:
-    job_id = jobs.service.new_id()
+    job_id = new_id()
     jobs.backends.store.blobs.write(f"jobs/{job_id}/input", b"a scan")
     later = states.now() + timedelta(seconds=2 * jobs.settings.upload_seconds)
     assert jobs.cleanup.clean_up(later) == 1

@@ -5,8 +5,9 @@ import logging
 from collections.abc import Iterator
 
 import pytest
+from structlog.contextvars import bound_contextvars
 
-from jobs.logs import configure_logging, log_context
+from jobs.logs import configure_logging
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +25,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:
 
 def test_a_line_is_json_with_its_context_and_its_figures(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging("json")
-    with log_context(job_id="01"), log_context(attempt=2):
+    with bound_contextvars(job_id="01"), bound_contextvars(attempt=2):
         logging.getLogger("lobewise.worker").info("stage %s", "lungs", extra={"seconds": 1.5})
     logging.getLogger("celery").warning("outside")
     inside, outside = lines(capsys)

@@ -61,6 +61,7 @@ from jobs.recovery.reconciler import Reconciler
 from jobs.settings import JobsSettings
 from jobs.states import new_id
 from jobs.store.job_store import JobStore
+from jobs.store.keys import job_key
 from jobs.store.object_store import ObjectStore
 from pipeline.errors import LungsNotFoundError
 from tests.support.interleaving import Actor, GatedLive, GatedObjectStore, GatedQueue, this_actor
@@ -276,7 +277,7 @@ class JobMachine(RuleBasedStateMachine):
         )
 
         def call() -> None:
-            self.parts.store.blobs.write(self.parts.store.key(job.id, "input"), scan)
+            self.parts.store.blobs.write(job_key(job.id, "input"), scan)
             self.jobs.service.accept(record)
 
         self.advance(self.start("accept", call, job=job), steps, order)
@@ -329,7 +330,7 @@ class JobMachine(RuleBasedStateMachine):
         self.server.delete(PREFIX + "reaper")  # the leader before fell silent
         reconciler = Reconciler(self.parts, self.jobs.cleanup)
         if not is_first:
-            reconciler._reconciled_at = reconciler._swept_at = 1e12
+            reconciler._reconciled_at = reconciler._cleaned_up_at = 1e12
         self.advance(self.start("reap", reconciler.reconcile), steps, order)
 
     @rule(steps=steps, order=orders)
@@ -523,7 +524,7 @@ class JobMachine(RuleBasedStateMachine):
 
     def next_id(self) -> str:
         """Behind all others: within a millisecond chance decides the order of ids, and with it that of steps."""
-        return next(new for new in iter(self.jobs.service.new_id, None) if all(new > job.id for job in self.seen))
+        return next(new for new in iter(new_id, None) if all(new > job.id for job in self.seen))
 
     def work(self, job_id: str, plan: str, message: str | None) -> Running:
         job = next(job for job in self.seen if job.id == job_id)
@@ -643,7 +644,7 @@ def deleted_meanwhile(machine: JobMachine) -> None:
 
 WRONG = {
     "overwrite": (cancelled_meanwhile, (GatedObjectStore, "create", _overwrite)),
-    "no tombstone": (deleted_meanwhile, (GatedLive, "remove_traces", lambda live, job_id: live.forget(job_id))),
+    "no tombstone": (deleted_meanwhile, (GatedLive, "remove_traces", lambda live, job_id: live.remove(job_id))),
 }
 
 

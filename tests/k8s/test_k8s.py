@@ -206,15 +206,15 @@ def probe(url: str, *arguments: str) -> int:
 
 def test_a_worker_is_ready_once_it_says_so(jobs: Connection) -> None:
     url = jobs.settings.redis_url or ""
-    jobs.worker.announce("another-pod:17", 60)
+    jobs.worker.workers.announce("another-pod:17", 60)
     assert probe(url) == 1
-    jobs.worker.announce(f"{socket.gethostname()}:17", 60)
+    jobs.worker.workers.announce(f"{socket.gethostname()}:17", 60)
     assert probe(url) == 0
     assert module(PROBE).WORKERS == PREFIX + "workers"
 
 
 def test_a_silent_worker_is_not_ready(jobs: Connection) -> None:
-    jobs.worker.announce(f"{socket.gethostname()}:17", 0.001)
+    jobs.worker.workers.announce(f"{socket.gethostname()}:17", 0.001)
     assert probe(jobs.settings.redis_url or "") == 1
 
 

@@ -12,8 +12,7 @@ from typing import Any, Literal, TypeVar
 from obstore.store import LocalStore
 
 from jobs.errors import BrokerUnavailableError, StorageUnavailableError
-from jobs.live.broker_messages import BrokerMessages
-from jobs.live.recovery_view import RecoveryView
+from jobs.live.recovery_view import BrokerMessages, RecoveryView
 from jobs.live.redis_view import LiveView
 from jobs.models import Priority
 from jobs.queue import JobQueue
@@ -165,7 +164,7 @@ def _gated(kind: type, *names: str) -> type:
     return type(f"Gated{kind.__name__}", (kind,), {name: gate(name) for name in names})
 
 
-_STATES = ("put", "get", "get_many", "status", "statuses", "request_cancel", "remove_traces", "forget", "page")
+_STATES = ("put", "get", "get_many", "status", "statuses", "request_cancel", "remove_traces", "remove", "page")
 _LEASES = ("lease", "renew_lease", "drop_lease")
 _RECOVERY = ("lead", "is_whole", "begin_rebuild", "declare_whole", "running_without_lease", "waiting")
 _GatedRecovery = _gated(RecoveryView, *_RECOVERY, "all_ids", "mark_published")

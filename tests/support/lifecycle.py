@@ -107,7 +107,7 @@ def create_manifest(s: State, outcome: str, w: World) -> State:
 
 
 def swept(s: State) -> State:
-    """`JobStore.clean_up`: all but the tombstone."""
+    """`JobStore.delete_all_but_tombstone`: all but the tombstone."""
     return s.to(claims=0, ended=0, stored=0, manifest="", cancel=False)
 
 
@@ -157,9 +157,9 @@ def worker_steps(s: State, i: int, w: World) -> Iterator[Step]:
             if "late counter" in w.faults:
                 yield "no claim", at(s, "put")
             elif s.claims >= attempt:
-                yield "JobStore.create_claim: it is there", dropped(s)
+                yield "AttemptStore.create_claim: it is there", dropped(s)
             else:
-                yield "JobStore.create_claim", at(s.to(claims=attempt), "fence claim")
+                yield "AttemptStore.create_claim", at(s.to(claims=attempt), "fence claim")
         case "fence claim":
             refused = at(s, "settle cancel") if is_cancelled(s, attempt) else dropped(s)
             yield "Lease.fence", refused if stop_reason(s, attempt) else at(s, "put")
@@ -277,7 +277,7 @@ def purger_steps(s: State, w: World) -> Iterator[Step]:
                 s.to(is_removed="no tombstone" not in w.faults, live="", live_attempt=0, purger="sweep"),
             )
         case "sweep":
-            yield "JobStore.clean_up", swept(s).to(purger="done")
+            yield "JobStore.delete_all_but_tombstone", swept(s).to(purger="done")
     if s.purger not in ("done", "killed"):
         yield "kill", s.to(purger="killed")
 
@@ -310,9 +310,9 @@ def reconciler_steps(s: State, w: World) -> Iterator[Step]:
                 shown, of = durable(s)
                 yield "Reconciler.rebuild: begin, JobStore.state", s.to(reconciler=("restore", of, shown, s.whole))
             if s.live and s.purged:
-                yield "Reconciler._forget_if_gone", s.to(live="", live_attempt=0, is_removed=True)
+                yield "Reconciler._remove_if_gone", s.to(live="", live_attempt=0, is_removed=True)
             if s.purged and swept(s) != s:
-                yield "Cleanup._clean_up_purged", swept(s).to(live="", live_attempt=0, is_removed=True)
+                yield "Cleanup._remove_leftovers", swept(s).to(live="", live_attempt=0, is_removed=True)
             return
         case "over?":
             place = over(s, 0, w)

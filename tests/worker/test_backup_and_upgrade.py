@@ -22,6 +22,7 @@ from jobs.bootstrap import Connection, connect
 from jobs.errors import JobPurgedError
 from jobs.models import InputInfo, JobRecord, JobStatus, MaskName
 from jobs.settings import JobsSettings
+from jobs.states import new_id
 from tests.support.processes import until
 
 TINY_WORKER = Path(__file__).parents[1] / "support" / "tiny_worker.py"
@@ -55,10 +56,10 @@ class Site:
             )
 
     def post(self, order: dict[str, Any]) -> str:
-        job_id = self.jobs.service.new_id()
+        job_id = new_id()
 
         async def stream() -> InputInfo:
-            sink = await self.jobs.service.open_upload(job_id)
+            sink = self.jobs.service.open_upload(job_id)
             await sink.write(json.dumps(order).encode())
             return await sink.finish()
 
@@ -130,7 +131,7 @@ def test_a_copy_made_while_workers_work_is_restored_and_every_job_in_it_ends(
         before.jobs.service.purge(next(deletions))
 
     back_up(before.blobs, copy, pause)
-    during = before.jobs.status.counts()
+    during = before.jobs.service.monitoring.counts()
     assert during[JobStatus.QUEUED], "the copy was made half way"
 
     kept = {path.parent.name: path.read_bytes() for path in copy.glob("jobs/*/manifest.json")}

@@ -20,7 +20,7 @@ class Service:
     def __init__(self) -> None:
         self.waits, self.is_away = True, False
 
-    def messages_wait(self) -> bool:
+    def has_messages(self) -> bool:
         if self.is_away:
             raise BrokerUnavailableError("away")
         return self.waits
@@ -73,7 +73,7 @@ def test_nobody_is_deaf_while_the_broker_is_away() -> None:
 
 def test_a_worker_that_was_told_to_stop_is_not_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     """Or it would be started anew, and never stop."""
-    jobs = cast("WorkerApi", SimpleNamespace(any_ready=lambda _workers: True))
+    jobs = cast("WorkerApi", SimpleNamespace(workers=SimpleNamespace(any_ready=lambda _: True)))
     assert _worker_status(jobs, list).is_idle
     monkeypatch.setattr(state, "should_stop", 0)
     assert not _worker_status(jobs, list).is_idle

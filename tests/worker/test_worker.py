@@ -22,6 +22,7 @@ from jobs import states
 from jobs.bootstrap import Connection, connect
 from jobs.models import InputInfo, JobRecord, JobStatus, MaskName, Priority
 from jobs.settings import JobsSettings
+from jobs.states import new_id
 from tests.support.processes import until
 
 TINY_WORKER = Path(__file__).parents[1] / "support" / "tiny_worker.py"
@@ -63,10 +64,10 @@ class Service:
         return process
 
     def post(self, order: dict[str, Any], **options: Any) -> str:
-        job_id = self.jobs.service.new_id()
+        job_id = new_id()
 
         async def stream() -> InputInfo:
-            sink = await self.jobs.service.open_upload(job_id)
+            sink = self.jobs.service.open_upload(job_id)
             await sink.write(json.dumps(order).encode())
             return await sink.finish()
 
@@ -85,7 +86,7 @@ class Service:
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     service = Service(tmp_path_factory.mktemp("service"))
     service.start_worker()
-    until(lambda: service.jobs.status.readiness().workers == 1)
+    until(lambda: service.jobs.service.readiness().workers == 1)
     yield service
     service.close()
 
@@ -96,7 +97,7 @@ def alone(folder: Path, **settings: str) -> Iterator[tuple[Service, "subprocess.
     service = Service(folder, settings)
     worker = service.start_worker()
     try:
-        until(lambda: service.jobs.status.readiness().workers == 1)
+        until(lambda: service.jobs.service.readiness().workers == 1)
         yield service, worker
     finally:
         service.close()
@@ -198,7 +199,7 @@ def test_work_past_its_limits_is_interrupted_and_else_killed_and_counted(
 ) -> None:
     job_id = service.post({"do": order})
     until(lambda: service.jobs.service.get(job_id).attempt == 2)
-    ending = service.jobs.backends.store.endings(job_id, 1)[0]
+    ending = service.jobs.backends.store.attempts.endings(job_id, 1)[0]
     assert (ending.reason, ending.fault) == (reason, fault)
     service.jobs.service.cancel(job_id)
     assert service.jobs.service.wait(job_id, 60).status == JobStatus.CANCELLED
@@ -207,7 +208,7 @@ def test_work_past_its_limits_is_interrupted_and_else_killed_and_counted(
 def test_what_needs_too_much_memory_is_tried_once_more_in_smaller_pieces_by_a_fresh_process(service: Service) -> None:
     state = service.jobs.service.wait(service.post({"do": "memory-unless-frugal"}), 60)
     assert (state.status, state.attempt) == (JobStatus.SUCCEEDED, 2)
-    claims = [service.jobs.backends.store.claim(state.id, attempt) for attempt in (1, 2)]
+    claims = [service.jobs.backends.store.attempts.claim(state.id, attempt) for attempt in (1, 2)]
     assert len({claim.worker for claim in claims if claim}) == 2
 
 

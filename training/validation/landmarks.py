@@ -30,9 +30,8 @@ from pipeline.networks.di2in import LungConfig
 from pipeline.networks.weights import load_weights
 from pipeline.phantom import Fit, PhantomRecipe, make_phantom
 from training.data.landmark_dataset import OTHER_FITS, PHANTOM_SPACING_MM, read_marks, real_path
+from training.data.splits import FIRST_UNSEEN_SEED
 
-#: Trainings draw their phantoms from seeds below 10 000.
-FIRST_UNSEEN_SEED: Final = 1_000_000
 GOOD_MM: Final = 10.0
 #: Beyond the error of any mark, so that the landmark is surely not in the piece.
 GAP_MM: Final = 25.0

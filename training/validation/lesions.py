@@ -24,12 +24,10 @@ from pipeline.networks.device import choose_device
 from pipeline.networks.weights import load_weights
 from pipeline.phantom import PhantomRecipe, make_phantom
 from training.data.lesion_batches import read_examples
-from training.data.splits import Stage, patient_of, read_split
+from training.data.splits import FIRST_UNSEEN_SEED, Stage, patient_of, read_split
 
 #: Aerated lung lies below it, most ground glass above.
 BASELINE_HU: Final = -700.0
-#: Trainings draw their phantoms from seeds below 10 000.
-FIRST_UNSEEN_SEED: Final = 1_000_000
 PHANTOM_SPACING_MM: Final = (3.0, 1.5, 1.5)
 
 Mask = Bool[np.ndarray, "z y x"]

@@ -18,6 +18,7 @@ from jobs.bootstrap import Connection, connect
 from jobs.models import Callback, CallbackStatus, InputInfo, JobError, JobRecord, Manifest, SeverityScores
 from jobs.recovery import finalize
 from jobs.settings import JobsSettings
+from jobs.states import new_id
 
 OLD_SECRET = "whsec_b2xkZXIgc2VjcmV0IG9mIHRlc3RzLCAyNCBieXRlcw=="
 NEW_SECRET = "whsec_bmV3ZXIgc2VjcmV0IG9mIHRlc3RzLCAyNCBieXRlcw=="
@@ -135,7 +136,7 @@ def end_job(jobs: Connection) -> Callable[..., str]:
 
     def end(url: str | None, outcome: str = "succeeded", **more: Any) -> str:
         record = JobRecord(
-            id=jobs.service.new_id(),
+            id=new_id(),
             created_at=states.now(),
             input=InputInfo(size_bytes=1, sha256="0" * 64),
             callback_url=url,
@@ -181,7 +182,7 @@ def settled(jobs: Connection) -> Callable[[str], Callback]:
 
     def wait(job_id: str, seconds: float = 10) -> Callback:
         deadline = time.monotonic() + seconds
-        while (callback := jobs.service.callbacks.look(job_id)).status is CallbackStatus.PENDING:
+        while (callback := jobs.service.callbacks.get(job_id)).status is CallbackStatus.PENDING:
             assert time.monotonic() < deadline, callback
             time.sleep(0.02)
         return callback

@@ -17,6 +17,7 @@ from jobs.bootstrap import Connection, connect
 from jobs.callbacks import Answer
 from jobs.errors import JobPurgedError, NoCallbackError, WrongStateError
 from jobs.models import CallbackFault, CallbackOutcome, CallbackStatus, InputInfo, JobRecord
+from jobs.states import new_id
 
 from .conftest import NEW_SECRET, OLD_SECRET, Receiver, sending, status
 
@@ -88,7 +89,7 @@ def test_what_is_not_2xx_is_tried_again_until_it_is_given_up_or_unwanted(
     assert {message.path for message in there.got} == {"/ended"}, "no redirect is followed"
     assert len({message.headers["webhook-id"] for message in there.got}) == 1
     assert len({message.body for message in there.got}) == 1
-    assert dict(jobs.service.callbacks.outcomes()) == {o: expected.count(o) for o in CallbackOutcome}
+    assert dict(jobs.service.callbacks.schedule.outcomes()) == {o: expected.count(o) for o in CallbackOutcome}
 
 
 def hang(handler: object, number: int) -> None:
@@ -162,7 +163,7 @@ def test_receivers_that_hang_do_not_hold_up_the_others(
     with sending(jobs):
         begin = time.monotonic()
         settled(job_id, 10)
-        assert jobs.service.callbacks.backlog().pending > 50, "the bad ones still wait"
+        assert jobs.service.callbacks.schedule.backlog().pending > 50, "the bad ones still wait"
         assert time.monotonic() - begin < 8
 
 
@@ -216,7 +217,7 @@ def test_a_receiver_that_asks_for_patience_gets_it(
     there = receiver(status(429, retry_after="3600"))
     job_id = end_job(there.url)
     with sending(jobs):
-        while not (attempts := jobs.service.callbacks.look(job_id).attempts):
+        while not (attempts := jobs.service.callbacks.get(job_id).attempts):
             time.sleep(0.02)
     pause = attempts[0].next_attempt_at - states.now()
     assert 3500 < pause.total_seconds() < 3700
@@ -233,7 +234,7 @@ def test_a_wiped_broker_loses_no_callback_and_repeats_none_that_was_taken(
     jobs.reconciler.rebuild()
     with sending(jobs):
         settled(waiting)
-        while jobs.service.callbacks.backlog().pending:
+        while jobs.service.callbacks.schedule.backlog().pending:
             time.sleep(0.02)
     assert [message.headers["webhook-id"] for message in there.got].count(f"msg_{waiting}") == 1
     assert len(there.got) == 2
@@ -244,8 +245,8 @@ def test_a_sender_that_dies_with_a_message_in_hand_is_followed_by_another(
 ) -> None:
     there = receiver()
     job_id = end_job(there.url)
-    assert jobs.service.callbacks.claim(10) == [job_id]
-    assert jobs.service.callbacks.claim(10) == [], "it is in other hands"
+    assert jobs.service.callbacks.take_due(10) == [job_id]
+    assert jobs.service.callbacks.take_due(10) == [], "it is in other hands"
     with sending(jobs):
         assert settled(job_id).status is CallbackStatus.DELIVERED
 
@@ -256,15 +257,15 @@ def test_what_was_kept_counts_when_the_broker_fails_right_after(
     """The record of the attempt is there; the claim runs out; nothing is sent twice."""
     there = receiver()
     job_id = end_job(there.url)
-    (claimed,) = jobs.service.callbacks.claim(1)
-    delivery = jobs.service.callbacks.open(claimed)
+    (claimed,) = jobs.service.callbacks.take_due(1)
+    delivery = jobs.service.callbacks.next_delivery(claimed)
     assert delivery is not None
     from jobs.callbacks import Answer
 
-    jobs.service.callbacks.settle(delivery, Answer(states.now(), 0.1, http_status=200))
+    jobs.service.callbacks.record_answer(delivery, Answer(states.now(), 0.1, http_status=200))
     jobs.service.callbacks.postpone(job_id, 0)
     with sending(jobs):
-        while jobs.service.callbacks.backlog().pending:
+        while jobs.service.callbacks.schedule.backlog().pending:
             time.sleep(0.02)
     assert not there.got
 
@@ -290,13 +291,13 @@ def test_a_purged_job_tells_nobody_and_leaves_nothing(
     there = receiver(status(500))
     job_id = end_job(there.url)
     with sending(jobs):
-        while not jobs.service.callbacks.look(job_id).attempts:
+        while not jobs.service.callbacks.get(job_id).attempts:
             time.sleep(0.02)
         jobs.service.purge(job_id)
-        while jobs.service.callbacks.backlog().pending:
+        while jobs.service.callbacks.schedule.backlog().pending:
             time.sleep(0.02)
     with pytest.raises(JobPurgedError):
-        jobs.service.callbacks.look(job_id)
+        jobs.service.callbacks.get(job_id)
     jobs.cleanup.clean_up()
     assert set(jobs.backends.store.files(job_id).names) == {"purged.json"}
 
@@ -305,58 +306,58 @@ def test_an_attempt_that_ends_after_its_job_was_deleted_is_the_last(
     jobs: Connection, end_job: Callable[..., str]
 ) -> None:
     job_id = end_job("http://127.0.0.1:9/")
-    assert jobs.service.callbacks.claim(9) == [job_id]
-    delivery = jobs.service.callbacks.open(job_id)
+    assert jobs.service.callbacks.take_due(9) == [job_id]
+    delivery = jobs.service.callbacks.next_delivery(job_id)
     assert delivery is not None
     jobs.service.purge(job_id)
-    jobs.service.callbacks.settle(delivery, Answer(states.now(), 0.1, http_status=500))
-    assert jobs.service.callbacks.backlog().pending == 0
+    jobs.service.callbacks.record_answer(delivery, Answer(states.now(), 0.1, http_status=500))
+    assert jobs.service.callbacks.schedule.backlog().pending == 0
 
 
 def test_a_redelivery_that_is_asked_for_while_an_attempt_ends_is_not_lost(
     jobs: Connection, end_job: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job_id = end_job("http://127.0.0.1:9/")
-    assert jobs.service.callbacks.claim(9) == [job_id]
-    delivery = jobs.service.callbacks.open(job_id)
+    assert jobs.service.callbacks.take_due(9) == [job_id]
+    delivery = jobs.service.callbacks.next_delivery(job_id)
     assert delivery is not None
-    forget = jobs.backends.live.callbacks.forget
+    forget = jobs.backends.live.callbacks.remove
 
     def ask_before_it_is_forgotten(job_id: str) -> None:
         jobs.service.callbacks.redeliver(job_id)
         forget(job_id)
 
-    monkeypatch.setattr(jobs.backends.live.callbacks, "forget", ask_before_it_is_forgotten)
-    jobs.service.callbacks.settle(delivery, Answer(states.now(), 0.1, http_status=204))
-    assert jobs.service.callbacks.claim(9) == [job_id]
+    monkeypatch.setattr(jobs.backends.live.callbacks, "remove", ask_before_it_is_forgotten)
+    jobs.service.callbacks.record_answer(delivery, Answer(states.now(), 0.1, http_status=204))
+    assert jobs.service.callbacks.take_due(9) == [job_id]
 
 
 def test_what_is_due_for_a_deleted_job_is_forgotten(jobs: Connection, end_job: Callable[..., str]) -> None:
     """As a sender leaves it that was killed between the end of an attempt and what follows."""
     job_id = end_job("http://127.0.0.1:9/")
     jobs.service.purge(job_id)
-    jobs.backends.live.callbacks.schedule(job_id, 0)
-    assert jobs.service.callbacks.claim(9) == [job_id]
+    jobs.backends.live.callbacks.set_due(job_id, 0)
+    assert jobs.service.callbacks.take_due(9) == [job_id]
     with pytest.raises(JobPurgedError):
-        jobs.service.callbacks.open(job_id)
-    assert jobs.service.callbacks.backlog().pending == 0
+        jobs.service.callbacks.next_delivery(job_id)
+    assert jobs.service.callbacks.schedule.backlog().pending == 0
 
 
 def test_a_job_that_is_not_finished_waits_and_one_without_address_has_no_callback(jobs: Connection) -> None:
     def accept(url: str | None) -> str:
         scan = InputInfo(size_bytes=1, sha256="0" * 64)
-        record = JobRecord(id=jobs.service.new_id(), created_at=states.now(), input=scan, callback_url=url)
+        record = JobRecord(id=new_id(), created_at=states.now(), input=scan, callback_url=url)
         return jobs.service.accept(record).id
 
     waiting, silent = accept("http://127.0.0.1/x"), accept(None)
-    assert jobs.service.callbacks.look(waiting).status is CallbackStatus.WAITING
+    assert jobs.service.callbacks.get(waiting).status is CallbackStatus.WAITING
     with pytest.raises(WrongStateError):
         jobs.service.callbacks.redeliver(waiting)
-    for call in (jobs.service.callbacks.look, jobs.service.callbacks.redeliver):
+    for call in (jobs.service.callbacks.get, jobs.service.callbacks.redeliver):
         with pytest.raises(NoCallbackError):
             call(silent)
-    assert jobs.service.callbacks.backlog().pending == 0
-    assert jobs.service.callbacks.claim(5) == []
+    assert jobs.service.callbacks.schedule.backlog().pending == 0
+    assert jobs.service.callbacks.take_due(5) == []
 
 
 def test_a_secret_of_ones_own_is_made_once_and_signs(
@@ -388,7 +389,7 @@ def test_what_is_under_way_is_finished_when_a_sender_stops(
     job_id = end_job(receiver(slow).url)
     with sending(jobs):
         assert arrived.wait(5)
-    assert jobs.service.callbacks.look(job_id).status is CallbackStatus.DELIVERED
+    assert jobs.service.callbacks.get(job_id).status is CallbackStatus.DELIVERED
 
 
 def test_no_log_names_an_address(

@@ -8,7 +8,9 @@ import redis
 
 from jobs.bootstrap import Connection, connect
 from jobs.errors import LeaseLostError
-from jobs.live.job_metrics import BUCKETS_SECONDS, FIGURES, PROBLEMS, WorkerStats
+from jobs.live.job_metrics import BUCKETS_SECONDS, PROBLEMS
+from jobs.live.keys import METRICS
+from jobs.live.workers import WorkerStats
 from jobs.models import JobError, JobStatus, Priority, Stage
 from tests.jobs.conftest import report_for
 
@@ -16,11 +18,13 @@ INFINITY = float("inf")
 
 
 def counted(jobs: Connection) -> dict[tuple[str, str], int]:
-    return {(str(outcome), slug): n for (outcome, slug), n in jobs.status.job_metrics().finished.items() if n}
+    return {
+        (str(outcome), slug): n for (outcome, slug), n in jobs.service.monitoring.job_metrics().finished.items() if n
+    }
 
 
 def ended(jobs: Connection) -> int:
-    return sum(histogram.buckets[INFINITY] for histogram in jobs.status.job_metrics().job_seconds.values())
+    return sum(histogram.buckets[INFINITY] for histogram in jobs.service.monitoring.job_metrics().job_seconds.values())
 
 
 def error(slug: str = "not-chest-ct") -> JobError:
@@ -34,9 +38,9 @@ def test_a_job_counts_once_with_its_stages_and_its_time(jobs: Connection, post: 
     report = report.model_copy(update={"provenance": report.provenance.model_copy(update={"seconds": seconds})})
     with jobs.worker.claim(job_id, "w") as lease:
         lease.report(Stage.LUNGS, 0.2)
-        assert jobs.status.job_metrics().running[Stage.LUNGS] == 1
+        assert jobs.service.monitoring.job_metrics().running[Stage.LUNGS] == 1
         jobs.worker.succeed(lease, report, {})
-    figures = jobs.status.job_metrics()
+    figures = jobs.service.monitoring.job_metrics()
     assert counted(jobs) == {("succeeded", ""): 1}
     assert sum(figures.running.values()) == 0
     lungs, lesions = figures.stage_seconds[Stage.LUNGS], figures.stage_seconds[Stage.LESIONS]
@@ -55,8 +59,8 @@ def test_a_failure_counts_with_its_problem_and_an_unknown_one_as_other(
         with jobs.worker.claim(post(jobs), "w") as lease:
             jobs.worker.fail(lease, error(slug), {"read": 0.3})
     assert counted(jobs) == {("failed", "not-chest-ct"): 1, ("failed", "other"): 1}
-    assert jobs.status.job_metrics().stage_seconds[Stage.READ].buckets[0.5] == 2
-    assert set(jobs.status.job_metrics().finished) == {
+    assert jobs.service.monitoring.job_metrics().stage_seconds[Stage.READ].buckets[0.5] == 2
+    assert set(jobs.service.monitoring.job_metrics().finished) == {
         (JobStatus.SUCCEEDED, ""),
         (JobStatus.CANCELLED, ""),
         *((JobStatus.FAILED, slug) for slug in PROBLEMS),
@@ -73,7 +77,7 @@ def test_a_job_that_is_attempted_again_counts_once(jobs: Connection, post: Calla
         with pytest.raises(LeaseLostError):
             jobs.worker.fail(lease, error(), {"fetch": 0.1})
     assert counted(jobs) == {("failed", "not-chest-ct"): 1}
-    assert jobs.status.job_metrics().stage_seconds[Stage.FETCH].buckets[INFINITY] == ended(jobs) == 1
+    assert jobs.service.monitoring.job_metrics().stage_seconds[Stage.FETCH].buckets[INFINITY] == ended(jobs) == 1
 
 
 def test_a_job_that_the_reaper_gives_up_counts_once(jobs: Connection, post: Callable[..., str]) -> None:
@@ -117,21 +121,21 @@ def test_a_job_that_ends_while_the_broker_is_down_ends_all_the_same_and_counts_l
     time.sleep(jobs.settings.lease_seconds + 0.1)
     jobs.reconciler.reconcile()
     assert counted(jobs) == {("failed", "not-chest-ct"): 1}
-    assert jobs.status.job_metrics().stage_seconds[Stage.READ].buckets[INFINITY] == 0
+    assert jobs.service.monitoring.job_metrics().stage_seconds[Stage.READ].buckets[INFINITY] == 0
     down.close()
 
 
 def test_bounds_of_another_version_go_into_the_next_of_ours(jobs: Connection, server: redis.Redis) -> None:
-    server.hset(FIGURES, mapping={"stage:read:le:3": 2, "stage:read:le:99999": 1, "stage:read:ms": 1500})
-    read = jobs.status.job_metrics().stage_seconds[Stage.READ]
+    server.hset(METRICS, mapping={"stage:read:le:3": 2, "stage:read:le:99999": 1, "stage:read:ms": 1500})
+    read = jobs.service.monitoring.job_metrics().stage_seconds[Stage.READ]
     assert (read.buckets[2.5], read.buckets[5.0], read.buckets[1800.0], read.buckets[INFINITY]) == (0, 2, 2, 3)
     assert read.sum_seconds == 1.5
 
 
 def test_workers_say_how_they_are_until_they_fall_silent(jobs: Connection) -> None:
     worker_stats = WorkerStats(peak_memory_bytes=5, gpu_memory_used_bytes=2, gpu_memory_total_bytes=3)
-    jobs.worker.announce("host:1", 0.3, worker_stats=worker_stats)
-    jobs.worker.announce("host:2", 30)
-    assert jobs.status.job_metrics().workers == {"host:1": worker_stats}
+    jobs.worker.workers.announce("host:1", 0.3, worker_stats=worker_stats)
+    jobs.worker.workers.announce("host:2", 30)
+    assert jobs.service.monitoring.job_metrics().workers == {"host:1": worker_stats}
     time.sleep(0.4)
-    assert jobs.status.job_metrics().workers == {}
+    assert jobs.service.monitoring.job_metrics().workers == {}

@@ -80,7 +80,7 @@ def test_a_job_that_was_cancelled_while_the_broker_was_away_is_shown_so_when_it_
 
     with monkeypatch.context() as outage:
         outage.setattr(jobs.backends.live, "put", away)
-        outage.setattr(jobs.backends.live, "_looked", away)
+        outage.setattr(jobs.backends.live, "_read", away)
         assert jobs.service.cancel(job_id).status == JobStatus.CANCELLED
     live = jobs.backends.live
     deadline = time.monotonic() + 10

@@ -171,7 +171,7 @@ def test_a_job_that_ended_unseen_stays_ended_once_the_broker_is_back(
 
     with monkeypatch.context() as outage:
         outage.setattr(jobs.backends.live, "put", away)
-        outage.setattr(jobs.backends.live, "_looked", away)
+        outage.setattr(jobs.backends.live, "_read", away)
         jobs.worker.fail(lease, JobError(type="/problems/x", title=".", detail=".", retryable=False))
         assert jobs.service.get(job_id).status == JobStatus.FAILED
     live = jobs.backends.live.get(job_id)

@@ -1,0 +1,58 @@
+"""Where everything lies in the object store.
+
+```
+jobs/{id}/job.json                  created once: the job is accepted
+jobs/{id}/input                     the upload, written before job.json
+jobs/{id}/attempts/{n}/claim.json   created once, before the work: attempt n has begun
+jobs/{id}/attempts/{n}/ended.json   created once: attempt n ended without an outcome and may publish none
+jobs/{id}/attempts/{n}/report.json  and the masks, named as in `MaskName`
+jobs/{id}/manifest.json             created once: the outcome
+jobs/{id}/callbacks/{round}/{n}.json        created once: an attempt to tell of it
+jobs/{id}/callbacks/{round}/asked.json      a redelivery was asked for; round 1 needs no asking
+jobs/{id}/cancel.json               someone asked to stop
+jobs/{id}/purged.json               a tombstone; all other blobs are gone
+callbacks/disabled/{sha256 of the url}.json the receiver answered 410 and wants no more
+idempotency/{sha256 of the key}/{n}.json    the job that a request with this key means to make (`idempotency`)
+idempotency-batches/{sha256 of the key}.json  the batch that a key made
+batches/{id}/pending-{id}.json      the records of its jobs, until all are accepted
+batches/{id}/batch.json             created once: many scans in one call (`batches`)
+uploads/{id}/upload.json            a scan that comes in parts, before there is a job
+uploads/{id}/parts/{n}              in a folder; S3 keeps parts where no listing shows them
+uploads/{id}/scan                   all parts, joined
+uploads/{id}/completed.json         created once: a job may take the scan
+```
+"""
+
+import hashlib
+from typing import Final
+
+from jobs.errors import JobNotFoundError
+from jobs.states import is_id
+
+JOBS: Final = "jobs/"
+UPLOADS: Final = "uploads/"
+BATCHES: Final = "batches/"
+
+
+def job_key(job_id: str, name: str) -> str:
+    """Raises JobNotFoundError: what a client sent as an id is none."""
+    if not is_id(job_id):
+        raise JobNotFoundError(job_id)
+    return f"{JOBS}{job_id}/{name}"
+
+
+def attempt_key(job_id: str, attempt: int, name: str) -> str:
+    return job_key(job_id, f"attempts/{attempt}/{name}")
+
+
+def upload_key(upload_id: str, name: str) -> str:
+    return f"{UPLOADS}{upload_id}/{name}"
+
+
+def batch_key(batch_id: str, name: str) -> str:
+    return f"{BATCHES}{batch_id}/{name}"
+
+
+def hashed(text: str) -> str:
+    """What a client sent, as a part of a key."""
+    return hashlib.sha256(text.encode()).hexdigest()
