@@ -84,7 +84,7 @@ async def create_batch(
     you have the 202, all of them survive restarts.
     """
     # First, so that a broker that is down costs the client no upload.
-    await run_sync(jobs.check_broker)
+    await run_sync(jobs.monitoring.ping)
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise ApiError(problems.UNSUPPORTED_CONTENT_TYPE, "send application/json")
     require_length(request, MAX_BATCH_BYTES)
@@ -166,7 +166,7 @@ def _job_record(jobs: JobService, item: BatchItemSubmission, addresses: Addresse
         upload_id = item.source.upload_id
         # Looked at before the upload is taken: one that is no scan stays, and can be aborted.
         require_scan(jobs.uploads.head(upload_id, HEAD_BYTES))
-        scan = jobs.take_upload(upload_id, job_id)
+        scan = jobs.uploads.copy_input(upload_id, job_id)
     elif is_allowed(item.source.url, jobs.settings.source_allowlist):
         scan = InputInfo(source=item.source)
     else:

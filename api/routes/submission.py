@@ -208,7 +208,7 @@ class _Submission:
     async def submit(self, key: str | None, slot: UploadSlot | None) -> _Accepted:
         """The new job, or the one that the first request with `key` made. A form comes in the turns of its `place`."""
         # First, so that a broker that is down (503) costs the client no upload: without it no job can be accepted.
-        await run_sync(self._jobs.check_broker)
+        await run_sync(self._jobs.monitoring.ping)
         # Then all that can be refused by the headers, before a byte of the body is read: a scan may take minutes.
         if self._media_type not in ("multipart/form-data", "application/json"):
             raise ApiError(problems.UNSUPPORTED_CONTENT_TYPE, "send multipart/form-data or application/json")
@@ -266,7 +266,8 @@ class _Submission:
             if not job_id:
                 return _record(job_id, InputInfo(), submission, upload_id)
             require_scan(await run_sync(self._jobs.uploads.head, upload_id, HEAD_BYTES))
-            return _record(job_id, await run_sync(self._jobs.take_upload, upload_id, job_id), submission, upload_id)
+            scan = await run_sync(self._jobs.uploads.copy_input, upload_id, job_id)
+            return _record(job_id, scan, submission, upload_id)
         if not is_allowed(submission.source.url, self._jobs.settings.source_allowlist):
             raise ApiError(problems.SOURCE_NOT_ALLOWED, "the operator has not allowed this address")
         return _record(job_id, InputInfo(source=submission.source), submission)
