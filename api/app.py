@@ -62,9 +62,8 @@ def create_app(settings: ApiSettings | None = None, jobs: Connection | None = No
     if jobs is not None:
         _use(app, jobs)
     # The router tries its routes in this order, so polls, which are most of the requests, come first.
-    routers = [
-        module.router for module in (job_routes, submission, batches, uploads, events, callbacks, results, service)
-    ]
+    modules = (job_routes, submission, batches, uploads, events, callbacks, results, service)
+    routers = [module.router for module in modules]
     app.state.routes = [route for router in routers for route in router.routes]
     for router in routers:
         app.include_router(router)

@@ -39,7 +39,11 @@ def signers(settings: JobsSettings) -> list[Webhook]:
     """
     if settings.callback_secrets is not None:
         return [Webhook(secret) for secret in settings.callback_secrets.get_secret_value().split()]
-    return [Webhook(read_or_make_secret(settings.data_dir / SECRET_FILE, _new_secret))]
+
+    def new_secret() -> str:
+        return f"whsec_{b64encode(secrets.token_bytes(SECRET_BYTES)).decode()}"
+
+    return [Webhook(read_or_make_secret(settings.data_dir / SECRET_FILE, new_secret))]
 
 
 def compose(delivery: Delivery, signed_by: Sequence[Webhook], now: datetime, traceparent: str | None = None) -> Message:
@@ -80,7 +84,3 @@ def event_of(delivery: Delivery) -> dict[str, Any]:
             "links": links,
         },
     }
-
-
-def _new_secret() -> str:
-    return f"whsec_{b64encode(secrets.token_bytes(SECRET_BYTES)).decode()}"

@@ -75,7 +75,15 @@ class Sender:
         """Until `stop` is set and all that is under way has ended."""
         signed_by = await asyncio.to_thread(signers, self._settings)
         settings = self._settings
-        async with new_client(settings.callback_concurrency, settings.callback_timeout_seconds) as client:
+        # No connection is kept between messages: receivers are many and messages few.
+        limits = httpx.Limits(max_connections=settings.callback_concurrency, max_keepalive_connections=0)
+        async with httpx.AsyncClient(
+            # No redirects: the operator allowed this address, and a redirect would lead to one that nobody allowed.
+            follow_redirects=False,
+            timeout=settings.callback_timeout_seconds,
+            limits=limits,
+            headers={"user-agent": "Lobewise"},
+        ) as client:
             while not stop.is_set():
                 free = settings.callback_concurrency - len(self._under_way)
                 due: list[str] = []
@@ -141,18 +149,6 @@ class Sender:
         log.info(
             "job %s: callback %d.%d %s (%s)", delivery.record.id, delivery.round, delivery.number, attempt.outcome, said
         )
-
-
-USER_AGENT: Final = "Lobewise"
-
-
-def new_client(connections: int, timeout_seconds: float) -> httpx.AsyncClient:
-    """Keeps no connection open between messages: receivers are many and messages few."""
-    limits = httpx.Limits(max_connections=connections, max_keepalive_connections=0)
-    # No redirects: the operator allowed this address, and a redirect would lead to one that nobody allowed.
-    return httpx.AsyncClient(
-        follow_redirects=False, timeout=timeout_seconds, limits=limits, headers={"user-agent": USER_AGENT}
-    )
 
 
 async def send(client: httpx.AsyncClient, url: str, message: Message, timeout_seconds: float) -> Answer:

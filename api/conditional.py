@@ -1,8 +1,7 @@
 """Conditional requests and ranges (RFC 9110, sections 13 and 14)."""
 
 import re
-from datetime import datetime
-from email.utils import format_datetime, parsedate_to_datetime
+from email.utils import parsedate_to_datetime
 from typing import Final
 
 from api.errors import ApiError
@@ -23,10 +22,6 @@ def is_known(etag: str, if_none_match: str | None) -> bool:
     if if_none_match is None:
         return False
     return if_none_match.strip() == "*" or etag in _TAG.findall(if_none_match)
-
-
-def http_date(moment: datetime) -> str:
-    return format_datetime(moment, usegmt=True)
 
 
 def range_applies(if_range: str | None, etag: str, last_modified: str) -> bool:

@@ -7,7 +7,7 @@ The errors of `jobs` name their problem themselves. Everything else is a fault, 
 inside.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -93,44 +93,33 @@ def problem_of(error: ApiError | JobsError) -> ProblemType:
     return error.problem
 
 
-def problem_response(
-    request: Request,
-    problem: ProblemType,
-    detail: str,
-    *,
-    evidence: Mapping[str, Any] | None = None,
-    errors: Sequence[FieldError] = (),
-    headers: Mapping[str, str] | None = None,
-) -> JSONResponse:
+def problem_response(request: Request, error: ApiError) -> JSONResponse:
+    problem = error.problem
     body = Problem(
         type=problem.uri,
         title=problem.title,
         status=problem.status or 500,
-        detail=detail,
+        detail=error.detail,
         instance=quote(request.url.path),
         retryable=problem.retryable,
-        evidence=dict(evidence or {}),
-        errors=list(errors),
+        evidence=error.evidence,
+        errors=error.errors,
     )
-    retry = {}
-    if problem.retryable:
-        is_in_flight = problem is problems.IDEMPOTENCY_IN_FLIGHT
-        seconds = IN_FLIGHT_SECONDS if is_in_flight else request.app.state.settings.unavailable_seconds
-        retry = {"Retry-After": str(seconds)}
-    return JSONResponse(
-        body.model_dump(mode="json"), body.status, headers={**retry, **(headers or {})}, media_type=MEDIA_TYPE
-    )
+    is_in_flight = problem is problems.IDEMPOTENCY_IN_FLIGHT
+    seconds = IN_FLIGHT_SECONDS if is_in_flight else request.app.state.settings.unavailable_seconds
+    retry = {"Retry-After": str(seconds)} if problem.retryable else {}
+    return JSONResponse(body.model_dump(mode="json"), body.status, retry | error.headers, MEDIA_TYPE)
 
 
 def internal_error(request: Request) -> Response:
     """The answer to a fault of the service. Says nothing of the inside."""
-    return problem_response(request, problems.INTERNAL_ERROR, "The fault has been logged.")
+    return problem_response(request, ApiError(problems.INTERNAL_ERROR, "The fault has been logged."))
 
 
 def install(app: FastAPI) -> None:
     """Answer every error of `app` with a problem."""
     handlers: dict[type[Exception], Callable[[Request, Any], Response]] = {
-        ApiError: _on_api_error,
+        ApiError: problem_response,
         JobsError: _on_jobs_error,
         RequestValidationError: _on_validation_error,
         HTTPException: _on_http_exception,
@@ -139,26 +128,20 @@ def install(app: FastAPI) -> None:
         app.add_exception_handler(kind, handler)
 
 
-def _on_api_error(request: Request, error: ApiError) -> Response:
-    return problem_response(
-        request, error.problem, error.detail, evidence=error.evidence, errors=error.errors, headers=error.headers
-    )
-
-
 def _on_jobs_error(request: Request, error: JobsError) -> Response:
     problem = problem_of(error)
     if isinstance(error, InvalidCursorError):
-        return _on_api_error(request, invalid_parameter("/query/cursor", str(error) or "not a cursor"))
+        return problem_response(request, invalid_parameter("/query/cursor", str(error) or "not a cursor"))
     # What a broken part says of itself is for the log: it may name hosts of the inside.
     detail = problem.meaning if problem.retryable else str(error)
-    return problem_response(request, problem, detail or problem.meaning, evidence=error.evidence)
+    return problem_response(request, ApiError(problem, detail or problem.meaning, evidence=error.evidence))
 
 
 def _on_validation_error(request: Request, error: RequestValidationError) -> Response:
     # An id in the path that cannot be one leads to a page that does not exist.
     if any(e["loc"][0] == "path" for e in error.errors()):
-        return problem_response(request, problems.NOT_FOUND, problems.NOT_FOUND.meaning)
-    return _on_api_error(request, invalid_parameters(*field_errors(error)))
+        return problem_response(request, ApiError(problems.NOT_FOUND, problems.NOT_FOUND.meaning))
+    return problem_response(request, invalid_parameters(*field_errors(error)))
 
 
 def _on_http_exception(request: Request, error: HTTPException) -> Response:
@@ -171,4 +154,4 @@ def _on_http_exception(request: Request, error: HTTPException) -> Response:
         routes = [route for route in request.app.state.routes if route.matches(request.scope)[0] is not Match.NONE]
         methods = {method for route in routes for method in getattr(route, "methods", None) or ()}
         headers["Allow"] = ", ".join(sorted(methods))
-    return problem_response(request, problem, problem.meaning, headers=headers)
+    return problem_response(request, ApiError(problem, problem.meaning, headers=headers))

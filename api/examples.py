@@ -1,13 +1,15 @@
 """One made-up scan, told through every example of the OpenAPI document."""
 
-import json
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from api.dependencies import Addresses
 from api.schemas import MaskAddress
-from api.views import batch_view, job_view, report_view, upload_view
+from api.sse import RETRY, written
+from api.views import as_json, batch_view, job_view, report_view, upload_view
+from jobs import problems
 from jobs.batches import BatchCounts, BatchItem, BatchRecord
+from jobs.live.events import JobEvent
 from jobs.models import (
     Callback,
     CallbackAttempt,
@@ -41,17 +43,12 @@ BATCH_ID: Final = "01935f3a-7c1e-7b6a-9d53-2f1c7e0a4b77"
 SHA256: Final = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 REVISION: Final = "5d41402abc4b2a76"
 CURSOR: Final = "MDE5MzVmM2E"
-MODELS: Final = [
-    ModelProvenance(
-        name="landmarks", version="1", sha256="2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae"
-    ),
-    ModelProvenance(
-        name="lungs", version="1", sha256="fcde2b2edba56bf408601fb721fe9b5c338d10ee429ea04fae5511b68fbf8fb9"
-    ),
-    ModelProvenance(
-        name="lesions", version="1", sha256="baa5a0964d3320fbc0c6a922140453c8513ea24ab8fd0577034804a967248096"
-    ),
-]
+_WEIGHTS: Final = {
+    "landmarks": "2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae",
+    "lungs": "fcde2b2edba56bf408601fb721fe9b5c338d10ee429ea04fae5511b68fbf8fb9",
+    "lesions": "baa5a0964d3320fbc0c6a922140453c8513ea24ab8fd0577034804a967248096",
+}
+MODELS: Final = [ModelProvenance(name=name, version="1", sha256=sha256) for name, sha256 in _WEIGHTS.items()]
 SEVERITY: Final = SeverityScores(
     percent_opacity=12.3,
     percent_opacity_range=PercentRange(low=10.8, high=14.1),
@@ -59,12 +56,8 @@ SEVERITY: Final = SeverityScores(
     lung_severity_score=5,
     lung_high_opacity_score=2,
 )
-FAILURE: Final = JobError(
-    type="/problems/lungs-not-found",
-    title="No lungs were found in the scan",
-    detail="The segmentation found 0.1 ml of lung.",
-    retryable=False,
-    evidence={"lung_volume_ml": 0.1},
+FAILURE: Final = JobError.of(
+    problems.BY_SLUG["lungs-not-found"], "The segmentation found 0.1 ml of lung.", {"lung_volume_ml": 0.1}
 )
 
 
@@ -196,22 +189,13 @@ _ATTEMPTS: Final = [
         next_attempt_at=_moment(52),
     ),
     CallbackAttempt(
-        round=1,
-        number=2,
-        started_at=_moment(52),
-        seconds=0.081,
-        outcome=CallbackOutcome.DELIVERED,
-        http_status=204,
+        round=1, number=2, started_at=_moment(52), seconds=0.081, outcome=CallbackOutcome.DELIVERED, http_status=204
     ),
 ]
 _RECEIVER: Final = "https://pacs.example/lobewise/finished"
 _CALLBACKS: Final = {
     "pending": Callback(
-        job_id=JOB_ID,
-        url=_RECEIVER,
-        status=CallbackStatus.PENDING,
-        next_attempt_at=_moment(52),
-        attempts=_ATTEMPTS[:1],
+        job_id=JOB_ID, url=_RECEIVER, status=CallbackStatus.PENDING, next_attempt_at=_moment(52), attempts=_ATTEMPTS[:1]
     ),
     "delivered": Callback(job_id=JOB_ID, url=_RECEIVER, status=CallbackStatus.DELIVERED, attempts=_ATTEMPTS),
 }
@@ -219,26 +203,24 @@ _CALLBACKS: Final = {
 
 def job_examples(*states: JobState) -> dict[str, Any]:
     return {
-        state.status.value: {"summary": f"a {state.status.value} job", "value": _json(job_view(state, ADDRESSES))}
+        state.status.value: {"summary": f"a {state.status.value} job", "value": as_json(job_view(state, ADDRESSES))}
         for state in states
     }
 
 
 def event_example() -> str:
     """Two events as they travel."""
-    jobs = (json.dumps(_json(job_view(state, ADDRESSES))) for state in (RUNNING, SUCCEEDED))
-    events = (f"id: {1_772_444_709_000 + 3000 * n}-0\nevent: job\ndata: {job}\n\n" for n, job in enumerate(jobs))
-    return "".join(("retry: 3000\n\n", *events))
+    events = (JobEvent("1772444709000-0", RUNNING), JobEvent("1772444712000-0", SUCCEEDED))
+    return RETRY + "".join(written(event, ADDRESSES) for event in events)
 
 
 def report_example() -> Any:
-    return _json(report_view(REPORT, ADDRESSES))
+    return as_json(report_view(REPORT, ADDRESSES))
 
 
 def upload_examples(*names: str) -> dict[str, Any]:
-    return {
-        name: {"summary": f"an {name} upload", "value": _json(upload_view(_UPLOADS[name], ADDRESSES))} for name in names
-    }
+    views = {name: upload_view(_UPLOADS[name], ADDRESSES) for name in names}
+    return {name: {"summary": f"an {name} upload", "value": as_json(view)} for name, view in views.items()}
 
 
 BATCH_REQUEST: Final = {
@@ -250,39 +232,22 @@ BATCH_REQUEST: Final = {
 
 
 def batch_examples() -> dict[str, Any]:
-    record = BatchRecord(
-        id=BATCH_ID,
-        created_at=_moment(0),
-        items=[
-            BatchItem(job_id=JOB_ID),
-            BatchItem(
-                error=JobError(
-                    type="/problems/upload-not-found",
-                    title="There is no such upload",
-                    detail="there is no such upload, or no longer",
-                    retryable=False,
-                )
-            ),
-        ],
-    )
+    refusal = JobError.of(problems.UPLOAD_NOT_FOUND, "there is no such upload, or no longer", {})
+    items = [BatchItem(job_id=JOB_ID), BatchItem(error=refusal)]
+    record = BatchRecord(id=BATCH_ID, created_at=_moment(0), items=items)
     counts = BatchCounts({status: int(status is JobStatus.SUCCEEDED) for status in JobStatus}, purged=0, refused=1)
     view = batch_view(record, counts, [SUCCEEDED, None], 0, ADDRESSES)
-    return {"batch": {"summary": "one has succeeded, one was refused", "value": _json(view)}}
+    return {"batch": {"summary": "one has succeeded, one was refused", "value": as_json(view)}}
 
 
 def callback_examples(*names: str) -> dict[str, Any]:
-    return {name: {"summary": f"a {name} callback", "value": _json(_CALLBACKS[name])} for name in names}
+    return {name: {"summary": f"a {name} callback", "value": as_json(_CALLBACKS[name])} for name in names}
 
 
 def mask_address_example() -> Any:
-    return _json(
-        MaskAddress(url=ADDRESSES.job(JOB_ID, "masks", "lungs"), expires_at=None, size_bytes=52_113, sha256=SHA256)
-    )
+    url = ADDRESSES.job(JOB_ID, "masks", "lungs")
+    return as_json(MaskAddress(url=url, expires_at=None, size_bytes=52_113, sha256=SHA256))
 
 
 def list_example() -> Any:
-    return {"items": [_json(job_view(SUCCEEDED, ADDRESSES))], "next_cursor": CURSOR}
-
-
-def _json(model: Any) -> Any:
-    return model.model_dump(mode="json", by_alias=True)
+    return {"items": [as_json(job_view(SUCCEEDED, ADDRESSES))], "next_cursor": CURSOR}

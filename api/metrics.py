@@ -44,19 +44,13 @@ class Metrics:
 
     def watch_streams(self, count: Callable[[], int]) -> None:
         """Add how many streams of events are open."""
-        gauge = Gauge("lobewise_event_streams", "Streams of events that are open", registry=self.registry)
-        gauge.set_function(count)
+        self._add_gauge("lobewise_event_streams", "Streams of events that are open", count)
 
     def watch_uploads(self, count: Callable[[], int], bytes_per_second: Callable[[], float]) -> None:
         """Add how many scans are on their way in, and how fast they may come."""
-        gauge = Gauge("lobewise_uploads", "Scans on their way in", registry=self.registry)
-        gauge.set_function(count)
-        rate = Gauge(
-            "lobewise_upload_limit_bytes_per_second",
-            "How fast scans may come in together while others ask for something; +Inf while nobody does",
-            registry=self.registry,
-        )
-        rate.set_function(bytes_per_second)
+        self._add_gauge("lobewise_uploads", "Scans on their way in", count)
+        meaning = "How fast scans may come in together while others ask for something; +Inf while nobody does"
+        self._add_gauge("lobewise_upload_limit_bytes_per_second", meaning, bytes_per_second)
 
     def watch(self, jobs: JobService) -> None:
         """Add what the jobs themselves know, asked for at each scrape."""
@@ -68,6 +62,9 @@ class Metrics:
 
     def text(self) -> bytes:
         return generate_latest(self.registry)
+
+    def _add_gauge(self, name: str, meaning: str, value: Callable[[], float]) -> None:
+        Gauge(name, meaning, registry=self.registry).set_function(value)
 
 
 class _JobsCollector(Collector):
@@ -89,56 +86,36 @@ class _JobsCollector(Collector):
                 jobs = GaugeMetricFamily("lobewise_jobs", "Jobs by status", labels=["status"])
                 yield _filled(jobs, self._jobs.monitoring.counts())
                 waiting = GaugeMetricFamily("lobewise_queue_jobs", "Jobs that wait for a worker", labels=["priority"])
-                oldest = GaugeMetricFamily(
-                    "lobewise_queue_oldest_seconds",
-                    "How long the first of the waiting jobs has waited",
-                    labels=["priority"],
-                )
+                meaning = "How long the first of the waiting jobs has waited"
+                oldest = GaugeMetricFamily("lobewise_queue_oldest_seconds", meaning, labels=["priority"])
                 queues = self._jobs.monitoring.queues()
                 yield _filled(waiting, {priority: queue.waiting for priority, queue in queues.items()})
                 yield _filled(oldest, {priority: queue.oldest_seconds for priority, queue in queues.items()})
-                yield from self._callback_metrics()
+                backlog = self._jobs.callbacks.schedule.backlog()
+                meaning = "Callbacks to make, now or later"
+                yield GaugeMetricFamily("lobewise_callbacks_pending", meaning, value=backlog.pending)
+                meaning = "For how long the first callback that is due has been"
+                yield GaugeMetricFamily("lobewise_callbacks_overdue_seconds", meaning, value=backlog.overdue_seconds)
+                meaning = "Attempts at callbacks, by how they ended"
+                attempts = CounterMetricFamily("lobewise_callback_attempts", meaning, labels=["outcome"])
+                yield _filled(attempts, self._jobs.callbacks.schedule.outcomes())
                 yield from self._job_metrics()
-
-    def _callback_metrics(self) -> Iterator[Metric]:
-        backlog = self._jobs.callbacks.schedule.backlog()
-        yield GaugeMetricFamily("lobewise_callbacks_pending", "Callbacks to make, now or later", value=backlog.pending)
-        yield GaugeMetricFamily(
-            "lobewise_callbacks_overdue_seconds",
-            "For how long the first callback that is due has been",
-            value=backlog.overdue_seconds,
-        )
-        attempts = CounterMetricFamily(
-            "lobewise_callback_attempts", "Attempts at callbacks, by how they ended", labels=["outcome"]
-        )
-        yield _filled(attempts, self._jobs.callbacks.schedule.outcomes())
 
     def _job_metrics(self) -> Iterator[Metric]:
         """What the workers did; they count in Redis, so every gateway shows the same."""
         job_metrics = self._jobs.monitoring.job_metrics()
-        finished = CounterMetricFamily(
-            "lobewise_jobs_finished",
-            "Jobs by how they ended and, if they failed, why",
-            labels=["outcome", "problem"],
-        )
+        meaning = "Jobs by how they ended and, if they failed, why"
+        finished = CounterMetricFamily("lobewise_jobs_finished", meaning, labels=["outcome", "problem"])
         for (outcome, problem), count in job_metrics.finished.items():
             finished.add_metric([outcome, problem], count)
         running = GaugeMetricFamily("lobewise_running_jobs", "Jobs that a worker has, by stage", labels=["stage"])
         for stage, count in job_metrics.running.items():
             running.add_metric([stage or "none"], count)
         yield from (finished, running)
-        yield _histogram(
-            "lobewise_stage_seconds",
-            "What each stage took, in the attempt that ended its job",
-            "stage",
-            job_metrics.stage_seconds,
-        )
-        yield _histogram(
-            "lobewise_job_seconds",
-            "Time from a job's acceptance to its end",
-            "priority",
-            job_metrics.job_seconds,
-        )
+        meaning = "What each stage took, in the attempt that ended its job"
+        yield _histogram("lobewise_stage_seconds", meaning, "stage", job_metrics.stage_seconds)
+        meaning = "Time from a job's acceptance to its end"
+        yield _histogram("lobewise_job_seconds", meaning, "priority", job_metrics.job_seconds)
         # What nobody can tell, such as the GPU of a worker without one, is left out.
         for field, (name, meaning) in _WORKER_GAUGES.items():
             gauge = GaugeMetricFamily(name, meaning, labels=["worker"])

@@ -29,8 +29,6 @@ _SAFE_HEADERS: Final = {
     "Referrer-Policy": "no-referrer",
     "X-Frame-Options": "DENY",
 }
-
-
 #: A client may send any word as a method; as a label each would be a time series of its own.
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 #: Asked every few seconds, by machines: not traced, and nothing that scans must give way to.

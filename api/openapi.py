@@ -1,6 +1,5 @@
 """Completes the OpenAPI document: what FastAPI cannot see, such as problems, headers and streamed bodies."""
 
-from collections.abc import Iterable
 from typing import Any, Final
 
 from fastapi import FastAPI
@@ -90,6 +89,22 @@ _UPLOAD: Final = {
 }
 
 
+#: Of each operation that reads JSON.
+JSON_BODY_PROBLEMS: Final = (
+    problems.MALFORMED_REQUEST,
+    problems.REQUEST_TIMEOUT,
+    problems.UPLOAD_TOO_LARGE,
+    problems.UNSUPPORTED_CONTENT_TYPE,
+    problems.INVALID_PARAMETERS,
+)
+
+
+def json_body(schema: str, examples: dict[str, Any]) -> dict[str, Any]:
+    """The body of an operation that reads it itself, since FastAPI holds bodies of any length in memory."""
+    content = {"schema": {"$ref": f"#/components/schemas/{schema}"}, "examples": examples}
+    return {"requestBody": {"required": True, "content": {"application/json": content}}}
+
+
 def headers(*names: str) -> dict[str, Any]:
     return {name: {"schema": {"type": "string"}, **_HEADERS[name]} for name in names}
 
@@ -105,14 +120,10 @@ def file_answer(description: str, *header_names: str) -> dict[str, Any]:
     return {"description": description, "headers": headers(*header_names), "content": content}
 
 
-def links(*operation_ids: str) -> dict[str, Any]:
-    """What can be done next with the job that an answer holds."""
-    return _links("job_id", operation_ids)
-
-
-def upload_links(*operation_ids: str) -> dict[str, Any]:
-    """What can be done next with the upload that an answer holds."""
-    return _links("upload_id", operation_ids)
+def links(*operation_ids: str, parameter: str = "job_id") -> dict[str, Any]:
+    """What can be done next with the job, or the upload, that an answer holds."""
+    parameters = {parameter: "$response.body#/id"}
+    return {name: {"operationId": name, "parameters": parameters} for name in operation_ids}
 
 
 def not_modified(*header_names: str) -> dict[str, Any]:
@@ -158,8 +169,7 @@ def install(app: FastAPI) -> None:
             schemas = document["components"]["schemas"]
             for model in (Problem, SourceSubmission, UploadedSubmission, BatchSubmission, UploadRequest):
                 schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-                schemas_of = {**schema.pop("$defs", {}), model.__name__: schema}
-                schemas.update(schemas_of)
+                schemas.update({**schema.pop("$defs", {}), model.__name__: schema})
             schemas["UploadSubmission"] = _UPLOAD
             for unused in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(unused, None)
@@ -187,8 +197,3 @@ def install(app: FastAPI) -> None:
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way
-
-
-def _links(parameter: str, operation_ids: Iterable[str]) -> dict[str, Any]:
-    parameters = {parameter: "$response.body#/id"}
-    return {name: {"operationId": name, "parameters": parameters} for name in operation_ids}

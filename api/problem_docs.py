@@ -41,7 +41,6 @@ refused by a JSON pointer into the request. Every `type` is also the address of 
 A scan that cannot be scored is no error of a call: `GET /v1/jobs/{job_id}` answers 200, the job's `status` is `failed`,
 and its `error` holds the problem without `status` and `instance`.
 """
-_HEADINGS: Final = {True: "## Answers to calls", False: "## Why a job failed"}
 
 
 def html_page(problem: ProblemType) -> str:
@@ -49,7 +48,7 @@ def html_page(problem: ProblemType) -> str:
         title=escape(problem.title),
         uri=escape(problem.uri),
         where=_where(problem),
-        retryable=_retryable(problem),
+        retryable="may succeed later" if problem.retryable else "will not succeed unchanged",
         meaning=escape(problem.meaning),
         remedy=escape(problem.remedy),
     )
@@ -58,7 +57,7 @@ def html_page(problem: ProblemType) -> str:
 def markdown() -> str:
     """All of `docs/problems.md`."""
     parts = [_INTRODUCTION]
-    for answers_calls, heading in _HEADINGS.items():
+    for answers_calls, heading in ((True, "## Answers to calls"), (False, "## Why a job failed")):
         parts.append(f"{heading}\n")
         parts.extend(
             f"### `{problem.slug}`\n\n**{problem.title}.** {_where(problem)}{', retryable' * problem.retryable}.\n\n"
@@ -71,10 +70,6 @@ def markdown() -> str:
 
 def _where(problem: ProblemType) -> str:
     return f"HTTP {problem.status}" if problem.status else "Inside a failed job"
-
-
-def _retryable(problem: ProblemType) -> str:
-    return "may succeed later" if problem.retryable else "will not succeed unchanged"
 
 
 if __name__ == "__main__":

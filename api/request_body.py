@@ -3,9 +3,9 @@
 import hashlib
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Final, Protocol, TypeVar
+from typing import Final, Literal, Protocol, TypeVar
 
 import anyio
 from fastapi import Request
@@ -31,35 +31,26 @@ MAX_BOUNDARY_BYTES: Final = 70
 
 
 @dataclass(frozen=True)
-class PartBegin:
-    """A form field begins. A file's name is not kept: it may carry the patient's."""
+class PartEvent:
+    """A part of a form begins, goes on or ends. A file's own name is not kept: it may carry the patient's.
+
+    Attributes:
+        name: of the form's field.
+        data: a view of what was fed, not a copy.
+    """
 
     name: str
+    kind: Literal["begin", "data", "end"]
+    data: Chunk = b""
 
 
-@dataclass(frozen=True)
-class PartData:
-    """A view of what was fed, not a copy."""
-
-    data: memoryview
-
-
-@dataclass(frozen=True)
-class PartEnd:
-    pass
-
-
-Event = PartBegin | PartData | PartEnd
-
-
-def boundary_of(content_type: str) -> bytes:
-    """Raises ApiError (malformed-request): there is none, or none that could be."""
-    _, options = parse_options_header(content_type)
+def boundary_of(request: Request) -> bytes:
+    """What parts a form. Raises ApiError (malformed-request): there is none, or none that could be."""
+    _, options = parse_options_header(request.headers.get("content-type", ""))
     boundary = options.get(b"boundary", b"")
     if not 0 < len(boundary) <= MAX_BOUNDARY_BYTES:
-        raise ApiError(
-            problems.MALFORMED_REQUEST, "the Content-Type of a form must name its boundary, of 1 to 70 characters"
-        )
+        detail = "the Content-Type of a form must name its boundary, of 1 to 70 characters"
+        raise ApiError(problems.MALFORMED_REQUEST, detail)
     return boundary
 
 
@@ -67,7 +58,8 @@ class MultipartReader:
     """Feed it the body as it comes; each call returns what happened in it."""
 
     def __init__(self, boundary: bytes) -> None:
-        self._events: list[Event] = []
+        self._events: list[PartEvent] = []
+        self._name = ""
         self._header_name = b""
         self._header_value = b""
         self._disposition = b""
@@ -87,7 +79,7 @@ class MultipartReader:
             },
         )
 
-    def feed(self, chunk: bytes) -> Iterable[Event]:
+    def feed(self, chunk: bytes) -> Iterable[PartEvent]:
         """Raises ApiError (malformed-request): this is no form."""
         try:
             self._parser.write(chunk)
@@ -122,13 +114,14 @@ class MultipartReader:
         kind, options = parse_options_header(self._disposition)
         if kind != b"form-data" or b"name" not in options:
             raise ApiError(problems.MALFORMED_REQUEST, "a part of the form has no name")
-        self._events.append(PartBegin(options[b"name"].decode("utf-8", errors="replace")))
+        self._name = options[b"name"].decode("utf-8", errors="replace")
+        self._events.append(PartEvent(self._name, "begin"))
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
-        self._events.append(PartData(memoryview(data)[start:end]))
+        self._events.append(PartEvent(self._name, "data", memoryview(data)[start:end]))
 
     def _on_part_end(self) -> None:
-        self._events.append(PartEnd())
+        self._events.append(PartEvent(self._name, "end"))
 
     def _on_end(self) -> None:
         self._ended = True
@@ -153,15 +146,13 @@ def require_scan(head: bytes) -> None:
     if head.startswith(_ARCHIVES):
         return
     if head[128:132] == b"DICM":
-        raise ApiError(
-            problems.UNSUPPORTED_FORMAT, "this is a single DICOM file: send all slices of the series in one zip file"
-        )
+        detail = "this is a single DICOM file: send all slices of the series in one zip file"
+        raise ApiError(problems.UNSUPPORTED_FORMAT, detail)
     if head.startswith(b"NRRD") or _METAIMAGE.match(head) or _has_magic(head, _NIFTI_MAGIC):
         return
     if _has_magic(head, _DETACHED_MAGIC):
-        raise ApiError(
-            problems.UNSUPPORTED_FORMAT, "this is a NIfTI header without its pixels: send a .nii or .nii.gz file"
-        )
+        detail = "this is a NIfTI header without its pixels: send a .nii or .nii.gz file"
+        raise ApiError(problems.UNSUPPORTED_FORMAT, detail)
     raise ApiError(problems.UNSUPPORTED_FORMAT, "the file does not begin as NIfTI, NRRD, MetaImage or zip files do")
 
 
@@ -206,6 +197,11 @@ class HashSink:
         pass
 
 
+def media_type_of(request: Request) -> str:
+    """Its Content-Type without parameters."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
 def require_length(request: Request, limit_bytes: int) -> None:
     """Refuse by Content-Length, before a byte is read.
 
@@ -242,9 +238,8 @@ async def body_chunks(request: Request, limit_bytes: int, idle_seconds: float) -
                 headers={"Connection": "close"},
             ) from error
         except ClientDisconnect as error:
-            raise ApiError(
-                problems.MALFORMED_REQUEST, "the connection was closed before the end of the body"
-            ) from error
+            detail = "the connection was closed before the end of the body"
+            raise ApiError(problems.MALFORMED_REQUEST, detail) from error
         size += len(chunk)
         if size > limit_bytes:
             raise BodyTooLargeError(limit_bytes)
@@ -252,8 +247,8 @@ async def body_chunks(request: Request, limit_bytes: int, idle_seconds: float) -
 
 
 async def read_submission(chunks: AsyncIterator[bytes]) -> SourceSubmission | UploadedSubmission:
-    """Raises as `read_json`."""
-    body, source = await _whole(chunks), None
+    """Raises ApiError (malformed-request, invalid-parameters), and what `chunks` raise."""
+    body, source = b"".join([chunk async for chunk in chunks]), None
     # Looked at before pydantic does: of a union it would report the errors of both kinds.
     with suppress(ValueError):
         document = from_json(body)
@@ -262,9 +257,13 @@ async def read_submission(chunks: AsyncIterator[bytes]) -> SourceSubmission | Up
     return _parsed(body, UploadedSubmission) if names_upload else _parsed(body, SourceSubmission)
 
 
-async def read_json(chunks: AsyncIterator[bytes], model: type[Body]) -> Body:
-    """Raises ApiError (malformed-request) (no JSON), ApiError (invalid-parameters)."""
-    return _parsed(await _whole(chunks), model)
+async def read_json(request: Request, model: type[Body], limit_bytes: int, idle_seconds: float) -> Body:
+    """The whole body. Raises ApiError (unsupported-content-type), and as `body_chunks` and `read_submission`."""
+    if media_type_of(request) != "application/json":
+        raise ApiError(problems.UNSUPPORTED_CONTENT_TYPE, "send application/json")
+    require_length(request, limit_bytes)
+    chunks = body_chunks(request, limit_bytes, idle_seconds)
+    return _parsed(b"".join([chunk async for chunk in chunks]), model)
 
 
 async def receive_part(
@@ -275,7 +274,7 @@ async def receive_part(
     Raises:
         WrongPartSizeError: and what `body_chunks` and `sink` raise. Nothing is kept then.
     """
-    try:
+    async with _aborted_on_error(sink):
         announced = request.headers.get("content-length", str(expected_bytes))
         if not announced.isdecimal() or int(announced) != expected_bytes:
             raise WrongPartSizeError(expected_bytes, int(announced) if announced.isdecimal() else None)
@@ -289,15 +288,6 @@ async def receive_part(
         if size_bytes != expected_bytes:
             raise WrongPartSizeError(expected_bytes, size_bytes)
         await sink.finish()
-    except BaseException:
-        # Shielded: a client that went away cancels this task, and what was stored would stay.
-        with anyio.CancelScope(shield=True):
-            await sink.abort()
-        raise
-
-
-async def _whole(chunks: AsyncIterator[bytes]) -> bytes:
-    return b"".join([chunk async for chunk in chunks])
 
 
 def _parsed(body: bytes, model: type[Body]) -> Body:
@@ -323,7 +313,7 @@ async def read_form(
         ApiError (malformed-request, invalid-parameters, unsupported-format), and what `chunks` and `sink` raise.
     """
     form = _Form(sink)
-    try:
+    async with _aborted_on_error(sink):
         reader = MultipartReader(boundary)
         async for chunk in chunks:
             for event in reader.feed(chunk):
@@ -332,6 +322,12 @@ async def read_form(
         options = form.options()
         require(options)
         return await sink.finish(), options
+
+
+@asynccontextmanager
+async def _aborted_on_error(sink: Sink) -> AsyncIterator[None]:
+    try:
+        yield
     except BaseException:
         # Shielded: a client that went away cancels this task, and what was stored would stay.
         with anyio.CancelScope(shield=True):
@@ -344,34 +340,29 @@ class _Form:
 
     def __init__(self, sink: Sink) -> None:
         self._file = _File(sink)
+        self._names: set[str] = set()
         self._fields: dict[str, bytes] = {}
-        self._name = ""
 
-    async def take(self, event: Event) -> None:
-        if isinstance(event, PartBegin):
-            name = event.name
-            if name in self._fields or (name == "file" and self._file.has_begun):
-                raise invalid_parameter(_pointer(name), "given more than once")
-            self._name = name
-            if name == "file":
-                self._file.has_begun = True
-            else:
+    async def take(self, event: PartEvent) -> None:
+        """Raises ApiError (invalid-parameters) for a field, and what `_File` raises for the file."""
+        name, at = event.name, pointer(("body", event.name))
+        if event.kind == "begin":
+            if name in self._names:
+                raise invalid_parameter(at, "given more than once")
+            self._names.add(name)
+            if name != "file":
                 self._fields[name] = b""
-        elif isinstance(event, PartData):
-            data = event.data
-            if self._name == "file":
-                await self._file.write(data)
-            elif len(self._fields[self._name]) + len(data) > MAX_FIELD_BYTES:
-                raise invalid_parameter(_pointer(self._name), f"longer than {MAX_FIELD_BYTES} bytes")
-            else:
-                self._fields[self._name] += data
-        elif self._name == "file":
-            await self._file.end()
+        elif name == "file":
+            await (self._file.end() if event.kind == "end" else self._file.write(event.data))
+        elif len(self._fields[name]) + len(event.data) > MAX_FIELD_BYTES:
+            raise invalid_parameter(at, f"longer than {MAX_FIELD_BYTES} bytes")
+        else:
+            self._fields[name] += event.data
 
     def options(self) -> JobOptions:
         """Raises ApiError (invalid-parameters): a part is missing, unknown, repeated or not valid."""
         errors = []
-        if self._file.is_missing:
+        if self._file.size_bytes == 0:
             errors.append(FieldError(pointer="/body/file", detail="the file is missing or empty"))
         try:
             options = JobOptions.model_validate(
@@ -390,15 +381,10 @@ class _File:
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
         self._head: bytes | None = b""
-        self._size = 0
-        self.has_begun = False
-
-    @property
-    def is_missing(self) -> bool:
-        return self._size == 0
+        self.size_bytes = 0
 
     async def write(self, data: Chunk) -> None:
-        self._size += len(data)
+        self.size_bytes += len(data)
         if self._head is None:
             await self._sink.write(data)
             return
@@ -415,7 +401,3 @@ class _File:
         head, self._head = self._head or b"", None
         require_scan(head[:HEAD_BYTES])
         await self._sink.write(head)
-
-
-def _pointer(name: str) -> str:
-    return pointer(("body", name))

@@ -1,16 +1,18 @@
 """Server-sent events: one listener per gateway wakes the streams whose job has changed."""
 
 import asyncio
+import json
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Final
 
 import anyio
 
+from api.dependencies import Addresses
 from api.errors import ApiError
+from api.views import as_json, job_view
 from jobs import problems
 from jobs.errors import BrokerUnavailableError, JobNotFoundError, JobPurgedError
 from jobs.live.events import JobEvent
@@ -18,11 +20,8 @@ from jobs.service import JobService
 
 log = logging.getLogger(__name__)
 
-#: The events after one, or the present state; called in a thread.
-Fetch = Callable[[str | None], Sequence[JobEvent]]
-
-#: When a client comes back after a stream has ended or broken.
-RETRY_MS: Final = 3000
+#: How a stream begins: after so many milliseconds a client comes back when it has ended or broken.
+RETRY: Final = "retry: 3000\n\n"
 #: Between two tries to subscribe. What was published meanwhile is not lost: streams look again at every keep-alive.
 RECONNECT_SECONDS: Final = 1.0
 STOP_SECONDS: Final = 2.0
@@ -33,7 +32,6 @@ class Streams:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._jobs: JobService | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: dict[str, set[asyncio.Event]] = {}
         self._listener: threading.Thread | None = None
@@ -42,8 +40,9 @@ class Streams:
 
     def start(self, jobs: JobService) -> None:
         """Listen for changes, in a thread of its own."""
-        self._jobs, self._loop = jobs, asyncio.get_running_loop()
-        self._listener = threading.Thread(target=self._listen, name="job-changes", daemon=True)
+        self._loop = asyncio.get_running_loop()
+        arguments = (jobs, self._loop)
+        self._listener = threading.Thread(target=self._listen, args=arguments, name="job-changes", daemon=True)
         self._listener.start()
 
     def stop(self) -> None:
@@ -98,44 +97,36 @@ class Streams:
             for waker in wakers:
                 waker.set()
 
-    def _listen(self) -> None:
-        if self._jobs is None or self._loop is None:
-            raise RuntimeError("not started")
+    def _listen(self, jobs: JobService, loop: asyncio.AbstractEventLoop) -> None:
         while not self.is_closing:
             try:
-                for job_id in self._jobs.event_log.changes(lambda: not self.is_closing):
-                    self._loop.call_soon_threadsafe(self._wake, job_id)
+                for job_id in jobs.event_log.changes(lambda: not self.is_closing):
+                    loop.call_soon_threadsafe(self._wake, job_id)
             except BrokerUnavailableError as error:
                 log.warning("changes of jobs are not heard: %s", error)
             # A thread that dies unseen would leave all streams to their keep-alive.
             except Exception:
-                if self._loop.is_closed():
+                if loop.is_closed():
                     return
                 log.exception("the listener for changes of jobs stumbled; it goes on")
             self._closing.wait(RECONNECT_SECONDS)
 
 
-@dataclass(frozen=True)
-class Patience:
-    """How long a stream waits.
-
-    Attributes:
-        keep_alive_seconds: for an event, before it says that it is still there.
-        longest_seconds: before it ends.
-    """
-
-    keep_alive_seconds: float
-    longest_seconds: float
-
-
 async def follow(
-    streams: Streams, job_id: str, after: str | None, fetch: Fetch, patience: Patience
+    streams: Streams,
+    job_id: str,
+    after: str | None,
+    fetch: Callable[[str | None], Sequence[JobEvent]],
+    keep_alive_seconds: float,
+    longest_seconds: float,
 ) -> AsyncIterator[JobEvent | None]:
     """Each state of a job that follows the event `after`, or its present one and those that follow.
 
-    None where nothing came for a while. Ends after a final state, when the job is deleted or the gateway stops.
+    `fetch`, called in a thread, gives the events after one, or the present state where they are not known.
+    None where nothing came for `keep_alive_seconds`. Ends after a final state, after `longest_seconds`, and when the
+    job is deleted or the gateway stops.
     """
-    deadline, told = anyio.current_time() + patience.longest_seconds, ""
+    deadline, told = anyio.current_time() + longest_seconds, ""
     with streams.watching(job_id) as waker:
         while True:
             # Cleared before reading: a change that comes while the events are read wakes the loop once more.
@@ -155,7 +146,14 @@ async def follow(
             left_seconds = deadline - anyio.current_time()
             if streams.is_closing or left_seconds <= 0:
                 return
-            with anyio.move_on_after(min(patience.keep_alive_seconds, left_seconds)) as patient:
+            with anyio.move_on_after(min(keep_alive_seconds, left_seconds)) as patient:
                 await waker.wait()
             if patient.cancelled_caught:
                 yield None
+
+
+def written(event: JobEvent, addresses: Addresses) -> str:
+    """An event as it travels; JSON has no line breaks."""
+    data = json.dumps(as_json(job_view(event.state, addresses)))
+    number = f"id: {event.id}\n" if event.id is not None else ""
+    return f"{number}event: job\ndata: {data}\n\n"

@@ -1,6 +1,10 @@
 """Turns what the jobs say into what travels over HTTP: the same fields, with addresses."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 
 from api.dependencies import Addresses
 from api.schemas import (
@@ -80,6 +84,14 @@ def upload_view(state: MultipartUploadState, addresses: Addresses) -> Upload:
             complete=None if completion else addresses.upload(record.id, "complete"),
         ),
     )
+
+
+def as_json(model: BaseModel) -> Any:
+    return model.model_dump(mode="json", by_alias=True)
+
+
+def json_response(model: BaseModel, status_code: int = 200, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    return JSONResponse(as_json(model), status_code, headers)
 
 
 def _masks(job_id: str, addresses: Addresses) -> dict[MaskName, str]:

@@ -1,7 +1,6 @@
 """AdaBound (Luo et al. 2019): Adam whose step sizes are squeezed between bounds that close on those of SGD."""
 
-from collections.abc import Callable, Iterable
-from typing import overload
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -29,17 +28,9 @@ class AdaBound(Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "final_lr": final_lr, "gamma": gamma, "eps": eps})
         self.base_lrs = [group["lr"] for group in self.param_groups]
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002 (no training has a closure)
         """One update of every parameter that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
         for group, base_lr in zip(self.param_groups, self.base_lrs, strict=True):
             # A schedule that changes lr moves the final rate with it.
             final_lr = group["final_lr"] * group["lr"] / base_lr
@@ -62,4 +53,3 @@ class AdaBound(Optimizer):
                     upper = final_lr * (1 + 1 / (gamma * count))
                     steps = (rate / (state["square"].sqrt() + eps)).clamp_(lower, upper)
                     parameter.sub_(steps * state["mean"])
-        return loss

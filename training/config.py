@@ -15,7 +15,7 @@ class RecipeError(ValueError):
 
 
 def recipe_from(kind: type[Recipe], values: Mapping[str, Any]) -> Recipe:
-    """The fields given, the others by default; JSON knows no tuples, and a recipe within a recipe is a mapping.
+    """The fields given, the others by default; lists become tuples, and mappings recipes where a field is one.
 
     Raises:
         RecipeError: there is no such field.
@@ -48,18 +48,22 @@ def keep_recipe(folder: Path, recipe: object) -> None:
     Raises:
         RecipeError: the run was begun with another recipe.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / RECIPE_FILE
+    if changed := differing(path, recipe):
+        listed = ", ".join(f"{name} {begun} instead of {ours}" for name, (begun, ours) in changed.items())
+        raise RecipeError(f"{folder} was begun with {listed}: go on with {path}, or take another folder")
+
+
+def differing(path: Path, recipe: object) -> dict[str, tuple[Any, Any]]:
+    """The fields in which a recipe differs from the one kept in a file, with both values; without a file it is kept."""
     # Through JSON, since tuples come back from the file as lists.
     ours = json.loads(json.dumps(asdict(recipe)))  # type: ignore[call-overload]  # every recipe is a dataclass
     if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(ours, indent=2) + "\n", encoding="utf-8")
-        return
-    begun = json.loads(path.read_text(encoding="utf-8"))
-    changed = sorted(name for name in ours.keys() | begun.keys() if ours.get(name) != begun.get(name))
-    if changed:
-        told = ", ".join(f"{name} {begun.get(name)} instead of {ours.get(name)}" for name in changed)
-        raise RecipeError(f"{folder} was begun with {told}: go on with {path}, or take another folder")
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    names = sorted(name for name in ours.keys() | kept.keys() if ours.get(name) != kept.get(name))
+    return {name: (kept.get(name), ours.get(name)) for name in names}
 
 
 def _as_field(hint: Any, value: Any) -> Any:

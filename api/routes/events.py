@@ -1,6 +1,5 @@
 """Watching a job without asking again and again."""
 
-import json
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from functools import partial
@@ -13,11 +12,9 @@ from fastapi.responses import StreamingResponse
 from api import examples, openapi
 from api.dependencies import Addresses, AddressesDep, JobsDep, SettingsDep
 from api.routes.jobs import READ_PROBLEMS, JobId
-from api.sse import RETRY_MS, Patience, Streams, follow
-from api.views import job_view
+from api.sse import RETRY, Streams, follow, written
 from jobs import problems
 from jobs.live.events import JobEvent
-from jobs.service import JobService
 
 router = APIRouter(tags=["jobs"])
 
@@ -74,33 +71,22 @@ async def watch_job(
     twice; where the events in between are no longer known, it gets the job as it stands. `queue_position` is null here.
     """
     streams: Streams = request.app.state.streams
-    if await anyio.to_thread.run_sync(_is_over, jobs, job_id, last_event_id):
+    state = await anyio.to_thread.run_sync(jobs.get, job_id)
+    if state.status.is_final and not await anyio.to_thread.run_sync(jobs.events, job_id, last_event_id):
         return Response(status_code=204)
     # Taken here and not in the generator, which starts after the status: the client must still be able to get a 503.
     with ExitStack() as opened:
         opened.enter_context(streams.slot())
-        patience = Patience(settings.keep_alive_seconds, settings.stream_seconds)
-        events = follow(streams, job_id, last_event_id, partial(jobs.events, job_id), patience)
+        fetch, times = partial(jobs.events, job_id), (settings.keep_alive_seconds, settings.stream_seconds)
+        events = follow(streams, job_id, last_event_id, fetch, *times)
         slot = opened.pop_all()
     # nginx would hold events back.
     headers = {"X-Accel-Buffering": "no"}
     return StreamingResponse(_lines(events, addresses, slot), headers=headers, media_type=MEDIA_TYPE)
 
 
-def _is_over(jobs: JobService, job_id: str, last_event_id: str | None) -> bool:
-    """Whether the client has the last event of a final job. Raises JobNotFoundError, JobPurgedError."""
-    return jobs.get(job_id).status.is_final and not jobs.events(job_id, last_event_id)
-
-
 async def _lines(events: AsyncIterator[JobEvent | None], addresses: Addresses, slot: ExitStack) -> AsyncIterator[str]:
     with slot:
-        yield f"retry: {RETRY_MS}\n\n"
+        yield RETRY
         async for event in events:
             yield ": still there\n\n" if event is None else written(event, addresses)
-
-
-def written(event: JobEvent, addresses: Addresses) -> str:
-    """An event as it travels; JSON has no line breaks."""
-    data = json.dumps(job_view(event.state, addresses).model_dump(mode="json", by_alias=True))
-    number = f"id: {event.id}\n" if event.id is not None else ""
-    return f"{number}event: job\ndata: {data}\n\n"

@@ -4,14 +4,13 @@ from typing import Annotated, Final
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Header, Path, Query, Response
-from fastapi.responses import JSONResponse
 from pydantic import Field
 
 from api import examples, openapi
 from api.conditional import is_known, quoted
-from api.dependencies import Addresses, AddressesDep, JobsDep, SettingsDep, StatusBatcherDep
+from api.dependencies import AddressesDep, JobsDep, SettingsDep, StatusBatcherDep
 from api.schemas import Job, JobList, Schema
-from api.views import job_view
+from api.views import job_view, json_response
 from jobs import problems
 from jobs.models import JobState, JobStatus, Priority
 from jobs.settings import ApiSettings
@@ -65,12 +64,12 @@ def list_jobs(query: Annotated[ListQuery, Query()], jobs: JobsDep, addresses: Ad
     `sort=severity` makes a worklist for triage: the scans with most opacity come first.
     """
     page = jobs.list(**dict(query))
-    body = JobList(items=[job_view(state, addresses) for state in page.items], next_cursor=page.next_cursor)
     headers = {}
     if page.next_cursor is not None:
         given = query.model_dump(mode="json", exclude_none=True, exclude_unset=True)
         headers["Link"] = f'<{addresses.jobs(urlencode({**given, "cursor": page.next_cursor}))}>; rel="next"'
-    return JSONResponse(body.model_dump(mode="json", by_alias=True), headers=headers)
+    items = [job_view(state, addresses) for state in page.items]
+    return json_response(JobList(items=items, next_cursor=page.next_cursor), headers=headers)
 
 
 @router.get(
@@ -102,10 +101,10 @@ async def get_job(
     """
     # In the event loop and without a thread, since uploads may hold them all; who asks meanwhile shares one question.
     state = await status_batcher.get(job_id)
-    headers = _headers(state, settings)
+    headers = state_headers(state, settings)
     if is_known(headers["ETag"], if_none_match):
         return Response(status_code=304, headers=headers)
-    return _answer(state, addresses, 200, headers)
+    return json_response(job_view(state, addresses), 200, headers)
 
 
 @router.post(
@@ -124,7 +123,7 @@ async def get_job(
 def cancel_job(job_id: JobId, jobs: JobsDep, settings: SettingsDep, addresses: AddressesDep) -> Response:
     """A queued job is cancelled at once, a running one within seconds. Asking again changes nothing."""
     state = jobs.cancel(job_id)
-    return _answer(state, addresses, 202, _headers(state, settings))
+    return json_response(job_view(state, addresses), 202, state_headers(state, settings))
 
 
 @router.delete(
@@ -143,10 +142,7 @@ def delete_job(job_id: JobId, jobs: JobsDep) -> Response:
     return Response(status_code=204)
 
 
-def _headers(state: JobState, settings: ApiSettings) -> dict[str, str]:
+def state_headers(state: JobState, settings: ApiSettings) -> dict[str, str]:
+    """Which version this is, and when to ask for the next one."""
     headers = {"ETag": quoted(state.revision)}
     return headers if state.status.is_final else headers | {"Retry-After": str(settings.poll_seconds)}
-
-
-def _answer(state: JobState, addresses: Addresses, status_code: int, headers: dict[str, str]) -> Response:
-    return JSONResponse(job_view(state, addresses).model_dump(mode="json", by_alias=True), status_code, headers)

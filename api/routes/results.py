@@ -3,17 +3,18 @@
 import base64
 import hashlib
 from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Header, Path, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import StreamingResponse
 
 from api import examples, openapi
-from api.conditional import http_date, is_known, parse_range, quoted, range_applies
+from api.conditional import is_known, parse_range, quoted, range_applies
 from api.dependencies import AddressesDep, JobsDep
 from api.routes.jobs import READ_PROBLEMS, IfNoneMatch, JobId
 from api.schemas import MaskAddress
-from api.views import report_view
+from api.views import json_response, report_view
 from jobs import problems
 from jobs.models import MaskName, Report
 from jobs.service import StoredMask
@@ -34,13 +35,7 @@ IfRange = Annotated[
         alias="If-Range", description="the ETag or Last-Modified of the part you have: all of the file if it changed"
     ),
 ]
-_FILE_HEADERS: Final = (
-    "ETag",
-    "Last-Modified",
-    "Accept-Ranges",
-    "Repr-Digest",
-    "Content-Disposition",
-)
+_FILE_HEADERS: Final = ("ETag", "Last-Modified", "Accept-Ranges", "Repr-Digest", "Content-Disposition")
 _PROBLEMS: Final = (*READ_PROBLEMS, problems.NOT_FOUND, problems.WRONG_STATE)
 
 
@@ -62,7 +57,7 @@ def get_report(job_id: JobId, jobs: JobsDep, addresses: AddressesDep, if_none_ma
 
     409 until the job has succeeded.
     """
-    response = JSONResponse(report_view(jobs.report(job_id), addresses).model_dump(mode="json"))
+    response = json_response(report_view(jobs.report(job_id), addresses))
     etag = quoted(hashlib.sha256(response.body).hexdigest()[:32])
     if is_known(etag, if_none_match):
         return Response(status_code=304, headers={"ETag": etag})
@@ -133,7 +128,7 @@ def get_mask_url(job_id: JobId, name: Name, jobs: JobsDep, addresses: AddressesD
         size_bytes=mask.size_bytes,
         sha256=mask.sha256,
     )
-    return JSONResponse(address.model_dump(mode="json"))
+    return json_response(address)
 
 
 @router.head(
@@ -142,10 +137,7 @@ def get_mask_url(job_id: JobId, name: Name, jobs: JobsDep, addresses: AddressesD
     summary="Ask about a mask",
     response_class=Response,
     responses={
-        200: {
-            "description": "The headers that GET would answer with.",
-            "headers": openapi.headers(*_FILE_HEADERS),
-        },
+        200: {"description": "The headers that GET would answer with.", "headers": openapi.headers(*_FILE_HEADERS)},
         304: openapi.not_modified(),
         **openapi.problem_answers(*_PROBLEMS),
     },
@@ -163,7 +155,7 @@ def _headers(mask: StoredMask, name: MaskName) -> dict[str, str]:
     digest = base64.b64encode(bytes.fromhex(mask.sha256)).decode()
     return {
         "ETag": quoted(mask.sha256),
-        "Last-Modified": http_date(mask.last_modified),
+        "Last-Modified": format_datetime(mask.last_modified, usegmt=True),
         "Accept-Ranges": "bytes",
         "Repr-Digest": f"sha-256=:{digest}:",
         "Content-Disposition": f'attachment; filename="{name}.nii.gz"',

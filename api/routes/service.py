@@ -1,6 +1,6 @@
 """What the service is made of and how it does."""
 
-from typing import Any, Final
+from typing import Any
 
 from fastapi import APIRouter, Path, Response
 from fastapi.responses import HTMLResponse, JSONResponse
@@ -14,8 +14,6 @@ from jobs import problems
 from jobs.problems import BY_SLUG
 
 router = APIRouter(tags=["service"])
-
-_READY: Final = {"broker": True, "blobs": True, "workers": 1}
 
 
 def _example(value: Any) -> dict[str, Any]:
@@ -61,7 +59,10 @@ async def get_health() -> Health:
     summary="Can scans be scored now",
     response_model=Ready,
     responses={
-        200: openapi.json_answer("Broker, storage and at least one worker are there.", _example(_READY)),
+        200: openapi.json_answer(
+            "Broker, storage and at least one worker are there.",
+            _example({"broker": True, "blobs": True, "workers": 1}),
+        ),
         **openapi.problem_answers(problems.NOT_READY),
     },
 )

@@ -4,16 +4,14 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated, Final
 
 import anyio
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Header, Request, Response
-from fastapi.responses import JSONResponse
 
 from api import examples, openapi
-from api.conditional import quoted
 from api.dependencies import Addresses, AddressesDep, JobsDep, MetricsDep, SettingsDep, UploadLimiterDep
 from api.errors import ApiError
 from api.metrics import Metrics
@@ -25,20 +23,21 @@ from api.request_body import (
     Sink,
     body_chunks,
     boundary_of,
+    media_type_of,
     read_form,
     read_submission,
     require_length,
     require_scan,
 )
-from api.schemas import Job, JobOptions, UploadedSubmission
+from api.routes.jobs import state_headers
+from api.schemas import Job, JobOptions, SourceSubmission, UploadedSubmission
 from api.upload_limits import UploadSlot
-from api.views import job_view
-from jobs import problems
+from api.views import job_view, json_response
+from jobs import problems, states
 from jobs.models import InputInfo, JobRecord, JobState
 from jobs.remote_sources import is_allowed
 from jobs.service import JobService
 from jobs.settings import ApiSettings
-from jobs.states import new_id
 from jobs.tracing import step
 
 router = APIRouter(tags=["jobs"])
@@ -110,20 +109,13 @@ _BODY: Final = {
         200: openapi.json_answer(
             "Accepted, and finished within the time that `Prefer: wait` gave.",
             examples.job_examples(examples.SUCCEEDED, examples.FAILED),
-            "Location",
-            "ETag",
-            "Preference-Applied",
-            "Idempotent-Replayed",
+            *("Location", "ETag", "Preference-Applied", "Idempotent-Replayed"),
         )
         | {"model": Job, "links": openapi.links("get_job", "delete_job", "get_report")},
         202: openapi.json_answer(
             "Accepted: the job is durable and will be worked on.",
             examples.job_examples(examples.QUEUED),
-            "Location",
-            "Retry-After",
-            "ETag",
-            "Preference-Applied",
-            "Idempotent-Replayed",
+            *("Location", "Retry-After", "ETag", "Preference-Applied", "Idempotent-Replayed"),
         )
         | {"links": openapi.links("get_job", "cancel_job", "delete_job", "get_report")},
         **openapi.problem_answers(
@@ -165,125 +157,117 @@ async def create_job(
     submission = _Submission(request, jobs, settings, metrics, addresses)
     # JSON is small and takes no slot. For a form, too many at once is 503 before a byte of the body is read.
     with upload_limiter.take() if submission.is_form else nullcontext() as slot:
-        accepted = await submission.submit(idempotency_key, slot)
+        state, is_replay = await submission.submit(idempotency_key, slot)
     # 0 if no wait is asked for. What is not understood is ignored, as RFC 7240 says.
     match = _WAIT.search(prefer or "")
     wanted_seconds = min(int(match.group(1)), settings.max_wait_seconds) if match else 0
-    state, limiter = accepted.state, request.app.state.waiting
+    limiter = request.app.state.waiting
     # Each wait holds a thread. When too many do, this one is answered at once, and without Preference-Applied.
     waited = wanted_seconds > 0 and limiter.available_tokens >= 1
     deadline = anyio.current_time() + wanted_seconds
     while waited and not state.status.is_final and (left := deadline - anyio.current_time()) > 0:
         state = await run_sync(jobs.wait, state.id, min(left, _WAIT_SLICE_SECONDS), limiter=limiter)
-    headers = {"Location": addresses.job(state.id), "ETag": quoted(state.revision)}
-    if not state.status.is_final:
-        headers["Retry-After"] = str(settings.poll_seconds)
+    headers = {"Location": addresses.job(state.id)} | state_headers(state, settings)
     if waited:
         headers["Preference-Applied"] = f"wait={wanted_seconds}"
-    if accepted.is_replay:
+    if is_replay:
         headers["Idempotent-Replayed"] = "true"
-    body = job_view(state, addresses).model_dump(mode="json", by_alias=True)
-    return JSONResponse(body, 200 if waited and state.status.is_final else 202, headers)
+    return json_response(job_view(state, addresses), 200 if waited and state.status.is_final else 202, headers)
 
 
 @dataclass(frozen=True)
-class _Accepted:
-    state: JobState
-    is_replay: bool
-
-
 class _Submission:
     """One request on its way to a job."""
 
-    def __init__(
-        self, request: Request, jobs: JobService, settings: ApiSettings, metrics: Metrics, addresses: Addresses
-    ) -> None:
-        self._request = request
-        self._addresses = addresses
-        self._jobs = jobs
-        self._settings = settings
-        self._metrics = metrics
-        self._content_type = request.headers.get("content-type", "")
+    request: Request
+    jobs: JobService
+    settings: ApiSettings
+    metrics: Metrics
+    addresses: Addresses
 
-    async def submit(self, key: str | None, slot: UploadSlot | None) -> _Accepted:
-        """The new job, or the one that the first request with `key` made. A form comes in the turns of its `place`."""
+    async def submit(self, key: str | None, slot: UploadSlot | None) -> tuple[JobState, bool]:
+        """The job, and whether an earlier request with `key` made it. A form comes in the turns of its `slot`."""
         # First, so that a broker that is down (503) costs the client no upload: without it no job can be accepted.
-        await run_sync(self._jobs.monitoring.ping)
+        await run_sync(self.jobs.monitoring.ping)
         # Then all that can be refused by the headers, before a byte of the body is read: a scan may take minutes.
-        if self._media_type not in ("multipart/form-data", "application/json"):
+        if not self.is_form and media_type_of(self.request) != "application/json":
             raise ApiError(problems.UNSUPPORTED_CONTENT_TYPE, "send multipart/form-data or application/json")
+        limit_bytes = MAX_JSON_BYTES
         if self.is_form:
-            boundary_of(self._content_type)
-        require_length(self._request, self._limit_bytes)
-        chunks = body_chunks(self._request, self._limit_bytes, self._settings.idle_seconds)
+            boundary_of(self.request)
+            limit_bytes = self.jobs.settings.max_upload_bytes + FORM_OVERHEAD_BYTES
+        require_length(self.request, limit_bytes)
+        chunks = body_chunks(self.request, limit_bytes, self.settings.idle_seconds)
         if slot is not None:
             chunks = slot.in_turn(chunks)
-        job_id = new_id()
-        first = await run_sync(self._jobs.idempotency.begin, key, job_id) if key else None
+        job_id = states.new_id()
+        first = await run_sync(self.jobs.idempotency.begin, key, job_id) if key else None
         if first is not None:
             # Read and hashed but not stored: only its digest and options show whether it is the same request.
             record = await self._read("", HashSink(), chunks)
             await run_sync(first.require_same, record)
-            return _Accepted(await run_sync(self._jobs.get, first.job_id), is_replay=True)
+            return await run_sync(self.jobs.get, first.job_id), True
         with step("upload"):
             try:
-                sink = self._jobs.open_upload(job_id) if self.is_form else HashSink()
+                sink = self.jobs.open_upload(job_id) if self.is_form else HashSink()
                 record = await self._read(job_id, sink, chunks)
             except BaseException:
                 # The key is free again at once, else a repetition would get 409 until the key's time in flight is over.
                 # Shielded, because a client that went away cancels this task.
                 if key:
                     with anyio.CancelScope(shield=True):
-                        await run_sync(self._jobs.idempotency.abandon, key, job_id)
+                        await run_sync(self.jobs.idempotency.abandon, key, job_id)
                 raise
-        record = record.model_copy(update={"address": self._addresses.job(job_id)})
-        state = await run_sync(self._jobs.accept, record)
-        self._metrics.accepted.labels(record.priority.value).inc()
-        self._metrics.upload_bytes.inc(record.input.size_bytes or 0)
-        return _Accepted(state, is_replay=False)
+        record = record.model_copy(update={"address": self.addresses.job(job_id)})
+        state = await run_sync(self.jobs.accept, record)
+        self.metrics.accepted.labels(record.priority.value).inc()
+        self.metrics.upload_bytes.inc(record.input.size_bytes or 0)
+        return state, False
 
     @property
     def is_form(self) -> bool:
-        return self._media_type == "multipart/form-data"
-
-    @property
-    def _media_type(self) -> str:
-        return self._content_type.partition(";")[0].strip().lower()
-
-    @property
-    def _limit_bytes(self) -> int:
-        return self._jobs.settings.max_upload_bytes + FORM_OVERHEAD_BYTES if self.is_form else MAX_JSON_BYTES
+        return media_type_of(self.request) == "multipart/form-data"
 
     async def _read(self, job_id: str, sink: Sink, chunks: AsyncIterator[bytes]) -> JobRecord:
         if self.is_form:
-            form = await read_form(chunks, boundary_of(self._content_type), sink, self._require_callback)
-            return _record(job_id, *form)
+            require = partial(require_callback_allowed, self.jobs)
+            return job_record(job_id, *await read_form(chunks, boundary_of(self.request), sink, require))
         submission = await read_submission(chunks)
-        self._require_callback(submission)
-        if isinstance(submission, UploadedSubmission):
-            # A repeated request has no `job_id`, and its upload is gone: its id is all that is compared.
-            upload_id = submission.source.upload_id
-            if not job_id:
-                return _record(job_id, InputInfo(), submission, upload_id)
-            require_scan(await run_sync(self._jobs.uploads.head, upload_id, HEAD_BYTES))
-            scan = await run_sync(self._jobs.uploads.copy_input, upload_id, job_id)
-            return _record(job_id, scan, submission, upload_id)
-        if not is_allowed(submission.source.url, self._jobs.settings.source_allowlist):
-            raise ApiError(problems.SOURCE_NOT_ALLOWED, "the operator has not allowed this address")
-        return _record(job_id, InputInfo(source=submission.source), submission)
-
-    def _require_callback(self, options: JobOptions) -> None:
-        if options.callback_url is not None and not self._jobs.callbacks.is_allowed(options.callback_url):
-            raise ApiError(problems.CALLBACK_NOT_ALLOWED, "the operator has not allowed this address")
+        require_callback_allowed(self.jobs, submission)
+        # A repeated request has no `job_id`, and its upload is gone: its id is all that is compared.
+        if isinstance(submission, UploadedSubmission) and not job_id:
+            return job_record(job_id, InputInfo(), submission)
+        return job_record(job_id, await run_sync(open_input, self.jobs, submission, job_id), submission)
 
 
-def _record(job_id: str, scan: InputInfo, options: JobOptions, upload_id: str | None = None) -> JobRecord:
+def require_callback_allowed(jobs: JobService, options: JobOptions) -> None:
+    """Raises ApiError (callback-not-allowed)."""
+    if options.callback_url is not None and not jobs.callbacks.is_allowed(options.callback_url):
+        raise ApiError(problems.CALLBACK_NOT_ALLOWED, "the operator has not allowed this address")
+
+
+def open_input(jobs: JobService, submission: SourceSubmission | UploadedSubmission, job_id: str) -> InputInfo:
+    """The scan that a worker will fetch, or the upload, which the job takes over.
+
+    Raises:
+        ApiError (source-not-allowed, unsupported-format), and JobsError for an upload that cannot be taken.
+    """
+    if isinstance(submission, UploadedSubmission):
+        # Looked at before the upload is taken: one that is no scan stays, and can be aborted.
+        require_scan(jobs.uploads.head(submission.source.upload_id, HEAD_BYTES))
+        return jobs.uploads.copy_input(submission.source.upload_id, job_id)
+    if not is_allowed(submission.source.url, jobs.settings.source_allowlist):
+        raise ApiError(problems.SOURCE_NOT_ALLOWED, "the operator has not allowed this address")
+    return InputInfo(source=submission.source)
+
+
+def job_record(job_id: str, scan: InputInfo, options: JobOptions) -> JobRecord:
     return JobRecord(
         id=job_id,
-        created_at=datetime.now(UTC),
+        created_at=states.now(),
         priority=options.priority,
         input=scan,
         client_reference=options.client_reference,
         callback_url=options.callback_url,
-        upload_id=upload_id,
+        upload_id=options.source.upload_id if isinstance(options, UploadedSubmission) else None,
     )

@@ -4,16 +4,14 @@ from typing import Annotated, Any, Final
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Path, Query, Request, Response
-from fastapi.responses import JSONResponse
 
 from api import examples, openapi
-from api.dependencies import Addresses, AddressesDep, JobsDep, SettingsDep, UploadLimiterDep
-from api.errors import ApiError
-from api.request_body import MAX_JSON_BYTES, body_chunks, read_json, receive_part, require_length
+from api.dependencies import AddressesDep, JobsDep, SettingsDep, UploadLimiterDep
+from api.request_body import MAX_JSON_BYTES, read_json, receive_part
 from api.schemas import Upload, UploadRequest
-from api.views import upload_view
+from api.views import json_response, upload_view
 from jobs import problems
-from jobs.states import MultipartUploadState, UrlSignature
+from jobs.states import UrlSignature
 
 router = APIRouter(tags=["uploads"])
 
@@ -25,19 +23,8 @@ Signature = Annotated[
     Query(min_length=1, max_length=128, description="as it stands in the part's `url`", examples=[examples.SHA256]),
 ]
 _PROBLEMS: Final = (problems.UPLOAD_NOT_FOUND, problems.STORAGE_UNAVAILABLE)
-_ANNOUNCEMENT: Final[dict[str, Any]] = {
-    "required": True,
-    "content": {
-        "application/json": {
-            "schema": {"$ref": "#/components/schemas/UploadRequest"},
-            "examples": {
-                "scan": {
-                    "summary": "a scan of 20 MB",
-                    "value": {"size_bytes": 20_000_000, "sha256": examples.SHA256},
-                }
-            },
-        }
-    },
+_ANNOUNCEMENT: Final = {
+    "scan": {"summary": "a scan of 20 MB", "value": {"size_bytes": 20_000_000, "sha256": examples.SHA256}}
 }
 _PART: Final[dict[str, Any]] = {
     "required": True,
@@ -53,17 +40,10 @@ _PART: Final[dict[str, Any]] = {
     response_model=Upload,
     responses={
         201: openapi.json_answer("Send the parts to their addresses.", examples.upload_examples("open"), "Location")
-        | {"links": openapi.upload_links("get_upload", "complete_upload", "abort_upload")},
-        **openapi.problem_answers(
-            problems.MALFORMED_REQUEST,
-            problems.REQUEST_TIMEOUT,
-            problems.UPLOAD_TOO_LARGE,
-            problems.UNSUPPORTED_CONTENT_TYPE,
-            problems.INVALID_PARAMETERS,
-            problems.STORAGE_UNAVAILABLE,
-        ),
+        | {"links": openapi.links("get_upload", "complete_upload", "abort_upload", parameter="upload_id")},
+        **openapi.problem_answers(*openapi.JSON_BODY_PROBLEMS, problems.STORAGE_UNAVAILABLE),
     },
-    openapi_extra={"requestBody": _ANNOUNCEMENT},
+    openapi_extra=openapi.json_body("UploadRequest", _ANNOUNCEMENT),
 )
 async def create_upload(request: Request, jobs: JobsDep, settings: SettingsDep, addresses: AddressesDep) -> Response:
     """For scans too large for one request, or over lines that break.
@@ -71,12 +51,9 @@ async def create_upload(request: Request, jobs: JobsDep, settings: SettingsDep, 
     PUT each part to its `url`, in any order and as many at once as you like, then complete the upload and create a job
     from it. With S3 as storage the parts go straight there.
     """
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise ApiError(problems.UNSUPPORTED_CONTENT_TYPE, "send application/json")
-    require_length(request, MAX_JSON_BYTES)
-    wanted = await read_json(body_chunks(request, MAX_JSON_BYTES, settings.idle_seconds), UploadRequest)
+    wanted = await read_json(request, UploadRequest, MAX_JSON_BYTES, settings.idle_seconds)
     state = await run_sync(jobs.uploads.create, wanted.size_bytes, wanted.sha256)
-    return _answer(state, addresses, 201, {"Location": addresses.upload(state.record.id)})
+    return json_response(upload_view(state, addresses), 201, {"Location": addresses.upload(state.record.id)})
 
 
 @router.get(
@@ -91,7 +68,7 @@ async def create_upload(request: Request, jobs: JobsDep, settings: SettingsDep, 
 )
 def get_upload(upload_id: UploadId, jobs: JobsDep, addresses: AddressesDep) -> Response:
     """Which parts have arrived, and new addresses for the others: so an interrupted upload goes on."""
-    return _answer(jobs.uploads.get(upload_id), addresses, 200)
+    return json_response(upload_view(jobs.uploads.get(upload_id), addresses))
 
 
 @router.put(
@@ -128,9 +105,8 @@ async def put_upload_part(
     """Where the addresses of parts lead if the storage is a local folder. A part sent again replaces the first."""
     # A slot first, so that too many at once is 503 before the body is read.
     with upload_limiter.take() as slot:
-        sink, expected_bytes = await run_sync(
-            jobs.uploads.open_part, upload_id, number, UrlSignature(expires, signature)
-        )
+        signed = UrlSignature(expires, signature)
+        sink, expected_bytes = await run_sync(jobs.uploads.open_part, upload_id, number, signed)
         await receive_part(request, slot, sink, expected_bytes, settings.idle_seconds)
         await run_sync(jobs.uploads.require_part_in_time, upload_id, number)
     return Response(status_code=204)
@@ -148,7 +124,7 @@ async def put_upload_part(
 )
 def complete_upload(upload_id: UploadId, jobs: JobsDep, addresses: AddressesDep) -> Response:
     """All bytes are read once for their sha256, which takes seconds for a large scan. May be repeated."""
-    return _answer(jobs.uploads.complete(upload_id), addresses, 200)
+    return json_response(upload_view(jobs.uploads.complete(upload_id), addresses))
 
 
 @router.delete(
@@ -165,10 +141,3 @@ def abort_upload(upload_id: UploadId, jobs: JobsDep) -> Response:
     """Also deletes a complete one that no job has taken."""
     jobs.uploads.abort(upload_id)
     return Response(status_code=204)
-
-
-def _answer(
-    state: MultipartUploadState, addresses: Addresses, status_code: int, headers: dict[str, str] | None = None
-) -> Response:
-    body = upload_view(state, addresses).model_dump(mode="json", by_alias=True)
-    return JSONResponse(body, status_code, headers)

@@ -1,26 +1,24 @@
 """Synthetic lesions in the crop that a training step draws, in HU, new at every step and on the training's device.
 
 `training/augment/pasted_lesions.py` makes the lesions of the volumes that validate a network, by other rules than the
-lesions here, which it is trained on: a network that had learned one recipe's habits would else pass its own test.
+lesions here, which it is trained on: otherwise validation would reward a network that only learned these rules.
 """
 
 from typing import Final
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from numpy.random import Generator
 from torch import Tensor
 from torch.nn import functional
+
+from training.augment.random_fields import Field, Triple, grain, smooth_noise
 
 #: How deep the lung near the pleura reaches, and the tissue beside it.
 PLEURA_MM: Final = 15.0
 #: How much denser than the lung around it ground glass is.
 GLASS_HU: Final = (80.0, 420.0)
-
-Triple = tuple[float, float, float]  # volume.Triple, which would bring SimpleITK onto a bare machine
-Size = tuple[int, ...] | torch.Size
-Field = Float[Tensor, "z y x"]
 
 
 def add_synthetic_lesions(hu: Field, lungs: Field, spacing_mm: Triple, rng: Generator) -> tuple[Field, Field]:
@@ -71,20 +69,6 @@ def near_pleura(lungs: Field, spacing_mm: Triple) -> Field:
 def beside_pleura(lungs: Field, spacing_mm: Triple) -> Field:
     """1 in the lungs and at their edge, falling to 0 some `PLEURA_MM` outside."""
     return (2 * _softened(lungs, spacing_mm)).clamp(0, 1)
-
-
-def smooth_noise(size: Size, spacing_mm: Triple, length_mm: float, rng: Generator, device: torch.device) -> Field:
-    """A random field of unit variance whose bumps are about `length_mm` wide."""
-    coarse = [max(2, round(n * mm / length_mm) + 1) for n, mm in zip(size, spacing_mm, strict=True)]
-    noise = torch.from_numpy(rng.standard_normal(coarse, dtype=np.float32)).to(device)
-    stretched = functional.interpolate(noise[None, None], size=list(size), mode="trilinear", align_corners=True)[0, 0]
-    return stretched / stretched.std().clamp(min=1e-3)
-
-
-def grain(size: Size, rng: Generator, device: torch.device) -> Field:
-    """White noise of unit variance, made on the device."""
-    source = torch.Generator(device).manual_seed(int(rng.integers(2**63)))
-    return torch.randn(size, generator=source, device=device)
 
 
 def _softened(lungs: Field, spacing_mm: Triple) -> Field:

@@ -26,27 +26,7 @@ WINDOW_HU: Final = (-1350.0, 1500.0)
 
 @dataclass(frozen=True, eq=False)
 class CovidSlices:
-    """All slices of one case as they were published, feet to head.
-
-    Attributes:
-        image: 8 bits after adaptive histogram equalisation; 0 outside the body.
-        lungs, lesions: the published masks.
-    """
-
-    case: int
-    image: UInt8[np.ndarray, "z y x"]
-    lungs: Bool[np.ndarray, "z y x"]
-    lesions: Bool[np.ndarray, "z y x"]
-
-
-@dataclass(frozen=True, eq=False)
-class Stack:
-    """Some slices of one case, at 1 x 1 x 3 mm.
-
-    Attributes:
-        image: 8 bits, brought near the lung window of the lesion stage.
-        lungs, lesions: the published masks.
-    """
+    """Slices of one case, feet to head: their 8-bit image (0 outside the body), and the published masks."""
 
     case: int
     image: UInt8[np.ndarray, "z y x"]
@@ -55,7 +35,7 @@ class Stack:
 
 
 def read_covid(data: Path) -> Iterator[CovidSlices]:
-    """The cases one after the other."""
+    """All slices of the cases as they were published, one case after the other."""
     with np.load(data / "covid-slices" / "slices-0000-0788.npz") as arrays:
         image = arrays["ct"]
         lungs, lesions = (np.unpackbits(arrays[key], axis=-1).astype(bool) for key in ("lungs", "lesions"))
@@ -65,14 +45,14 @@ def read_covid(data: Path) -> Iterator[CovidSlices]:
         yield CovidSlices(case, image[part], lungs[part], lesions[part])
 
 
-def read_stacks(data: Path) -> Iterator[Stack]:
-    """Every case three times, each with every third slice."""
+def read_stacks(data: Path) -> Iterator[CovidSlices]:
+    """Every case three times, each with every third slice, at 1 x 1 x 3 mm and near the lesion stage's window."""
     for scan in read_covid(data):
         for offset in range(3):
             image, lungs, lesions = (array[offset::3] for array in (scan.image, scan.lungs, scan.lesions))
             scaled = zoom(image.astype(np.float32), (1, PIXEL_MM, PIXEL_MM), order=1)
             in_mm = np.asarray(np.clip(np.round(scaled), 0, 255), dtype=np.uint8)
-            yield Stack(scan.case, towards_window(in_mm), _mask_to_mm(lungs), _mask_to_mm(lesions))
+            yield CovidSlices(scan.case, towards_window(in_mm), _mask_to_mm(lungs), _mask_to_mm(lesions))
 
 
 def as_hu(image: UInt8[np.ndarray, "*size"]) -> Int16[np.ndarray, "*size"]:

@@ -18,6 +18,7 @@ from typing import Final
 
 import numpy as np
 import SimpleITK as sitk
+from jaxtyping import Float64
 
 from pipeline.anatomy import AIR_HU, Landmark
 from pipeline.geometry import Grid, Triple, Volume, grid_of, resample, to_sitk
@@ -112,19 +113,14 @@ def deform(base: Volume, marks_mm: Marks, rng: np.random.Generator) -> tuple[Vol
         image = sitk.RecursiveGaussian(image, sigma=float(rng.uniform(1.0, 3.5)), direction=2)
     # Maps a point of the copy to a point of the source.
     lower, upper = base.grid.bounds_mm()
-    turn = sitk.Euler3DTransform()
-    turn.SetRotation(*(float(angle) for angle in np.radians(rng.uniform([-7, -7, -15], [7, 7, 15]))))
+    degrees = rng.uniform([-7, -7, -15], [7, 7, 15])
     scale = rng.uniform(0.85, 1.18) * rng.uniform(0.92, 1.08, 3)
     # Landmarks lie in the middle: a mirrored chest is another valid one (lobes may not be mirrored).
     mirror = np.array([-1.0 if rng.random() < 0.5 else 1.0, 1.0, 1.0])
-    matrix = np.reshape(turn.GetMatrix(), (3, 3)) @ np.diag(mirror / scale)
-    transform = sitk.AffineTransform(3)
-    transform.SetCenter([float(c) for c in (lower + upper) / 2])
-    transform.SetMatrix([float(v) for v in matrix.ravel()])
-    to_source = transform
+    to_source = turned_and_scaled(degrees, mirror / scale, ((lower + upper) / 2).tolist())
     # Around the source's box as the copy shows it; air beside the chest, none above and below.
     centre, half = (lower + upper) / 2, (upper - lower) / 2
-    half = np.abs(np.diag(np.linalg.inv(matrix))) * half
+    half = np.abs(np.diag(np.linalg.inv(np.reshape(to_source.GetMatrix(), (3, 3))))) * half
     air = rng.uniform([0, 0, -25], [70, 90, 0], (2, 3)) * (1.0 if rng.random() < 0.6 else 0.1)
     grid = Grid.axis_aligned((centre - half - air[0]).tolist(), (centre + half + air[1]).tolist(), COPY_SPACING_MM)
     copy = sitk.Resample(image, to_sitk(np.zeros(grid.shape, np.uint8), grid), to_source, sitk.sitkLinear, AIR_HU)
@@ -135,6 +131,18 @@ def deform(base: Volume, marks_mm: Marks, rng: np.random.Generator) -> tuple[Vol
         x, y, z = to_copy.TransformPoint(xyz)
         marks[mark] = (x, y, z)
     return Volume(np.clip(np.rint(hu), AIR_HU, 3000).astype(np.int16), grid_of(copy)), marks
+
+
+def turned_and_scaled(
+    degrees: Float64[np.ndarray, "3"], scale: Float64[np.ndarray, "3"], centre_mm: Sequence[float]
+) -> sitk.AffineTransform:
+    """An affine map about a point: scaled along x, y, z, then turned about them."""
+    turn = sitk.Euler3DTransform()
+    turn.SetRotation(*np.radians(degrees).tolist())
+    transform = sitk.AffineTransform(3)
+    transform.SetCenter([float(c) for c in centre_mm])
+    transform.SetMatrix((np.reshape(turn.GetMatrix(), (3, 3)) @ np.diag(scale)).ravel().tolist())
+    return transform
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,11 +1,12 @@
 """The crops that the lesion network learns from: cut from the dataset, bent, given new lesions, varied in intensity.
 
-Few public scans hold few anatomies and fewer lesions, and a network knows them by heart within some hundred steps.
-Every crop is therefore new. Only torch and numpy are needed, and all work is done on the device of the training.
+Few public scans hold few anatomies and fewer lesions, which a network memorises within some hundred steps: every crop
+is therefore varied anew. Only torch and numpy are needed, and all work is done on the device of the training.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
@@ -18,7 +19,8 @@ from torch.nn import functional
 
 from pipeline.networks.dense_unet import DenseUNetConfig, network_inputs
 from training.augment.clahe import TOWARDS_WINDOW, equalise
-from training.augment.synthetic_lesions import add_synthetic_lesions, beside_pleura, grain, smooth_noise
+from training.augment.random_fields import Field, bent_grid, grain, smooth_noise
+from training.augment.synthetic_lesions import add_synthetic_lesions, beside_pleura
 
 HU_FLOOR: Final = -1350.0
 #: What [0, 1] of the lesion stage's window spans.
@@ -33,11 +35,12 @@ SYNTHETIC_KINDS: Final = ("clean", "cohort")
 FADED: Final = (-0.3, 0.65)
 #: Voxels over which the level of a lesion is taken: what varies within is its texture.
 FADED_WIDTH: Final = 11
+#: Along x and y, of half a crop: slices are too far apart to be warped too.
+MOST_WARPED: Final = (0.04, 0.04)
 #: Of the crops of real clean lungs, how many are given lesions.
 SYNTHETIC_SHARE: Final = 0.75
 
 Size = tuple[int, int, int]
-Field = Float[Tensor, "z y x"]
 
 
 @dataclass(frozen=True)
@@ -205,15 +208,12 @@ class Sampler:
         """Other sizes, turned about the long axis and gently warped in the plane, half of the time."""
         if rng.random() < 0.5:
             return crop
-        stacked = torch.stack([crop.image, crop.lungs, crop.lesions])[None]
         angle, (z, y, x) = rng.uniform(-0.2, 0.2), np.exp(rng.uniform(-0.2, 0.2, 3))
         cos, sin = np.cos(angle), np.sin(angle)
         affine = [[x * cos, -y * sin, 0, 0], [x * sin, y * cos, 0, 0], [0, 0, z, 0]]
-        grid = functional.affine_grid(
-            torch.tensor([affine], dtype=torch.float32, device=self._device), list(stacked.shape), align_corners=False
-        )
-        for axis in (0, 1):
-            grid[0, ..., axis] += 0.04 * smooth_noise(self._crop, SPACING_MM, 40.0, rng, self._device)
+        noise = partial(smooth_noise, self._crop, SPACING_MM, 40.0, rng, self._device)
+        grid = bent_grid(affine, MOST_WARPED, noise, self._crop, align_corners=False)
+        stacked = torch.stack([crop.image, crop.lungs, crop.lesions])[None]
         image, lungs, lesions = functional.grid_sample(stacked, grid, align_corners=False)[0]
         inside = (lungs > 0.5).float()
         return Crop(image, inside, (lesions > 0.5).float() * inside)

@@ -4,6 +4,7 @@ another scanner. Only torch and numpy are needed, and all work is done on the de
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.networks.di2in import CLASSES, LungConfig
-from training.augment.synthetic_lesions import add_synthetic_lesions, grain, smooth_noise
+from training.augment.random_fields import bent_grid, grain, smooth_noise
+from training.augment.synthetic_lesions import add_synthetic_lesions
 from training.data.splits import Split, Stage, read_split
 
 #: Label of lung whose lobe is not known.
@@ -153,7 +155,7 @@ def read_volume(path: Path) -> tuple[UInt8[np.ndarray, "z y x"], UInt8[np.ndarra
 
 
 def draw_sample(dataset: LungDataset, recipe: LungRecipe, stride: int, rng: Generator) -> Sample:
-    """A volume of the dataset, or a part of it, as nobody has seen it."""
+    """A volume of the dataset or a part of it, sometimes bent, with new lesions and intensities."""
     image, labels = dataset.draw(rng)
     edges = tuple(image.shape) if rng.random() < recipe.whole_share else recipe.crop
     view = bent_crop if rng.random() < recipe.bent_share else random_crop
@@ -212,12 +214,9 @@ def bent_crop(image: Image, labels: Image, edges: Sequence[int], rng: Generator)
     starts = np.array([part.start for part in slices])[::-1]
     centre = (starts + half_part - half) / half
     affine = np.column_stack([to_source * half_part / half[:, None], centre])
-    theta = torch.tensor(affine[None], dtype=torch.float32, device=image.device)
-    where = functional.affine_grid(theta, [1, 1, *size], align_corners=True)
-    strength_mm = rng.uniform(0, MOST_BENT_MM)
-    for axis, spacing_mm in enumerate(reversed(SPACING_MM)):
-        bend = smooth_noise(torch.Size(size), SPACING_MM, BEND_MM, rng, image.device)
-        where[0, ..., axis] += strength_mm / spacing_mm / half[axis] * bend
+    strengths = rng.uniform(0, MOST_BENT_MM) / np.array(SPACING_MM[::-1]) / half
+    noise = partial(smooth_noise, torch.Size(size), SPACING_MM, BEND_MM, rng, image.device)
+    where = bent_grid(affine, strengths, noise, torch.Size(size), align_corners=True)
     # The nearest voxel's lobe, since the mean of two would be a third one.
     seen, named = (
         functional.grid_sample(volume[None, None].float(), where, mode=mode, padding_mode="border", align_corners=True)[

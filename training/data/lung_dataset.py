@@ -7,7 +7,6 @@ Nothing here runs during training.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +14,11 @@ from typing import Final
 
 import numpy as np
 import SimpleITK as sitk
-from jaxtyping import Float32, UInt8
+from jaxtyping import Bool, Float32, UInt8
 from scipy import ndimage
 
 from pipeline.anatomy import AIR_HU, Landmark
-from pipeline.geometry import Grid, LandmarkPosition, Triple, Volume, grid_of, resample, resample_labels, to_sitk
+from pipeline.geometry import Grid, LandmarkPosition, Scan, Triple, Volume, grid_of, resample, resample_labels, to_sitk
 from pipeline.io.read import read_ct
 from pipeline.lungs.fissure_model import read_shapes
 from pipeline.lungs.segment import roi_grid
@@ -27,7 +26,7 @@ from pipeline.networks.di2in import LungConfig
 from pipeline.phantom import PhantomRecipe, make_phantom
 from training.data.covid_slices import PIXEL_MM, SLICE_MM, CovidSlices, as_hu, read_covid
 from training.data.fissure_atlas import draw_lobes
-from training.data.landmark_dataset import read_marks
+from training.data.landmark_dataset import read_marks, turned_and_scaled
 from training.data.lung_batches import OPAQUE, OPAQUE_HU, UNKNOWN_LOBE
 from training.data.splits import write_arrays
 
@@ -52,40 +51,33 @@ class Chest:
     carina_mm: Triple
 
     @classmethod
-    def of(cls, volume: Volume, labels: Labels, config: LungConfig) -> "Chest":
-        """A chest whose carina nobody marked: the region of interest is placed around the middle of its lungs."""
+    def of(cls, volume: Volume, labels: Labels, config: LungConfig, carina_mm: Triple | None = None) -> "Chest":
+        """A chest; where nobody marked its carina the region of interest is placed around the middle of its lungs."""
         grid = volume.grid.covering(BASE_MM)
         hu = np.rint(resample(volume.hu, volume.grid, grid)).astype(np.int16)
         lobes = resample_labels(labels, volume.grid, grid)
-        where = np.argwhere(lobes > 0)
-        corners = np.stack([where.min(axis=0), where.max(axis=0)]).astype(np.float64)
-        middle = grid.to_lps(corners).mean(axis=0) - np.mean(config.carina_box_mm, axis=0)
-        x, y, z = (float(value) for value in middle)
-        return cls(Volume(hu, grid), lobes, (x, y, z))
+        if carina_mm is None:
+            where = np.argwhere(lobes > 0)
+            corners = np.stack([where.min(axis=0), where.max(axis=0)]).astype(np.float64)
+            x, y, z = (grid.to_lps(corners).mean(axis=0) - np.mean(config.carina_box_mm, axis=0)).tolist()
+            carina_mm = (x, y, z)
+        return cls(Volume(hu, grid), lobes, carina_mm)
 
 
-def read_lctsc(folder: Path, case: str) -> Chest:
-    """A case of the Lung CT Segmentation Challenge; its lobes are drawn by the shape model of the fissures."""
-    mask = sitk.ReadImage(str(folder / f"{case}_lungs.nii.gz"))
-    scan = read_ct(folder / f"{case}_ct.nii.gz").volume
-    lungs = resample_labels(sitk.GetArrayFromImage(mask), grid_of(mask), scan.grid) > 0
-    drawn, _ = draw_lobes(scan, lungs, read_shapes())
-    grid = scan.grid.covering(BASE_MM)
-    hu = np.rint(resample(scan.hu, scan.grid, grid)).astype(np.int16)
-    return Chest(Volume(hu, grid), resample_labels(drawn, scan.grid, grid), read_marks()[case][Landmark.CARINA])
+def read_lctsc(data: Path, case: str) -> tuple[Scan, Bool[np.ndarray, "z y x"]]:
+    """A case of the Lung CT Segmentation Challenge, and its lungs, which were drawn by hand."""
+    scan = read_ct(data / "lctsc" / f"{case}_ct.nii.gz")
+    mask = sitk.ReadImage(str(data / "lctsc" / f"{case}_lungs.nii.gz"))
+    return scan, resample_labels(sitk.GetArrayFromImage(mask), grid_of(mask), scan.volume.grid) > 0
 
 
 def deformed_copy(chest: Chest, config: LungConfig, rng: np.random.Generator) -> tuple[Hu, Labels]:
     """The region of interest of the chest, turned, stretched and bent, at the config's spacing."""
     # Maps a point of the copy to a point of the source, about the carina. Left stays left:
     # a mirrored chest would have its three lobes on the wrong side.
-    turn = sitk.Euler3DTransform()
-    turn.SetRotation(*(float(angle) for angle in np.radians(rng.uniform([-7, -6, -8], [7, 6, 8]))))
+    degrees = rng.uniform([-7, -6, -8], [7, 6, 8])
     scale = rng.uniform(0.85, 1.2) * rng.uniform([0.93, 0.9, 0.85], [1.07, 1.12, 1.35])
-    transform = sitk.AffineTransform(3)
-    transform.SetCenter(chest.carina_mm)
-    transform.SetMatrix([float(v) for v in (np.reshape(turn.GetMatrix(), (3, 3)) @ np.diag(1 / scale)).ravel()])
-    to_source = transform
+    to_source = turned_and_scaled(degrees, 1 / scale, chest.carina_mm)
     lower, upper = (np.asarray(corner) for corner in config.carina_box_mm)
     centre = np.asarray(to_source.GetInverse().TransformPoint(chest.carina_mm)) + rng.normal(0, 8, 3)
     grid = Grid.axis_aligned((centre + lower).tolist(), (centre + upper).tolist(), (config.spacing_mm,) * 3)
@@ -214,8 +206,7 @@ def _random_bending(grid: Grid, rng: np.random.Generator) -> sitk.DisplacementFi
 
 def _write_and_print(path: Path, hu: Hu, labels: Labels, config: LungConfig) -> None:
     write_volume(path, hu, labels, config)
-    sys.stdout.write(f"{path.name}\n")
-    sys.stdout.flush()
+    print(path.name, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -233,7 +224,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     config = LungConfig()
     for case in options.cases:
-        chest = read_lctsc(options.data / "lctsc", case)
+        scan, lungs = read_lctsc(options.data, case)
+        drawn, _ = draw_lobes(scan.volume, lungs, read_shapes())
+        chest = Chest.of(scan.volume, drawn, config, read_marks()[case][Landmark.CARINA])
         for number in range(options.first_copy, options.copies):
             rng = np.random.default_rng([int(case[-2:]), number])
             hu, labels = crop_to_lungs(*deformed_copy(chest, config, rng), rng)
@@ -241,11 +234,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 hu, labels = with_pasted_lesions(hu, labels, rng)
             hu = hu + rng.normal(0, rng.uniform(0, NOISE_HU), hu.shape).astype(np.float32)
             _write_and_print(options.out / f"{case}-{number:03d}.npz", hu, labels, config)
-    for scan in read_covid(options.data):
-        for number in range(options.first_copy, options.copies if scan.case in options.covid else 0):
-            rng = np.random.default_rng([11, scan.case, number])
-            hu, labels = crop_to_lungs(*covid_region(scan, config, rng), rng)
-            _write_and_print(options.out / f"covid{scan.case}-{number:03d}.npz", hu, labels, config)
+    for slices in read_covid(options.data):
+        for number in range(options.first_copy, options.copies if slices.case in options.covid else 0):
+            rng = np.random.default_rng([11, slices.case, number])
+            hu, labels = crop_to_lungs(*covid_region(slices, config, rng), rng)
+            _write_and_print(options.out / f"covid{slices.case}-{number:03d}.npz", hu, labels, config)
     for seed in range(*options.phantoms):
         rng = np.random.default_rng([10, seed])
         hu, labels = crop_to_lungs(*phantom_region(seed, config), rng)

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from pipeline.anatomy import LEFT_LOBES, RIGHT_LOBES, Landmark
-from pipeline.geometry import TRUNCATED_CM2, Grid, Triple, Volume, area_on_faces_cm2, resample, resample_labels
+from pipeline.geometry import TRUNCATED_CM2, Volume, area_on_faces_cm2, resample, resample_labels
 from pipeline.io.read import read_ct
 from pipeline.lesions import SPACING_MM
 from pipeline.lungs.fissure_model import read_shapes
@@ -46,6 +46,7 @@ AIR_AROUND_HU: Final = -900.0
 AROUND_MM: Final = 15.0
 
 Labels = UInt8[np.ndarray, "z y x"]
+Mask = Bool[np.ndarray, "z y x"]
 
 
 def prepare_cohort(
@@ -103,49 +104,43 @@ def prepare_scan(row: Row, stage: Stage, dataset: Path, copies: int = 1, *, draw
         return paths
     volume = read_ct(row.ct).volume
     if stage is Stage.LANDMARKS:
-        # A landmark within the scan lies in the body; the sternum tip in front of the carina and below it.
-        for mark, place_mm in row.landmarks_mm.items():
-            around = _box_around(volume, place_mm)
-            if around.size and around.max() < AIR_AROUND_HU:
-                raise CohortError(f"{row.ct.name}: its {mark.value} lies in the air; LPS mm of the file's own space?")
-        places = row.landmarks_mm
-        if Landmark.CARINA in places and Landmark.STERNUM_TIP in places:
-            (_, carina_y, carina_z), (_, tip_y, tip_z) = places[Landmark.CARINA], places[Landmark.STERNUM_TIP]
-            if tip_y > carina_y or tip_z > carina_z:
-                raise CohortError(
-                    f"{row.ct.name}: its sternum tip is behind or above its carina; are they RAS, or swapped?"
-                )
+        _check_landmarks(row, volume)
         base = base_of(volume)
         for copy, path, rng in _missing(paths):
-            scan = deform(base, places, rng) if copy else (volume, places)
+            scan = deform(base, row.landmarks_mm, rng) if copy else (volume, row.landmarks_mm)
             write_scan(path, *scan, LandmarkConfig())
         return paths
     lobes = _read_mask(row.lobes, volume)
-    lungs = _read_mask(row.lungs, volume) if row.lungs else lobes
-    if lungs is None:
+    labels = _read_mask(row.lungs, volume) if row.lungs else lobes
+    if labels is None:
         raise CohortError(f"{row.ct.name}: name lungs or lobes")
-    if lobes is not None:
-        # Left is where LPS has it, and no other labels are used.
-        if lobes.max() > max(RIGHT_LOBES):
-            raise CohortError(f"{row.ct.name}: lobes are 1 to 5, not {lobes.max()}")
-        left_mm, right_mm = (_middle_x_mm(np.isin(lobes, side), volume.grid) for side in (LEFT_LOBES, RIGHT_LOBES))
-        if left_mm is not None and right_mm is not None and left_mm < right_mm:
-            raise CohortError(f"{row.ct.name}: its left lobes lie on the right; is the mask flipped?")
-    _check_lungs(lungs > 0, volume, row)
+    lungs = labels > 0
+    _check_lungs(row, volume, lungs, lobes)
     if stage is Stage.LUNGS:
+        if lobes is None and draw_lobes:
+            lobes = _drawn(volume, lungs)
         if lobes is None:
-            lobes = _drawn(volume, lungs > 0) if draw_lobes else None
-        unknown = np.where(lungs > 0, UNKNOWN_LOBE, 0).astype(np.uint8)
-        _write_for_lungs(paths, volume, unknown if lobes is None else lobes)
-    else:
-        lesions = _read_mask(row.lesions, volume)
-        if lesions is None:
-            raise CohortError(f"{row.ct.name}: name its lesions")
-        _check_lesions(lesions > 0, lungs > 0, row)
-        box = volume.grid.covering(SPACING_MM)
-        image = to_8_bit(resample(volume.hu, volume.grid, box))
-        on_box = (resample_labels(mask, volume.grid, box) > 0 for mask in (lungs > 0, lesions > 0))
-        write_lesion_volume(paths[0], image, *on_box)
+            lobes = np.where(lungs, UNKNOWN_LOBE, 0).astype(np.uint8)
+        config = LungConfig()
+        chest, box = Chest.of(volume, lobes, config), volume.grid.covering((config.spacing_mm,) * 3)
+        for copy, path, rng in _missing(paths):
+            if copy:
+                region = deformed_copy(chest, config, rng)
+            else:
+                region = resample(volume.hu, volume.grid, box), resample_labels(lobes, volume.grid, box)
+            write_volume(path, *crop_to_lungs(*region, rng), config)
+        return paths
+    marked = _read_mask(row.lesions, volume)
+    if marked is None:
+        raise CohortError(f"{row.ct.name}: name its lesions")
+    # Lesions lie in lungs; a mask that does not is flipped or another patient's.
+    lesions = marked > 0
+    if lesions.any() and (lesions & lungs).sum() < LEAST_INSIDE_LUNGS * lesions.sum():
+        inside = 100 * (lesions & lungs).sum() / lesions.sum()
+        raise CohortError(f"{row.ct.name}: {inside:.0f} % of its lesions lie in its lungs; is a mask flipped?")
+    box = volume.grid.covering(SPACING_MM)
+    on_box = (resample_labels(mask, volume.grid, box) > 0 for mask in (lungs, lesions))
+    write_lesion_volume(paths[0], to_8_bit(resample(volume.hu, volume.grid, box)), *on_box)
     return paths
 
 
@@ -178,7 +173,7 @@ def _read_mask(path: Path | None, volume: Volume) -> Labels | None:
     return labels if stored.grid == volume.grid else resample_labels(labels, stored.grid, volume.grid)
 
 
-def _drawn(volume: Volume, lungs: Bool[np.ndarray, "z y x"]) -> Labels | None:
+def _drawn(volume: Volume, lungs: Mask) -> Labels | None:
     """Lobes by the shape model of the fissures; None where slices are too thick, or a lung is cut off or missing."""
     if max(volume.grid.spacing_mm) > THICKEST_SLICES_MM or area_on_faces_cm2(lungs, volume.grid) >= TRUNCATED_CM2:
         return None
@@ -187,7 +182,15 @@ def _drawn(volume: Volume, lungs: Bool[np.ndarray, "z y x"]) -> Labels | None:
     return None
 
 
-def _check_lungs(lungs: Bool[np.ndarray, "z y x"], volume: Volume, row: Row) -> None:
+def _check_lungs(row: Row, volume: Volume, lungs: Mask, lobes: Labels | None) -> None:
+    """Lungs are there and emptier than tissue; lobes are 1 to 5, the left ones where LPS has left."""
+    if lobes is not None and lobes.max() > max(RIGHT_LOBES):
+        raise CohortError(f"{row.ct.name}: lobes are 1 to 5, not {lobes.max()}")
+    if lobes is not None:
+        sides = (np.argwhere(np.isin(lobes, side)) for side in (LEFT_LOBES, RIGHT_LOBES))
+        middles_mm = [volume.grid.to_lps(where.mean(axis=0))[0] for where in sides if len(where)]
+        if len(middles_mm) == 2 and middles_mm[0] < middles_mm[1]:
+            raise CohortError(f"{row.ct.name}: its left lobes lie on the right; is the mask flipped?")
     if not lungs.any():
         raise CohortError(f"{row.ct.name}: its lung mask is empty there; do mask and scan belong together?")
     median_hu = float(np.median(volume.hu[lungs]))
@@ -195,26 +198,21 @@ def _check_lungs(lungs: Bool[np.ndarray, "z y x"], volume: Volume, row: Row) -> 
         raise CohortError(f"{row.ct.name}: what is marked as lung has {median_hu:.0f} HU; is the mask flipped?")
 
 
-def _middle_x_mm(mask: Bool[np.ndarray, "z y x"], grid: Grid) -> float | None:
-    where = np.argwhere(mask)
-    return float(grid.to_lps(where.mean(axis=0)[None])[0, 0]) if len(where) else None
-
-
-def _check_lesions(lesions: Bool[np.ndarray, "z y x"], lungs: Bool[np.ndarray, "z y x"], row: Row) -> None:
-    """Lesions lie in lungs; a mask that does not is flipped or another patient's."""
-    if lesions.any() and (lesions & lungs).sum() < LEAST_INSIDE_LUNGS * lesions.sum():
-        inside = 100 * (lesions & lungs).sum() / lesions.sum()
-        raise CohortError(f"{row.ct.name}: {inside:.0f} % of its lesions lie in its lungs; is a mask flipped?")
-
-
-def _box_around(volume: Volume, place_mm: Triple) -> np.ndarray:
-    """The voxels around a place; none where that is beyond the scan."""
-    centre = volume.grid.to_index(np.array([place_mm]))[0]
-    reach = AROUND_MM / np.array(volume.grid.spacing_mm)
-    if ((centre < 0) | (centre > np.array(volume.grid.shape) - 1)).any():
-        return np.empty(0)
-    low, high = np.maximum(np.floor(centre - reach), 0).astype(int), np.ceil(centre + reach).astype(int) + 1
-    return volume.hu[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
+def _check_landmarks(row: Row, volume: Volume) -> None:
+    """A landmark within the scan lies in the body; the sternum tip in front of the carina and below it."""
+    shape, reach = np.array(volume.grid.shape), AROUND_MM / np.array(volume.grid.spacing_mm)
+    for mark, place_mm in row.landmarks_mm.items():
+        centre = volume.grid.to_index(np.array([place_mm]))[0]
+        if (centre >= 0).all() and (centre <= shape - 1).all():
+            low, high = np.maximum(np.floor(centre - reach), 0).astype(int), np.ceil(centre + reach).astype(int) + 1
+            if volume.hu[tuple(map(slice, low, high))].max() < AIR_AROUND_HU:
+                raise CohortError(f"{row.ct.name}: its {mark.value} lies in the air; LPS mm of the file's own space?")
+    carina, tip = (row.landmarks_mm.get(mark) for mark in (Landmark.CARINA, Landmark.STERNUM_TIP))
+    if carina is not None and tip is not None:
+        (_, carina_y, carina_z), (_, tip_y, tip_z) = carina, tip
+        if tip_y > carina_y or tip_z > carina_z:
+            reason = "its sternum tip is behind or above its carina; are they RAS, or swapped?"
+            raise CohortError(f"{row.ct.name}: {reason}")
 
 
 def _missing(paths: Sequence[Path]) -> Iterator[tuple[int, Path, np.random.Generator]]:
@@ -222,15 +220,3 @@ def _missing(paths: Sequence[Path]) -> Iterator[tuple[int, Path, np.random.Gener
     for copy, path in enumerate(paths):
         if not path.exists():
             yield copy, path, np.random.default_rng(int(hashlib.sha256(path.name.encode()).hexdigest()[:8], 16))
-
-
-def _write_for_lungs(paths: Sequence[Path], volume: Volume, labels: Labels) -> None:
-    config = LungConfig()
-    chest = Chest.of(volume, labels, config)
-    box = volume.grid.covering((config.spacing_mm,) * 3)
-    for copy, path, rng in _missing(paths):
-        if copy:
-            hu, lobes = deformed_copy(chest, config, rng)
-        else:
-            hu, lobes = resample(volume.hu, volume.grid, box), resample_labels(labels, volume.grid, box)
-        write_volume(path, *crop_to_lungs(hu, lobes, rng), config)

@@ -14,6 +14,8 @@ import numpy as np
 from jaxtyping import Shaped
 
 SPLIT_FILE: Final = "splits.json"
+#: Trainings draw their phantoms from seeds below 10 000, validations from here on.
+FIRST_UNSEEN_SEED: Final = 1_000_000
 
 
 class Stage(StrEnum):

@@ -8,29 +8,25 @@ Prints one row a case and, for phantoms, the summary that the model cards quote.
 import argparse
 import json
 import resource
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
-import SimpleITK as sitk
 from jaxtyping import Bool
 
 from evaluation.overlap import dice
 from pipeline.anatomy import Landmark, Lobe
-from pipeline.geometry import Scan, grid_of, resample_labels
+from pipeline.geometry import Scan
 from pipeline.io.read import read_ct
 from pipeline.lungs.backend import DEFAULT as DEFAULT_LUNG_BACKEND
 from pipeline.lungs.backend import LungBackendName
 from pipeline.phantom import Phantom, PhantomRecipe, make_phantom
 from pipeline.quantify import Models, Quantification, load_models, quantify
 from pipeline.severity import PercentRange
-
-#: Training draws its phantoms from seeds below 10 000.
-FIRST_UNSEEN_SEED = 1_000_000
-
+from training.data.lung_dataset import read_lctsc
+from training.data.splits import FIRST_UNSEEN_SEED
 
 #: A range of a percentage may miss the truth by this much: a few stray voxels should not count.
 RANGE_SLACK_POINTS = 0.5
@@ -64,7 +60,7 @@ class PhantomResult:
 
 @dataclass(frozen=True)
 class ClearResult:
-    """One real chest without opacities: what is called opacity all the same, and whether that is the lungs' fault.
+    """One real chest without opacities: what is called opacity all the same, in its lungs and beside them.
 
     Attributes:
         inside_percent: of the true lungs, what is called opacity.
@@ -98,7 +94,7 @@ class ScanResult:
 
 
 def compare(seed: int, phantom: Phantom, found: Quantification) -> PhantomResult:
-    """Score one answer against the phantom's truth."""
+    """Compare what was found in a phantom with its truth."""
     truth, between, true_carina = phantom.severity, found.opacity_range, phantom.landmarks[Landmark.CARINA]
     carina = next((mark.position_mm for mark in found.landmarks if mark.landmark is Landmark.CARINA), None)
     lobes = [
@@ -162,13 +158,12 @@ def evaluate_clear(models: Models, data: Path) -> Iterator[ClearResult]:
     """Quantify the scans of the Lung CT Segmentation Challenge, which show no pneumonia and come with their lungs."""
     for path in sorted((data / "lctsc").glob("*_lungs.nii.gz")):
         case = path.name.removesuffix("_lungs.nii.gz")
-        scan, mask = read_ct(path.with_name(f"{case}_ct.nii.gz")), sitk.ReadImage(str(path))
-        lungs = resample_labels(sitk.GetArrayFromImage(mask), grid_of(mask), scan.volume.grid) > 0
+        scan, lungs = read_lctsc(data, case)
         yield compare_clear(case, lungs, quantify(scan, models))
 
 
 def compare_clear(name: str, true_lungs: Bool[np.ndarray, "z y x"], found: Quantification) -> ClearResult:
-    """What an answer makes of a chest without opacities."""
+    """Compare what was found in a chest without opacities with its true lungs."""
     lungs, opacities, whole = found.lungs.mask, found.lesions.mask, np.count_nonzero(true_lungs)
     invented = lungs & ~true_lungs
     return ClearResult(
@@ -226,8 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _print_row(row: dict[str, object]) -> None:
     rounded = {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}
-    sys.stdout.write(json.dumps(rounded) + "\n")
-    sys.stdout.flush()
+    print(json.dumps(rounded), flush=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ Phantoms, not patients: pictures of real scans belong to those who published the
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -14,7 +15,6 @@ from typing import Final
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from evaluation.figures import BLUE, ORANGE, STYLE
@@ -76,9 +76,8 @@ def lesions_of(answer: Answer) -> tuple[Pair, str]:
 
 def draw_masks(path: Path, shown: Sequence[tuple[Answer, Pair, str]]) -> None:
     """One row a case: the axial and the coronal plane through the middle of what is wrong."""
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(10, 4.3 * len(shown) + 0.4), layout="constrained")
-        for row, (case, pair, title) in zip(figure.subplots(len(shown), 2, squeeze=False), shown, strict=True):
+    with _rows(path, len(shown)) as (figure, rows):
+        for row, (case, pair, title) in zip(rows, shown, strict=True):
             volume = case.phantom.volume
             lungs = (case.phantom.lobes.labels > 0) | case.found.lungs.mask
             wrong: Mask = pair.truth ^ pair.predicted
@@ -86,16 +85,14 @@ def draw_masks(path: Path, shown: Sequence[tuple[Answer, Pair, str]]) -> None:
             coronal, axial = planes_through(middle_mm, around(lungs, volume.grid))
             row[0].imshow(picture(volume, pair, axial)[0], interpolation="nearest")
             row[1].imshow(picture(volume, pair, coronal)[::-1, 0], interpolation="nearest")
-            _name(list(row), case, title)
+            row[0].set_title(f"Phantom {case.result.seed}\n{title}", loc="left", fontsize=9, parse_math=False)
         draw_legend(figure)
-        figure.savefig(path, dpi=DOTS_PER_INCH)
 
 
 def draw_carinas(path: Path, shown: Sequence[Answer]) -> None:
     """One row a case: the planes through the true carina, and where it was found."""
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(10, 4.3 * len(shown) + 0.4), layout="constrained")
-        for row, case in zip(figure.subplots(len(shown), 2, squeeze=False), shown, strict=True):
+    with _rows(path, len(shown)) as (_, rows):
+        for row, case in zip(rows, shown, strict=True):
             volume, nothing = case.phantom.volume, np.zeros(case.phantom.volume.grid.shape, dtype=np.bool_)
             true_mm = case.phantom.landmarks[Landmark.CARINA]
             found_mm = next(mark.position_mm for mark in case.found.landmarks if mark.landmark is Landmark.CARINA)
@@ -109,15 +106,21 @@ def draw_carinas(path: Path, shown: Sequence[Answer]) -> None:
                     z, y, x = coronal.to_index(np.asarray(position))
                     row[1].plot(x, z, "+", color=colour, markersize=16)
             error_mm = case.result.carina_error_mm
-            _name(list(row), case, "carina not found" if error_mm is None else f"carina, {error_mm:.1f} mm off")
+            title = "carina not found" if error_mm is None else f"carina, {error_mm:.1f} mm off"
+            row[0].set_title(f"Phantom {case.result.seed}\n{title}", loc="left", fontsize=9, parse_math=False)
             row[0].legend(loc="upper right")
+
+
+@contextmanager
+def _rows(path: Path, count: int) -> Iterator[tuple[Figure, np.ndarray]]:
+    """A picture of two planes a row, written when they are drawn."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(10, 4.3 * count + 0.4), layout="constrained")
+        panels = figure.subplots(count, 2, squeeze=False)
+        yield figure, panels
+        for panel in panels.flat:
+            panel.set_axis_off()
         figure.savefig(path, dpi=DOTS_PER_INCH)
-
-
-def _name(row: Sequence[Axes], case: Answer, title: str) -> None:
-    row[0].set_title(f"Phantom {case.result.seed}\n{title}", loc="left", fontsize=9, parse_math=False)
-    for panel in row:
-        panel.set_axis_off()
 
 
 def draw_failures(models: Models, count: int, folder: Path) -> None:

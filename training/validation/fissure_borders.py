@@ -9,8 +9,8 @@ of their borders from the fissures marked by eye. Scans thicker than the pipelin
 
 `--noise` fills the lungs of so many phantoms with noise, where there is no fissure at all. How surely one is seen there
 is what `SEEN_SD` of `lobe_quality.py` stands above; without a drawn border to stay at, what `DRAWN_NATS` of
-`pipeline/lungs/fissure_model.py` outweighs. With `--data` the lobes drawn into the lungs of the cases that
-taught say what share of the lungs is usual (`USUAL_PERCENT` there).
+`pipeline/lungs/fissure_model.py` outweighs. With `--data` the lobes drawn into the lungs of the training
+cases say what share of the lungs is usual (`USUAL_PERCENT` there).
 """
 
 import argparse
@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import SimpleITK as sitk
 from jaxtyping import Int16, UInt8
 from scipy import ndimage
 
@@ -38,6 +37,7 @@ from pipeline.networks.weights import load_weights
 from pipeline.phantom import PhantomRecipe, make_phantom
 from training.data.fissure_atlas import draw_lobes
 from training.data.landmark_dataset import read_marks, real_path
+from training.data.lung_dataset import read_lctsc
 from training.validation.fissures import fissure_distances_mm, read_fissure_marks
 from training.validation.lungs import Case, as_drawn, lobes_by, phantom_cases
 
@@ -132,10 +132,8 @@ def usual_percent(data: Path) -> dict[Lobe, float]:
     """The mean share of the lungs that each lobe has in the training cases."""
     shares = []
     for name in TRAINING_CASES:
-        mask = sitk.ReadImage(str(data / "lctsc" / f"{name}_lungs.nii.gz"))
-        lobes, _ = draw_lobes(
-            read_ct(data / "lctsc" / f"{name}_ct.nii.gz").volume, sitk.GetArrayFromImage(mask) > 0, read_shapes()
-        )
+        scan, lungs = read_lctsc(data, name)
+        lobes, _ = draw_lobes(scan.volume, lungs, read_shapes())
         shares.append([100 * np.count_nonzero(lobes == lobe) / np.count_nonzero(lobes) for lobe in Lobe])
     return dict(zip(Lobe, np.mean(shares, axis=0).tolist(), strict=True))
 
@@ -182,19 +180,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     network = LungNetwork.load(load_weights("lungs", options.weights), choose_device(options.device))
     if options.phantoms:
         phantoms = (thickened(case, options.thicken) for case in phantom_cases(options.phantoms, options.first_seed))
-        _say(table(compare(phantoms, network, lobes_dice), "{:.3f}", "lobes, mean Dice"))
+        print(table(compare(phantoms, network, lobes_dice), "{:.3f}", "lobes, mean Dice"), end="\n\n", flush=True)
     if options.data:
         marked = (thickened(case, options.thicken) for case in marked_cases(options.data))
-        _say(table(compare(marked, network, marks_mm), "{:.1f}", "distance of marks, mm"))
-        _say(" ".join(f"{lobe.slug} {share:.1f} %" for lobe, share in usual_percent(options.data).items()))
+        print(table(compare(marked, network, marks_mm), "{:.1f}", "distance of marks, mm"), end="\n\n", flush=True)
+        usual = usual_percent(options.data).items()
+        print(" ".join(f"{lobe.slug} {share:.1f} %" for lobe, share in usual), end="\n\n", flush=True)
     if options.noise:
         seeds = range(options.first_seed, options.first_seed + options.noise)
-        _say(table_of_noise([seen_in_noise(seed) for seed in seeds]))
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(text + "\n\n")
-    sys.stdout.flush()
+        print(table_of_noise([seen_in_noise(seed) for seed in seeds]), end="\n\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -4,14 +4,13 @@ Phantoms are of seeds that no training sees; with the folder of public scans als
 Challenge that is left out of all training, as it is and with consolidation pasted into its lungs, and two scans
 without truth, whose lobes must have plausible volumes. Nobody marked lobes in that case: those found are compared with
 the lobes that the shape model of the fissures draws into its true lungs, as it does into the training lungs. It is
-the same model that draws the borders found, so that only the fissures marked by eye are a truth; cases that taught
+the same model that draws the borders found, so that only the fissures marked by eye are a truth; training cases
 show how far those are, too. Beside each figure of the network stands that of a plain threshold. Landmarks are the
-true ones, so that this stage answers for itself alone. `--as-drawn` leaves the borders as the network draws them.
+true ones, so that this stage is measured by itself. `--as-drawn` leaves the borders as the network draws them.
 """
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,6 @@ from typing import Final
 
 import cc3d
 import numpy as np
-import SimpleITK as sitk
 from jaxtyping import Bool, UInt8
 from scipy import ndimage
 
@@ -38,14 +36,13 @@ from training.data.covid_slices import PIXEL_MM, SLICE_MM, as_hu, read_covid
 from training.data.fissure_atlas import draw_lobes
 from training.data.landmark_dataset import read_marks, real_path
 from training.data.lung_batches import OPAQUE, OPAQUE_HU
-from training.data.lung_dataset import with_pasted_lesions
+from training.data.lung_dataset import read_lctsc, with_pasted_lesions
+from training.data.splits import FIRST_UNSEEN_SEED
 from training.validation.fissures import Marks, draw_marks, fissure_distances_mm, read_fissure_marks
 
-#: Trainings draw their phantoms from seeds below 10 000.
-FIRST_UNSEEN_SEED: Final = 1_000_000
 #: The one real chest with lungs drawn by hand that no training has seen.
 HELD_OUT_CASE: Final = "case05"
-#: Training cases that have marks: they say nothing of it, but something of where its borders go.
+#: Training cases that have marks: no measure of the network, but one of where its borders lie.
 TRAINING_CASES: Final = ("case01", "case02", "case03")
 HELD_OUT_COVID: Final = (2, 4)
 SCANS: Final = ("lidc-1011", "lung-dx-a0001")
@@ -141,7 +138,7 @@ def sides_are_right(lobes: LobeLabels) -> bool:
 
 
 def threshold_lungs(volume: Volume) -> Mask:
-    """The plain rival: air inside the body, its two largest parts, closed; it leaves out what is filled."""
+    """The baseline: air inside the body, its two largest parts, closed; filled lung is left out."""
     parts = np.asarray(cc3d.connected_components(volume.hu < THRESHOLD_HU, connectivity=6))
     sizes = np.bincount(parts.ravel())
     sizes[0] = 0
@@ -170,8 +167,8 @@ def phantom_cases(count: int, first_seed: int = FIRST_UNSEEN_SEED) -> Iterator[C
 def real_cases(data: Path) -> Iterator[Case]:
     """The held-out case, its copies with pasted opacities, the COVID-19 slices, and scans without true lungs."""
     marks, fissures = read_marks(), read_fissure_marks()
-    volume = read_ct(data / "lctsc" / f"{HELD_OUT_CASE}_ct.nii.gz").volume
-    lungs = sitk.GetArrayFromImage(sitk.ReadImage(str(data / "lctsc" / f"{HELD_OUT_CASE}_lungs.nii.gz"))) > 0
+    scan, lungs = read_lctsc(data, HELD_OUT_CASE)
+    volume = scan.volume
     lobes, _ = draw_lobes(volume, lungs, read_shapes())
     known = marks[HELD_OUT_CASE]
     yield Case(HELD_OUT_CASE, volume, known, lungs, lobes, fissures=fissures[HELD_OUT_CASE])
@@ -183,8 +180,7 @@ def real_cases(data: Path) -> Iterator[Case]:
         yield Case(f"{HELD_OUT_CASE} pasted {number}", pasted, known, lungs, None, labels >= OPAQUE)
     yield from covid_cases(data)
     for name in TRAINING_CASES:
-        volume = read_ct(data / "lctsc" / f"{name}_ct.nii.gz").volume
-        yield Case(f"{name} (taught)", volume, marks[name], fissures=fissures[name])
+        yield Case(f"{name} (trained on)", read_lctsc(data, name)[0].volume, marks[name], fissures=fissures[name])
     for name in SCANS:
         if (path := real_path(data, name)) is not None:
             yield Case(name, read_ct(path).volume, marks[name], fissures=fissures.get(name, {}))
@@ -236,18 +232,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.pictures.mkdir(parents=True, exist_ok=True)
     network = LungNetwork.load(load_weights("lungs", options.weights), choose_device(options.device))
     borders = as_drawn if options.as_drawn else follow_fissures
-    rows = [_print(evaluate(case, network, borders)) for case in phantom_cases(options.phantoms)]
+    rows = []
+    for case in phantom_cases(options.phantoms):
+        rows.append(evaluate(case, network, borders))
+        print(json.dumps(rows[-1]), flush=True)
     if rows:
-        _print(summarise(rows))
-    if options.data:
-        for case in real_cases(options.data):
-            _print(evaluate(case, network, borders, options.pictures))
-
-
-def _print(row: Row) -> Row:
-    sys.stdout.write(json.dumps(row) + "\n")
-    sys.stdout.flush()
-    return row
+        print(json.dumps(summarise(rows)))
+    for case in real_cases(options.data) if options.data else ():
+        print(json.dumps(evaluate(case, network, borders, options.pictures)), flush=True)
 
 
 if __name__ == "__main__":

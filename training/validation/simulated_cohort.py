@@ -27,10 +27,11 @@ from evaluation.overlap import dice
 from evaluation.scores import CaseScores, LobeScores, scores_of, write_scores
 from pipeline.anatomy import Lobe
 from pipeline.errors import PipelineError
-from pipeline.geometry import LobeLabels, Scan, Triple
+from pipeline.geometry import Scan, Triple
 from pipeline.io.write import write_ct, write_mask
 from pipeline.phantom import Phantom, PhantomRecipe, make_phantom
 from pipeline.quantify import Quantification, load_models, quantify
+from training.config import differing
 
 #: Far from the seeds of training (below 10 000) and of the other evaluations (from 1 000 000).
 FIRST_SEED: Final = 2_000_000
@@ -81,6 +82,9 @@ class Case:
         )
 
 
+Run = Callable[[Sequence[Case]], Iterable[Line]]
+
+
 def plan(covid: int, controls: int, recipe: CohortRecipe) -> tuple[Case, ...]:
     """COVID-like cases at even, controls at odd distances from the first seed: more of one never move the other."""
     diseased = [Case(recipe.first_seed + 2 * number, False, recipe.spacing_mm) for number in range(covid)]
@@ -107,23 +111,21 @@ def simulate(case: Case, quantifier: Quantifier, masks: Path | None = None) -> L
         folder = masks / case.name
         folder.mkdir(parents=True, exist_ok=True)
         write_ct(folder / "ct.nii.gz", phantom.volume)
-        sides: tuple[tuple[str, LobeLabels, np.ndarray], ...] = (
-            ("true", phantom.lobes, phantom.lesions.mask),
-            ("predicted", found.lobes, found.lesions.mask),
-        )
-        for side, lobes, lesions in sides:
-            write_mask(folder / f"{side}-lobes.nii.gz", lobes.labels, lobes.grid)
-            write_mask(folder / f"{side}-lesions.nii.gz", lesions, lobes.grid)
-    return line | {
-        "predicted": asdict(scores_of(case.name, found.severity, group)),
-        "dice": _dice(phantom, found),
-        "seconds": dict(found.seconds),
+        sides: dict[str, Phantom | Quantification] = {"true": phantom, "predicted": found}
+        for side, made in sides.items():
+            write_mask(folder / f"{side}-lobes.nii.gz", made.lobes.labels, made.lobes.grid)
+            write_mask(folder / f"{side}-lesions.nii.gz", made.lesions.mask, made.lobes.grid)
+    has_lesions = phantom.lesions.mask.any() or found.lesions.mask.any()
+    overlaps = {
+        "lungs": dice(phantom.lobes.labels > 0, found.lungs.mask),
+        **{lobe.slug: dice(phantom.lobes.of(lobe), found.lobes.of(lobe)) for lobe in Lobe},
+        "lesions": dice(phantom.lesions.mask, found.lesions.mask) if has_lesions else None,
     }
+    predicted = asdict(scores_of(case.name, found.severity, group))
+    return line | {"predicted": predicted, "dice": overlaps, "seconds": dict(found.seconds)}
 
 
-def run_cohort(
-    folder: Path, recipe: CohortRecipe, cases: Iterable[Case], run: Callable[[Sequence[Case]], Iterable[Line]]
-) -> list[Line]:
+def run_cohort(folder: Path, recipe: CohortRecipe, cases: Iterable[Case], run: Run) -> list[Line]:
     """Simulate the cases that `folder` lacks, and write `truth.csv` and `predicted.csv` of those asked for.
 
     Args:
@@ -132,13 +134,7 @@ def run_cohort(
     Raises:
         OtherCohortError: the folder holds cases of another recipe.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    path, ours = folder / "cohort.json", json.loads(json.dumps(asdict(recipe)))
-    if not path.is_file():
-        path.write_text(json.dumps(ours, indent=2) + "\n", encoding="utf-8")
-    kept = json.loads(path.read_text(encoding="utf-8"))
-    different = sorted(key for key in kept.keys() | ours.keys() if kept.get(key) != ours.get(key))
-    if different:
+    if different := differing(folder / "cohort.json", recipe):
         raise OtherCohortError(
             f"{folder} holds a cohort with other {', '.join(different)}. Give another folder, or delete this one."
         )
@@ -160,29 +156,18 @@ def run_cohort(
     return lines
 
 
-def in_this_process(quantifier: Quantifier, masks: Path | None = None) -> Callable[[Sequence[Case]], Iterator[Line]]:
+def in_this_process(quantifier: Quantifier, masks: Path | None = None) -> Run:
     """One case after the other."""
-
-    def run(cases: Sequence[Case]) -> Iterator[Line]:
-        for case in cases:
-            yield simulate(case, quantifier, masks)
-
-    return run
+    return lambda cases: (simulate(case, quantifier, masks) for case in cases)
 
 
-def in_processes(
-    count: int, device: str, weights: Path | None, masks: Path | None
-) -> Callable[[Sequence[Case]], Iterator[Line]]:
+def in_processes(count: int, device: str, weights: Path | None, masks: Path | None) -> Run:
     """`count` cases at a time, each process with networks of its own and its share of the cores."""
 
     def run(cases: Sequence[Case]) -> Iterator[Line]:
         threads = max(torch.get_num_threads() // count, 1)
-        with ProcessPoolExecutor(
-            count,
-            mp_context=multiprocessing.get_context("spawn"),  # forked processes cannot use CUDA
-            initializer=_load,
-            initargs=(device, weights, threads),
-        ) as pool:
+        spawn = multiprocessing.get_context("spawn")  # forked processes cannot use CUDA
+        with ProcessPoolExecutor(count, spawn, _load, (device, weights, threads)) as pool:
             futures = [pool.submit(_simulate_loaded, case, masks) for case in cases]
             try:
                 for future in as_completed(futures):
@@ -222,15 +207,6 @@ def _lines(path: Path) -> Iterator[Line]:
 def _scores(data: Line) -> CaseScores:
     lobes = tuple(LobeScores(**{**lobe, "lobe": Lobe(lobe["lobe"])}) for lobe in data["lobes"])
     return CaseScores(**{**data, "lobes": lobes})
-
-
-def _dice(phantom: Phantom, found: Quantification) -> dict[str, float | None]:
-    has_lesions = phantom.lesions.mask.any() or found.lesions.mask.any()
-    return {
-        "lungs": dice(phantom.lobes.labels > 0, found.lungs.mask),
-        **{lobe.slug: dice(phantom.lobes.of(lobe), found.lobes.of(lobe)) for lobe in Lobe},
-        "lesions": dice(phantom.lesions.mask, found.lesions.mask) if has_lesions else None,
-    }
 
 
 def _write_manifest(folder: Path, lines: Sequence[Line]) -> Path:
@@ -274,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run = in_processes(options.processes, options.device, options.weights, masks)
     try:
         cases = plan(options.covid, options.controls, recipe)
-        lines = run_cohort(options.folder, recipe, cases, lambda todo: _told(run(todo), len(todo)))
+        lines = run_cohort(options.folder, recipe, cases, lambda todo: _reported(run(todo), len(todo)))
     except OtherCohortError as error:
         sys.exit(str(error))
     manifest = _write_manifest(options.folder, lines) if options.masks else None
@@ -285,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.stdout.write(f'lobewise evaluate {inputs} --label "{LABEL}" --note "{note}" --out {folder}/report\n')
 
 
-def _told(lines: Iterable[Line], count: int) -> Iterator[Line]:
+def _reported(lines: Iterable[Line], count: int) -> Iterator[Line]:
     """One line a case on the error stream."""
     for number, line in enumerate(lines, 1):
         truth = line["truth"]["percent_opacity"]

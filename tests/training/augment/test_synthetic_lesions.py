@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.augment.synthetic_lesions import add_synthetic_lesions, near_pleura, smooth_noise
+from training.augment.random_fields import smooth_noise
+from training.augment.synthetic_lesions import add_synthetic_lesions, near_pleura
 
 CPU = torch.device("cpu")
 SIZE = (16, 64, 64)
