@@ -15,7 +15,7 @@ class RecipeError(ValueError):
 
 
 def recipe_from(kind: type[Recipe], values: Mapping[str, Any]) -> Recipe:
-    """The fields given, the others by default; JSON knows no tuples, and a recipe within a recipe is a mapping.
+    """The fields given, the others by default; lists become tuples, and mappings recipes where a field is one.
 
     Raises:
         RecipeError: there is no such field.

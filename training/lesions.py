@@ -70,12 +70,6 @@ def lesion_loss(logits: Float[Tensor, "1 2 z y x"], crop: Crop, recipe: LesionRe
     return jaccard + recipe.cross_entropy * (entropy * crop.lungs).sum() / crop.lungs.sum().clamp(min=1)
 
 
-def middle(example: Example) -> Example:
-    """The slices that validation looks at."""
-    begin = max(0, (example.image.shape[0] - VALIDATION_SLICES) // 2)
-    return example.cut((slice(begin, begin + VALIDATION_SLICES),))
-
-
 def predict(
     network: nn.Module, example: Example, recipe: LesionRecipe, device: torch.device
 ) -> Bool[np.ndarray, "z y x"]:
@@ -149,7 +143,10 @@ class LesionTraining(TrainingLoop[DenseUNet]):
         """
         split = read_split(dataset, Stage.LESIONS)
         self.sampler = Sampler(read_examples(dataset, split.is_training), recipe, group.device)
-        self.kept_aside = [middle(read_example(path)) for path in split.validation_paths(dataset)]
+        self.kept_aside = []
+        for example in map(read_example, split.validation_paths(dataset)):
+            begin = max(0, (example.image.shape[0] - VALIDATION_SLICES) // 2)
+            self.kept_aside.append(example.cut((slice(begin, begin + VALIDATION_SLICES),)))
         if group.is_first:
             keep_recipe(folder, recipe)
         self.recipe, self.smooth_loss = recipe, 1.0

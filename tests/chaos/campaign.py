@@ -126,7 +126,7 @@ def run(plan: Plan, folder: Path) -> Outcome:
     history = History(folder / "history.jsonl")
     with staged(plan, folder, history) as scene:
         clients = Clients(scene.cluster.gateway_ports, history, plan.seed, plan.jobs)
-        until(lambda: answers(f"http://127.0.0.1:{scene.cluster.gateway_ports[0]}/readyz"), 90)
+        until(lambda: answers(f"{scene.cluster.address}/readyz"), 90)
         clients.start()
         _do_harm(plan, scene, clients)
         clients.allowed = plan.jobs

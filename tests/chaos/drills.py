@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -21,7 +20,7 @@ import httpx
 
 from tests.chaos.campaign import FAST, percentile
 from tests.chaos.checker import FINAL
-from tests.chaos.cluster import Cluster
+from tests.chaos.cluster import Cluster, serving
 from tests.chaos.history import read_history
 from tests.chaos.orders import Order
 from tests.support.processes import exit_on_sigterm, until
@@ -201,31 +200,6 @@ DRILLS: Final[tuple[Callable[[Drill], Iterator[Result]], ...]] = (
 )
 
 
-@contextmanager
-def prepared(folder: Path, scale: float, settings: dict[str, str]) -> Iterator[Drill]:
-    """A service with its shipped settings, but for those given."""
-    blobs = folder / "blobs"
-    blobs.mkdir(parents=True)
-    cluster = Cluster.made(folder, {**settings, "LOBEWISE_BLOB_URL": blobs.as_uri()}, gateways=1, workers=2)
-    try:
-        cluster.start()
-        address = f"http://127.0.0.1:{cluster.gateway_ports[0]}"
-        limits = httpx.Limits(max_connections=64)
-        with httpx.Client(base_url=address, timeout=30.0, limits=limits) as client:
-            until(lambda: _workers(client) == len(cluster.workers), 120)
-            yield Drill(cluster, client, scale)
-    finally:
-        cluster.stop()
-
-
-def _workers(client: httpx.Client) -> int:
-    try:
-        lines = client.get("/metrics").text.splitlines()
-    except httpx.HTTPError:
-        return 0
-    return next((round(float(line.split()[1])) for line in lines if line.startswith("lobewise_workers_ready ")), 0)
-
-
 def main() -> int:
     names = {drill.__name__: drill for drill in DRILLS}
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.drills", description=__doc__)
@@ -236,13 +210,16 @@ def main() -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     exit_on_sigterm()
     results: list[Result] = []
+    settings = FAST if options.timing == "fast" else {}
     for name in options.drills or names:
-        with tempfile.TemporaryDirectory(prefix="lobewise-drill-") as folder:
-            settings = FAST if options.timing == "fast" else {}
-            with prepared(Path(folder).resolve(), options.scale, dict(settings)) as drill:
-                for result in names[name](drill):
-                    results.append(result)
-                    print(result.line(), flush=True)
+        with (
+            tempfile.TemporaryDirectory(prefix="lobewise-drill-") as folder,
+            serving(Path(folder).resolve(), settings) as cluster,
+            httpx.Client(base_url=cluster.address, timeout=30.0, limits=httpx.Limits(max_connections=64)) as client,
+        ):
+            for result in names[name](Drill(cluster, client, options.scale)):
+                results.append(result)
+                print(result.line(), flush=True)
     return 0 if all(result.is_met for result in results) else 1
 
 

@@ -23,9 +23,9 @@ from typing import Final
 import httpx
 import numpy as np
 
-from tests.chaos.cluster import Cluster, Process
+from tests.chaos.cluster import Cluster, Process, serving
 from tests.chaos.orders import Order
-from tests.support.processes import answers, exit_on_sigterm, until
+from tests.support.processes import exit_on_sigterm
 
 RETENTION_SECONDS: Final = 120
 SETTINGS: Final = {
@@ -34,6 +34,8 @@ SETTINGS: Final = {
     "LOBEWISE_UPLOAD_SECONDS": "300",
     "LOBEWISE_TOMBSTONE_SECONDS": "300",
 }
+#: What clients do, and how often beside the others.
+STEPS: Final = {"post": 10, "post_large": 1, "post_batch": 1, "follow": 2, "cancel": 1, "delete": 1, "list": 1}
 POST_EVERY_SECONDS: Final = 0.5
 BIG_BYTES: Final = 4 << 20
 
@@ -105,41 +107,33 @@ class Load:
                 self.faults += 1
 
     def _step(self) -> None:
-        doings = (self._post, self._post_big, self._post_batch, self._follow, self._cancel, self._delete, self._list)
-        self._rng.choices(doings, weights=(10, 1, 1, 2, 1, 1, 1))[0]()
+        job_id = self._rng.choice(self._jobs or ["x"])
+        match self._rng.choices(list(STEPS), weights=list(STEPS.values()))[0]:
+            case "post":
+                self._post()
+            case "post_large":
+                self._post(BIG_BYTES)
+            case "post_batch":  # of a source that nobody allows: every item is refused
+                batch = {"items": [{"source": {"url": "https://nowhere.invalid/ct"}}] * 3}
+                self._client.post("/v1/batches", json=batch)
+            case "follow":
+                with self._client.stream("GET", f"/v1/jobs/{job_id}/events") as stream:
+                    next(stream.iter_lines(), None)
+            case "cancel":
+                self._client.post(f"/v1/jobs/{job_id}/cancel")
+            case "delete":
+                self._client.delete(f"/v1/jobs/{job_id}")
+            case "list":
+                self._client.get("/v1/jobs", params={"sort": "severity"})
+                self._client.get("/metrics")
         for job_id in self._rng.sample(self._jobs, min(5, len(self._jobs))):
             self._client.get(f"/v1/jobs/{job_id}")
             self._client.get(f"/v1/jobs/{job_id}/report")
 
-    def _scan(self, padding: int = 0) -> bytes:
-        order = Order(f"soak-{self.steps}", self._rng.randint(0, 100), self._rng.uniform(0, 0.3))
-        return order.to_scan() + bytes(padding)
-
     def _post(self, padding: int = 0) -> None:
-        answer = self._client.post("/v1/jobs", files={"file": ("ct.nrrd", self._scan(padding))})
+        order = Order(f"soak-{self.steps}", self._rng.randint(0, 100), self._rng.uniform(0, 0.3))
+        answer = self._client.post("/v1/jobs", files={"file": ("ct.nrrd", order.to_scan() + bytes(padding))})
         self._jobs = [*self._jobs[-50:], answer.json()["id"]]
-
-    def _post_big(self) -> None:
-        self._post(BIG_BYTES)
-
-    def _post_batch(self) -> None:
-        """Of a source that nobody allows: every item is refused or fails, and leaves what it leaves."""
-        self._client.post("/v1/batches", json={"items": [{"source": {"url": "https://nowhere.invalid/ct"}}] * 3})
-
-    def _follow(self) -> None:
-        job_id = self._rng.choice(self._jobs or ["x"])
-        with self._client.stream("GET", f"/v1/jobs/{job_id}/events") as stream:
-            next(stream.iter_lines(), None)
-
-    def _cancel(self) -> None:
-        self._client.post(f"/v1/jobs/{self._rng.choice(self._jobs or ['x'])}/cancel")
-
-    def _delete(self) -> None:
-        self._client.delete(f"/v1/jobs/{self._rng.choice(self._jobs or ['x'])}")
-
-    def _list(self) -> None:
-        self._client.get("/v1/jobs", params={"sort": "severity"})
-        self._client.get("/metrics")
 
 
 def quantities(cluster: Cluster, temporary: Path) -> Iterator[tuple[str, str, float, Callable[[], float]]]:
@@ -159,21 +153,13 @@ def quantities(cluster: Cluster, temporary: Path) -> Iterator[tuple[str, str, fl
 
 def run(folder: Path, minutes: float, every_seconds: float, seed: int) -> tuple[list[Series], Load]:
     """Do it; the samples are in `folder/samples.csv` too."""
-    temporary, blobs = folder / "tmp", folder / "blobs"
+    temporary = folder / "tmp"
     temporary.mkdir(parents=True)
-    blobs.mkdir()
-    settings = {**SETTINGS, "LOBEWISE_BLOB_URL": blobs.as_uri(), "TMPDIR": str(temporary)}
-    cluster = Cluster.made(folder, settings, gateways=1, workers=2)
-    address = f"http://127.0.0.1:{cluster.gateway_ports[0]}"
-    load = Load(address, Random(seed))
-    try:
-        cluster.start()
-        until(lambda: answers(f"{address}/readyz"), 120)
+    with serving(folder, {**SETTINGS, "TMPDIR": str(temporary)}) as cluster:
+        load = Load(cluster.address, Random(seed))
         load.start()
         series = _watch(cluster, temporary, minutes * 60, every_seconds)
         load.stop()
-    finally:
-        cluster.stop()
     restarts = [process.name for process in cluster.processes if process.restarts]
     if restarts:
         raise RuntimeError(f"they ended, though nobody asked: {restarts}")

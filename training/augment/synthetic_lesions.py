@@ -1,7 +1,7 @@
 """Synthetic lesions in the crop that a training step draws, in HU, new at every step and on the training's device.
 
 `training/augment/pasted_lesions.py` makes the lesions of the volumes that validate a network, by other rules than the
-lesions here, which it is trained on: a network that had learned one recipe's habits would else pass its own test.
+lesions here, which it is trained on: otherwise validation would reward a network that only learned these rules.
 """
 
 from typing import Final

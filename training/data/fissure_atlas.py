@@ -22,7 +22,6 @@ from pipeline.anatomy import FISSURES, LEFT_LOBES, RIGHT_LOBES
 from pipeline.geometry import Grid, Volume
 from pipeline.lungs.fissure_model import (
     STANDARD_MM,
-    Coefficients,
     Fissure,
     FissureModel,
     draw_side,
@@ -53,18 +52,36 @@ class SidesError(ValueError):
 def learn_fissures(folder: Path) -> FissureModel:
     """The shape model from the marked points, transforms and atlas mask in `folder`."""
     people = read_people(folder)
-    return {name: _learn([person[name] for person in people if name in person]) for name in FISSURES}
+    return {name: learn_fissure([person[name] for person in people if name in person]) for name in FISSURES}
 
 
 def read_people(folder: Path) -> list[dict[str, Float64[np.ndarray, "n 3"]]]:
     """Each person's fissure points by fissure, in the standard lung."""
-    boxes = _atlas_boxes(next(folder.glob("*_leftLungRightLung.nrrd")))
+    # Lower and upper corner (LPS x, y, z) of each lung of the atlas.
+    atlas = sitk.ReadImage(str(next(folder.glob("*_leftLungRightLung.nrrd"))))
+    stats = sitk.LabelShapeStatisticsImageFilter()
+    stats.Execute(atlas)
+    boxes = {}
+    for side, label in ATLAS_LABELS.items():
+        x, y, z, *size = stats.GetBoundingBox(label)
+        ends = np.array([(x, y, z), (x + size[0], y + size[1], z + size[2])]) - 0.5
+        boxes[side] = np.sort([atlas.TransformContinuousIndexToPhysicalPoint(end.tolist()) for end in ends], axis=0)
     people = []
     for path in sorted(folder.glob("*_regionAndTypePoints.csv")):
         name = path.name.removesuffix("_regionAndTypePoints.csv")
         # The files map the atlas to the person; forward, 9 % of the points fall into the atlas's lungs, inverted 90 %.
         to_atlas = sitk.ReadTransform(str(next(folder.glob(f"{name}_TO_*.tfm")))).GetInverse()
-        people.append(_person(path, to_atlas, boxes))
+        points: dict[str, list[np.ndarray]] = {}
+        with path.open() as file:
+            next(file)  # the header is spelt in several ways; the columns are the same
+            for region, kind, *position in csv.reader(file):
+                side = "right" if region.lower().startswith("right") else region.lower()[:4]
+                fissure = f"{side}_{kind.lower().removesuffix('fissure')}"
+                if fissure in FISSURES:
+                    xyz = to_atlas.TransformPoint([float(value) for value in position[:3]])
+                    lower, upper = boxes[side]
+                    points.setdefault(fissure, []).append((np.asarray(xyz) - lower) / (upper - lower) * STANDARD_MM)
+        people.append({fissure: np.array(values) for fissure, values in points.items()})
     return people
 
 
@@ -106,7 +123,8 @@ def draw_lobes(volume: Volume, lungs: Mask, model: FissureModel) -> tuple[Labels
     return labels, seen_sd
 
 
-def _learn(people: Sequence[Float64[np.ndarray, "_ 3"]]) -> Fissure:
+def learn_fissure(people: Sequence[Float64[np.ndarray, "_ 3"]]) -> Fissure:
+    """The shape of one fissure from its points in several people, in the standard lung."""
     together = np.concatenate(list(people))
     origin = together.mean(axis=0)
     axes = np.linalg.svd(together - origin, full_matrices=False)[2]
@@ -115,52 +133,16 @@ def _learn(people: Sequence[Float64[np.ndarray, "_ 3"]]) -> Fissure:
     stacked = np.concatenate(local)
     reach = np.quantile(stacked[:, :2], [0.01, 0.99], axis=0)
     mean = np.linalg.lstsq(quadratic_terms(stacked[:, :2]), stacked[:, 2], rcond=None)[0]
-    own = np.array([_shrunk_fit(points, mean, reach) for points in local])
-    return Fissure(origin, axes, reach, own.mean(axis=0), np.cov(own.T))
-
-
-def _shrunk_fit(
-    points: Float64[np.ndarray, "n 3"], mean: Coefficients, reach: Float64[np.ndarray, "2 2"]
-) -> Coefficients:
-    """One person's coefficients, held near the mean where there are few points; curvature more than position."""
-    terms = quadratic_terms(points[:, :2])
+    # Each person's coefficients are held near the mean where there are few points; curvature more than position.
     half = np.abs(reach).max()
     spread_mm = np.array([12.0, 10.0 / half, 10.0 / half, 5.0 / half**2, 5.0 / half**2, 5.0 / half**2])
-    prior = np.diag(1.0 / spread_mm**2)
-    normal = terms.T @ terms / MARKING_ERROR_MM**2 + prior
-    residual = points[:, 2] - terms @ mean
-    return np.asarray(mean + np.linalg.solve(normal, terms.T @ residual / MARKING_ERROR_MM**2))
-
-
-def _person(
-    path: Path, to_atlas: sitk.Transform, boxes: Mapping[str, Float64[np.ndarray, "2 3"]]
-) -> dict[str, Float64[np.ndarray, "n 3"]]:
-    points: dict[str, list[np.ndarray]] = {}
-    with path.open() as file:
-        next(file)  # the header is spelt in several ways; the columns are the same
-        for region, kind, *position in csv.reader(file):
-            side = "right" if region.lower().startswith("right") else region.lower()[:4]
-            name = f"{side}_{kind.lower().removesuffix('fissure')}"
-            if name in FISSURES:
-                xyz = to_atlas.TransformPoint([float(value) for value in position[:3]])
-                lower, upper = boxes[name.split("_")[0]]
-                points.setdefault(name, []).append((np.asarray(xyz) - lower) / (upper - lower) * STANDARD_MM)
-    return {name: np.array(values) for name, values in points.items()}
-
-
-def _atlas_boxes(path: Path) -> dict[str, Float64[np.ndarray, "2 3"]]:
-    """Lower and upper corner (LPS x, y, z) of each lung of the atlas."""
-    image = sitk.ReadImage(str(path))
-    stats = sitk.LabelShapeStatisticsImageFilter()
-    stats.Execute(image)
-    boxes = {}
-    for side, label in ATLAS_LABELS.items():
-        x, y, z, *size = stats.GetBoundingBox(label)
-        corners = [(x, y, z), (x + size[0], y + size[1], z + size[2])]
-        boxes[side] = np.sort(
-            [image.TransformContinuousIndexToPhysicalPoint([c - 0.5 for c in corner]) for corner in corners], axis=0
-        )
-    return boxes
+    own = []
+    for points in local:
+        terms = quadratic_terms(points[:, :2])
+        normal = terms.T @ terms / MARKING_ERROR_MM**2 + np.diag(1.0 / spread_mm**2)
+        residual = points[:, 2] - terms @ mean
+        own.append(mean + np.linalg.solve(normal, terms.T @ residual / MARKING_ERROR_MM**2))
+    return Fissure(origin, axes, reach, np.mean(own, axis=0), np.cov(np.transpose(own)))
 
 
 def write_shapes(model: FissureModel, path: Path) -> None:

@@ -1,7 +1,7 @@
 """The crops that the lesion network learns from: cut from the dataset, bent, given new lesions, varied in intensity.
 
-Few public scans hold few anatomies and fewer lesions, and a network knows them by heart within some hundred steps.
-Every crop is therefore new. Only torch and numpy are needed, and all work is done on the device of the training.
+Few public scans hold few anatomies and fewer lesions, which a network memorises within some hundred steps: every crop
+is therefore varied anew. Only torch and numpy are needed, and all work is done on the device of the training.
 """
 
 from collections.abc import Callable, Mapping

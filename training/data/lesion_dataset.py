@@ -38,7 +38,8 @@ Mask = Bool[np.ndarray, "z y x"]
 def prepare_lesions(data: Path, dataset: Path, phantoms: int = 64, processes: int = 1) -> None:
     """Write the whole dataset; `data` is laid out as `docs/data.md` says."""
     dataset.mkdir(parents=True, exist_ok=True)
-    write_covid(data, dataset)
+    for number, stack in enumerate(read_stacks(data)):
+        write_lesion_volume(dataset / f"covid-{stack.case}-{number % 3}.npz", stack.image, stack.lungs, stack.lesions)
     jobs: list[Callable[[], None]] = [partial(write_lctsc, data, dataset, case) for case in LCTSC_CASES]
     jobs += [partial(write_phantom, dataset, seed) for seed in range(phantoms)]
     with ProcessPoolExecutor(processes) as pool:
@@ -48,22 +49,20 @@ def prepare_lesions(data: Path, dataset: Path, phantoms: int = 64, processes: in
     sys.stderr.write("\n")
 
 
-def write_covid(data: Path, dataset: Path) -> None:
-    """The real slices of all seven cases."""
-    for number, stack in enumerate(read_stacks(data)):
-        write_lesion_volume(dataset / f"covid-{stack.case}-{number % 3}.npz", stack.image, stack.lungs, stack.lesions)
-
-
 def write_lctsc(data: Path, dataset: Path, case: str) -> None:
-    """A real chest: once as it is, ten times with lesions of 0.5 to 50 % of its lungs."""
-    volume, lungs = read_lctsc(data, case)
+    """A planning CT and its manual lungs: once as it is, ten times with lesions of 0.5 to 50 % of its lungs."""
+    image, mask = (sitk.ReadImage(str(data / "lctsc" / f"{case}_{part}.nii.gz")) for part in ("ct", "lungs"))
+    source, number_of_case = grid_of(image), int(case[-2:])
+    box = source.covering(SPACING_MM)
+    volume = Volume(np.round(resample(sitk.GetArrayFromImage(image), source, box)).astype(np.int16), box)
+    lungs = LungMask(resample_labels(sitk.GetArrayFromImage(mask), source, box) > 0, box)
     write_lesion_volume(dataset / f"clean-{case}-0.npz", to_8_bit(volume.hu), lungs.mask, np.zeros_like(lungs.mask))
-    rng = np.random.default_rng([GROWN_SEED, int(case[-2:])])
+    rng = np.random.default_rng([GROWN_SEED, number_of_case])
     for number in range(GROWN_PER_CASE):
         percent = float(np.exp(rng.uniform(np.log(0.5), np.log(50.0))))
         path = dataset / f"grown-{case}-{number}.npz"
         if not path.exists():
-            hu, lesions = with_pasted_lesions(volume, lungs, GROWN_SEED + 100 * int(case[-2:]) + number, percent)
+            hu, lesions = with_pasted_lesions(volume, lungs, GROWN_SEED + 100 * number_of_case + number, percent)
             write_lesion_volume(path, to_8_bit(hu), lungs.mask, lesions)
 
 
@@ -77,17 +76,6 @@ def write_phantom(dataset: Path, seed: int) -> None:
     hu = resample(phantom.volume.hu, source, box)
     lungs, lesions = (resample_labels(m, source, box) > 0 for m in (phantom.lobes.labels, phantom.lesions.mask))
     write_lesion_volume(path, to_8_bit(hu), lungs, lesions)
-
-
-def read_lctsc(data: Path, case: str) -> tuple[Volume, LungMask]:
-    """A planning CT and its manual lungs, at the network's spacing."""
-    image = sitk.ReadImage(str(data / "lctsc" / f"{case}_ct.nii.gz"))
-    mask = sitk.ReadImage(str(data / "lctsc" / f"{case}_lungs.nii.gz"))
-    source = grid_of(image)
-    box = source.covering(SPACING_MM)
-    hu = np.round(resample(sitk.GetArrayFromImage(image), source, box)).astype(np.int16)
-    lungs = resample_labels(sitk.GetArrayFromImage(mask), source, box) > 0
-    return Volume(hu, box), LungMask(lungs, box)
 
 
 def to_8_bit(hu: np.ndarray) -> Image:

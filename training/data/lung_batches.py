@@ -155,7 +155,7 @@ def read_volume(path: Path) -> tuple[UInt8[np.ndarray, "z y x"], UInt8[np.ndarra
 
 
 def draw_sample(dataset: LungDataset, recipe: LungRecipe, stride: int, rng: Generator) -> Sample:
-    """A volume of the dataset, or a part of it, as nobody has seen it."""
+    """A volume of the dataset or a part of it, sometimes bent, with new lesions and intensities."""
     image, labels = dataset.draw(rng)
     edges = tuple(image.shape) if rng.random() < recipe.whole_share else recipe.crop
     view = bent_crop if rng.random() < recipe.bent_share else random_crop

@@ -7,7 +7,6 @@ Nothing here runs during training.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,8 +206,7 @@ def _random_bending(grid: Grid, rng: np.random.Generator) -> sitk.DisplacementFi
 
 def _write_and_print(path: Path, hu: Hu, labels: Labels, config: LungConfig) -> None:
     write_volume(path, hu, labels, config)
-    sys.stdout.write(f"{path.name}\n")
-    sys.stdout.flush()
+    print(path.name, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -60,7 +60,7 @@ class PhantomResult:
 
 @dataclass(frozen=True)
 class ClearResult:
-    """One real chest without opacities: what is called opacity all the same, and whether that is the lungs' fault.
+    """One real chest without opacities: what is called opacity all the same, in its lungs and beside them.
 
     Attributes:
         inside_percent: of the true lungs, what is called opacity.
@@ -94,7 +94,7 @@ class ScanResult:
 
 
 def compare(seed: int, phantom: Phantom, found: Quantification) -> PhantomResult:
-    """Score one answer against the phantom's truth."""
+    """Compare what was found in a phantom with its truth."""
     truth, between, true_carina = phantom.severity, found.opacity_range, phantom.landmarks[Landmark.CARINA]
     carina = next((mark.position_mm for mark in found.landmarks if mark.landmark is Landmark.CARINA), None)
     lobes = [
@@ -163,7 +163,7 @@ def evaluate_clear(models: Models, data: Path) -> Iterator[ClearResult]:
 
 
 def compare_clear(name: str, true_lungs: Bool[np.ndarray, "z y x"], found: Quantification) -> ClearResult:
-    """What an answer makes of a chest without opacities."""
+    """Compare what was found in a chest without opacities with its true lungs."""
     lungs, opacities, whole = found.lungs.mask, found.lesions.mask, np.count_nonzero(true_lungs)
     invented = lungs & ~true_lungs
     return ClearResult(

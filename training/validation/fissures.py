@@ -8,7 +8,7 @@ from typing import Final
 
 import matplotlib as mpl
 import numpy as np
-from jaxtyping import Bool, Float64, UInt8
+from jaxtyping import Float64
 from matplotlib.figure import Figure
 from scipy import ndimage
 
@@ -37,12 +37,16 @@ def read_fissure_marks() -> dict[str, dict[str, Points]]:
 
 def fissure_distances_mm(lobes: LobeLabels, marks: Marks) -> dict[str, Float64[np.ndarray, " mark"]]:
     """Of each mark, to the border between the lobes on both sides of its fissure; infinite where they do not touch."""
-    return {
-        fissure: _distances_mm(
-            np.isin(lobes.labels, SIDES_OF[fissure][0]), np.isin(lobes.labels, SIDES_OF[fissure][1]), lobes, points
-        )
-        for fissure, points in marks.items()
-    }
+    distances = {}
+    for fissure, points in marks.items():
+        above, below = (np.isin(lobes.labels, side) for side in SIDES_OF[fissure])
+        border = (ndimage.binary_dilation(above) & below) | (ndimage.binary_dilation(below) & above)
+        distances[fissure] = np.full(len(points), np.inf)
+        if border.any():
+            distance_mm, where = distance_to_mm(border, lobes.grid.spacing_mm), lobes.grid.to_index(points)
+            found = ndimage.map_coordinates(distance_mm, where.T, order=1, mode="nearest")
+            distances[fissure] = np.asarray(found, dtype=np.float64)
+    return distances
 
 
 def draw_marks(path: Path, volume: Volume, lobes: LobeLabels, marks: Marks) -> None:
@@ -56,10 +60,13 @@ def draw_marks(path: Path, volume: Volume, lobes: LobeLabels, marks: Marks) -> N
         axes = figure.subplots(3, len(columns), squeeze=False)
         for x, (plain, marked, outlined) in zip(columns, axes.T, strict=True):
             slab = volume.hu[:, :, max(x - half, 0) : x + half + 1].astype(np.float32).clip(-1000, -300).mean(axis=2)
+            lungs = np.argwhere(lobes.labels[:, :, x] > 0)
             for ax in (plain, marked, outlined):
                 low, high = SLAB_WINDOW_HU
                 ax.imshow(slab, cmap="gray", vmin=low, vmax=high, origin="lower", aspect=z_mm / y_mm)
-                ax.set(**_around(lobes.labels[:, :, x]))
+                if len(lungs):
+                    (bottom, front), (top, back) = lungs.min(axis=0), lungs.max(axis=0)
+                    ax.set(xlim=(front - 5, back + 5), ylim=(bottom - 2, top + 2))
                 ax.set_axis_off()
             for ax in (marked, outlined):
                 for points in index.values():
@@ -75,23 +82,3 @@ def draw_marks(path: Path, volume: Volume, lobes: LobeLabels, marks: Marks) -> N
                     outlined.plot(y, z, ".", color=BLUE, markersize=2)
             plain.set_title(f"x = {volume.grid.to_lps(np.array([0.0, 0.0, x]))[0]:.0f} mm", color=GREY)
         figure.savefig(path, dpi=PNG_DOTS_PER_INCH / 2, format="png")
-
-
-def _around(labels: UInt8[np.ndarray, "z y"]) -> dict[str, tuple[float, float]]:
-    """Limits of axes that show the lungs."""
-    lungs = np.argwhere(labels > 0)
-    if not len(lungs):
-        return {}
-    (bottom, front), (top, back) = lungs.min(axis=0), lungs.max(axis=0)
-    return {"xlim": (float(front - 5), float(back + 5)), "ylim": (float(bottom - 2), float(top + 2))}
-
-
-def _distances_mm(
-    above: Bool[np.ndarray, "z y x"], below: Bool[np.ndarray, "z y x"], lobes: LobeLabels, points: Points
-) -> Float64[np.ndarray, " mark"]:
-    border = (ndimage.binary_dilation(above) & below) | (ndimage.binary_dilation(below) & above)
-    if not border.any():
-        return np.full(len(points), np.inf)
-    distance_mm = distance_to_mm(border, lobes.grid.spacing_mm)
-    where = lobes.grid.to_index(points)
-    return np.asarray(ndimage.map_coordinates(distance_mm, where.T, order=1, mode="nearest"), dtype=np.float64)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import SimpleITK as sitk
@@ -50,7 +50,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the agent of a landmark said about a case."""
+    """Where the agent of a landmark ended in a case."""
 
     case: str
     truth_mm: Triple | None
@@ -85,7 +85,7 @@ def ask(case: Case, network: LandmarkNetwork) -> list[Answer]:
 
 
 class TimedNetwork(LandmarkNetwork):
-    """A network that keeps how long its agents thought at each scale."""
+    """A network that sums up the seconds that its agents take at each scale."""
 
     def __init__(self, network: LandmarkNetwork) -> None:
         super().__init__(network.info, network.config, network.agents, network.device)
@@ -207,15 +207,11 @@ def draw(case: Case, path: Path, answers: Sequence[Answer] = ()) -> None:
             section = np.take(volume.hu, index, axis=axis)
             origin = "upper" if axis == 0 else "lower"
             panel.imshow(section, cmap="gray", vmin=-1000, vmax=400, aspect=rows_mm / columns_mm, origin=origin)
-            _draw_cross(panel, case.volume.grid, axis, truth_mm, "red")
-            if (position := found.get(landmark)) is not None:
-                _draw_cross(panel, case.volume.grid, axis, position, "lime")
+            for position_mm, colour in ((truth_mm, "red"), (found.get(landmark), "lime")):
+                if position_mm is not None:
+                    at, across = np.delete(volume.grid.to_index(np.array(position_mm)), axis)
+                    panel.plot(across, at, "+", color=colour, markersize=14)
     figure.savefig(path, dpi=80)
-
-
-def _draw_cross(panel: Any, grid: Grid, axis: int, position_mm: Triple, colour: str) -> None:
-    row, column = np.delete(grid.to_index(np.array(position_mm)), axis)
-    panel.plot(column, row, "+", color=colour, markersize=14)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -50,7 +50,7 @@ def evaluate_dataset(dataset: Path, network: LesionNetwork, part: str) -> Iterat
     patients = split.validation if part == "validation" else split.test
     for example in read_examples(dataset, lambda path: patient_of(path) in patients):
         image = example.image.astype(np.float32) / 255
-        yield _compare(example.name, image, example.lungs, example.lesions & example.lungs, network)
+        yield compare(example.name, image, example.lungs, example.lesions & example.lungs, network)
 
 
 def evaluate_phantoms(count: int, network: LesionNetwork) -> Iterator[LesionResult]:
@@ -61,32 +61,21 @@ def evaluate_phantoms(count: int, network: LesionNetwork) -> Iterator[LesionResu
         box = lesion_grid(lungs)
         image, mask, _ = prepare(phantom.volume, lungs, box)
         truth = resample_labels(phantom.lesions.mask, phantom.volume.grid, box) > 0
-        yield _compare(f"phantom-{seed}", image, mask > 0, truth & (mask > 0), network)
+        yield compare(f"phantom-{seed}", image, mask > 0, truth & (mask > 0), network)
 
 
-def _compare(
+def compare(
     name: str, image: Float32[np.ndarray, "z y x"], lungs: Mask, truth: Mask, network: LesionNetwork
 ) -> LesionResult:
-    found = believe_wide(probability(image, lungs, network), lungs) >= LIKELY
-    return compare(name, found & lungs, truth, image, lungs)
-
-
-def compare(name: str, found: Mask, truth: Mask, image: Float32[np.ndarray, "z y x"], lungs: Mask) -> LesionResult:
-    """What was found in a volume, and what the baseline finds, with the truth."""
-    baseline = (image > window(np.array([BASELINE_HU]))[0]) & lungs
-    lung_voxels = max(int(lungs.sum()), 1)
-    percent, true_percent = (100.0 * int(mask.sum()) / lung_voxels for mask in (found, truth))
-    return LesionResult(name, dice(found, truth), dice(baseline, truth), percent, true_percent)
-
-
-def probability(
-    image: Float32[np.ndarray, "z y x"], lungs: Mask, network: LesionNetwork
-) -> Float32[np.ndarray, "z y x"]:
-    """What the network thinks of a prepared volume, its image in [0, 1]."""
+    """What the network and the baseline find in a prepared volume, its image in [0, 1], against the truth."""
     pads = [(0, -n % stride) for n, stride in zip(image.shape, TOTAL_STRIDE, strict=True)]
     padded = (torch.from_numpy(np.pad(field, pads)) for field in (image, lungs.astype(np.float32)))
     z, y, x = image.shape
-    return predict(network_inputs(*padded).numpy(), network)[:z, :y, :x]
+    probability = predict(network_inputs(*padded).numpy(), network)[:z, :y, :x]
+    found = (believe_wide(probability, lungs) >= LIKELY) & lungs
+    baseline = (image > window(np.array([BASELINE_HU]))[0]) & lungs
+    percent, true_percent = (100.0 * int(mask.sum()) / max(int(lungs.sum()), 1) for mask in (found, truth))
+    return LesionResult(name, dice(found, truth), dice(baseline, truth), percent, true_percent)
 
 
 def table(results: list[LesionResult]) -> str:

@@ -6,7 +6,7 @@ without truth, whose lobes must have plausible volumes. Nobody marked lobes in t
 the lobes that the shape model of the fissures draws into its true lungs, as it does into the training lungs. It is
 the same model that draws the borders found, so that only the fissures marked by eye are a truth; training cases
 show how far those are, too. Beside each figure of the network stands that of a plain threshold. Landmarks are the
-true ones, so that this stage answers for itself alone. `--as-drawn` leaves the borders as the network draws them.
+true ones, so that this stage is measured by itself. `--as-drawn` leaves the borders as the network draws them.
 """
 
 import argparse
@@ -42,7 +42,7 @@ from training.validation.fissures import Marks, draw_marks, fissure_distances_mm
 
 #: The one real chest with lungs drawn by hand that no training has seen.
 HELD_OUT_CASE: Final = "case05"
-#: Training cases that have marks: they say nothing of it, but something of where its borders go.
+#: Training cases that have marks: no measure of the network, but one of where its borders lie.
 TRAINING_CASES: Final = ("case01", "case02", "case03")
 HELD_OUT_COVID: Final = (2, 4)
 SCANS: Final = ("lidc-1011", "lung-dx-a0001")
@@ -138,7 +138,7 @@ def sides_are_right(lobes: LobeLabels) -> bool:
 
 
 def threshold_lungs(volume: Volume) -> Mask:
-    """The plain rival: air inside the body, its two largest parts, closed; it leaves out what is filled."""
+    """The baseline: air inside the body, its two largest parts, closed; filled lung is left out."""
     parts = np.asarray(cc3d.connected_components(volume.hu < THRESHOLD_HU, connectivity=6))
     sizes = np.bincount(parts.ravel())
     sizes[0] = 0

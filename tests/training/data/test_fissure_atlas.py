@@ -14,7 +14,7 @@ from pipeline.geometry import Grid, Volume
 from pipeline.lungs import fissure_model
 from pipeline.lungs.fissure_model import STANDARD_MM, FissureModel, LungBox
 from training.data import fissure_atlas
-from training.data.fissure_atlas import draw_lobes, split_sides
+from training.data.fissure_atlas import draw_lobes, learn_fissure, split_sides
 
 GRID = Grid((106, 70, 112), (2.5, 2.5, 2.5), (-140.0, -88.0, -264.0))
 NORMALS = {"left_oblique": (0.0, -0.7, 0.7), "right_oblique": (0.0, -0.7, 0.7), "right_horizontal": (0.0, -0.2, 0.98)}
@@ -43,7 +43,7 @@ def person(rng: np.random.Generator, spread_mm: float = 10.0) -> dict[str, np.nd
 def model() -> FissureModel:
     rng = np.random.default_rng(0)
     people = [person(rng) for _ in range(40)]
-    return {name: fissure_atlas._learn([p[name] for p in people]) for name in FISSURES}
+    return {name: learn_fissure([p[name] for p in people]) for name in FISSURES}
 
 
 def test_the_model_knows_the_mean_plane_and_how_far_people_differ(model: FissureModel) -> None:
