@@ -76,16 +76,15 @@ def save_phantom(recipe: PhantomRecipe, folder: Path) -> tuple[Report, list[Path
 def truth_of(phantom: Phantom) -> Report:
     """What a perfect report of the phantom would say."""
     points = {mark.value: phantom.landmarks.get(mark) for mark in Landmark}
-    landmarks = [
-        LandmarkPoint.model_validate({"name": name, "found": point is not None, "position_mm": point})
-        for name, point in points.items()
-    ]
     return Report(
         job_id="truth",
         severity=scores_of(phantom.severity),
         lungs=volumes_of(phantom.severity),
         lobes=[lobe_of(lobe) for lobe in phantom.severity.lobes],
-        landmarks=landmarks,
+        landmarks=[
+            LandmarkPoint.model_validate({"name": name, "found": point is not None, "position_mm": point})
+            for name, point in points.items()
+        ],
         quality=[],
         provenance=Provenance(input_sha256="0" * 64, software=__version__, models=[], device="phantom", seconds={}),
     )

@@ -6,11 +6,10 @@ from typing import Final
 
 import numpy as np
 
+from evaluation import statistics
 from evaluation.masks import STRUCTURES, Overlap
 from evaluation.scores import CaseScores, Metric, PairedScores
 from evaluation.statistics import (
-    PERCENT_BINS,
-    SCORE_BINS,
     Calibration,
     Confusion,
     Contingency,
@@ -21,25 +20,11 @@ from evaluation.statistics import (
     LinearFit,
     NotDefined,
     Values,
-    bootstrap,
-    calibrate,
-    compare_frequencies,
-    confuse,
-    fit_line,
-    kendall,
-    limits_of_agreement,
-    mean_absolute_error,
-    mean_error,
-    pearson,
-    percent_bins,
-    score_bins,
-    too_few,
 )
 from pipeline.anatomy import Lobe
 
 #: Of a lobe: 0 to 4 (paper, "Metrics of severity").
 HIGHEST_GRADE: Final = 4
-
 #: The paper counts controls with a predicted PO below 1 %, and from 1 to 2 %.
 FALSE_ALARM_PERCENT: Final = (1.0, 2.0)
 
@@ -73,20 +58,21 @@ class Agreement:
     @classmethod
     def of(cls, metric: Metric, scores: PairedScores, is_control: Sequence[bool], seed: int) -> "Agreement":
         """Of one score of all cases; `seed` is the bootstrap's."""
-        bins_of, bins = (percent_bins, PERCENT_BINS) if metric.is_percent else (score_bins, SCORE_BINS)
+        bins = statistics.PERCENT_BINS if metric.is_percent else statistics.SCORE_BINS
+        bins_of = statistics.percent_bins if metric.is_percent else statistics.score_bins
         true_bins, predicted_bins = (bins_of(side) for side in scores.values(metric))
         # As in the paper: the chi-squared test is of all cases; correlation, regression and errors are of the diseased,
         # since many zeros of the controls would make any association look strong.
         truth, predicted = scores.where([not one for one in is_control]).values(metric)
         return cls(
             metric=metric,
-            frequencies=compare_frequencies(true_bins, predicted_bins, bins),
-            pearson=_associate(pearson, truth, predicted, seed),
-            kendall=_associate(kendall, truth, predicted, seed),
-            fit=fit_line(truth, predicted) if metric.is_percent else None,
-            mean_error=_estimate(mean_error, truth, predicted, seed),
-            mean_absolute_error=_estimate(mean_absolute_error, truth, predicted, seed),
-            limits=limits_of_agreement(truth, predicted),
+            frequencies=statistics.compare_frequencies(true_bins, predicted_bins, bins),
+            pearson=_associate(statistics.pearson, truth, predicted, seed),
+            kendall=_associate(statistics.kendall, truth, predicted, seed),
+            fit=statistics.fit_line(truth, predicted) if metric.is_percent else None,
+            mean_error=_estimate(statistics.mean_error, truth, predicted, seed),
+            mean_absolute_error=_estimate(statistics.mean_absolute_error, truth, predicted, seed),
+            limits=statistics.limits_of_agreement(truth, predicted),
         )
 
 
@@ -129,7 +115,7 @@ class Recalibration:
     def of(cls, metric: Metric, scores: PairedScores, is_control: Sequence[bool], seed: int) -> "Recalibration":
         """Judged leaving out one case at a time."""
         truth, predicted = scores.values(metric)
-        result, controls = calibrate(truth, predicted, seed=seed), np.array(is_control, dtype=np.bool_)
+        result, controls = statistics.calibrate(truth, predicted, seed=seed), np.array(is_control, dtype=np.bool_)
         after = predicted if isinstance(result, NotDefined) else result.recalibrated
         below = [int(np.sum(values[controls] < FALSE_ALARM_PERCENT[0])) for values in (predicted, after)]
         return cls(metric, result, *below)
@@ -155,10 +141,12 @@ class LobeAgreement:
         percents = [np.array([found.percent_opacity for found in side], np.float64) for side in (truth, predicted)]
         return cls(
             lobe,
-            pearson(*percents),
-            mean_absolute_error(*percents),
-            confuse([f.severity_score for f in truth], [f.severity_score for f in predicted], HIGHEST_GRADE),
-            confuse([f.high_opacity_score for f in truth], [f.high_opacity_score for f in predicted], HIGHEST_GRADE),
+            statistics.pearson(*percents),
+            statistics.mean_absolute_error(*percents),
+            statistics.confuse([f.severity_score for f in truth], [f.severity_score for f in predicted], HIGHEST_GRADE),
+            statistics.confuse(
+                [f.high_opacity_score for f in truth], [f.high_opacity_score for f in predicted], HIGHEST_GRADE
+            ),
         )
 
 
@@ -193,7 +181,7 @@ class StructureSummary:
         dices = np.array([value for value, _ in scored], dtype=np.float64)
         mean_dice: Estimate | NotDefined = NotDefined("no case has it")
         if scored:
-            interval = bootstrap(lambda drawn: float(np.mean(drawn)), dices, seed=seed)
+            interval = statistics.bootstrap(lambda drawn: float(np.mean(drawn)), dices, seed=seed)
             mean_dice = Estimate(float(np.mean(dices)), interval)
         worst = min(scored, default=(None, None))
         far = [o.hausdorff_95_mm for o in mine if o.hausdorff_95_mm is not None]
@@ -250,8 +238,9 @@ def analyse(
     is_control = tuple((group or "").casefold() == control_group.casefold() for group in scores.groups)
     confusions = []
     for metric in (Metric.LSS, Metric.LHOS):
-        truth, predicted = ([int(value) for value in side] for side in scores.values(metric))
-        confusions.append((metric, confuse(truth, predicted, metric.highest)))
+        truth, predicted = (statistics.score_bins(side) for side in scores.values(metric))
+        confusions.append((metric, statistics.confuse(truth, predicted, metric.highest)))
+    structures = STRUCTURES if overlaps else ()
     return Analysis(
         scores=scores,
         is_control=is_control,
@@ -260,9 +249,7 @@ def analyse(
         recalibrations=tuple(Recalibration.of(m, scores, is_control, seed) for m in Metric if m.is_percent),
         confusions=tuple(confusions),
         lobes=tuple(LobeAgreement.of(scores, lobe) for lobe in (*Lobe, None)) if scores.have_lobes else (),
-        structures=tuple(StructureSummary.of(structure, overlaps, seed) for structure in STRUCTURES)
-        if overlaps
-        else (),
+        structures=tuple(StructureSummary.of(structure, overlaps, seed) for structure in structures),
         overlaps=tuple(overlaps),
         seed=seed,
     )
@@ -279,15 +266,15 @@ def _associate(
         drawn = correlate(drawn_truth, drawn_predicted)
         return float("nan") if isinstance(drawn, NotDefined) else drawn.coefficient
 
-    return Association(whole.coefficient, whole.p_value, bootstrap(coefficient, truth, predicted, seed=seed))
+    return Association(whole.coefficient, whole.p_value, statistics.bootstrap(coefficient, truth, predicted, seed=seed))
 
 
 def _estimate(
     statistic: Callable[[Values, Values], float], truth: Values, predicted: Values, seed: int
 ) -> Estimate | NotDefined:
-    if (why := too_few(len(truth), 1)) is not None:
+    if (why := statistics.too_few(len(truth), 1)) is not None:
         return why
-    return Estimate(statistic(truth, predicted), bootstrap(statistic, truth, predicted, seed=seed))
+    return Estimate(statistic(truth, predicted), statistics.bootstrap(statistic, truth, predicted, seed=seed))
 
 
 def ranked_by_lesions(overlaps: Sequence[Overlap]) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """Figures of the report, as PNG and SVG; colours of Okabe and Ito, and every group has a marker of its own."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -13,18 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from evaluation import statistics
 from evaluation.analysis import Analysis
 from evaluation.scores import Metric
-from evaluation.statistics import (
-    Calibration,
-    Confusion,
-    Interval,
-    LimitsOfAgreement,
-    LinearFit,
-    NotDefined,
-    Values,
-    confidence_band,
-)
+from evaluation.statistics import Calibration, Confusion, Interval, LimitsOfAgreement, LinearFit, NotDefined, Values
 
 BLUE: Final = "#0072B2"
 ORANGE: Final = "#D55E00"
@@ -37,6 +29,8 @@ PNG_DOTS_PER_INCH: Final = 150
 #: Whole scores are moved by at most so much, so that equal ones can be seen beside each other (as in the paper).
 JITTER: Final = 0.18
 JITTER_NOTE: Final = f"Whole scores are moved by up to {JITTER} points, so that equal ones can be told apart."
+#: As in the paper, column by column: PO above LSS, PHO above LHOS.
+PANELS: Final = (Metric.PO, Metric.LSS, Metric.PHO, Metric.LHOS)
 
 STYLE: Final[Any] = {
     "font.size": 10,
@@ -68,17 +62,9 @@ class Drawn:
 
 def draw_all(analysis: Analysis, folder: Path, label: str) -> tuple[Drawn, ...]:
     """Write every figure that the analysis has to `folder`; `label` stands on each."""
-    drawers: tuple[Callable[[Analysis], tuple[Drawn, Figure] | None], ...] = (
-        _scatter,
-        _planes,
-        _bland_altman,
-        _confusions,
-        _calibrations,
-        _overlaps,
-    )
     drawn = []
     with mpl.rc_context(STYLE):
-        for drawer in drawers:
+        for drawer in (_scatter, _planes, _bland_altman, _confusions, _calibrations, _overlaps):
             if (made := drawer(analysis)) is not None:
                 save(made[1], folder, made[0].name, label)
                 drawn.append(made[0])
@@ -96,24 +82,22 @@ def save(figure: Figure, folder: Path, name: str, label: str) -> None:
 
 def _scatter(analysis: Analysis) -> tuple[Drawn, Figure]:
     figure = Figure(figsize=(10, 9.6), layout="constrained")
-    # As in the paper: PO above LSS, PHO above LHOS.
     panels = figure.subplots(2, 2).T.ravel()
-    order = (Metric.PO, Metric.LSS, Metric.PHO, Metric.LHOS)
     by_metric = {agreement.metric: agreement for agreement in analysis.agreements}
-    for panel, letter, metric in zip(panels, "abcd", order, strict=True):
+    for panel, letter, metric in zip(panels, "abcd", PANELS, strict=True):
         agreement = by_metric[metric]
         truth, predicted = analysis.scores.values(metric)
         limit = _limit(metric, truth, predicted)
-        panel.plot([0, limit], [0, limit], "--", color=GREY, linewidth=1, label="prediction = truth")
+        _draw_diagonal(panel, limit)
         if isinstance(agreement.fit, LinearFit):
             true_diseased, found_diseased = analysis.diseased.values(metric)
             at = np.linspace(found_diseased.min(), found_diseased.max(), 60)
-            band = confidence_band(true_diseased, found_diseased, at)
+            band = statistics.confidence_band(true_diseased, found_diseased, at)
             if not isinstance(band, NotDefined):
                 panel.fill_between(at, *band, color=SKY, alpha=0.35, linewidth=0)
             panel.plot(at, agreement.fit.at(at), color=BLACK, linewidth=1.6, label="regression (diseased), 95 % band")
         _draw_groups(panel, analysis, predicted, truth, metric.is_percent)
-        _frame(panel, limit, limit, f"predicted {metric.name} ({metric.unit})", f"true {metric.name} ({metric.unit})")
+        _frame(panel, limit, f"predicted {metric.name} ({metric.unit})", f"true {metric.name} ({metric.unit})")
         panel.set_title(f"({letter}) {metric.name}")
         lines = []
         for name, value in (("Pearson r", agreement.pearson), ("Kendall \u03c4", agreement.kendall)):
@@ -140,9 +124,9 @@ def _planes(analysis: Analysis) -> tuple[Drawn, Figure]:
         limit = max(_limit(extent, *analysis.scores.values(extent)), _limit(high, *analysis.scores.values(high)))
         for panel, side, name in zip(row, (0, 1), ("truth", "prediction"), strict=True):
             x, y = analysis.scores.values(extent)[side], analysis.scores.values(high)[side]
-            panel.plot([0, limit], [0, limit], "--", color=GREY, linewidth=1, label="all opacity is high opacity")
+            _draw_diagonal(panel, limit, "all opacity is high opacity")
             _draw_groups(panel, analysis, x, y, extent.is_percent)
-            _frame(panel, limit, limit, f"{extent.name} ({extent.unit})", f"{high.name} ({high.unit})")
+            _frame(panel, limit, f"{extent.name} ({extent.unit})", f"{high.name} ({high.unit})")
             panel.set_title(f"({extent.name}, {high.name}): {name}")
     _legend_below(figure, panels[0, 0])
     caption = (
@@ -158,7 +142,7 @@ def _bland_altman(analysis: Analysis) -> tuple[Drawn, Figure] | None:
     figure = Figure(figsize=(10, 8.6), layout="constrained")
     panels = figure.subplots(2, 2).T.ravel()
     by_metric = {agreement.metric: agreement for agreement in analysis.agreements}
-    for panel, metric in zip(panels, (Metric.PO, Metric.LSS, Metric.PHO, Metric.LHOS), strict=True):
+    for panel, metric in zip(panels, PANELS, strict=True):
         truth, predicted = analysis.diseased.values(metric)
         x, y = (truth + predicted) / 2, predicted - truth
         limits = by_metric[metric].limits
@@ -171,16 +155,9 @@ def _bland_altman(analysis: Analysis) -> tuple[Drawn, Figure] | None:
                 text = f"{name} {estimate.value:+.2f}".strip().replace("-", "\u2212")
                 if name or estimate.value != limits.bias.value:
                     # Beside the panel, where it hides no case.
-                    panel.annotate(
-                        text,
-                        (1, estimate.value),
-                        xycoords=("axes fraction", "data"),
-                        xytext=(4, 0),
-                        textcoords="offset points",
-                        va="center",
-                        fontsize=9,
-                        color="#8a3d00",
-                    )
+                    at, across = (1, estimate.value), ("axes fraction", "data")
+                    beside: Any = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
+                    panel.annotate(text, at, xycoords=across, fontsize=9, color="#8a3d00", **beside)
         else:
             panel.text(0.5, 0.95, f"limits not defined: {limits.why}", transform=panel.transAxes, ha="center", va="top")
         x, y = (x, y) if metric.is_percent else (_jittered(x, 1), _jittered(y, 2))
@@ -239,20 +216,15 @@ def _calibrations(analysis: Analysis) -> tuple[Drawn, Figure] | None:
     for (left, right), (metric, result) in zip(panels, known, strict=True):
         truth, predicted = analysis.scores.values(metric)
         limit = _limit(metric, truth, predicted)
+        after = f"{metric.name} recalibrated, leave one out"
         sides = (
             (left, predicted, f"{metric.name} as predicted", result.error_before, result.bias_before),
-            (
-                right,
-                result.recalibrated,
-                f"{metric.name} recalibrated, leave one out",
-                result.error_after,
-                result.bias_after,
-            ),
+            (right, result.recalibrated, after, result.error_after, result.bias_after),
         )
         for panel, values, title, error, bias in sides:
-            panel.plot([0, limit], [0, limit], "--", color=GREY, linewidth=1, label="prediction = truth")
+            _draw_diagonal(panel, limit)
             _draw_groups(panel, analysis, values, truth, True)
-            _frame(panel, limit, limit, f"predicted {metric.name} (%)", f"true {metric.name} (%)")
+            _frame(panel, limit, f"predicted {metric.name} (%)", f"true {metric.name} (%)")
             panel.set_title(title)
             note = f"mean absolute error {error:.2f}\nmean error {bias:+.2f} percentage points"
             panel.text(0.03, 0.97, note, transform=panel.transAxes, va="top", fontsize=9)
@@ -273,10 +245,8 @@ def _overlaps(analysis: Analysis) -> tuple[Drawn, Figure] | None:
     top, bottom = figure.subplots(2, 1, sharex=True)
     names = [summary.structure for summary in analysis.structures]
     rng = np.random.default_rng(0)
-    for panel, field, label in (
-        (top, "dice", "Dice (0 to 1)"),
-        (bottom, "hausdorff_95_mm", "95 % Hausdorff distance (mm)"),
-    ):
+    distances = (bottom, "hausdorff_95_mm", "95 % Hausdorff distance (mm)")
+    for panel, field, label in ((top, "dice", "Dice (0 to 1)"), distances):
         for place, name in enumerate(names):
             measured = [getattr(o, field) for o in analysis.overlaps if o.structure == name]
             values = np.array([value for value in measured if value is not None], np.float64)
@@ -298,6 +268,10 @@ def _overlaps(analysis: Analysis) -> tuple[Drawn, Figure] | None:
     return Drawn("overlap", "Dice and surface distance", caption), figure
 
 
+def _draw_diagonal(panel: Axes, limit: float, label: str = "prediction = truth") -> None:
+    panel.plot([0, limit], [0, limit], "--", color=GREY, linewidth=1, label=label)
+
+
 def _draw_groups(panel: Axes, analysis: Analysis, x: Values, y: Values, is_percent: bool) -> None:
     if not is_percent:
         x, y = _jittered(x, 1), _jittered(y, 2)
@@ -311,9 +285,9 @@ def _draw_groups(panel: Axes, analysis: Analysis, x: Values, y: Values, is_perce
             panel.plot(x[wanted], y[wanted], linestyle="none", label=f"{name} (n = {wanted.sum()})", **style)  # type: ignore[arg-type]
 
 
-def _frame(panel: Axes, x_limit: float, y_limit: float, x_label: str, y_label: str) -> None:
-    panel.set_xlim(-0.03 * x_limit, 1.02 * x_limit)
-    panel.set_ylim(-0.03 * y_limit, 1.02 * y_limit)
+def _frame(panel: Axes, limit: float, x_label: str, y_label: str) -> None:
+    panel.set_xlim(-0.03 * limit, 1.02 * limit)
+    panel.set_ylim(-0.03 * limit, 1.02 * limit)
     panel.set_aspect("equal")
     for axis in (panel.xaxis, panel.yaxis):
         axis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 4, 5, 10]))

@@ -23,7 +23,6 @@ OPTIONAL_COLUMNS: Final = ("group", "true_lungs", "predicted_lungs")
 
 #: How far the corners of the grids of a mask and its CT may lie apart: NIfTI and NRRD headers round differently.
 GRID_TOLERANCE_MM: Final = 0.05
-
 #: What is compared, in the order of the report.
 STRUCTURES: Final = ("lungs", *(lobe.slug for lobe in Lobe), "lesions", "high_opacity")
 
@@ -136,8 +135,7 @@ def read_manifest(path: Path) -> Manifest:
         TableError: it is no such list; the text says where.
     """
     table = read_table(path)
-    table.require(NEEDED_COLUMNS)
-    table.require_unique("case")
+    table.require_cases(NEEDED_COLUMNS)
     rows = [row.parse(ManifestRow) for row in table.rows]
     table.require_groups()
     unused = tuple(c for c in table.columns if c not in (*NEEDED_COLUMNS, *OPTIONAL_COLUMNS))

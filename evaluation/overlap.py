@@ -49,13 +49,5 @@ def surface_distances(first: Mask, second: Mask, grid: Grid) -> SurfaceDistances
     return SurfaceDistances(float(np.quantile(both, 0.95)), float(np.mean(both, dtype=np.float64)))
 
 
-def surface_distance_95_mm(first: Mask, second: Mask, grid: Grid) -> float:
-    """The distance that 95 % of the surface voxels of either mask keep to the surface of the other.
-
-    Infinite where just one mask is empty, 0 where both are.
-    """
-    return surface_distances(first, second, grid).hausdorff_95_mm
-
-
 def _surface(mask: Mask) -> Mask:
     return np.asarray(mask & ~ndimage.binary_erosion(mask))

@@ -21,10 +21,12 @@ from evaluation.overlap import Mask
 from pipeline.geometry import Grid, Volume, resample, resample_labels
 from pipeline.io.overview import centre_mm, planes_through, windowed
 
-# Bluish green, orange and reddish purple (Okabe and Ito), which people with any colour vision tell apart.
-FOUND_RGB: Final = (0, 158, 115)
-MISSED_RGB: Final = (230, 159, 0)
-INVENTED_RGB: Final = (204, 121, 167)
+#: Bluish green, orange and reddish purple (Okabe and Ito), which people with any colour vision tell apart.
+COLOURS: Final = {
+    "found": (0, 158, 115),
+    "missed (truth alone)": (230, 159, 0),
+    "invented (prediction alone)": (204, 121, 167),
+}
 
 OPACITY: Final = 0.62
 
@@ -76,13 +78,11 @@ def draw_cases(analysis: Analysis, compared: Compared, folder: Path, label: str)
                 panel.set_title(title, parse_math=False)
                 panel.set_axis_off()
             index = analysis.scores.cases.index(case)
+            sides = {"truth": analysis.scores.truth[index], "prediction": analysis.scores.predicted[index]}
             text = "\n".join(
                 f"{side}: PO {scores.percent_opacity:.1f} %, PHO {scores.percent_high_opacity:.1f} %, "
                 f"LSS {scores.lung_severity_score}, LHOS {scores.lung_high_opacity_score}"
-                for side, scores in (
-                    ("truth", analysis.scores.truth[index]),
-                    ("prediction", analysis.scores.predicted[index]),
-                )
+                for side, scores in sides.items()
             )
             row[0].text(0, -0.02, text, transform=row[0].transAxes, va="top", fontsize=9)
         draw_legend(figure)
@@ -108,21 +108,13 @@ def picture(volume: Volume, pair: Pair, plane: Grid) -> UInt8[np.ndarray, "z y x
     grey = windowed(resample(volume.hu, volume.grid, plane))
     truth, predicted = (resample_labels(mask, volume.grid, plane) > 0 for mask in (pair.truth, pair.predicted))
     coloured = np.repeat(grey[..., None], 3, axis=-1).astype(np.float32)
-    for where, rgb in (
-        (truth & predicted, FOUND_RGB),
-        (truth & ~predicted, MISSED_RGB),
-        (predicted & ~truth, INVENTED_RGB),
-    ):
+    sides = (truth & predicted, truth & ~predicted, predicted & ~truth)
+    for where, rgb in zip(sides, COLOURS.values(), strict=True):
         coloured[where] = (1 - OPACITY) * coloured[where] + OPACITY * np.array(rgb)
     return coloured.astype(np.uint8)
 
 
 def draw_legend(figure: Figure) -> None:
     """Names of the three colours."""
-    entries = (
-        ("found", FOUND_RGB),
-        ("missed (truth alone)", MISSED_RGB),
-        ("invented (prediction alone)", INVENTED_RGB),
-    )
-    patches = [Patch(color=(red / 255, green / 255, blue / 255), label=name) for name, (red, green, blue) in entries]
+    patches = [Patch(color=(r / 255, g / 255, b / 255), label=name) for name, (r, g, b) in COLOURS.items()]
     figure.legend(handles=patches, loc="outside lower center", ncols=3)

@@ -14,10 +14,7 @@ from evaluation.analysis import Analysis
 from evaluation.figures import draw_all
 from evaluation.masks import Compared
 from evaluation.overlays import draw_cases
-from evaluation.statistics import (
-    RESAMPLES,
-    NotDefined,
-)
+from evaluation.statistics import RESAMPLES, NotDefined
 from evaluation.tables import all_tables
 
 SCHEMA_VERSION: Final = "1.0"
@@ -58,9 +55,7 @@ def write_report(folder: Path, analysis: Analysis, about: About, compared: Compa
     tables = all_tables(analysis)
     page = {
         "about": about,
-        "cases": len(analysis.scores),
-        "diseased": len(analysis.diseased),
-        "controls": len(analysis.controls),
+        **_counts(analysis),
         "unused_columns": analysis.scores.unused_columns,
         "seed": analysis.seed,
         "resamples": RESAMPLES,
@@ -84,11 +79,13 @@ def as_data(analysis: Analysis, about: About) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "about": _plain(about),
-        "cases": len(analysis.scores),
-        "diseased": len(analysis.diseased),
-        "controls": len(analysis.controls),
+        **_counts(analysis),
         "analysis": _plain(analysis),
     }
+
+
+def _counts(analysis: Analysis) -> dict[str, int]:
+    return {"cases": len(analysis.scores), "diseased": len(analysis.diseased), "controls": len(analysis.controls)}
 
 
 def _environment(*, is_html: bool) -> Environment:

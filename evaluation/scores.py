@@ -24,7 +24,6 @@ Model = TypeVar("Model", bound=BaseModel)
 
 #: By so much a rounded PHO may pass a rounded PO: some tables hold two decimals.
 ROUNDING_PERCENT: Final = 0.01
-
 #: Decimals of written percentages: a millionth of a percent of a lung is a thousandth of a voxel.
 WRITTEN_DECIMALS: Final = 6
 
@@ -160,8 +159,7 @@ def read_scores(path: Path) -> tuple[tuple[CaseScores, ...], tuple[str, ...]]:
         TableError: the file is no such table, or holds what cannot be; the text says where.
     """
     table = read_table(path)
-    table.require(NEEDED_COLUMNS)
-    table.require_unique("case")
+    table.require_cases(NEEDED_COLUMNS)
     # All lobes or none: with some of them no agreement by lobe could be given, and nobody would notice.
     present = [column for column in LOBE_COLUMNS if column in table.columns]
     if present and len(present) < len(LOBE_COLUMNS):
@@ -240,18 +238,12 @@ def match(
 
 def scores_of(case: str, severity: Severity, group: str | None = None) -> CaseScores:
     """A case as the project's own severity code scores it."""
-    return CaseScores(
-        case=case,
-        percent_opacity=severity.percent_opacity,
-        percent_high_opacity=severity.percent_high_opacity,
-        lung_severity_score=severity.lung_severity_score,
-        lung_high_opacity_score=severity.lung_high_opacity_score,
-        lobes=tuple(
-            LobeScores(s.lobe, s.percent_opacity, s.percent_high_opacity, s.severity_score, s.high_opacity_score)
-            for s in severity.lobes
-        ),
-        group=group,
+    scores: dict[str, Any] = {metric.value: getattr(severity, metric.value) for metric in Metric}
+    lobes = tuple(
+        LobeScores(s.lobe, s.percent_opacity, s.percent_high_opacity, s.severity_score, s.high_opacity_score)
+        for s in severity.lobes
     )
+    return CaseScores(case=case, **scores, lobes=lobes, group=group)
 
 
 @dataclass(frozen=True)
@@ -292,25 +284,21 @@ class CsvTable:
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
 
-    def require(self, needed: Collection[str]) -> None:
-        """Raises: MissingColumnsError: some of `needed` are not there."""
+    def require_cases(self, needed: Collection[str]) -> None:
+        """Raises: MissingColumnsError: some of `needed` are not there. DuplicateCaseError: a case has two rows."""
         missing = [column for column in needed if column not in self.columns]
         if missing:
             raise MissingColumnsError(
                 f"{self.name}: column{_s(missing)} {', '.join(missing)} missing; it has {', '.join(self.columns)}. "
                 "Name the columns as docs/evaluation.md lists them."
             )
-
-    def require_unique(self, column: str) -> None:
-        """Raises: DuplicateCaseError: two rows have the same value in `column`."""
         seen: dict[str, Row] = {}
         for row in self.rows:
-            value = row.cells.get(column, "")
-            if value in seen:
-                raise DuplicateCaseError(
-                    f"{row.place}: {column} {value!r} stands already in {seen[value].place}. Keep one row a case."
-                )
-            seen[value] = row
+            case = row.cells.get("case", "")
+            if case in seen:
+                said = f"case {case!r} stands already in {seen[case].place}. Keep one row a case."
+                raise DuplicateCaseError(f"{row.place}: {said}")
+            seen[case] = row
 
     def require_groups(self) -> None:
         """Raises: BadValueError: there is a column `group`, and a row leaves it empty."""
@@ -343,9 +331,8 @@ def read_table(path: Path) -> CsvTable:
             if len(cells) != len(header):
                 said = f"{len(cells)} cells for {len(header)} columns. Put text with commas in quotes."
                 raise TableError(f"{place}: {said}")
-            rows.append(
-                Row(place, {name: cell.strip() for name, cell in zip(header, cells, strict=True) if cell.strip()})
-            )
+            filled = {name: cell.strip() for name, cell in zip(header, cells, strict=True) if cell.strip()}
+            rows.append(Row(place, filled))
     except OSError as error:
         raise TableError(f"{path}: cannot be read ({error.strerror}). Give a CSV file.") from error
     except (UnicodeDecodeError, csv.Error) as error:

@@ -22,40 +22,28 @@ from pipeline.severity import lobe_score
 
 #: One number a case; truth and prediction of the same call have the same cases in the same order.
 Values = Float64[np.ndarray, "n"]
-
 #: Where on the prediction's axis the line is wanted.
 Positions = Float64[np.ndarray, "m"]
-
 #: Of every interval in the report.
 CONFIDENCE: Final = 0.95
-
 #: Values that differ by no more than this differ by rounding: percentages come from divisions.
 SAME: Final = 1e-9
-
 #: With two cases every correlation is 1 or -1, and every line fits.
 FEWEST_CASES: Final = 3
 
 RESAMPLES: Final = 2000
-
 #: Of the resamples must define the statistic, or there is no interval: the rest would be a choice of convenient ones.
 LEAST_SHARE: Final = 0.95
-
 #: Bins of PO and PHO; as in the grades of lobes, 1 % belongs to the second bin, and 25, 50 and 75 % to the lower one.
 PERCENT_BINS: Final = ("0-1 %", "1-25 %", "25-50 %", "50-75 %", "75-100 %")
-
 #: Bins of LSS and LHOS: each value from 0 to 20.
 SCORE_BINS: Final = tuple(str(score) for score in range(21))
-
 #: Below this expected count the chi-squared distribution is a rough guide to the p value (Cochran's rule).
 SMALL_EXPECTED: Final = 5.0
-
 #: So many standard deviations on either side of the bias hold 95 % of normally distributed differences.
 DEVIATIONS: Final = 1.96
-
 #: A recalibrating line through fewer cases says more about them than about the next one.
 FEWEST_FOR_CALIBRATION: Final = 10
-
-PERCENT: Final = (0.0, 100.0)
 
 
 @dataclass(frozen=True)
@@ -191,9 +179,8 @@ def compare_frequencies(
     # fit together.
     filled = [int(index) for index in np.flatnonzero(table.sum(axis=0))]
     if len(filled) < 2:
-        return NotDefined(
-            f"truth and prediction are {bins[filled[0]]} in every case: there is one bin, nothing to test"
-        )
+        only = bins[filled[0]]
+        return NotDefined(f"truth and prediction are {only} in every case: there is one bin, nothing to test")
     table = table[:, filled]
     result = stats.chi2_contingency(table, correction=False)
     return Contingency(
@@ -217,17 +204,18 @@ class Correlation:
 
 def pearson(truth: Values, predicted: Values) -> Correlation | NotDefined:
     """The linear association."""
-    if (why := unfit_for_association(truth, predicted)) is not None:
-        return why
-    result = stats.pearsonr(truth, predicted)
-    return Correlation(float(result.statistic), float(result.pvalue))
+    return _correlate(stats.pearsonr, truth, predicted)
 
 
 def kendall(truth: Values, predicted: Values) -> Correlation | NotDefined:
     """The agreement of the rankings: tau-b, which allows for ties (Knight 1966, as scipy has it)."""
+    return _correlate(stats.kendalltau, truth, predicted)
+
+
+def _correlate(test: Callable[[Values, Values], Any], truth: Values, predicted: Values) -> Correlation | NotDefined:
     if (why := unfit_for_association(truth, predicted)) is not None:
         return why
-    result = stats.kendalltau(truth, predicted)
+    result = test(truth, predicted)
     return Correlation(float(result.statistic), float(result.pvalue))
 
 
@@ -306,7 +294,7 @@ class LimitsOfAgreement:
 
 def limits_of_agreement(truth: Values, predicted: Values) -> LimitsOfAgreement | NotDefined:
     """Bias and limits, with their 95 % intervals, in the units of the metric."""
-    if (why := too_few(len(truth), FEWEST_CASES)) is not None:
+    if (why := too_few(len(truth))) is not None:
         return why
     difference = predicted - truth
     count, bias, deviation = len(difference), float(np.mean(difference)), float(np.std(difference, ddof=1))
@@ -416,7 +404,7 @@ def calibrate(truth: Values, predicted: Values, *, seed: int) -> Calibration | N
         without = fit_line(truth[others], predicted[others])
         if isinstance(without, NotDefined):
             return NotDefined("a single case carries all the variation: without it there is no line")
-        recalibrated[index : index + 1] = np.clip(without.at(predicted[index : index + 1]), *PERCENT)
+        recalibrated[index : index + 1] = np.clip(without.at(predicted[index : index + 1]), 0.0, 100.0)
     gains = np.abs(predicted - truth) - np.abs(recalibrated - truth)
     return Calibration(
         fit=fit,

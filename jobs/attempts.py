@@ -105,11 +105,7 @@ class Lease:
             raise self._stop_reason(f"job {self.job_id}: attempt {self.attempt} must stop")
 
     def report(self, stage: Stage, progress: float) -> None:
-        """Show what the job is doing, and how much of it is done (0 to 1).
-
-        Raises:
-            LeaseLostError, CancelRequestedError, RequeueRequestedError: stop working.
-        """
+        """Show what the job is doing, and how much of it is done (0 to 1). Raises as `check`: stop working."""
         self.check()
         now = time.monotonic()
         if stage == self._state.stage and now - self._reported_at < _REPORT_EVERY_SECONDS:

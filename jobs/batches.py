@@ -27,7 +27,7 @@ from jobs.errors import (
     WrongStateError,
 )
 from jobs.live.redis_view import LiveView
-from jobs.models import SCHEMA_VERSION, JobError, JobRecord, JobState, JobStatus, Model, SchemaVersion
+from jobs.models import SCHEMA_VERSION, InputInfo, JobError, JobRecord, JobState, JobStatus, Model, SchemaVersion
 from jobs.store.job_store import JobStore
 from jobs.store.keys import BATCHES, batch_key, hashed
 
@@ -91,8 +91,7 @@ class Batches:
     def begin(self, key: str | None, fingerprint: str) -> tuple[str, BatchRecord | None]:
         """The id of a batch to come; and the batch, if an earlier request with `key` has made it.
 
-        Raises:
-            IdempotencyMismatchError: the key came with another request.
+        Raises IdempotencyMismatchError: the key came with another request.
         """
         batch_id = states.new_id()
         if key is None:
@@ -163,8 +162,7 @@ class Batches:
     def clean_up(self, now: datetime, delete_before: datetime | None) -> int:
         """Accept what a gateway left, and delete what nobody needs; how many things were deleted.
 
-        Args:
-            delete_before: older batches are deleted once all their jobs are; None keeps them.
+        Batches from before `delete_before` are deleted once all their jobs are; None keeps them.
         """
         found = filter(states.is_id, {key.removeprefix(BATCHES).partition("/")[0] for key in self._blobs.keys(BATCHES)})
         # The gateway of a younger one may still be at it; two that accept the same jobs do no harm, but twice the work.
@@ -200,8 +198,8 @@ class Batches:
             return self._store.state(job_id)
         except JobPurgedError:
             return None
-        except JobNotFoundError:  # accepted by the batch, and on its way
-            return states.coming(job_id)
+        except JobNotFoundError:  # accepted by the batch, and its record is about to be written
+            return states.queued(JobRecord(id=job_id, created_at=states.made_at(job_id), input=InputInfo()))
 
     def _read(self, batch_id: str) -> BatchRecord | None:
         return self._blobs.read_document(BatchRecord, batch_key(batch_id, "batch.json"))

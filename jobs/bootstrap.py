@@ -37,7 +37,6 @@ class Connection:
 
     @property
     def settings(self) -> JobsSettings:
-        """With `redis_url` filled in, an embedded server's too."""
         return self.backends.settings
 
     def close(self) -> None:
@@ -51,13 +50,8 @@ class Connection:
 def connect(settings: JobsSettings | None = None) -> Connection:
     """Over the blob store and the broker that the settings name; starts or joins the embedded server if none.
 
-    Works with an unreachable broker too: then only what needs it fails.
-
-    Raises:
-        StorageUnavailableError: the folder of the blobs cannot be made.
-        BrokerUnavailableError: the embedded server does not start.
-        SettingsError: a wrong value in the environment.
-        ValueError: an address that is none.
+    Works with an unreachable broker too: then only what needs it fails. Raises SettingsError or, for an address that is
+    none, ValueError; StorageUnavailableError and BrokerUnavailableError where what is local cannot be made or started.
     """
     settings = settings or read_settings(JobsSettings)
     data_dir = settings.data_dir.resolve()
@@ -65,11 +59,7 @@ def connect(settings: JobsSettings | None = None) -> Connection:
     blobs = open_object_store(blob_url, settings.blob_public_endpoint)
     server = None if settings.redis_url else embedded_redis.join(data_dir / "valkey")
     resolved = settings.model_copy(
-        update={
-            "data_dir": data_dir,
-            "blob_url": blob_url,
-            "redis_url": server.url if server else settings.redis_url,
-        }
+        update={"data_dir": data_dir, "blob_url": blob_url, "redis_url": server.url if server else settings.redis_url}
     )
     if server is not None:
         # A process that forgets to close must not leave the server running for ever.
@@ -85,11 +75,4 @@ def assemble(backends: Backends, on_close: Callable[[], None] = lambda: None) ->
     """All sides over these backends."""
     service = JobService(backends)
     cleanup = Cleanup(backends, service.uploads, service.batches)
-    return Connection(
-        backends,
-        service,
-        WorkerApi(backends),
-        cleanup,
-        Reconciler(backends, cleanup),
-        on_close,
-    )
+    return Connection(backends, service, WorkerApi(backends), cleanup, Reconciler(backends, cleanup), on_close)

@@ -22,7 +22,7 @@ from jobs.store.keys import hashed, job_key
 #: Plain HTTP is for receivers in the operator's own network: an allowed prefix must say so.
 SCHEMES: Final = {"https": 443, "http": 80}
 
-#: However long a receiver asks us to wait.
+#: Of `Retry-After`: a receiver must not put off its callback for ever.
 LONGEST_PAUSE_SECONDS: Final = 24 * 3600.0
 JITTER: Final = 0.2
 _ATTEMPT: Final = re.compile(r"callbacks/(\d+)/(\d+)\.json")
@@ -54,10 +54,7 @@ class Answer:
 class Callbacks:
     """For the gateway: `get` and `redeliver`. For the sender: `take_due`, `next_delivery`, `record_answer`.
 
-    What follows needs the broker, and raises BrokerUnavailableError without it.
-
-    Attributes:
-        schedule: which jobs are due.
+    All but `get` need the schedule in Redis, and raise BrokerUnavailableError without it.
     """
 
     def __init__(self, store: JobStore, live: LiveView, settings: JobsSettings) -> None:
@@ -80,10 +77,7 @@ class Callbacks:
     def redeliver(self, job_id: str) -> Callback:
         """Tell it again, at once, and as often as at first if need be; what was still to be tried is replaced.
 
-        Raises:
-            JobNotFoundError, JobPurgedError, NoCallbackError
-            WrongStateError: the job is not finished.
-            BrokerUnavailableError
+        Raises as `get`, and WrongStateError: the job is not finished.
         """
         _, files = self._known(job_id)
         if not files.is_final:
@@ -113,8 +107,7 @@ class Callbacks:
     def next_delivery(self, job_id: str) -> Delivery | None:
         """What to send now; None when there is nothing, which postpones the job or removes it from the schedule.
 
-        Raises:
-            JobNotFoundError, JobPurgedError
+        Raises JobNotFoundError, JobPurgedError, which remove it, too.
         """
         files = self._store.files(job_id)
         try:
@@ -132,7 +125,7 @@ class Callbacks:
             self._finish(job_id)
             return None
         pause_seconds = (next_at - states.now()).total_seconds() if next_at else 0.0
-        if pause_seconds > 0 and not _is_asked_again(files):
+        if pause_seconds > 0:
             self.postpone(job_id, pause_seconds)
             return None
         if not attempts:
@@ -151,12 +144,8 @@ class Callbacks:
         return CallbackFault.DISABLED if is_disabled else None
 
     def record_answer(self, delivery: Delivery, answer: Answer) -> CallbackAttempt:
-        """Keep what came of it, and decide what follows.
-
-        Raises:
-            BrokerUnavailableError: what was tried is kept; what follows is decided when the job is due again.
-        """
-        outcome, pause_seconds = self._judge(delivery, answer)
+        """Keep what came of it, and decide what follows; without the broker that is left until the job is due again."""
+        outcome, pause_seconds = self._outcome(delivery, answer)
         attempt = CallbackAttempt(
             round=delivery.round,
             number=delivery.number,
@@ -165,9 +154,7 @@ class Callbacks:
             outcome=outcome,
             http_status=answer.http_status,
             fault=answer.fault,
-            next_attempt_at=states.now() + timedelta(seconds=pause_seconds)
-            if outcome is CallbackOutcome.RETRY
-            else None,
+            next_attempt_at=None if pause_seconds is None else states.now() + timedelta(seconds=pause_seconds),
         )
         # Kept before anything follows from it: a crash here repeats the message, under the same id, and loses none.
         key = job_key(delivery.record.id, f"callbacks/{delivery.round}/{delivery.number}.json")
@@ -178,21 +165,21 @@ class Callbacks:
         elif outcome is CallbackOutcome.DELIVERED:
             self._store.blobs.delete(_disabled_key(delivery.url))
         self.schedule.count(outcome)
-        if outcome is CallbackOutcome.RETRY:
-            self.postpone(delivery.record.id, pause_seconds)
-        else:
+        if pause_seconds is None:
             self._finish(delivery.record.id)
+        else:
+            self.postpone(delivery.record.id, pause_seconds)
         return attempt
 
-    def _judge(self, delivery: Delivery, answer: Answer) -> tuple[CallbackOutcome, float]:
-        """The outcome, and after how many seconds it is tried again."""
+    def _outcome(self, delivery: Delivery, answer: Answer) -> tuple[CallbackOutcome, float | None]:
+        """The outcome, and after how many seconds it is tried again, if it is."""
         if answer.http_status is not None and 200 <= answer.http_status < 300:
-            return CallbackOutcome.DELIVERED, 0.0
+            return CallbackOutcome.DELIVERED, None
         if answer.http_status == 410 or answer.fault is CallbackFault.DISABLED:
-            return CallbackOutcome.DISABLED, 0.0
+            return CallbackOutcome.DISABLED, None
         pauses = self._settings.callback_retry_seconds
         if answer.fault is CallbackFault.NOT_ALLOWED or delivery.number > len(pauses):
-            return CallbackOutcome.FAILED, 0.0
+            return CallbackOutcome.FAILED, None
         # A fifth more or less: receivers that come back after an outage are not called by all jobs at once.
         jittered = pauses[delivery.number - 1] * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 (no secret)
         return CallbackOutcome.RETRY, max(jittered, min(answer.retry_after_seconds, LONGEST_PAUSE_SECONDS))

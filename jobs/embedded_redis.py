@@ -75,11 +75,7 @@ class EmbeddedServer:
 
 
 def join(folder: Path) -> EmbeddedServer:
-    """Use the server of this folder, started here if it does not run yet.
-
-    Raises:
-        BrokerUnavailableError: it does not start.
-    """
+    """Use the server of this folder, started here if it does not run yet. Raises BrokerUnavailableError."""
     folder = folder.resolve()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _locked(folder / "lock"):

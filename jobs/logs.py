@@ -24,11 +24,7 @@ _RELAYED: Final = ("uvicorn", "uvicorn.error", "celery", "kombu")
 
 
 def configure_logging(wanted: LogFormat = "auto", level: LogLevel = "INFO") -> None:
-    """Send everything that this process logs to its error stream, in one shape.
-
-    Args:
-        wanted: `auto` is text on a terminal and JSON elsewhere.
-    """
+    """Send all that this process logs to its error stream, in one shape: `auto` is text on a terminal, else JSON."""
     is_text = wanted == "text" or (wanted == "auto" and sys.stderr.isatty())
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -47,8 +43,7 @@ def configure_logging(wanted: LogFormat = "auto", level: LogLevel = "INFO") -> N
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+            foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last]
         )
     )
     root = logging.getLogger()

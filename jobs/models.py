@@ -122,8 +122,7 @@ class Model(BaseModel):
     def read(cls, data: bytes | str) -> Self:
         """A document as this or another version of this software stored it, as far as this one knows it.
 
-        Raises:
-            NewerSchemaError: its schema has a higher first number than ours.
+        Raises NewerSchemaError: its schema has a higher first number than ours.
         """
         content = from_json(data)
         version = content.get("schema_version", SCHEMA_VERSION)
@@ -162,11 +161,7 @@ class JobError(Model):
     @classmethod
     def of(cls, problem: ProblemType, detail: str, evidence: Mapping[str, Any]) -> Self:
         return cls(
-            type=problem.uri,
-            title=problem.title,
-            detail=detail,
-            retryable=problem.retryable,
-            evidence=dict(evidence),
+            type=problem.uri, title=problem.title, detail=detail, retryable=problem.retryable, evidence=dict(evidence)
         )
 
 
@@ -193,7 +188,7 @@ class UploadRecord(Model):
     size_bytes: int
     sha256: Sha256 | None = None
     part_bytes: int
-    #: What S3 calls it; a local folder has no name for it.
+    #: Of S3, which needs it in every call about a part; a local folder has none.
     multipart_id: str | None = None
 
     @property
@@ -236,6 +231,24 @@ class JobRecord(Model):
     traceparent: str | None = Field(default=None, description="the trace that the job belongs to, where there are any")
 
 
+LobeName = Literal["left_upper", "left_lower", "right_upper", "right_middle", "right_lower"]
+
+
+class PercentRange(Model):
+    """What a percentage is if only what is very likely a lesion counts, and if all that may be one does."""
+
+    low: float = Field(ge=0, le=100)
+    high: float = Field(ge=0, le=100)
+
+
+class SeverityScores(Model):
+    percent_opacity: float = Field(ge=0, le=100)
+    percent_opacity_range: PercentRange | None = None
+    percent_high_opacity: float = Field(ge=0, le=100)
+    lung_severity_score: int = Field(ge=0, le=20)
+    lung_high_opacity_score: int = Field(ge=0, le=20)
+
+
 class JobState(Model):
     """A job as it stands now, the record and the live view merged."""
 
@@ -262,28 +275,10 @@ class JobState(Model):
     attempt: int = Field(default=0, ge=0, description="how many times a worker has begun it")
     cancel_requested: bool = False
     error: JobError | None = None
-    severity: "SeverityScores | None" = Field(
+    severity: SeverityScores | None = Field(
         default=None, description="present once succeeded, unless `task` is `validate`"
     )
     revision: str = Field(description="changes whenever any other field does")
-
-
-LobeName = Literal["left_upper", "left_lower", "right_upper", "right_middle", "right_lower"]
-
-
-class PercentRange(Model):
-    """What a percentage is if only what is very likely a lesion counts, and if all that may be one does."""
-
-    low: float = Field(ge=0, le=100)
-    high: float = Field(ge=0, le=100)
-
-
-class SeverityScores(Model):
-    percent_opacity: float = Field(ge=0, le=100)
-    percent_opacity_range: PercentRange | None = None
-    percent_high_opacity: float = Field(ge=0, le=100)
-    lung_severity_score: int = Field(ge=0, le=20)
-    lung_high_opacity_score: int = Field(ge=0, le=20)
 
 
 class LungVolumes(Model):
@@ -433,6 +428,3 @@ class Callback(Model):
     status: CallbackStatus
     next_attempt_at: datetime | None = Field(default=None, description="null unless an attempt is due")
     attempts: list[CallbackAttempt] = Field(default_factory=list, description="oldest first")
-
-
-JobState.model_rebuild()

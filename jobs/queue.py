@@ -53,22 +53,15 @@ class FairQueues(round_robin_cycle):
 
     def consume(self, n: int) -> list[str]:
         """The queues in the order in which the next message is looked for."""
+        turn, queues = self._taken + 1, self.items[:n]
+        first = 2 if turn % BATCH_TURN == 0 else 1 if turn % ROUTINE_TURN == 0 else 0
         # The favoured queue first, then the others by urgency: a turn whose queue is empty is not lost.
-        first = favoured(self._taken + 1)
-        queues = self.items[:n]
         return queues[first : first + 1] + queues[:first] + queues[first + 1 :]
 
     def rotate(self, last_used: str) -> str:
         """A message was taken from `last_used`: the next turn begins."""
         self._taken += 1
         return last_used
-
-
-def favoured(turn: int) -> int:
-    """Index of the queue that a turn (from 1 on) begins with; 0 is the most urgent."""
-    if turn % BATCH_TURN == 0:
-        return 2
-    return 1 if turn % ROUTINE_TURN == 0 else 0
 
 
 def celery_config(settings: JobsSettings) -> dict[str, Any]:
@@ -109,8 +102,7 @@ class JobQueue:
     def publish(self, job_id: str, priority: Priority) -> None:
         """Send a job to the workers. Twice does no harm: only one can claim it.
 
-        Raises:
-            BrokerUnavailableError: not sent, or not known to be sent.
+        Raises BrokerUnavailableError: not sent, or not known to be sent.
         """
         queue = queue_name(priority)
         attributes = {

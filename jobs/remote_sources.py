@@ -29,8 +29,7 @@ _SCHEMES: Final = {"https": 443, "s3": None}
 def is_allowed(url: str, allowlist: Iterable[str], schemes: Mapping[str, int | None] = _SCHEMES) -> bool:
     """Whether `url` begins with an allowed prefix; the gateway asks the same question when the job is posted.
 
-    Args:
-        schemes: those that may be, each with its usual port.
+    `schemes` are those that may be, each with its usual port.
     """
     try:
         parts = urlsplit(url)
@@ -45,11 +44,9 @@ def is_allowed(url: str, allowlist: Iterable[str], schemes: Mapping[str, int | N
 
 
 def fetch(source: ScanSource, path: Path, *, allowlist: Iterable[str], limit_bytes: int) -> InputInfo:
-    """Fetch a scan to `path`.
+    """Fetch a scan to `path`. Raises SourceError: it cannot be had, now or later.
 
-    Raises:
-        SourceError: it cannot be had, now or later.
-        httpx.HTTPError, obstore.exceptions.BaseError: it may be had later.
+    httpx.HTTPError and obstore.exceptions.BaseError: it may be had later.
     """
     if not is_allowed(source.url, allowlist):
         raise SourceNotAllowedError("The operator of this service does not allow this address.")

@@ -26,7 +26,7 @@ from jobs.errors import (
 from jobs.live.events import JobEvent
 from jobs.live.pagination import Query, id_of
 from jobs.live.status_batcher import StatusBatcher
-from jobs.models import InputInfo, Inspection, JobRecord, JobState, JobStatus, Manifest, MaskName, Priority, Report
+from jobs.models import Inspection, JobRecord, JobState, JobStatus, Manifest, MaskName, Priority, Report
 from jobs.recovery import finalize
 from jobs.states import JobPage, Readiness, Sort
 from jobs.store.idempotency import Idempotency
@@ -66,11 +66,8 @@ class JobService:
     """All calls are synchronous and thread-safe; only the upload sink and the status batcher are async.
 
     What cannot be reached raises UnavailableError: StorageUnavailableError always, BrokerUnavailableError only
-    where it says so; all else works without the broker, if more slowly.
-
-    Attributes:
-        settings: with `redis_url` filled in, an embedded server's too.
-        workers, monitoring, event_log: raise BrokerUnavailableError always.
+    where it says so, and always from `workers`, `monitoring` and `event_log`; all else works without the broker, if
+    more slowly.
     """
 
     def __init__(self, backends: Backends) -> None:
@@ -84,37 +81,25 @@ class JobService:
 
     def readiness(self) -> Readiness:
         """Which parts answer. Never raises."""
+        broker, blobs, workers = True, True, 0
         try:
-            workers, broker = self.workers.count(), True
+            workers = self.workers.count()
         except BrokerUnavailableError:
-            workers, broker = 0, False
+            broker = False
         try:
             self._store.blobs.check()
         except StorageUnavailableError:
-            return Readiness(broker, blobs=False, workers=workers)
-        return Readiness(broker, blobs=True, workers=workers)
-
-    def check_broker(self) -> None:
-        """Raises BrokerUnavailableError within about a second when the broker does not answer."""
-        self._live.ping()
+            blobs = False
+        return Readiness(broker, blobs, workers)
 
     def open_upload(self, job_id: str) -> BlobUpload:
         """Where the scan of a job to come is written to."""
         return BlobUpload(self._store.blobs, job_key(job_id, "input"), self.settings.max_upload_bytes)
 
-    def take_upload(self, upload_id: str, job_id: str) -> InputInfo:
-        """Make the scan of a completed upload that of a job to come, whose record names the upload.
-
-        Raises:
-            UploadNotFoundError, UploadIncompleteError
-        """
-        return self.uploads.copy_input(upload_id, job_key(job_id, "input"))
-
     def accept(self, record: JobRecord) -> JobState:
         """Make the job durable, then queue it. Once this returns, the job is never lost, broker or not.
 
-        Raises:
-            IdempotencyInFlightError: its idempotency key was taken over meanwhile; the job is not accepted.
+        Raises IdempotencyInFlightError: its idempotency key was taken over meanwhile; the job is not accepted.
         """
         record = record.model_copy(update={"traceparent": record.traceparent or tracing.traceparent_of()})
         trace.get_current_span().set_attributes({tracing.JOB_ID: record.id})
@@ -182,8 +167,7 @@ class JobService:
     ) -> JobPage:
         """A page of jobs. `severity` puts the highest percentage of opacity first and has succeeded jobs only.
 
-        Raises:
-            InvalidCursorError: not a cursor of this service, or one of another sort or filter.
+        Raises InvalidCursorError: not a cursor of this service, or one of another sort or filter.
         """
         query = Query(sort, status, priority)
         after = query.decode(cursor) if cursor else None
@@ -229,10 +213,7 @@ class JobService:
     def events(self, job_id: str, after: str | None = None) -> Sequence[JobEvent]:
         """What the job was since the event `after`; its present state alone where that one is not known.
 
-        Without the broker there is only the present state, and no id to go on from.
-
-        Raises:
-            JobNotFoundError, JobPurgedError
+        Without the broker there is only the present state, and no id to go on from. Raises as `get`.
         """
         if states.is_id(job_id):
             with suppress(BrokerUnavailableError):
@@ -244,11 +225,7 @@ class JobService:
         return [JobEvent(None, self.get(job_id))]
 
     def cancel(self, job_id: str) -> JobState:
-        """Queued: cancelled at once. Running: requested. Already requested: as it stands.
-
-        Raises:
-            WrongStateError: it is final already.
-        """
+        """Queued: cancelled at once. Running: requested. Already requested: as it stands. Final: WrongStateError."""
         record = self._store.record(job_id)
         tracing.link(trace.get_current_span(), record.traceparent)
         self._require_open(job_id)

@@ -81,8 +81,7 @@ class JobsSettings(BaseSettings):
         "finishes the job",
     )
     deaf_seconds: PositiveFloat = Field(
-        default=10.0,
-        description="an idle worker that gets none of the messages in the queues for so long starts anew",
+        default=10.0, description="an idle worker that gets none of the messages in the queues for so long starts anew"
     )
     cancel_grace_seconds: PositiveFloat = Field(default=10.0, description="then a cancelled attempt is killed")
     reap_seconds: PositiveFloat = Field(default=10.0, description="how often lost jobs are looked for")
@@ -248,8 +247,7 @@ class Variable:
 def read_settings(kind: type[Settings], **given: Any) -> Settings:
     """The settings of a process; `given` ones go before the environment, which goes before files.
 
-    Raises:
-        SettingsError: a value is wrong; the sentence says which variable to set and to what.
+    Raises SettingsError: a value is wrong; the sentence says which variable to set and to what.
     """
     folder = Path(os.environ.get(SECRETS_VARIABLE, SECRETS_DIR))
     if SECRETS_VARIABLE in os.environ and not folder.is_dir():

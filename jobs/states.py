@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
-from jobs.models import InputInfo, JobRecord, JobState, JobStatus, Manifest, UploadCompletion, UploadRecord
+from jobs.models import JobRecord, JobState, JobStatus, Manifest, UploadCompletion, UploadRecord
 
 
 def now() -> datetime:
@@ -33,14 +33,6 @@ def changed(state: JobState, **fields: Any) -> JobState:
 def queued(record: JobRecord, *, attempt: int = 0, updated_at: datetime | None = None) -> JobState:
     return make_state(
         **_of_record(record), status=JobStatus.QUEUED, updated_at=updated_at or record.created_at, attempt=attempt
-    )
-
-
-def coming(job_id: str) -> JobState:
-    """A job of a batch whose record is about to be written."""
-    moment = made_at(job_id)
-    return make_state(
-        id=job_id, created_at=moment, updated_at=moment, status=JobStatus.QUEUED, input=InputInfo(), attempt=0
     )
 
 

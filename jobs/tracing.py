@@ -62,8 +62,7 @@ _given: ContextVar[SpanContext | None] = ContextVar("given", default=None)
 def configure_tracing(service: str) -> None:
     """Send traces from now on, if the environment says where to. Each process does so once, after a fork or spawn.
 
-    Args:
-        service: what the process is called where `OTEL_SERVICE_NAME` says nothing else.
+    `service` is what the process is called where `OTEL_SERVICE_NAME` says nothing else.
     """
     global _provider, _tracer
     if _provider is not None or not _is_wanted(os.environ):
@@ -93,8 +92,7 @@ def stop_tracing() -> None:
 def collector_takes() -> bool | None:
     """Whether a collector takes traces from here, asked with an empty request; None where none are wanted.
 
-    Raises:
-        ImportError: the extra is not installed.
+    Raises ImportError: the extra is not installed.
     """
     if not _is_wanted(os.environ):
         return None
@@ -151,7 +149,7 @@ def end(span: Span) -> None:
 
 
 def fail(span: Span, fault: str) -> None:
-    """It came to nothing; `fault` is the class of an exception, or a word."""
+    """It came to nothing; `fault` is the class of an exception, or another short name."""
     if span.is_recording():
         span.set_attribute("error.type", fault)
         span.set_status(Status(StatusCode.ERROR))

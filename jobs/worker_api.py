@@ -12,13 +12,7 @@ from opentelemetry.trace import SpanKind
 from jobs import remote_sources, states, tracing
 from jobs.attempts import Lease
 from jobs.backends import Backends
-from jobs.errors import (
-    CancelRequestedError,
-    JobPurgedError,
-    LeaseLostError,
-    StorageUnavailableError,
-    WrongStateError,
-)
+from jobs.errors import CancelRequestedError, JobPurgedError, LeaseLostError, StorageUnavailableError, WrongStateError
 from jobs.models import Inspection, JobError, Manifest, MaskBlob, MaskName, Report, Stage
 from jobs.recovery import finalize
 from jobs.store.job_store import Claim, Ending
@@ -26,12 +20,7 @@ from jobs.store.keys import attempt_key, job_key
 
 
 class WorkerApi:
-    """All calls are synchronous and thread-safe. StorageUnavailableError may come from every one about a job.
-
-    Attributes:
-        settings: with `redis_url` filled in, an embedded server's too.
-        workers: where this one announces itself.
-    """
+    """All calls are synchronous and thread-safe. StorageUnavailableError may come from every one about a job."""
 
     def __init__(self, backends: Backends) -> None:
         self._backends, self._store, self._live = backends, backends.store, backends.live
@@ -90,7 +79,7 @@ class WorkerApi:
             if finalize.fail_if_exhausted(backends, record, previous):
                 raise WrongStateError("failed", "the job was attempted too often")
             reasons = {ending.reason for ending in self._store.attempts.endings(job_id, previous.attempt)}
-            # A worker that the kernel kills for its memory is lost without a word: so it counts as out of memory.
+            # A worker that the kernel kills for its memory cannot report it: so a lost one counts as out of memory.
             lease.low_memory = not reasons.isdisjoint({"out-of-memory", "worker-lost"})
         # Counted before the work: a scan that kills its worker is tried `max_attempts` times, however often Redis,
         # which has the messages, is wiped.
@@ -106,11 +95,7 @@ class WorkerApi:
         self._live.put(running, guard=lease.value)
 
     def fetch_input(self, lease: Lease, folder: Path) -> Path:
-        """Copy the scan into `folder`, checked against its sha256.
-
-        Raises:
-            SourceError: a `source` that cannot be had; the job should fail.
-        """
+        """Copy the scan into `folder`, checked against its sha256. Raises SourceError: the job should fail."""
         path, accepted = folder / "scan", lease.record.input
         if accepted.source is not None:
             lease.scan = remote_sources.fetch(
@@ -145,7 +130,7 @@ class WorkerApi:
             report_key = attempt_key(lease.job_id, lease.attempt, "report.json")
             self._store.blobs.write(report_key, report.model_dump_json().encode())
             manifest = _succeeded(lease, severity=report.severity, report_key=report_key, masks=stored)
-            # The report's seconds of `store` are those of writing the masks; bringing them to the store belongs to it.
+            # The report's seconds of `store` are those of writing the masks; uploading them belongs to the stage, too.
             seconds = dict(report.provenance.seconds)
             seconds[Stage.STORE] = seconds.get(Stage.STORE, 0.0) + time.perf_counter() - begin
             # All that the manifest names is in the store by now: success is whole.
@@ -160,11 +145,7 @@ class WorkerApi:
             self._publish(lease, _succeeded(lease, inspection_key=key), seconds)
 
     def fail(self, lease: Lease, error: JobError, seconds: Mapping[str, float] | None = None) -> None:
-        """The scan cannot be scored: the job ends here. Raises as `succeed` does.
-
-        Args:
-            seconds: of the stages that came to an end before.
-        """
+        """The scan cannot be scored: the job ends here, with the seconds of its ended stages. Raises as `succeed`."""
         with tracing.step("publish"):
             self._publish(lease, finalize.failed(lease.record, lease.claim, error, lease.scan), seconds)
         lease.span.set_attributes({"lobewise.problem": error.type.rpartition("/")[2]})

@@ -102,7 +102,7 @@ class Plan:
         save_every: steps between two rows of the log; with each a checkpoint is written.
         checkpoint: the file that an ended run goes on from.
         log: a CSV.
-        gradient_norm: gradients are clipped to it.
+        gradient_norm: gradients are clipped to it; infinite, they are taken as they are.
     """
 
     steps: int
@@ -219,7 +219,7 @@ class TrainingLoop(ABC, Generic[Network]):
         self.group.wait()
 
     def take_step(self, loss: Float[Tensor, ""]) -> bool:
-        """One step down the clipped gradient; returns whether it was taken, which one that is not finite is not.
+        """One step down the clipped gradient, left out where that is not finite; returns whether it was taken.
 
         Raises:
             NoGradientError: `MOST_SKIPPED` steps in a row had no finite gradient.

@@ -265,13 +265,17 @@ def measure(network: Di2in, volumes: Sequence[Path]) -> dict[str, float]:
 
 
 @torch.inference_mode()
+def whole_logits(network: Di2in, image: Image) -> Float[Tensor, "6 zp yp xp"]:
+    """The logits of a prepared volume in one piece, air added behind it to a multiple of the network's stride."""
+    lifted = functional.pad(image.float() / 127.5 - 1.0, padding(image.shape, network.stride), value=-1.0)
+    logits: Tensor = network(lifted[None, None].to(next(network.parameters()).device))[0]
+    return logits
+
+
 def draw(network: Di2in, image: Prepared) -> Prepared:
-    """The lobes of a prepared volume, in one piece."""
-    pads = [(0, -n % network.stride) for n in image.shape]
-    lifted = np.pad(image.astype(np.float32) / np.float32(127.5) - 1.0, pads, constant_values=-1.0)
-    device = next(network.parameters()).device
-    labels = network(torch.from_numpy(lifted)[None, None].to(device))[0].argmax(dim=0).byte().cpu().numpy()
+    """The lobes of a prepared volume."""
     z, y, x = image.shape
+    labels = whole_logits(network, torch.from_numpy(image)).argmax(dim=0).byte().cpu().numpy()
     return np.asarray(labels[:z, :y, :x])
 
 
@@ -293,10 +297,8 @@ def best_background_offset(network: Di2in, volumes: Iterable[tuple[Image, Image]
     offsets = torch.arange(0.0, 4.01, 0.25)
     scores = []
     for image, labels in volumes:
-        pads = padding(image.shape, network.stride)
-        lifted = functional.pad(image.float() / 127.5 - 1.0, pads, value=-1.0)
-        wanted = functional.pad(labels & (OPAQUE - 1), pads).cpu() > 0
-        logits = network(lifted[None, None].to(next(network.parameters()).device))[0].float().cpu()
+        wanted = functional.pad(labels & (OPAQUE - 1), padding(image.shape, network.stride)).cpu() > 0
+        logits = whole_logits(network, image).float().cpu()
         margin = logits[1:].amax(dim=0) - logits[0]
         scores.append([_overlap(margin > offset, wanted) for offset in offsets])
     return float(offsets[int(np.mean(scores, axis=0).argmax())])

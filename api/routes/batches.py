@@ -71,7 +71,7 @@ async def create_batch(
     you have the 202, all of them survive restarts.
     """
     # First, so that a broker that is down costs the client no upload.
-    await run_sync(jobs.check_broker)
+    await run_sync(jobs.monitoring.ping)
     submission = await read_json(request, BatchSubmission, MAX_BATCH_BYTES, settings.idle_seconds)
     record, is_replay = await run_sync(_accept, jobs, submission, idempotency_key, addresses)
     if not is_replay:

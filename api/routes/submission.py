@@ -172,7 +172,7 @@ class Submission:
         """The job, and whether an earlier request with its key made it. A form comes in the turns of its `slot`."""
         key = self.idempotency_key
         # First, so that a broker that is down (503) costs the client no upload: without it no job can be accepted.
-        await run_sync(self.jobs.check_broker)
+        await run_sync(self.jobs.monitoring.ping)
         # Then all that can be refused by the headers, before a byte of the body is read: a scan may take minutes.
         if not self.is_form and media_type_of(self.request) != "application/json":
             raise ApiError(problems.UNSUPPORTED_CONTENT_TYPE, "send multipart/form-data or application/json")
@@ -281,7 +281,7 @@ def open_input(jobs: JobService, submission: SourceSubmission | UploadedSubmissi
     if isinstance(submission, UploadedSubmission):
         # Looked at before the upload is taken: one that is no scan stays, and can be aborted.
         require_scan(jobs.uploads.head(submission.source.upload_id, HEAD_BYTES))
-        return jobs.take_upload(submission.source.upload_id, job_id)
+        return jobs.uploads.copy_input(submission.source.upload_id, job_id)
     if not is_allowed(submission.source.url, jobs.settings.source_allowlist):
         raise ApiError(problems.SOURCE_NOT_ALLOWED, "the operator has not allowed this address")
     return InputInfo(source=submission.source)

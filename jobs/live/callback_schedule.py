@@ -9,9 +9,8 @@ from typing import cast
 
 import redis
 
-from jobs.live.connection import broker_errors
+from jobs.live.connection import Script, broker_errors
 from jobs.live.keys import CALLBACK_OUTCOMES, CALLBACKS
-from jobs.live.lua import Script
 from jobs.models import CallbackOutcome
 
 

@@ -1,15 +1,20 @@
-"""Connections to Redis: what their loss means for what the live view shows, and for those who ask."""
+"""Talking to Redis: what a lost connection means for the live view and who asks it, and how scripts are called."""
 
 import math
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from importlib.resources import files
+from typing import Any, Final
 
 import redis
+import redis.asyncio
 
 from jobs.errors import BrokerUnavailableError
 from jobs.models import JobState
+
+_NAME: Final = r"^-- %s\[\d+\] (\w+)"
 
 
 class ViewFreshness:
@@ -52,3 +57,30 @@ def broker_errors() -> Iterator[None]:
         raise BrokerUnavailableError(f"the broker does not answer: {type(error).__name__}") from error
     except redis.exceptions.ReadOnlyError as error:
         raise BrokerUnavailableError("the broker is read-only") from error
+
+
+class Script:
+    """`scripts/{name}.lua`, which runs in Redis in one step. A call on an asynchronous server is to be awaited.
+
+    The head of a script names every key (`-- KEYS[1] job`) and argument (`-- ARGV[1] job_id`); a call names them too.
+    """
+
+    def __init__(self, server: "redis.Redis | redis.asyncio.Redis", name: str) -> None:
+        text = files("jobs.live").joinpath("scripts", f"{name}.lua").read_text(encoding="utf-8")
+        self.name = name
+        self._keys: list[str] = re.findall(_NAME % "KEYS", text, re.MULTILINE)
+        self._arguments: list[str] = re.findall(_NAME % "ARGV", text, re.MULTILINE)
+        self._script: Any = server.register_script(text)
+
+    def __call__(self, *more: str | int, **named: str | int) -> Any:
+        """Run it with every key and argument that its head names, and `more` arguments after them.
+
+        Raises TypeError: a name is missing, or is none of the script's.
+        """
+        if named.keys() != {*self._keys, *self._arguments}:
+            raise TypeError(f"{self.name} takes {self._keys} and {self._arguments}, not {sorted(named)}")
+        return self.run([str(named[name]) for name in self._keys], [*(named[name] for name in self._arguments), *more])
+
+    def run(self, keys: Sequence[str], arguments: Sequence[str | int]) -> Any:
+        """Run it with keys and arguments by their position, where their number differs from call to call."""
+        return self._script(keys=keys, args=arguments)

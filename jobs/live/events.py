@@ -23,12 +23,9 @@ _EVENT_ID: Final = re.compile(r"\d{1,18}-\d{1,18}")
 
 @dataclass(frozen=True)
 class JobEvent:
-    """A state that a job had.
+    """A state that a job had."""
 
-    Attributes:
-        id: grows from event to event of a job; None where only the present state is known.
-    """
-
+    #: Grows from event to event of a job; None where only the present state is known.
     id: str | None
     state: JobState
 

@@ -38,7 +38,7 @@ from jobs.states import QueueLength
 #: A stage takes no longer than the hard limit of an attempt, by default half an hour.
 BUCKETS_SECONDS: Final = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0)
 
-#: A job may wait for a night beside.
+#: Beside its stages a job may wait for a night.
 WAITING_BUCKETS_SECONDS: Final = (*BUCKETS_SECONDS, 3600.0, 7200.0, 21600.0, 86400.0)
 OTHER: Final = "other"
 #: Every way in which a job fails; an unknown one counts as `other`, so that no label has values without end.
@@ -93,6 +93,11 @@ class Monitoring:
     ) -> None:
         """`states` reads jobs by their ids."""
         self._redis, self._states, self._workers = server, states, workers
+
+    @broker_errors()
+    def ping(self) -> None:
+        """Whether the broker answers, within about a second; what is raised says so."""
+        self._redis.ping()
 
     def counts(self) -> Mapping[JobStatus, int]:
         """How many jobs have each status."""

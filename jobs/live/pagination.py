@@ -17,7 +17,7 @@ from jobs.states import Sort, is_id
 
 _SEVERITY_MEMBER: Final = re.compile(r"(\d{8}):(.+)")
 
-#: Per percent.
+#: Of a percent: so 100 % has eight digits, and strings of eight sort as their numbers do.
 _SEVERITY_STEPS: Final = 100_000
 
 
@@ -45,11 +45,7 @@ class Query:
         return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
     def decode(self, cursor: str) -> str:
-        """The member in a cursor.
-
-        Raises:
-            InvalidCursorError: not one of ours, or one of another sort or filter.
-        """
+        """The member in a cursor. Raises InvalidCursorError: not one of ours, or one of another sort or filter."""
         try:
             padded = cursor + "=" * (-len(cursor) % 4)
             content = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))

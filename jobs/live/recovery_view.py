@@ -10,22 +10,25 @@ from typing import Final, cast
 
 import redis
 
-from jobs.live.connection import broker_errors
+from jobs.live.connection import Script, broker_errors
 from jobs.live.keys import EPOCH, LEADER, key
-from jobs.live.lua import Script
 from jobs.models import JobStatus
 
-#: A rebuild takes no longer.
+#: The mark of a rebuild whose process died must go by itself, and no rebuild takes a day.
 REBUILD_SECONDS: Final = 24 * 3600
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """A queued job, as the reconciler sees it. Ages in milliseconds."""
+    """A queued job, as the reconciler sees it.
+
+    Attributes:
+        silent_for_ms: since its last message was sent, or since it was queued.
+        retry_in_ms: None unless it pauses after a fault.
+    """
 
     job_id: str
-    queued_for_ms: int
-    published_ms_ago: int | None
+    silent_for_ms: int
     retry_in_ms: int | None
 
 
@@ -81,14 +84,8 @@ class RecoveryView:
         found = []
         for job_id, row in zip(job_ids, rows, strict=True):
             since, published, retry = (int(value) if value else None for value in row)
-            found.append(
-                Waiting(
-                    job_id,
-                    queued_for_ms=now_ms - since if since else 0,
-                    published_ms_ago=now_ms - published if published else None,
-                    retry_in_ms=max(retry - now_ms, 0) if retry else None,
-                )
-            )
+            silent_for_ms = now_ms - (published or since or now_ms)
+            found.append(Waiting(job_id, silent_for_ms, max(retry - now_ms, 0) if retry else None))
         return found
 
     @broker_errors()

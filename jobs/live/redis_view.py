@@ -14,11 +14,10 @@ from redis.retry import Retry
 from jobs import states
 from jobs.errors import BrokerUnavailableError
 from jobs.live.callback_schedule import CallbackSchedule
-from jobs.live.connection import ViewFreshness, broker_errors
+from jobs.live.connection import Script, ViewFreshness, broker_errors
 from jobs.live.events import EVENTS_KEPT, KEPT_SECONDS, EventLog
 from jobs.live.job_metrics import Monitoring, counts_of
 from jobs.live.keys import CALLBACKS, CHANGED, EPOCH, METRICS, PREFIX, key
-from jobs.live.lua import Script
 from jobs.live.pagination import Query, severity_member
 from jobs.live.recovery_view import BrokerMessages, RecoveryView
 from jobs.live.workers import ReadyWorkers
@@ -72,12 +71,6 @@ class LiveView:
     def _connected(self, connection: Any) -> None:
         self.view_freshness.connected(connection)
         connection.on_connect()
-
-    @broker_errors()
-    def ping(self) -> None:
-        self._redis.ping()
-
-    # States
 
     @broker_errors()
     def put(

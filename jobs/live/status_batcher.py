@@ -5,7 +5,7 @@ each costs, and one connection is enough.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import redis
@@ -14,8 +14,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from jobs.errors import BrokerUnavailableError
-from jobs.live.connection import ViewFreshness, broker_errors
-from jobs.live.lua import Script
+from jobs.live.connection import Script, ViewFreshness, broker_errors
 from jobs.live.redis_view import MAX_TOGETHER, parse_states, read_states_arguments
 from jobs.models import JobState
 from jobs.settings import JobsSettings
@@ -28,11 +27,8 @@ class StatusBatcher:
     """Belongs to the event loop that uses it first."""
 
     def __init__(self, settings: JobsSettings, view_freshness: ViewFreshness, checked: Read, recorded: Read) -> None:
-        """Both of these are called in a thread.
-
-        Args:
-            checked: reads a job that Redis does not know, or of which it may not be believed.
-            recorded: reads a job while Redis does not answer; it is not asked again.
+        """In a thread, `checked` reads a job that Redis does not know, or of which it may not be believed, and
+        `recorded` one while Redis does not answer; Redis is not asked again.
         """
         self._redis = redis.asyncio.Redis.from_url(
             settings.redis_url or "",
@@ -45,18 +41,19 @@ class StatusBatcher:
         self._view_freshness = view_freshness
         self._read_states = Script(self._redis, "read_states")
         self._checked, self._recorded = checked, recorded
-        self._asked: dict[str, list[asyncio.Future[JobState | None]]] = {}
+        self._asked: dict[str, asyncio.Future[JobState | None]] = {}
         self._asking: asyncio.Task[None] | None = None
 
     async def get(self, job_id: str) -> JobState:
         """Raises JobNotFoundError, JobPurgedError."""
         if is_id(job_id):
-            answer: asyncio.Future[JobState | None] = asyncio.get_running_loop().create_future()
-            self._asked.setdefault(job_id, []).append(answer)
+            if job_id not in self._asked:
+                self._asked[job_id] = asyncio.get_running_loop().create_future()
             if self._asking is None:
                 self._asking = asyncio.create_task(self._ask_on())
             try:
-                shown = await answer
+                # Shielded: a client that goes away must not cancel what others wait for.
+                shown = await asyncio.shield(self._asked[job_id])
             except BrokerUnavailableError:
                 return await asyncio.to_thread(self._recorded, job_id)
             if shown is not None:
@@ -74,12 +71,12 @@ class StatusBatcher:
             try:
                 states = await self._ask(list(together))
             except Exception as error:  # for those who asked to answer for
-                for answer in _waiting(together.values()):
+                for answer in together.values():
                     answer.set_exception(error)
+                    answer.exception()  # else asyncio complains of it where all who asked have gone
             else:
-                for answers, state in zip(together.values(), states, strict=True):
-                    for answer in _waiting([answers]):
-                        answer.set_result(state)
+                for answer, state in zip(together.values(), states, strict=True):
+                    answer.set_result(state)
         self._asking = None
 
     async def _ask(self, job_ids: list[str]) -> list[JobState | None]:
@@ -96,8 +93,3 @@ class StatusBatcher:
     async def _connected(self, connection: Any) -> None:
         self._view_freshness.connected(connection)
         await connection.on_connect()
-
-
-def _waiting(asked: Iterable[list["asyncio.Future[JobState | None]"]]) -> Iterator["asyncio.Future[JobState | None]"]:
-    """Those who have not gone away meanwhile."""
-    return (answer for answers in asked for answer in answers if not answer.done())

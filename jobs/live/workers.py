@@ -6,9 +6,8 @@ from typing import Final, Literal, cast
 import redis
 from pydantic import TypeAdapter
 
-from jobs.live.connection import broker_errors
+from jobs.live.connection import Script, broker_errors
 from jobs.live.keys import WORKERS, key
-from jobs.live.lua import Script
 from jobs.models import Model, ModelProvenance
 
 _MODELS: Final = TypeAdapter(list[ModelProvenance])

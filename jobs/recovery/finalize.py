@@ -21,7 +21,7 @@ SHOW_EVERY_SECONDS: Final = 0.5
 #: For two minutes; after a longer outage the reconciler compares the view with the blobs.
 SHOW_TRIES: Final = 240
 #: A scan that needs too much memory is tried once more, by a fresh process and in smaller pieces. A third try would
-#: only fill the same memory again, and take other jobs of that worker with it.
+#: need as much as the second.
 MEMORY_RETRIES: Final = 1
 
 
@@ -30,10 +30,7 @@ def end_job(
 ) -> bool:
     """End the job. Of all that try, one wins and gets True; the others show the winner's outcome.
 
-    Nobody wins a job that was deleted, and nothing of it stays.
-
-    Args:
-        stage_seconds: what the winner's stages took, for the job metrics.
+    Nobody wins a job that was deleted, and nothing of it stays. `stage_seconds` of the winner go into the job metrics.
     """
     won = backends.store.create_manifest(manifest)
     winner = manifest if won else backends.store.manifest(record.id)
@@ -114,8 +111,7 @@ def failed(record: JobRecord, claim: Claim, error: JobError, scan: InputInfo | N
 def end_attempt(backends: Backends, record: JobRecord, claim: Claim, ending: Ending, *, guard: str) -> None:
     """An attempt came to nothing. Queue the job again, after a pause if it was a fault, or end it if that was enough.
 
-    Args:
-        guard: under which the job may be shown queued, as in `LiveView.put`.
+    `guard` is that of `LiveView.put`, for showing the job queued.
     """
     # Durable before anything else: from now on this attempt can publish nothing.
     record_ending(backends, record, claim, ending)

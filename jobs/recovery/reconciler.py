@@ -1,7 +1,4 @@
-"""Finds what was lost: jobs that run without a worker or wait without a message, and a live view that was wiped.
-
-Has what nobody needs any more swept, too.
-"""
+"""Finds what was lost: jobs that run without a worker or wait without a message, and a live view that was wiped."""
 
 import logging
 import secrets
@@ -14,7 +11,6 @@ from jobs import states, tracing
 from jobs.backends import Backends
 from jobs.errors import JobNotFoundError, JobPurgedError, NewerSchemaError, UnavailableError
 from jobs.live.keys import REBUILT
-from jobs.live.recovery_view import Waiting
 from jobs.models import JobState, JobStatus
 from jobs.recovery import finalize
 from jobs.recovery.cleanup import Cleanup
@@ -27,15 +23,13 @@ RECONCILE_SECONDS: Final = 600.0
 
 
 class Reconciler:
-    """One look (`reconcile`), or a thread that keeps looking. Of many one leads; the others wait for its silence."""
+    """One look (`reconcile`), or a thread that keeps looking, and cleans up. Of many one leads; the others wait."""
 
     def __init__(self, backends: Backends, cleanup: Cleanup) -> None:
-        self._backends = backends
-        self._cleanup = cleanup
-        self._who = secrets.token_hex(8)
+        self._backends, self._cleanup, self._who = backends, cleanup, secrets.token_hex(8)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._reconciled_at: float | None = None
+        self._rebuilt_at: float | None = None
         self._cleaned_up_at: float | None = None
 
     def start(self) -> None:
@@ -50,28 +44,29 @@ class Reconciler:
 
     def reconcile(self) -> int:
         """Look once, if nobody else does; how many jobs were put on their way again."""
-        # Three looks without a word end the leadership, so that a leader that was killed is soon followed by another.
-        if not self._backends.live.recovery.lead(self._who, 3 * self._backends.settings.reap_seconds):
+        settings, recovery = self._backends.settings, self._backends.live.recovery
+        # Three rounds of silence end the leadership, so that a leader that was killed is soon followed by another.
+        if not recovery.lead(self._who, 3 * settings.reap_seconds):
             return 0
         now = time.monotonic()
-        if self._cleaned_up_at is None or now - self._cleaned_up_at > self._backends.settings.sweep_seconds:
+        if self._cleaned_up_at is None or now - self._cleaned_up_at > settings.sweep_seconds:
             self._cleaned_up_at = now
             self._cleanup.clean_up()
-        found = self._reconcile_if_due()
-        found += sum(self._recover(job_id) for job_id in self._backends.live.recovery.running_without_lease())
-        waiting = self._backends.live.recovery.waiting()
-        patience_ms = 1000 * self._backends.settings.reap_seconds
-        due = [job for job in waiting if job.retry_in_ms == 0]
-        doubtful = [job for job in waiting if _is_doubtful(job, patience_ms)]
-        # To list all messages is dear for Redis: it is asked only where a job waits for longer than a look apart.
+        found = self._rebuild_if_due()
+        found += sum(self._recover(job_id) for job_id in recovery.running_without_lease())
+        waiting = recovery.waiting()
+        due = [job.job_id for job in waiting if job.retry_in_ms == 0]
+        # The message of a job that waits for longer than a look apart, if there is one, should have reached a worker.
+        queued = [job for job in waiting if job.retry_in_ms is None]
+        doubtful = [job.job_id for job in queued if job.silent_for_ms > 1000 * settings.reap_seconds]
+        # To list all messages costs Redis much: it is asked only then.
         if doubtful:
-            present = self._backends.queue.present(self._backends.settings.lease_seconds)
-            due += [job for job in doubtful if job.job_id not in present]
-        publish_unheard = sum(self._publish(job.job_id) for job in due)
-        return found + publish_unheard
+            present = self._backends.queue.present(settings.lease_seconds)
+            due += [job_id for job_id in doubtful if job_id not in present]
+        return found + sum(self._publish(job_id) for job_id in due)
 
     def rebuild(self) -> int:
-        """Bring back into the live view, and the queue, every job that only the blobs know; forget those they do not.
+        """Bring back into the live view, and the queue, every job that only the blobs know; remove those they do not.
 
         A job that was deleted while the broker was down, or by a gateway that was killed, is still shown until then.
         """
@@ -96,20 +91,20 @@ class Reconciler:
                 self.reconcile()
             except UnavailableError as error:
                 log.warning("cannot look for lost jobs: %s", error)
-                self._reconciled_at = None  # what happened meanwhile was not shown
+                self._rebuilt_at = None  # what happened meanwhile was not shown
             except Exception:  # a thread that dies unseen would lose jobs silently
                 log.exception("the reconciler met a fault; it goes on")
             if self._stop.wait(self._backends.settings.reap_seconds):
                 return
 
-    def _reconcile_if_due(self) -> int:
+    def _rebuild_if_due(self) -> int:
         now = time.monotonic()
-        is_due = self._reconciled_at is None or now - self._reconciled_at > RECONCILE_SECONDS
-        is_due = is_due or self._backends.live.view_freshness.was_lost_after(self._reconciled_at or 0.0)
+        is_due = self._rebuilt_at is None or now - self._rebuilt_at > RECONCILE_SECONDS
+        is_due = is_due or self._backends.live.view_freshness.was_lost_after(self._rebuilt_at or 0.0)
         if not is_due and self._backends.live.recovery.is_whole():
             return 0
         restored = self.rebuild()
-        self._reconciled_at = now  # when it began: what happened meanwhile may be missing
+        self._rebuilt_at = now  # when it began: what happened meanwhile may be missing
         if restored:
             log.warning("%d jobs were missing in the live view and are back", restored)
         return restored
@@ -155,7 +150,7 @@ class Reconciler:
             claim = backends.store.attempts.last_claim(files)
             if claim is None:  # the blobs are older than the view, from a copy: they decide
                 backends.live.remove(job_id)
-                self._reconciled_at = None
+                self._rebuilt_at = None
                 return False
             if finalize.end_if_decided(backends, record, claim):
                 return True
@@ -201,11 +196,3 @@ class Reconciler:
     def _send(self, state: JobState, traceparent: str | None) -> None:
         with tracing.continued(traceparent):
             self._backends.queue.publish(state.id, state.priority)
-
-
-def _is_doubtful(job: Waiting, patience_ms: float) -> bool:
-    """Whether its message, if there is one, should have been seen by now."""
-    if job.retry_in_ms is not None:
-        return False
-    since_ms = job.queued_for_ms if job.published_ms_ago is None else job.published_ms_ago
-    return since_ms > patience_ms

@@ -21,10 +21,8 @@ def fingerprint(record: JobRecord) -> str:
 
     An upload is named by its id, since its bytes are gone once the first request has made a job of it.
     """
-    beside = {"id", "created_at", "schema_version", "address", "traceparent"} | (
-        {"input"} if record.upload_id else set()
-    )
-    return hashed(record.model_dump_json(exclude=beside))
+    beside = {"id", "created_at", "schema_version", "address", "traceparent"}
+    return hashed(record.model_dump_json(exclude=beside | ({"input"} if record.upload_id else set())))
 
 
 @dataclass(frozen=True)
@@ -36,11 +34,7 @@ class FirstAnswer:
     fingerprint: str | None
 
     def require_same(self, record: JobRecord) -> None:
-        """Compare the record that the repeated request would have made.
-
-        Raises:
-            IdempotencyMismatchError: the key came with another scan or other options.
-        """
+        """Raises IdempotencyMismatchError: the repeated request would make another record than the first."""
         if self.fingerprint not in (None, fingerprint(record)):
             raise IdempotencyMismatchError("this idempotency key was used with another request")
 
@@ -61,10 +55,7 @@ class Idempotency:
     def begin(self, key: str, job_id: str) -> FirstAnswer | None:
         """None: go on and accept `job_id`. Otherwise the first answer: hash the body and `require_same`.
 
-        The mark expires (`in_flight_seconds`), so that a request that crashed does not block its key.
-
-        Raises:
-            IdempotencyInFlightError: the first request with this key is still being accepted.
+        Raises IdempotencyInFlightError: the first request with this key is still being accepted.
         """
         number, last = self._last(key)
         answer = self._answer(last) if last else None

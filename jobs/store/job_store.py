@@ -31,14 +31,11 @@ class Claim(Model):
 
 
 class Ending(Model):
-    """`ended.json`: why an attempt ended without an outcome. Only the class of an exception is kept.
-
-    Attributes:
-        reason: its worker fell silent; a fault of ours; it needed more memory than there was; or its worker was told to
-            stop and requeued the job, which is nobody's fault and counts for nothing (`handed-back`, its first name).
-    """
+    """`ended.json`: why an attempt ended without an outcome. Only the class of an exception is kept."""
 
     schema_version: SchemaVersion = SCHEMA_VERSION
+    #: Its worker fell silent; a fault of ours; it needed more memory than there was; or its worker was told to stop and
+    #: requeued the job (stored under its first name), which is nobody's fault and counts for nothing.
     reason: Literal["worker-lost", "fault", "out-of-memory", "handed-back"]
     fault: str | None = Field(default=None, description="class of the exception")
     ended_at: datetime

@@ -25,7 +25,7 @@ from jobs.errors import (
 from jobs.models import InputInfo, UploadCompletion, UploadRecord
 from jobs.settings import GIB, MIB, JobsSettings
 from jobs.states import MultipartUploadState, PartState, ReceivedPart, UrlSignature
-from jobs.store.keys import UPLOADS, upload_key
+from jobs.store.keys import UPLOADS, job_key, upload_key
 from jobs.store.object_store import ObjectStore
 from jobs.store.signed_urls import UrlSigner
 from jobs.store.upload_stream import BlobUpload
@@ -49,14 +49,11 @@ class MultipartUploads:
         self._blobs, self._settings = blobs, settings
         self._parts: S3Bucket | FolderParts = blobs.bucket or FolderParts(blobs, UrlSigner(settings))
 
-    @property
-    def limit_bytes(self) -> int:
-        return min(self._settings.max_upload_bytes, COPY_LIMIT_BYTES)
-
     def create(self, size_bytes: int, sha256: str | None = None) -> MultipartUploadState:
         """Raises UploadTooLargeError."""
-        if size_bytes > self.limit_bytes:
-            raise UploadTooLargeError(self.limit_bytes)
+        limit_bytes = min(self._settings.max_upload_bytes, COPY_LIMIT_BYTES)
+        if size_bytes > limit_bytes:
+            raise UploadTooLargeError(limit_bytes)
         now, upload_id = states.now(), states.new_id()
         needed_mib = -(-size_bytes // (MAX_PARTS * MIB))
         record = UploadRecord(
@@ -85,9 +82,7 @@ class MultipartUploads:
     def open_part(self, upload_id: str, number: int, signed: UrlSignature) -> tuple[BlobUpload, int]:
         """Where the gateway writes a part to, and how many bytes it must have.
 
-        Raises:
-            UrlNotValidError: it was not signed for this part, or has expired.
-            UploadClosedError: the upload is complete.
+        Raises UrlNotValidError: it was not signed for this part, or has expired; UploadClosedError: it is complete.
         """
         if not isinstance(self._parts, FolderParts):
             raise UrlNotValidError("this service takes no parts itself: send them to the address that the upload names")
@@ -112,14 +107,14 @@ class MultipartUploads:
             UploadMismatchError: the bytes are not those announced; the upload is deleted.
         """
         record = self._record(upload_id)
-        if (completion := self._completion(upload_id)) is not None:
-            return _completed(record, completion)
-        key = self._join(record)
-        if key is None:
-            return self.get(upload_id)
-        completion = self._publish(record, self._verify(record, key))
-        # Only now: until `completed.json` is there, a call that is repeated after a crash needs the parts.
-        self._parts.delete(record)
+        completion = self._completion(upload_id)
+        if completion is None:
+            key = self._join(record)
+            if key is None:
+                return self.get(upload_id)
+            completion = self._publish(record, self._verify(record, key))
+            # Only now: until `completed.json` is there, a call that is repeated after a crash needs the parts.
+            self._parts.delete(record)
         return _completed(record, completion)
 
     def abort(self, upload_id: str) -> None:
@@ -134,11 +129,11 @@ class MultipartUploads:
         except FileNotFoundError as error:
             raise UploadNotFoundError from error
 
-    def copy_input(self, upload_id: str, key: str) -> InputInfo:
-        """Copy the scan to `key`, a job's. The upload stays until `delete`. Raises UploadIncompleteError."""
+    def copy_input(self, upload_id: str, job_id: str) -> InputInfo:
+        """Make the scan that of a job to come. The upload stays until `delete`. Raises UploadIncompleteError."""
         completion = self._require_completed(upload_id)
         try:
-            self._blobs.copy(completion.key, key)
+            self._blobs.copy(completion.key, job_key(job_id, "input"))
         except FileNotFoundError as error:
             raise UploadNotFoundError from error
         return InputInfo(size_bytes=completion.size_bytes, sha256=completion.sha256)

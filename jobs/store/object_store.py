@@ -55,9 +55,7 @@ class ObjectStore:
         self, store: obstore.store.ObjectStore, folder: Path | None = None, bucket: "S3Bucket | None" = None
     ) -> None:
         """`folder` is where a local store keeps its files; they are synced to the disk there. S3 has a `bucket`."""
-        self.store = store
-        self.folder = folder
-        self.bucket = bucket
+        self.store, self.folder, self.bucket = store, folder, bucket
 
     @property
     def part_bytes(self) -> int:
@@ -119,11 +117,7 @@ class ObjectStore:
             self.sync(to)
 
     def read_file(self, key: str, path: Path) -> None:
-        """Copy a blob to a file.
-
-        Raises:
-            FileNotFoundError: there is no such blob.
-        """
+        """Copy a blob to a file. Raises FileNotFoundError: there is no such blob."""
         with path.open("wb") as file:
             for piece in self.pieces(key, 0, None):
                 file.write(piece)
@@ -199,14 +193,10 @@ def traced(key: str, size_bytes: int | None = None) -> dict[str, str | int]:
 
 
 def open_object_store(url: str, public_endpoint: str | None = None) -> ObjectStore:
-    """The store at `file:///folder` or `s3://bucket/prefix`.
+    """The store at `file:///folder` or `s3://bucket/prefix`; a ValueError for another scheme.
 
     Credentials, region and endpoint of S3 come from the usual `AWS_*` variables; clients may know the endpoint by
-    another name.
-
-    Raises:
-        ValueError: another scheme.
-        StorageUnavailableError: the folder cannot be made or written.
+    another name. Raises StorageUnavailableError: the folder cannot be made or written.
     """
     parts = urlsplit(url)
     if parts.scheme == "s3":

@@ -52,8 +52,7 @@ class UrlSigner:
 def read_or_make_secret(path: Path, make: Callable[[], str]) -> str:
     """A secret that nobody configured, from its file, which is made at the first call and readable by this user alone.
 
-    Raises:
-        StorageUnavailableError: the file cannot be written or read.
+    Raises StorageUnavailableError: the file cannot be written or read.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -56,7 +56,7 @@ class BlobUpload:
             await self.abort()
             raise UploadTooLargeError(self._limit_bytes)
         with _unavailable():
-            await in_upload_thread(self._take, self._writer, chunk, threads=self._threads)
+            await in_upload_thread(self._store, self._writer, chunk, threads=self._threads)
 
     async def finish(self) -> InputInfo:
         """Makes the upload durable."""
@@ -75,7 +75,7 @@ class BlobUpload:
         tracing.fail(self._span, "aborted")
         tracing.end(self._span)
 
-    def _take(self, writer: "obstore.WritableFile", chunk: Chunk) -> None:
+    def _store(self, writer: "obstore.WritableFile", chunk: Chunk) -> None:
         self._hash.update(chunk)
         writer.write(chunk)
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from evaluation.overlap import dice, recall, surface_distance_95_mm, surface_distances
+from evaluation.overlap import dice, recall, surface_distances
 from pipeline.geometry import Grid
 
 GRID = Grid((20, 20, 20), (3.0, 1.0, 2.0), (0.0, 0.0, 0.0))
@@ -41,23 +41,23 @@ def test_a_shifted_plane_is_as_far_as_it_was_shifted(shift: int, axis: int, dist
     plane = np.moveaxis(EMPTY.copy(), axis, 0)
     plane[6] = True
     plane = np.moveaxis(plane, 0, axis)
-    assert surface_distance_95_mm(plane, np.roll(plane, shift, axis), GRID) == pytest.approx(distance_mm)
+    assert surface_distances(plane, np.roll(plane, shift, axis), GRID).hausdorff_95_mm == pytest.approx(distance_mm)
 
 
 def test_the_same_mask_is_at_no_distance() -> None:
-    assert surface_distance_95_mm(CUBE, CUBE, GRID) == 0.0
-    assert surface_distance_95_mm(EMPTY, EMPTY, GRID) == 0.0
+    assert surface_distances(CUBE, CUBE, GRID).hausdorff_95_mm == 0.0
+    assert surface_distances(EMPTY, EMPTY, GRID).hausdorff_95_mm == 0.0
 
 
 def test_a_missing_mask_is_infinitely_far() -> None:
-    assert surface_distance_95_mm(CUBE, EMPTY, GRID) == math.inf
-    assert surface_distance_95_mm(EMPTY, CUBE, GRID) == math.inf
+    assert surface_distances(CUBE, EMPTY, GRID).hausdorff_95_mm == math.inf
+    assert surface_distances(EMPTY, CUBE, GRID).hausdorff_95_mm == math.inf
 
 
 def test_five_percent_may_stray() -> None:
     strayed = CUBE.copy()
     strayed[0, 0, 0] = True
-    assert surface_distance_95_mm(CUBE, strayed, GRID) == 0.0
+    assert surface_distances(CUBE, strayed, GRID).hausdorff_95_mm == 0.0
 
 
 def test_the_mean_distance_of_surfaces_in_closed_form() -> None:

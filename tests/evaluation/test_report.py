@@ -11,14 +11,10 @@ import SimpleITK as sitk
 
 from evaluation.analysis import Analysis, analyse
 from evaluation.masks import Compared, MaskedCase, Masks, compare
-from evaluation.overlays import FOUND_RGB, INVENTED_RGB, MISSED_RGB
+from evaluation.overlays import COLOURS
 from evaluation.report import About, write_report
 from evaluation.scores import PairedScores
-from evaluation.statistics import (
-    Estimate,
-    Interval,
-    NotDefined,
-)
+from evaluation.statistics import Estimate, Interval, NotDefined
 from evaluation.tables import all_tables, estimate, p_value
 from pipeline.geometry import LesionMask
 from pipeline.phantom import PhantomRecipe, make_phantom
@@ -139,7 +135,7 @@ def test_cases_are_shown_with_what_was_found_missed_and_invented(tmp_path: Path)
     compared = Compared(scores, tuple(compare(masked)), lambda _: masked)
     write_report(tmp_path, analyse(scores, compared.overlaps), ABOUT, compared)
     pixels = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "figures" / "cases.png")))[..., :3].astype(int)
-    for rgb in (FOUND_RGB, MISSED_RGB, INVENTED_RGB):
+    for rgb in COLOURS.values():
         assert (np.abs(pixels - np.array(rgb)).max(axis=-1) <= 1).sum() > 100  # its patch in the legend
     assert "Overlap of the masks" in (tmp_path / "report.md").read_text()
     assert "figures/overlap.png" in (tmp_path / "report.md").read_text()

@@ -13,7 +13,6 @@ from jobs.attempts import Lease
 from jobs.bootstrap import Connection, connect
 from jobs.models import InputInfo, JobRecord, LobeScores, LungVolumes, MaskName, Provenance, Report, SeverityScores
 from jobs.settings import JobsSettings
-from jobs.states import new_id
 
 LOBES = ("left_upper", "left_lower", "right_upper", "right_middle", "right_lower")
 
@@ -69,7 +68,7 @@ def post() -> Callable[..., str]:
     """Upload and accept a job; the answer is its id."""
 
     def post(jobs: Connection, data: bytes = b"a scan", **options: Any) -> str:
-        job_id = new_id()
+        job_id = states.new_id()
         record = JobRecord(id=job_id, created_at=states.now(), input=upload(jobs, job_id, data), **options)
         return jobs.service.accept(record).id
 

@@ -168,7 +168,7 @@ class TestWithoutBroker:
 
     def test_the_check_says_so(self, without_broker: Connection) -> None:
         with pytest.raises(BrokerUnavailableError):
-            without_broker.service.check_broker()
+            without_broker.service.monitoring.ping()
         ready = without_broker.service.readiness()
         assert (ready.broker, ready.blobs, ready.workers) == (False, True, 0)
 
@@ -178,7 +178,7 @@ class TestWithoutBroker:
             url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
             mute = connect(jobs.settings.model_copy(update={"redis_url": url, "broker_timeout_seconds": 0.2}))
             with pytest.raises(BrokerUnavailableError):
-                mute.service.check_broker()
+                mute.service.monitoring.ping()
             with pytest.raises(BrokerUnavailableError):
                 mute.backends.queue.publish(new_id(), Priority.STAT)
             mute.close()

@@ -11,19 +11,21 @@ from jobs.batches import BatchItem, BatchRecord
 from jobs.bootstrap import Connection
 from jobs.errors import BatchNotFoundError, IdempotencyMismatchError, StorageUnavailableError
 from jobs.models import InputInfo, JobError, JobRecord, JobStatus, Priority, ScanSource
-from jobs.states import new_id
 
 LATER = timedelta(days=2)
 
 
 def records(jobs: Connection, count: int) -> list[JobRecord]:
     scan = InputInfo(source=ScanSource(url="https://pacs.example/ct/1.nii.gz"))
-    return [JobRecord(id=new_id(), created_at=states.now(), input=scan, priority=Priority.BATCH) for _ in range(count)]
+    return [
+        JobRecord(id=states.new_id(), created_at=states.now(), input=scan, priority=Priority.BATCH)
+        for _ in range(count)
+    ]
 
 
 def batch_of(jobs: Connection, members: list[JobRecord], batch_id: str | None = None) -> BatchRecord:
     items = [BatchItem(job_id=member.id) for member in members]
-    return BatchRecord(id=batch_id or new_id(), created_at=states.now(), items=items)
+    return BatchRecord(id=batch_id or states.new_id(), created_at=states.now(), items=items)
 
 
 def test_every_scan_becomes_a_job_in_the_order_sent(jobs: Connection) -> None:

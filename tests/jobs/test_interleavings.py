@@ -23,7 +23,6 @@ from jobs.models import InputInfo, JobRecord, JobStatus, Manifest, Stage
 from jobs.recovery import finalize
 from jobs.recovery.finalize import cancelled
 from jobs.recovery.reconciler import Reconciler
-from jobs.states import new_id
 
 Post = Callable[..., str]
 Succeed = Callable[..., None]
@@ -289,7 +288,7 @@ def test_a_view_that_is_newer_than_blobs_from_a_copy_gives_way(jobs: Connection,
 
 
 def test_what_was_swept_as_no_job_becomes_none_however_late(jobs: Connection) -> None:
-    job_id = new_id()
+    job_id = states.new_id()
     jobs.backends.store.blobs.write(f"jobs/{job_id}/input", b"a scan")
     later = states.now() + timedelta(seconds=2 * jobs.settings.upload_seconds)
     assert jobs.cleanup.clean_up(later) == 1

@@ -330,7 +330,7 @@ class JobMachine(RuleBasedStateMachine):
         self.server.delete(PREFIX + "reaper")  # the leader before fell silent
         reconciler = Reconciler(self.parts, self.jobs.cleanup)
         if not is_first:
-            reconciler._reconciled_at = reconciler._cleaned_up_at = 1e12
+            reconciler._rebuilt_at = reconciler._cleaned_up_at = 1e12
         self.advance(self.start("reap", reconciler.reconcile), steps, order)
 
     @rule(steps=steps, order=orders)
@@ -483,7 +483,7 @@ class JobMachine(RuleBasedStateMachine):
             self.server.delete(PREFIX + "reaper")
             reconciler = Reconciler(self.parts, self.jobs.cleanup)
             if round_:
-                reconciler._reconciled_at = 1e12
+                reconciler._rebuilt_at = 1e12
             reconciler.reconcile()
             while message := self.take_message():
                 worker = self.work(json.loads(message)["headers"]["id"], "succeed", message)

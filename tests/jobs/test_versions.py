@@ -16,7 +16,6 @@ from jobs.errors import JobPurgedError, NewerSchemaError, WrongStateError
 from jobs.models import JobStatus, MaskName, Priority, Stage
 from jobs.queue import QUEUES, TASK_NAME
 from jobs.settings import JobsSettings
-from jobs.states import new_id
 
 Post = Callable[..., str]
 Succeed = Callable[..., None]
@@ -91,7 +90,7 @@ class TestRecordsOfTheFirstVersion:
         assert list(first.backends.store.blobs.keys(f"jobs/{IDS[name]}/")) == [f"jobs/{IDS[name]}/purged.json"]
 
     def test_answer_to_their_idempotency_key(self, first: Connection) -> None:
-        answer = first.service.idempotency.begin("a key of then", new_id())
+        answer = first.service.idempotency.begin("a key of then", states.new_id())
         assert answer is not None
         assert answer.job_id == IDS["keyed"]
 

@@ -117,7 +117,11 @@ def test_validation_measures_lobes_only_where_they_are_known(tmp_path: Path) -> 
     class Swapped(training.Di2in):
         def forward(self, image: torch.Tensor) -> torch.Tensor:
             lobes = ((image[0, 0] + 1) * 127.5).round().long()
-            return torch.nn.functional.one_hot(torch.tensor([0, 2, 1, 3, 4, 5])[lobes], CLASSES).movedim(-1, 0)[None]
+            return (
+                torch.nn.functional.one_hot(torch.tensor([0, 2, 1, 3, 4, 5])[lobes], CLASSES)
+                .movedim(-1, 0)[None]
+                .float()
+            )
 
     known, unknown_ = (training.measure(Swapped(CONFIG), [tmp_path / f"{n}.npz"]) for n in ("known", "unknown"))
     assert known["judged_lungs_dice"] == unknown_["judged_lungs_dice"] == known["judged_opaque_recall"] == 1.0

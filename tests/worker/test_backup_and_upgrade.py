@@ -22,7 +22,6 @@ from jobs.bootstrap import Connection, connect
 from jobs.errors import JobPurgedError
 from jobs.models import InputInfo, JobRecord, JobStatus, MaskName
 from jobs.settings import JobsSettings
-from jobs.states import new_id
 from tests.support.processes import until
 
 TINY_WORKER = Path(__file__).parents[1] / "support" / "tiny_worker.py"
@@ -56,7 +55,7 @@ class Site:
             )
 
     def post(self, order: dict[str, Any]) -> str:
-        job_id = new_id()
+        job_id = states.new_id()
 
         async def stream() -> InputInfo:
             sink = self.jobs.service.open_upload(job_id)

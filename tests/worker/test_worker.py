@@ -22,7 +22,6 @@ from jobs import states
 from jobs.bootstrap import Connection, connect
 from jobs.models import InputInfo, JobRecord, JobStatus, JobTask, MaskName, Priority
 from jobs.settings import JobsSettings
-from jobs.states import new_id
 from tests.support.processes import until
 
 TINY_WORKER = Path(__file__).parents[1] / "support" / "tiny_worker.py"
@@ -64,7 +63,7 @@ class Service:
         return process
 
     def post(self, order: dict[str, Any], **options: Any) -> str:
-        job_id = new_id()
+        job_id = states.new_id()
 
         async def stream() -> InputInfo:
             sink = self.jobs.service.open_upload(job_id)

@@ -35,20 +35,6 @@ Image = UInt8[np.ndarray, "z y x"]
 Mask = Bool[np.ndarray, "z y x"]
 
 
-def prepare_lesions(data: Path, dataset: Path, phantoms: int = 64, processes: int = 1) -> None:
-    """Write the whole dataset; `data` is laid out as `docs/data.md` says."""
-    dataset.mkdir(parents=True, exist_ok=True)
-    for number, stack in enumerate(read_stacks(data)):
-        write_lesion_volume(dataset / f"covid-{stack.case}-{number % 3}.npz", stack.image, stack.lungs, stack.lesions)
-    jobs: list[Callable[[], None]] = [partial(write_lctsc, data, dataset, case) for case in LCTSC_CASES]
-    jobs += [partial(write_phantom, dataset, seed) for seed in range(phantoms)]
-    with ProcessPoolExecutor(processes) as pool:
-        for done, future in enumerate([pool.submit(job) for job in jobs], start=1):
-            future.result()
-            sys.stderr.write(f"\r{done}/{len(jobs)} patients prepared")
-    sys.stderr.write("\n")
-
-
 def write_lctsc(data: Path, dataset: Path, case: str) -> None:
     """A planning CT and its manual lungs: once as it is, ten times with lesions of 0.5 to 50 % of its lungs."""
     image, mask = (sitk.ReadImage(str(data / "lctsc" / f"{case}_{part}.nii.gz")) for part in ("ct", "lungs"))
@@ -95,14 +81,24 @@ def write_lesion_volume(path: Path, image: Image, lungs: Mask, lesions: Mask) ->
 
 
 def main() -> None:
-    """Prepare the dataset from the command line."""
+    """Prepare the dataset from the command line; the data is laid out as `docs/data.md` says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--phantoms", type=int, default=64)
     parser.add_argument("--processes", type=int, default=1)
     options = parser.parse_args()
-    prepare_lesions(options.data, options.dataset, options.phantoms, options.processes)
+    data, dataset = options.data, options.dataset
+    dataset.mkdir(parents=True, exist_ok=True)
+    for number, stack in enumerate(read_stacks(data)):
+        write_lesion_volume(dataset / f"covid-{stack.case}-{number % 3}.npz", stack.image, stack.lungs, stack.lesions)
+    jobs: list[Callable[[], None]] = [partial(write_lctsc, data, dataset, case) for case in LCTSC_CASES]
+    jobs += [partial(write_phantom, dataset, seed) for seed in range(options.phantoms)]
+    with ProcessPoolExecutor(options.processes) as pool:
+        for done, future in enumerate([pool.submit(job) for job in jobs], start=1):
+            future.result()
+            sys.stderr.write(f"\r{done}/{len(jobs)} patients prepared")
+    sys.stderr.write("\n")
 
 
 if __name__ == "__main__":

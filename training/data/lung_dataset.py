@@ -81,7 +81,16 @@ def deformed_copy(chest: Chest, config: LungConfig, rng: np.random.Generator) ->
     lower, upper = (np.asarray(corner) for corner in config.carina_box_mm)
     centre = np.asarray(to_source.GetInverse().TransformPoint(chest.carina_mm)) + rng.normal(0, 8, 3)
     grid = Grid.axis_aligned((centre + lower).tolist(), (centre + upper).tolist(), (config.spacing_mm,) * 3)
-    bent = sitk.CompositeTransform([to_source, _random_bending(grid, rng)])
+    # Smooth displacements of some millimetres.
+    coarse = grid.covering((16.0, 16.0, 16.0))
+    field = rng.normal(size=(*coarse.shape, 3))
+    for axis in range(3):
+        field[..., axis] = ndimage.gaussian_filter(field[..., axis], 2.0)
+    field *= rng.uniform(0, 5) / field.std()
+    moved = sitk.GetImageFromArray(field, isVector=True)
+    moved.CopyInformation(to_sitk(np.zeros(coarse.shape, np.uint8), coarse))
+    bending = sitk.DisplacementFieldTransform(sitk.Cast(moved, sitk.sitkVectorFloat64))
+    bent = sitk.CompositeTransform([to_source, bending])
     reference = to_sitk(np.zeros(grid.shape, np.uint8), grid)
     image = sitk.Cast(to_sitk(chest.volume.hu, chest.volume.grid), sitk.sitkFloat32)
     if rng.random() < 0.4:
@@ -181,27 +190,11 @@ def crop_to_lungs(
     return hu[slices], labels[slices]
 
 
-def to_bytes(hu: Hu, config: LungConfig) -> UInt8[np.ndarray, "z y x"]:
-    """The window of `config` as 0-255."""
-    low, high = config.window_hu
-    return np.asarray(np.rint((np.clip(hu, low, high) - low) * (255.0 / (high - low))), dtype=np.uint8)
-
-
 def write_volume(path: Path, hu: Hu, labels: Labels, config: LungConfig) -> None:
-    """Write one file of the dataset, whole or not at all."""
-    write_arrays(path, {"image": to_bytes(hu, config), "labels": labels}, compressed=False)
-
-
-def _random_bending(grid: Grid, rng: np.random.Generator) -> sitk.DisplacementFieldTransform:
-    """Smooth displacements of some millimetres."""
-    coarse = grid.covering((16.0, 16.0, 16.0))
-    field = rng.normal(size=(*coarse.shape, 3))
-    for axis in range(3):
-        field[..., axis] = ndimage.gaussian_filter(field[..., axis], 2.0)
-    field *= rng.uniform(0, 5) / field.std()
-    image = sitk.GetImageFromArray(field, isVector=True)
-    image.CopyInformation(to_sitk(np.zeros(coarse.shape, np.uint8), coarse))
-    return sitk.DisplacementFieldTransform(sitk.Cast(image, sitk.sitkVectorFloat64))
+    """Write one file of the dataset, its image 0-255 over the window of `config`, whole or not at all."""
+    low, high = config.window_hu
+    image = np.rint((np.clip(hu, low, high) - low) * (255.0 / (high - low))).astype(np.uint8)
+    write_arrays(path, {"image": image, "labels": labels}, compressed=False)
 
 
 def _write_and_print(path: Path, hu: Hu, labels: Labels, config: LungConfig) -> None:

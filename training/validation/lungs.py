@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from scipy import ndimage
 
-from evaluation.overlap import dice, recall, surface_distance_95_mm
+from evaluation.overlap import dice, recall, surface_distances
 from pipeline.anatomy import Landmark, Lobe
 from pipeline.geometry import Grid, LandmarkPosition, LobeLabels, Triple, Volume
 from pipeline.io.read import read_ct
@@ -211,7 +211,7 @@ def _compare(prefix: str, case: Case, found: Mask) -> Row:
     assert case.lungs is not None  # noqa: S101 (asked by the caller)
     row: Row = {
         f"{prefix}lungs_dice": round(dice(case.lungs, found), 4),
-        f"{prefix}surface_95_mm": round(surface_distance_95_mm(case.lungs, found, case.volume.grid), 2),
+        f"{prefix}surface_95_mm": round(surface_distances(case.lungs, found, case.volume.grid).hausdorff_95_mm, 2),
     }
     if case.opaque is not None and case.opaque.any():
         row[f"{prefix}opaque_recall"] = round(recall(found, case.opaque), 3)

@@ -1,8 +1,8 @@
--- Forgets the workers that fell silent, and notes one that is ready. Answers how many are.
+-- Removes the workers that fell silent, and notes one that is ready. Answers how many are.
 --
--- KEYS[1] workers             by the time at which their word expires
+-- KEYS[1] workers             by the time at which their announcement expires
 -- ARGV[1] worker              or '' to count alone
--- ARGV[2] milliseconds        for which its word holds
+-- ARGV[2] milliseconds        for which its announcement holds
 local workers = KEYS[1]
 local worker, milliseconds = unpack(ARGV)
 -- Redis' own time, so that the clocks of workers need not agree.

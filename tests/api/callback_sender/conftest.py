@@ -18,7 +18,6 @@ from jobs.bootstrap import Connection, connect
 from jobs.models import Callback, CallbackStatus, InputInfo, JobError, JobRecord, Manifest, SeverityScores
 from jobs.recovery import finalize
 from jobs.settings import JobsSettings
-from jobs.states import new_id
 
 OLD_SECRET = "whsec_b2xkZXIgc2VjcmV0IG9mIHRlc3RzLCAyNCBieXRlcw=="
 NEW_SECRET = "whsec_bmV3ZXIgc2VjcmV0IG9mIHRlc3RzLCAyNCBieXRlcw=="
@@ -136,7 +135,7 @@ def end_job(jobs: Connection) -> Callable[..., str]:
 
     def end(url: str | None, outcome: str = "succeeded", **more: Any) -> str:
         record = JobRecord(
-            id=new_id(),
+            id=states.new_id(),
             created_at=states.now(),
             input=InputInfo(size_bytes=1, sha256="0" * 64),
             callback_url=url,

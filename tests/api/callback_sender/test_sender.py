@@ -17,7 +17,6 @@ from jobs.bootstrap import Connection, connect
 from jobs.callbacks import Answer
 from jobs.errors import JobPurgedError, NoCallbackError, WrongStateError
 from jobs.models import CallbackFault, CallbackOutcome, CallbackStatus, InputInfo, JobRecord
-from jobs.states import new_id
 
 from .conftest import NEW_SECRET, OLD_SECRET, Receiver, sending, status
 
@@ -346,7 +345,7 @@ def test_what_is_due_for_a_deleted_job_is_forgotten(jobs: Connection, end_job: C
 def test_a_job_that_is_not_finished_waits_and_one_without_address_has_no_callback(jobs: Connection) -> None:
     def accept(url: str | None) -> str:
         scan = InputInfo(size_bytes=1, sha256="0" * 64)
-        record = JobRecord(id=new_id(), created_at=states.now(), input=scan, callback_url=url)
+        record = JobRecord(id=states.new_id(), created_at=states.now(), input=scan, callback_url=url)
         return jobs.service.accept(record).id
 
     waiting, silent = accept("http://127.0.0.1/x"), accept(None)

@@ -8,7 +8,6 @@ from jobs import states
 from jobs.bootstrap import Connection
 from jobs.errors import IdempotencyInFlightError, IdempotencyMismatchError
 from jobs.models import InputInfo, JobRecord, Priority
-from jobs.states import new_id
 from jobs.store.idempotency import Idempotency, fingerprint
 
 SCAN = InputInfo(size_bytes=1, sha256="a" * 64)
@@ -26,10 +25,10 @@ def impatient(jobs: Connection) -> Idempotency:
 
 
 def test_the_first_request_goes_on_and_its_repetition_gets_the_first_answer(jobs: Connection) -> None:
-    job_id = new_id()
+    job_id = states.new_id()
     assert jobs.service.idempotency.begin("key", job_id) is None
     jobs.service.accept(record(job_id))
-    second = new_id()
+    second = states.new_id()
     first = jobs.service.idempotency.begin("key", second)
     assert first is not None
     assert first.job_id == job_id
@@ -38,60 +37,60 @@ def test_the_first_request_goes_on_and_its_repetition_gets_the_first_answer(jobs
 
 @pytest.mark.parametrize("options", [{"scan": OTHER_SCAN}, {"priority": Priority.STAT}])
 def test_another_request_with_the_key_is_refused(jobs: Connection, options: dict[str, object]) -> None:
-    job_id = new_id()
+    job_id = states.new_id()
     jobs.service.idempotency.begin("key", job_id)
     jobs.service.accept(record(job_id))
-    first = jobs.service.idempotency.begin("key", new_id())
+    first = jobs.service.idempotency.begin("key", states.new_id())
     assert first is not None
     with pytest.raises(IdempotencyMismatchError):
-        first.require_same(record(new_id(), **options))  # type: ignore[arg-type]
+        first.require_same(record(states.new_id(), **options))  # type: ignore[arg-type]
 
 
 def test_a_repetition_while_the_first_is_in_flight_is_refused(jobs: Connection) -> None:
-    jobs.service.idempotency.begin("key", new_id())
+    jobs.service.idempotency.begin("key", states.new_id())
     with pytest.raises(IdempotencyInFlightError):
-        jobs.service.idempotency.begin("key", new_id())
-    assert jobs.service.idempotency.begin("another key", new_id()) is None
+        jobs.service.idempotency.begin("key", states.new_id())
+    assert jobs.service.idempotency.begin("another key", states.new_id()) is None
 
 
 def test_a_request_that_failed_frees_its_key(jobs: Connection) -> None:
-    job_id = new_id()
+    job_id = states.new_id()
     jobs.service.idempotency.begin("key", job_id)
     jobs.service.idempotency.abandon("key", job_id)
-    assert jobs.service.idempotency.begin("key", new_id()) is None
+    assert jobs.service.idempotency.begin("key", states.new_id()) is None
 
 
 def test_a_request_that_was_accepted_cannot_be_abandoned(jobs: Connection) -> None:
-    job_id = new_id()
+    job_id = states.new_id()
     jobs.service.idempotency.begin("key", job_id)
     jobs.service.accept(record(job_id))
     jobs.service.idempotency.abandon("key", job_id)
-    first = jobs.service.idempotency.begin("key", new_id())
+    first = jobs.service.idempotency.begin("key", states.new_id())
     assert first is not None
     assert first.job_id == job_id
 
 
 def test_a_crash_before_acceptance_blocks_the_key_only_for_a_while(jobs: Connection, impatient: Idempotency) -> None:
-    impatient.begin("key", new_id())
-    job_id = new_id()
+    impatient.begin("key", states.new_id())
+    job_id = states.new_id()
     assert impatient.begin("key", job_id) is None
     jobs.service.accept(record(job_id))
-    first = impatient.begin("key", new_id())
+    first = impatient.begin("key", states.new_id())
     assert first is not None
     assert first.job_id == job_id
 
 
 def test_a_crash_after_acceptance_still_answers_with_the_job(jobs: Connection, impatient: Idempotency) -> None:
-    job_id = new_id()
+    job_id = states.new_id()
     impatient.begin("key", job_id)
     jobs.backends.store.create_job(record(job_id))  # and nothing after it
-    first = impatient.begin("key", new_id())
+    first = impatient.begin("key", states.new_id())
     assert first is not None
     assert first.fingerprint == fingerprint(record(job_id))
 
 
 def test_a_slow_request_that_was_overtaken_makes_no_second_job(jobs: Connection, impatient: Idempotency) -> None:
-    slow, fast = new_id(), new_id()
+    slow, fast = states.new_id(), states.new_id()
     assert impatient.begin("key", slow) is None
     assert impatient.begin("key", fast) is None
     with pytest.raises(IdempotencyInFlightError):
@@ -101,27 +100,27 @@ def test_a_slow_request_that_was_overtaken_makes_no_second_job(jobs: Connection,
 
 
 def test_requests_that_never_ended_are_no_jobs_after_a_rebuild(jobs: Connection, impatient: Idempotency) -> None:
-    impatient.begin("key", new_id())
-    impatient.begin("key", new_id())
+    impatient.begin("key", states.new_id())
+    impatient.begin("key", states.new_id())
     assert jobs.reconciler.rebuild() == 0
     assert jobs.service.list(limit=9).items == ()
 
 
 def test_a_purged_job_is_still_the_first_answer(jobs: Connection, post: Callable[..., str]) -> None:
-    job_id = new_id()
+    job_id = states.new_id()
     jobs.service.idempotency.begin("key", job_id)
     jobs.service.accept(record(job_id))
     jobs.service.purge(job_id)
-    first = jobs.service.idempotency.begin("key", new_id())
+    first = jobs.service.idempotency.begin("key", states.new_id())
     assert first is not None
     assert first.job_id == job_id
-    first.require_same(record(new_id(), OTHER_SCAN))
+    first.require_same(record(states.new_id(), OTHER_SCAN))
 
 
 def test_an_id_that_another_voids_and_cleans_up_meanwhile_stays_void(
     jobs: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, job_id = jobs.backends.store, new_id()
+    store, job_id = jobs.backends.store, states.new_id()
     assert store.void(job_id)
     read = store.blobs.read
 

@@ -30,6 +30,7 @@ from jobs.models import JobRecord, JobStatus, MaskName
 from jobs.recovery.cleanup import VOID_KEPT
 from jobs.settings import MIB, JobsSettings
 from jobs.states import MultipartUploadState, PartState, UrlSignature, new_id
+from jobs.store.multipart_uploads import COPY_LIMIT_BYTES
 from tests.support.seaweed import S3Server
 
 Connect = Callable[..., Connection]
@@ -98,7 +99,7 @@ def nothing_is_left(jobs: Connection) -> bool:
 
 def accept(jobs: Connection, upload_id: str) -> str:
     job_id = new_id()
-    scan = jobs.service.take_upload(upload_id, job_id)
+    scan = jobs.service.uploads.copy_input(upload_id, job_id)
     return jobs.service.accept(JobRecord(id=job_id, created_at=states.now(), input=scan, upload_id=upload_id)).id
 
 
@@ -236,9 +237,9 @@ def test_more_than_the_limit_is_refused_at_once(jobs: Connection) -> None:
 
 def test_parts_grow_with_the_scan_so_that_they_stay_few(jobs: Connection, other: Connect) -> None:
     large = other(max_upload_bytes=1 << 40).service.uploads
-    upload = large.create(large.limit_bytes)
+    upload = large.create(COPY_LIMIT_BYTES)
     assert len(upload.parts) <= 1000
-    assert sum(part.size_bytes for part in upload.parts) == large.limit_bytes
+    assert sum(part.size_bytes for part in upload.parts) == COPY_LIMIT_BYTES
 
 
 def test_an_expired_upload_is_gone_and_swept_with_all_its_parts(jobs: Connection, other: Connect) -> None:
@@ -309,7 +310,7 @@ def test_a_purge_that_was_cut_off_is_ended(jobs: Connection, finished: Callable[
 def test_a_purge_also_takes_what_a_crash_left_of_its_upload(jobs: Connection) -> None:
     upload_id = uploaded_and_completed(jobs)
     job_id = new_id()
-    scan = jobs.service.take_upload(upload_id, job_id)
+    scan = jobs.service.uploads.copy_input(upload_id, job_id)
     jobs.backends.store.create_job(JobRecord(id=job_id, created_at=states.now(), input=scan, upload_id=upload_id))
     jobs.service.purge(job_id)
     assert stored(jobs) == {f"jobs/{job_id}/purged.json"}
