@@ -169,7 +169,7 @@ class Slice:
         rows_and_columns: direction cosines along a row, then along a column.
         spacing_mm: between rows, between columns.
         traits: what may tell volumes of one series apart, by name.
-        times: AcquisitionTime and ContentTime in seconds of the day.
+        content_time_s: ContentTime in seconds of the day: when the slice was computed.
         between_slices: SpacingBetweenSlices as it is written.
         patient: a digest; None where there is no PatientID.
     """
@@ -187,7 +187,7 @@ class Slice:
     spacing_mm: tuple[float, float]
     rescale: StoredRescale
     traits: Mapping[str, object]
-    times: tuple[float | None, float | None]
+    content_time_s: float | None
     between_slices: str
     patient: bytes | None
     is_lossy: bool
@@ -598,8 +598,9 @@ def _slice(pixels: StoredPixels, frame: int, header: Dataset, groups: _Groups, p
             "acquisition": (
                 groups.text(frame_content, "FrameAcquisitionNumber", top=False) or text(header, "AcquisitionNumber")
             ),
+            "acquisition_time_s": _seconds(text(header, "AcquisitionTime")),
         },
-        times=(_seconds(text(header, "AcquisitionTime")), _seconds(text(header, "ContentTime"))),
+        content_time_s=_seconds(text(header, "ContentTime")),
         between_slices=groups.text("PixelMeasuresSequence", "SpacingBetweenSlices"),
         patient=patient,
         is_lossy=text(header, "LossyImageCompression") == "01",
