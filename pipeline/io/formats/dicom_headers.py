@@ -23,7 +23,13 @@ from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID
 
-from pipeline.errors import DamagedFileError, NotChestCTError, ScanTooLargeError, UnsupportedFormatError
+from pipeline.errors import (
+    DamagedFileError,
+    NotChestCTError,
+    PipelineError,
+    ScanTooLargeError,
+    UnsupportedFormatError,
+)
 from pipeline.geometry import Triple
 from pipeline.io.formats.archive import Member
 from pipeline.io.formats.limits import SizeLimits
@@ -211,18 +217,18 @@ class Inventory:
 
     Attributes:
         images: CT images or frames, localizers not counted.
-        left_out: reasons why images are no slices, each with the series of every such image.
+        left_out: reasons why images are no slices, each with how many of which series.
         other_modalities: images of each.
     """
 
     slices: list[Slice] = field(default_factory=list)
     images: int = 0
     localizers: int = 0
-    left_out: dict[str, list[str]] = field(default_factory=dict)
+    left_out: dict[str, Counter[str]] = field(default_factory=dict)
     other_modalities: Counter[str] = field(default_factory=Counter)
 
-    def leave_out(self, reason: str, series: str) -> None:
-        self.left_out.setdefault(reason, []).append(series)
+    def leave_out(self, reason: str, series: str, images: int = 1) -> None:
+        self.left_out.setdefault(reason, Counter())[series] += images
 
     def counted(self) -> dict[str, object]:
         """For the evidence of a refusal."""
@@ -230,21 +236,30 @@ class Inventory:
             "images": self.images,
             "slices": len(self.slices),
             "series": len({s.series for s in self.slices}),
+            "localizers": self.localizers,
         }
         if self.other_modalities:
             counts["modalities"] = sorted({*self.other_modalities, *(["CT"] if self.images else [])})
-        return counts
+        return {name: count for name, count in counts.items() if count}
+
+    def nothing_to_stack(self) -> PipelineError:
+        """Why the images, or all but a few of them, are no slices."""
+        lacking = {reason: series.total() for reason, series in self.left_out.items()}
+        reasons = "; ".join(f"{reason} in {images} of {self.images}" for reason, images in lacking.items())
+        detail = f"The DICOM files hold no CT slices that can be stacked: {reasons} CT images."
+        if all(reason.startswith("SOPClassUID") for reason in lacking):
+            return NotChestCTError(f"{detail} Send the CT series.", evidence={"left_out": lacking})
+        return UnsupportedFormatError(f"{detail} Send the original series.", evidence={"left_out": lacking})
 
 
-def take_stock(members: Iterable[Member], folder: Path, limits: SizeLimits) -> Inventory:
-    """Every CT slice among `members`, which are copied to `folder` as far as needed.
+def take_stock(members: Iterable[Member], folder: Path, limits: SizeLimits, found: Inventory) -> None:
+    """Every CT slice among `members`, which are copied to `folder` as far as needed, comes into `found`.
 
     Raises:
         NotChestCTError: images, but of another modality.
         UnsupportedFormatError: no CT slice that says where it lies.
         DamagedFileError: a header cannot be read.
     """
-    found = Inventory()
     inflated_bytes = 0
     for number, member in enumerate(members):
         path = member.as_file(folder / f"{number:06d}.dcm")
@@ -264,19 +279,13 @@ def take_stock(members: Iterable[Member], folder: Path, limits: SizeLimits) -> I
         raise NotChestCTError(
             f"The DICOM images are {', '.join(seen)}, not CT; send the CT series.", evidence={"modalities": seen}
         )
+    if not found.slices and found.left_out:
+        raise found.nothing_to_stack()
     if not found.slices:
-        reasons = [f"{reason} in {len(series)} of {found.images}" for reason, series in found.left_out.items()]
-        if not reasons:
-            raise UnsupportedFormatError(
-                f"The DICOM files hold {found.localizers} localizer images (ImageType) and no other CT slices.",
-                evidence={"localizers": found.localizers},
-            )
-        detail = f"The DICOM files hold no CT slices that can be stacked: {'; '.join(reasons)} CT images."
-        evidence = {"left_out": {reason: len(series) for reason, series in found.left_out.items()}}
-        if all(reason.startswith("SOPClassUID") for reason in found.left_out):
-            raise NotChestCTError(detail, evidence=evidence)
-        raise UnsupportedFormatError(f"{detail} Send the original series.", evidence=evidence)
-    return found
+        raise UnsupportedFormatError(
+            f"The DICOM files hold {found.localizers} localizer images (ImageType) and no other CT slices; send the "
+            "whole series."
+        )
 
 
 # Files
@@ -309,8 +318,7 @@ def _add(found: Inventory, path: Path, head: bytes, syntax: str) -> None:
         del header["PatientID"]
     reason = _no_slice(header)
     if reason:
-        for _ in range(frames):
-            found.leave_out(reason, series)
+        found.leave_out(reason, series, frames)
         return
     pixels = _pixels(path, header, pixels_at, syntax, frames)
     for frame, groups in enumerate(_frames(header, frames)):
@@ -467,7 +475,7 @@ def _class_name(header: Dataset) -> str:
 
 
 def _is_localizer(image_type: str) -> bool:
-    return "LOCALIZER" in image_type.upper().split("\\")
+    return "LOCALIZER" in (word.strip() for word in image_type.upper().split("\\"))
 
 
 def _no_slice(header: Dataset) -> str:
