@@ -81,6 +81,11 @@ def _left_out(stock: Inventory, chosen: Stack) -> tuple[Finding, ...]:
         message = f"{series.total()} CT images were left out: {reason}."
         evidence = {"images": series.total(), "of_the_scored_series": own}
         findings.append(Finding("images-left-out", "warning" if own else "info", message, evidence))
+    if stock.unknown:
+        message = (
+            f"{stock.unknown} DICOM files were left out: without Rows, Columns and a known SOPClassUID (damaged?)."
+        )
+        findings.append(Finding("images-left-out", "warning", message, {"files": stock.unknown}))
     if stock.other_modalities:
         listed = dict(sorted(stock.other_modalities.items()))
         message = f"{sum(listed.values())} images of other modalities ({', '.join(listed)}) were left out."

@@ -20,7 +20,7 @@ import pydicom
 from jaxtyping import Float64
 from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.uid import UID
 
 from pipeline.errors import (
@@ -110,6 +110,7 @@ _NO_CONTRAST: Final = ("", "NONE", "NO", "N", "0")
 #: What pydicom raises on headers that are none.
 _FAULTS: Final = (
     InvalidDicomError,
+    BytesLengthException,
     EOFError,
     ValueError,
     NotImplementedError,
@@ -219,6 +220,7 @@ class Inventory:
         images: CT images or frames, localizers not counted.
         left_out: reasons why images are no slices, each with how many of which series.
         other_modalities: images of each.
+        unknown: files that are DICOM, but nobody can tell what they hold.
     """
 
     slices: list[Slice] = field(default_factory=list)
@@ -226,6 +228,7 @@ class Inventory:
     localizers: int = 0
     left_out: dict[str, Counter[str]] = field(default_factory=dict)
     other_modalities: Counter[str] = field(default_factory=Counter)
+    unknown: int = 0
 
     def leave_out(self, reason: str, series: str, images: int = 1) -> None:
         self.left_out.setdefault(reason, Counter())[series] += images
@@ -265,13 +268,19 @@ def take_stock(members: Iterable[Member], folder: Path, limits: SizeLimits, foun
         path = member.as_file(folder / f"{number:06d}.dcm")
         with path.open("rb") as file:
             head = file.read(4096)
-        if _DEFLATED.encode() in head:
-            path = _inflate(path, head, folder / f"{number:06d}.inflated", limits)
-            inflated_bytes += path.stat().st_size
-            limits.check_bytes(inflated_bytes)
-            _add(found, path, head, _DEFLATED)
-        else:
-            _add(found, path, head, "")
+        try:
+            if _DEFLATED.encode() in head:
+                path = _inflate(path, head, folder / f"{number:06d}.inflated", limits)
+                inflated_bytes += path.stat().st_size
+                limits.check_bytes(inflated_bytes)
+                _add(found, path, head, _DEFLATED)
+            else:
+                _add(found, path, head, "")
+        except (*_FAULTS, OSError) as error:
+            # pydicom raises it without a number; with one it is the disk's.
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise DamagedFileError("A DICOM file is damaged: its header cannot be read.") from error
     if not (found.images or found.localizers or found.other_modalities):
         raise UnsupportedFormatError("The DICOM files hold no images (Rows and Columns are missing in all of them).")
     if not (found.images or found.localizers):
@@ -300,8 +309,11 @@ def _add(found: Inventory, path: Path, head: bytes, syntax: str) -> None:
     is_ct_class = "CT Image Storage" in _class_name(header)
     modality = (text(header, "Modality") or ("CT" if is_ct_class else "unknown")).upper()
     if not (_whole(header, "Rows") and _whole(header, "Columns")):
-        if modality == "CT" and is_ct_class:
+        if is_ct_class and (modality == "CT" or not re.fullmatch("[A-Z]{2,8}", modality)):
             raise _cut_short(path)
+        # Reports and the like have a class that the standard names; a file without one may be a slice that is damaged.
+        if head[128:132] == b"DICM" and not re.search("Storage|Directory", _class_name(header)):
+            found.unknown += 1
         return
     if modality != "CT":
         found.other_modalities[re.sub(r"[^A-Za-z0-9 ]", "?", modality[:16])] += 1
@@ -358,7 +370,7 @@ def _header(path: Path, head: bytes) -> tuple[Dataset, int] | None:
         try:
             wanted: list[Any] = [*TAGS, OVERLAY_BITS]
             header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=wanted)
-        except _FAULTS as error:
+        except (*_FAULTS, OSError) as error:
             if head[128:132] != b"DICM":
                 return None
             raise DamagedFileError("A DICOM file is damaged: its header cannot be read.") from error
@@ -512,18 +524,15 @@ class _Groups:
 
 
 def _frames(header: Dataset, frames: int) -> Iterator[_Groups]:
-    try:
-        shared = header.get("SharedFunctionalGroupsSequence") or []
-        each = header.get("PerFrameFunctionalGroupsSequence")
-        if each is not None and len(each) != frames:
-            raise DamagedFileError(
-                f"NumberOfFrames is {frames}, but PerFrameFunctionalGroupsSequence describes {len(each)} frames.",
-                evidence={"frames": frames, "described": len(each)},
-            )
-        for frame in range(frames):
-            yield _Groups((*([each[frame]] if each else []), *shared[:1]), header)
-    except _FAULTS as error:
-        raise DamagedFileError("A DICOM file is damaged: its functional groups cannot be read.") from error
+    shared = header.get("SharedFunctionalGroupsSequence") or []
+    each = header.get("PerFrameFunctionalGroupsSequence")
+    if each is not None and len(each) != frames:
+        raise DamagedFileError(
+            f"NumberOfFrames is {frames}, but PerFrameFunctionalGroupsSequence describes {len(each)} frames.",
+            evidence={"frames": frames, "described": len(each)},
+        )
+    for frame in range(frames):
+        yield _Groups((*([each[frame]] if each else []), *shared[:1]), header)
 
 
 def _pixels(path: Path, header: Dataset, pixels_at: int, syntax: str, frames: int) -> StoredPixels:
