@@ -28,9 +28,9 @@ def read_series(members: Iterable[Member], folder: Path, limits: SizeLimits) -> 
         UnsupportedFormatError: no stack of CT slices, or several that nothing tells apart.
         DamagedFileError: a slice's header or pixels cannot be read.
     """
-    stock = take_stock(members, folder, limits)
-    noticed: list[Finding] = []
+    stock, noticed = Inventory(), list[Finding]()
     try:
+        take_stock(members, folder, limits, stock)
         return _read(stock, limits, noticed)
     except PipelineError as error:
         counted = {key: value for key, value in stock.counted().items() if key not in error.evidence}
@@ -55,6 +55,8 @@ def _read(stock: Inventory, limits: SizeLimits, noticed: list[Finding]) -> Scan:
     one_patient(stock.slices)
     stacks, set_aside = stacks_of(stock.slices, is_same)
     noticed += set_aside
+    if stock.left_out and all(len(stack.slices) < 2 for stack in stacks):
+        raise stock.nothing_to_stack()
     chosen, others = choose(stacks)
     noticed += [*others, *_left_out(stock, chosen)]
     limits.check_voxels((*chosen.first.shape[::-1], len(chosen.slices)))
@@ -75,10 +77,15 @@ def _left_out(stock: Inventory, chosen: Stack) -> tuple[Finding, ...]:
     """Images that are no CT slices with a place; a warning where they are of the series that is scored."""
     findings = []
     for reason, series in stock.left_out.items():
-        own = series.count(chosen.first.series)
-        message = f"{len(series)} CT images were left out: {reason}."
-        evidence = {"images": len(series), "of_the_scored_series": own}
+        own = series[chosen.first.series]
+        message = f"{series.total()} CT images were left out: {reason}."
+        evidence = {"images": series.total(), "of_the_scored_series": own}
         findings.append(Finding("images-left-out", "warning" if own else "info", message, evidence))
+    if stock.unknown:
+        message = (
+            f"{stock.unknown} DICOM files were left out: without Rows, Columns and a known SOPClassUID (damaged?)."
+        )
+        findings.append(Finding("images-left-out", "warning", message, {"files": stock.unknown}))
     if stock.other_modalities:
         listed = dict(sorted(stock.other_modalities.items()))
         message = f"{sum(listed.values())} images of other modalities ({', '.join(listed)}) were left out."

@@ -20,10 +20,16 @@ import pydicom
 from jaxtyping import Float64
 from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.uid import UID
 
-from pipeline.errors import DamagedFileError, NotChestCTError, ScanTooLargeError, UnsupportedFormatError
+from pipeline.errors import (
+    DamagedFileError,
+    NotChestCTError,
+    PipelineError,
+    ScanTooLargeError,
+    UnsupportedFormatError,
+)
 from pipeline.geometry import Triple
 from pipeline.io.formats.archive import Member
 from pipeline.io.formats.limits import SizeLimits
@@ -104,6 +110,7 @@ _NO_CONTRAST: Final = ("", "NONE", "NO", "N", "0")
 #: What pydicom raises on headers that are none.
 _FAULTS: Final = (
     InvalidDicomError,
+    BytesLengthException,
     EOFError,
     ValueError,
     NotImplementedError,
@@ -169,7 +176,7 @@ class Slice:
         rows_and_columns: direction cosines along a row, then along a column.
         spacing_mm: between rows, between columns.
         traits: what may tell volumes of one series apart, by name.
-        times: AcquisitionTime and ContentTime in seconds of the day.
+        content_time_s: ContentTime in seconds of the day: when the slice was computed.
         between_slices: SpacingBetweenSlices as it is written.
         patient: a digest; None where there is no PatientID.
     """
@@ -187,7 +194,7 @@ class Slice:
     spacing_mm: tuple[float, float]
     rescale: StoredRescale
     traits: Mapping[str, object]
-    times: tuple[float | None, float | None]
+    content_time_s: float | None
     between_slices: str
     patient: bytes | None
     is_lossy: bool
@@ -211,18 +218,20 @@ class Inventory:
 
     Attributes:
         images: CT images or frames, localizers not counted.
-        left_out: reasons why images are no slices, each with the series of every such image.
+        left_out: reasons why images are no slices, each with how many of which series.
         other_modalities: images of each.
+        unknown: files that are DICOM, but nobody can tell what they hold.
     """
 
     slices: list[Slice] = field(default_factory=list)
     images: int = 0
     localizers: int = 0
-    left_out: dict[str, list[str]] = field(default_factory=dict)
+    left_out: dict[str, Counter[str]] = field(default_factory=dict)
     other_modalities: Counter[str] = field(default_factory=Counter)
+    unknown: int = 0
 
-    def leave_out(self, reason: str, series: str) -> None:
-        self.left_out.setdefault(reason, []).append(series)
+    def leave_out(self, reason: str, series: str, images: int = 1) -> None:
+        self.left_out.setdefault(reason, Counter())[series] += images
 
     def counted(self) -> dict[str, object]:
         """For the evidence of a refusal."""
@@ -230,33 +239,48 @@ class Inventory:
             "images": self.images,
             "slices": len(self.slices),
             "series": len({s.series for s in self.slices}),
+            "localizers": self.localizers,
         }
         if self.other_modalities:
             counts["modalities"] = sorted({*self.other_modalities, *(["CT"] if self.images else [])})
-        return counts
+        return {name: count for name, count in counts.items() if count}
+
+    def nothing_to_stack(self) -> PipelineError:
+        """Why the images, or all but a few of them, are no slices."""
+        lacking = {reason: series.total() for reason, series in self.left_out.items()}
+        reasons = "; ".join(f"{reason} in {images} of {self.images}" for reason, images in lacking.items())
+        detail = f"The DICOM files hold no CT slices that can be stacked: {reasons} CT images."
+        if all(reason.startswith("SOPClassUID") for reason in lacking):
+            return NotChestCTError(f"{detail} Send the CT series.", evidence={"left_out": lacking})
+        return UnsupportedFormatError(f"{detail} Send the original series.", evidence={"left_out": lacking})
 
 
-def take_stock(members: Iterable[Member], folder: Path, limits: SizeLimits) -> Inventory:
-    """Every CT slice among `members`, which are copied to `folder` as far as needed.
+def take_stock(members: Iterable[Member], folder: Path, limits: SizeLimits, found: Inventory) -> None:
+    """Every CT slice among `members`, which are copied to `folder` as far as needed, comes into `found`.
 
     Raises:
         NotChestCTError: images, but of another modality.
         UnsupportedFormatError: no CT slice that says where it lies.
         DamagedFileError: a header cannot be read.
     """
-    found = Inventory()
     inflated_bytes = 0
     for number, member in enumerate(members):
         path = member.as_file(folder / f"{number:06d}.dcm")
         with path.open("rb") as file:
             head = file.read(4096)
-        if _DEFLATED.encode() in head:
-            path = _inflate(path, head, folder / f"{number:06d}.inflated", limits)
-            inflated_bytes += path.stat().st_size
-            limits.check_bytes(inflated_bytes)
-            _add(found, path, head, _DEFLATED)
-        else:
-            _add(found, path, head, "")
+        try:
+            if _DEFLATED.encode() in head:
+                path = _inflate(path, head, folder / f"{number:06d}.inflated", limits)
+                inflated_bytes += path.stat().st_size
+                limits.check_bytes(inflated_bytes)
+                _add(found, path, head, _DEFLATED)
+            else:
+                _add(found, path, head, "")
+        except (*_FAULTS, OSError) as error:
+            # pydicom raises it without a number; with one it is the disk's.
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise DamagedFileError("A DICOM file is damaged: its header cannot be read.") from error
     if not (found.images or found.localizers or found.other_modalities):
         raise UnsupportedFormatError("The DICOM files hold no images (Rows and Columns are missing in all of them).")
     if not (found.images or found.localizers):
@@ -264,19 +288,13 @@ def take_stock(members: Iterable[Member], folder: Path, limits: SizeLimits) -> I
         raise NotChestCTError(
             f"The DICOM images are {', '.join(seen)}, not CT; send the CT series.", evidence={"modalities": seen}
         )
+    if not found.slices and found.left_out:
+        raise found.nothing_to_stack()
     if not found.slices:
-        reasons = [f"{reason} in {len(series)} of {found.images}" for reason, series in found.left_out.items()]
-        if not reasons:
-            raise UnsupportedFormatError(
-                f"The DICOM files hold {found.localizers} localizer images (ImageType) and no other CT slices.",
-                evidence={"localizers": found.localizers},
-            )
-        detail = f"The DICOM files hold no CT slices that can be stacked: {'; '.join(reasons)} CT images."
-        evidence = {"left_out": {reason: len(series) for reason, series in found.left_out.items()}}
-        if all(reason.startswith("SOPClassUID") for reason in found.left_out):
-            raise NotChestCTError(detail, evidence=evidence)
-        raise UnsupportedFormatError(f"{detail} Send the original series.", evidence=evidence)
-    return found
+        raise UnsupportedFormatError(
+            f"The DICOM files hold {found.localizers} localizer images (ImageType) and no other CT slices; send the "
+            "whole series."
+        )
 
 
 # Files
@@ -291,8 +309,11 @@ def _add(found: Inventory, path: Path, head: bytes, syntax: str) -> None:
     is_ct_class = "CT Image Storage" in _class_name(header)
     modality = (text(header, "Modality") or ("CT" if is_ct_class else "unknown")).upper()
     if not (_whole(header, "Rows") and _whole(header, "Columns")):
-        if modality == "CT" and is_ct_class:
+        if is_ct_class and (modality == "CT" or not re.fullmatch("[A-Z]{2,8}", modality)):
             raise _cut_short(path)
+        # Reports and the like have a class that the standard names; a file without one may be a slice that is damaged.
+        if head[128:132] == b"DICM" and not re.search("Storage|Directory", _class_name(header)):
+            found.unknown += 1
         return
     if modality != "CT":
         found.other_modalities[re.sub(r"[^A-Za-z0-9 ]", "?", modality[:16])] += 1
@@ -309,8 +330,7 @@ def _add(found: Inventory, path: Path, head: bytes, syntax: str) -> None:
         del header["PatientID"]
     reason = _no_slice(header)
     if reason:
-        for _ in range(frames):
-            found.leave_out(reason, series)
+        found.leave_out(reason, series, frames)
         return
     pixels = _pixels(path, header, pixels_at, syntax, frames)
     for frame, groups in enumerate(_frames(header, frames)):
@@ -350,7 +370,7 @@ def _header(path: Path, head: bytes) -> tuple[Dataset, int] | None:
         try:
             wanted: list[Any] = [*TAGS, OVERLAY_BITS]
             header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=wanted)
-        except _FAULTS as error:
+        except (*_FAULTS, OSError) as error:
             if head[128:132] != b"DICM":
                 return None
             raise DamagedFileError("A DICOM file is damaged: its header cannot be read.") from error
@@ -467,7 +487,7 @@ def _class_name(header: Dataset) -> str:
 
 
 def _is_localizer(image_type: str) -> bool:
-    return "LOCALIZER" in image_type.upper().split("\\")
+    return "LOCALIZER" in (word.strip() for word in image_type.upper().split("\\"))
 
 
 def _no_slice(header: Dataset) -> str:
@@ -504,18 +524,15 @@ class _Groups:
 
 
 def _frames(header: Dataset, frames: int) -> Iterator[_Groups]:
-    try:
-        shared = header.get("SharedFunctionalGroupsSequence") or []
-        each = header.get("PerFrameFunctionalGroupsSequence")
-        if each is not None and len(each) != frames:
-            raise DamagedFileError(
-                f"NumberOfFrames is {frames}, but PerFrameFunctionalGroupsSequence describes {len(each)} frames.",
-                evidence={"frames": frames, "described": len(each)},
-            )
-        for frame in range(frames):
-            yield _Groups((*([each[frame]] if each else []), *shared[:1]), header)
-    except _FAULTS as error:
-        raise DamagedFileError("A DICOM file is damaged: its functional groups cannot be read.") from error
+    shared = header.get("SharedFunctionalGroupsSequence") or []
+    each = header.get("PerFrameFunctionalGroupsSequence")
+    if each is not None and len(each) != frames:
+        raise DamagedFileError(
+            f"NumberOfFrames is {frames}, but PerFrameFunctionalGroupsSequence describes {len(each)} frames.",
+            evidence={"frames": frames, "described": len(each)},
+        )
+    for frame in range(frames):
+        yield _Groups((*([each[frame]] if each else []), *shared[:1]), header)
 
 
 def _pixels(path: Path, header: Dataset, pixels_at: int, syntax: str, frames: int) -> StoredPixels:
@@ -598,8 +615,9 @@ def _slice(pixels: StoredPixels, frame: int, header: Dataset, groups: _Groups, p
             "acquisition": (
                 groups.text(frame_content, "FrameAcquisitionNumber", top=False) or text(header, "AcquisitionNumber")
             ),
+            "acquisition_time_s": _seconds(text(header, "AcquisitionTime")),
         },
-        times=(_seconds(text(header, "AcquisitionTime")), _seconds(text(header, "ContentTime"))),
+        content_time_s=_seconds(text(header, "ContentTime")),
         between_slices=groups.text("PixelMeasuresSequence", "SpacingBetweenSlices"),
         patient=patient,
         is_lossy=text(header, "LossyImageCompression") == "01",

@@ -396,7 +396,12 @@ def rescale_of(stored: StoredRescale) -> tuple[float, float]:
 
 def hounsfield(frame: DecodedFrame, rescale: StoredRescale) -> Int16[np.ndarray, "y x"]:
     slope, intercept = rescale_of(rescale)
-    hu, _ = to_hounsfield(frame.values[np.newaxis], slope, intercept)
+    hu, not_finite = to_hounsfield(frame.values[np.newaxis], slope, intercept)
+    if not_finite:
+        raise DamagedFileError(
+            f"RescaleSlope is {shown(rescale.slope)} in a CT slice: the values are beyond all numbers.",
+            evidence={"tag": "RescaleSlope", "value": shown(rescale.slope)},
+        )
     return np.asarray(hu[0])
 
 

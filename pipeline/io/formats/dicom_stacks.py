@@ -195,7 +195,8 @@ def _split_by(group: list[Slice], key: str) -> list[list[Slice]]:
     values: dict[object, list[Slice]] = {}
     for s in group:
         values.setdefault(_value(s, key), []).append(s)
-    if len(values) < 2:
+    # Where each slice has its own value and its own place, nothing covers anything.
+    if len(values) < 2 or (len(values) == len(group) and _unevenness(group) is not None):
         return [group]
     tracks = _tracks([values[value] for value in sorted(values, key=_rank)])
     return tracks if _is_better(group, tracks) else [group]
@@ -261,8 +262,7 @@ def _split_by_order(group: list[Slice]) -> list[list[Slice]]:
     if len(group) < 2 * LEAST_SLICES - 1:
         return [group]
     orders: tuple[Callable[[Slice], tuple[float | None, ...]], ...] = (
-        lambda s: (s.times[0], s.instance, s.frame),
-        lambda s: (s.times[1], s.instance, s.frame),
+        lambda s: (s.content_time_s, s.instance, s.frame),
         lambda s: (0, s.instance, s.frame),
     )
     unique = _unevenness(_first_of_each(_in_order(group))) or 0
@@ -278,7 +278,8 @@ def _split_by_order(group: list[Slice]) -> list[list[Slice]]:
         is_remake = (
             len(volumes) == 1 and leftover < LEAST_SLICES and len(_first_of_each(_in_order(group))) == len(volumes[0])
         )
-        is_split = len(runs) <= len(group) / LEAST_SLICES and leftover == 0 and _is_better(group, tracks)
+        # A run that fits behind another may be of either: then nothing tells which.
+        is_split = len(runs) == len(tracks) and leftover == 0 and _is_better(group, tracks)
         uneven = [_unevenness(volume) for volume in volumes]
         if (is_remake or is_split) and all(steps is not None and steps <= unique for steps in uneven):
             return tracks

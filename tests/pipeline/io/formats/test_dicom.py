@@ -16,7 +16,7 @@ from pipeline.errors import DamagedFileError, NotChestCTError, ScanTooLargeError
 from pipeline.geometry import Finding, Grid, Scan, Volume
 from pipeline.io.formats.archive import members_of_folder
 from pipeline.io.formats.dicom import read_series
-from pipeline.io.formats.dicom_headers import TAGS, take_stock
+from pipeline.io.formats.dicom_headers import TAGS, Inventory, take_stock
 from pipeline.io.formats.limits import SizeLimits
 from pipeline.io.read import read_ct
 
@@ -382,6 +382,7 @@ def test_of_the_tags_that_name_a_patient_one_is_read_and_kept_as_a_digest(
     named = [tag for tag in TAGS if "Patient" in tag]
     assert named == ["PatientID", "ImagePositionPatient", "ImageOrientationPatient"]
     assert not [tag for tag in TAGS if any(word in tag for word in ("Name", "Date", "Institution", "Description"))]
-    stock = take_stock(members_of_folder(write_series(chest)[0].parent, LIMITS), tmp_path, LIMITS)
+    stock = Inventory()
+    take_stock(members_of_folder(write_series(chest)[0].parent, LIMITS), tmp_path, LIMITS, stock)
     assert len({s.patient for s in stock.slices}) == 1
     assert "SECRET" not in repr(stock)

@@ -341,6 +341,7 @@ def test_a_missing_rescale_is_told(lacking: list[int], severity: str, write_seri
         ("RescaleSlope", "0", r"RescaleSlope is '0'.*other than 0"),
         ("RescaleSlope", "0.0", "RescaleSlope is '0.0'"),
         ("RescaleSlope", "NaN", "RescaleSlope is 'NaN'.*finite"),
+        ("RescaleSlope", "1e308", "beyond all numbers"),
         ("RescaleIntercept", "inf", "RescaleIntercept is 'inf'"),
         ("RescaleIntercept", "abc", "RescaleIntercept is 'abc'"),
         ("RescaleSlope", "1\\2", r"RescaleSlope is '1\\\\2'"),

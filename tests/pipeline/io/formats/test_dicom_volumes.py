@@ -132,6 +132,27 @@ def test_phases_that_only_their_times_tell_apart(write_series: WriteSeries) -> N
     assert_read(read(paths[0].parent), first)
 
 
+def test_a_bed_that_moves_on_after_each_phase(write_series: WriteSeries) -> None:
+    """Phase 1 and 2 at one position of the bed, then both at the next."""
+    first, second = volume(1), volume(2)
+    folder, number = None, 0
+    for bed in (0, 1):
+        for phase, whole in enumerate((first, second)):
+            part = Volume(whole.hu[4 * bed : 4 * bed + 4], volume(0, 4, z_mm=20.0 * bed).grid)
+            time = f"1015{2 * bed + phase:02d}"
+            paths = write_series(part, folder, SeriesInstanceUID=UID, AcquisitionTime=time)
+            folder = paths[0].parent
+            for path in paths:
+                number += 1
+                edit(path, InstanceNumber=number)
+    assert folder is not None
+    assert_read(read(folder), first)
+    for path in folder.iterdir():
+        edit(path, AcquisitionTime=None)
+    with pytest.raises(UnsupportedFormatError, match="no tag tells the volumes apart"):
+        read(folder)
+
+
 def test_a_bed_that_goes_to_and_fro(write_series: WriteSeries) -> None:
     first, second = volume(1), volume(2)
     paths = write_series(first, SeriesInstanceUID=UID)
@@ -312,6 +333,16 @@ def test_missing_geometry_is_refused_by_its_tag(tag: str, write_series: WriteSer
         delattr(header, tag)
         header.save_as(path)
     with pytest.raises(UnsupportedFormatError, match=f"{tag} is missing in 8 of 8 CT images"):
+        read(paths[0].parent)
+
+
+def test_missing_geometry_is_named_where_it_leaves_single_slices(write_series: WriteSeries) -> None:
+    paths = write_series(volume(1))
+    for path in paths[1:]:
+        header = pydicom.dcmread(path)
+        del header.PixelSpacing
+        header.save_as(path)
+    with pytest.raises(UnsupportedFormatError, match="PixelSpacing is missing in 7 of 8"):
         read(paths[0].parent)
 
 
