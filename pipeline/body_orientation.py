@@ -27,6 +27,10 @@ LEAST_SLICES: Final = 12
 #: Between fat and lung: what is denser is the patient (or the table, which an erosion takes off).
 BODY_ABOVE_HU: Final = -300.0
 
+#: Air and lung; averaged over 4 mm the air of the room is emptier than lung.
+AIR_BELOW_HU: Final = -500.0
+ROOM_AIR_HU: Final = -940.0
+
 #: From no bone to all bone, of a voxel of 4 mm in which marrow and cortex are one.
 BONE_HU: Final = (150.0, 300.0)
 
@@ -85,8 +89,8 @@ class BodyOrientation:
     """Where the ends of the patient lie by what the scan shows.
 
     Attributes:
-        axes: for head-feet, front-back and left-right of the patient, which axis of the header it lies along (0 from feet
-            to head, 1 from front to back, 2 from right to left).
+        axes: for head-feet, front-back and left-right of the patient, which axis of the header it lies along (0 from
+            feet to head, 1 from front to back, 2 from right to left).
         back: offset of the spine from the body's middle along its own front-back axis, in halves of the depth; positive
             is where the header has the back (or, along another axis, its upper end).
         head: mean of the head signs, -1 to 1; None where the scan does not say.
@@ -158,7 +162,7 @@ def body_orientation(volume: Volume) -> BodyOrientation | None:
     axes = (along, across[deep], across[1 - deep])
     signs = {"spine_presence": spine.presence, "spine_back": offsets[deep]}
     if abs(offsets[deep]) < SPINE_OFFSET:
-        return BodyOrientation((along, *across), offsets[deep], None, None, signs)  # type: ignore[arg-type]
+        return None
     # From here on the patient's own axes: the spine runs along the first and lies at the end of the second.
     own_hu, own_body = np.transpose(hu, axes), np.transpose(body, axes)
     path = spine.path if deep == 0 else spine.path[:, ::-1]
@@ -167,13 +171,18 @@ def body_orientation(volume: Volume) -> BodyOrientation | None:
         path = np.stack([own_hu.shape[1] - 1 - path[:, 0], path[:, 1]], axis=1)
     lungs = _lungs(own_hu, own_body)
     occupied = np.flatnonzero(lungs.sum(axis=(1, 2)) > 0.03 * max(int(lungs.sum(axis=(1, 2)).max()), 1))
-    volume_ml = np.count_nonzero(lungs) * STEP_MM**3 / 1000
+    volume_ml = float(np.count_nonzero(lungs) * STEP_MM**3 / 1000)
+    # A head, an abdomen or a leg has ends of its own kind.
+    if volume_ml < LEAST_LUNGS_ML:
+        return None
     signs["lungs_ml"] = volume_ml
-    if volume_ml < LEAST_LUNGS_ML or np.ptp(occupied) * STEP_MM < LEAST_LUNGS_MM:
+    if np.ptp(occupied) * STEP_MM < LEAST_LUNGS_MM:
         return BodyOrientation(axes, offsets[deep], None, None, signs)
     first, last = int(occupied[0]), int(occupied[-1]) + 1
     head_signs = _head_signs(lungs[first:last], path[first:last])
-    sections = lungs.sum(axis=(1, 2))
+    # Not by the lungs that were found: where the field of view is small, they are open to the side and not found whole.
+    airy = (own_hu > ROOM_AIR_HU) & (own_hu < AIR_BELOW_HU) & lungs.any(axis=0)
+    sections = ndimage.binary_opening(airy, np.ones((1, 3, 3))).sum(axis=(1, 2))
     cut = max(int(sections[0]), int(sections[-1])) >= CUT_SHARE * int(sections.max())
     head = None if cut or len(head_signs) < len(HEAD_SIGNS) else _sum(head_signs) / len(HEAD_SIGNS)
     # Liver and heart lie below: where the bases are up, the side signs are measured upside down.
@@ -181,8 +190,97 @@ def body_orientation(volume: Volume) -> BodyOrientation | None:
         own_hu, lungs, path = own_hu[::-1], lungs[::-1], path[::-1]
         first, last = len(lungs) - last, len(lungs) - first
     side_signs = _side_signs(own_hu, lungs, path, first, last)
-    left = _sum(side_signs) if "heart_left_mm" in side_signs else None
+    # Without the bases what lies between the lungs is not the heart.
+    left = None if cut or "heart_left_mm" not in side_signs else _sum(side_signs)
     return BodyOrientation(axes, offsets[deep], head, left, {**signs, **head_signs, **side_signs})
+
+
+def orientation_findings(volume: Volume, *, is_assumed: bool) -> tuple[Finding, ...]:
+    """Whether the scan shows the patient as its header says.
+
+    Args:
+        is_assumed: the format did not say how the patient lies, so that there is something to confirm too.
+    """
+    seen = body_orientation(volume)
+    if seen is None:
+        return ()
+    evidence: dict[str, object] = {
+        "signs": {name: round(value, 2) for name, value in seen.signs.items()},
+        "spine_backwards": round(seen.back, 2),
+        "head_sum": None if seen.head is None else round(seen.head, 2),
+        "left_sum": None if seen.left is None else round(seen.left, 2),
+        "is_assumed": is_assumed,
+    }
+    clauses = list(_contradictions(seen))
+    if not clauses:
+        if is_assumed and seen.is_confirmed:
+            message = (
+                "The file does not say how the patient lies, and the scan shows it as was assumed: spine behind, "
+                "apices of the lungs up, heart and liver on their sides."
+            )
+            return (Finding("anatomy-confirms-orientation", "info", message, evidence),)
+        return ()
+    directions = (seen.is_upside_down, seen.is_front_to_back, seen.sides_doubted)
+    says = "The file does not say how the patient lies; what was assumed" if is_assumed else "What the header says"
+    message = f"{says} is contradicted by the scan: {', '.join(clauses)}. {_explanation(seen)}"
+    # Left and right of an image are known by nothing but its other directions: where one is wrong, and the heart does
+    # not say that the sides are right, they are in doubt.
+    sides_confirmed = seen.left is not None and seen.left >= SIDE_CONFIRMED
+    is_error = seen.is_permuted or seen.sides_exchanged or sum(directions) > 1 or not (sides_confirmed or directions[2])
+    wrong = [name for name, is_wrong in zip(_DIRECTIONS, directions, strict=True) if is_wrong]
+    evidence["contradicted"] = ["axes"] if seen.is_permuted else wrong
+    return (Finding("anatomy-contradicts-header", "error" if is_error else "warning", message, evidence),)
+
+
+_DIRECTIONS: Final = ("head-feet", "front-back", "left-right")
+
+
+def _contradictions(seen: BodyOrientation) -> Iterator[str]:
+    if seen.is_permuted:
+        along, deep, _ = seen.axes
+        if along != 0:
+            yield f"the spine runs from {ENDS[along][0]} to {ENDS[along][1]}"
+        else:
+            yield f"the spine lies on the {ENDS[deep][0 if seen.back < 0 else 1]} of the body"
+        return
+    if seen.is_upside_down:
+        yield "the apices of the lungs point to the feet"
+    if seen.is_front_to_back:
+        yield "the spine lies in front"
+    if seen.sides_doubted:
+        names = {"heart_left_mm": "the heart", "liver_right": "the liver", "aorta_left_mm": "the aorta"}
+        # Those that say so clearly; a sign of half its full size is within the variation of people.
+        clear = [title for name, title in names.items() if seen.signs.get(name, 0.0) <= -0.5 * FULL_SIGN[name]]
+        yield f"{' and '.join(clear)} {'lie' if len(clear) > 1 else 'lies'} on the other side"
+
+
+def _explanation(seen: BodyOrientation) -> str:
+    """What makes files that show this, and the next step."""
+    wrong = (seen.is_upside_down, seen.is_front_to_back, seen.sides_doubted)
+    if seen.is_permuted:
+        return "The axes of the array are exchanged: lobes and scores are wrong. Send the DICOM series."
+    causes = {
+        (False, False, True): (
+            "Either the organs of this patient lie mirrored (situs inversus), or the file exchanges left and right: "
+            "then the left lobes are the right ones. Look at the patient's other images."
+        ),
+        (False, True, True): (
+            "Left and right, front and back are exchanged, as where an array in DICOM order (LPS) was stored for RAS, "
+            "or prone and supine were mistaken. Correct the affine or send the DICOM series."
+        ),
+        (True, False, True): (
+            "Head and feet, left and right are exchanged, as where feet first was called head first. Correct the "
+            "header or send the DICOM series."
+        ),
+        (True, True, False): "The patient is turned by half about the axis from left to right. Correct the header.",
+        (False, True, False): "The rows are in reverse order, which makes a mirror image. Correct the affine.",
+        (True, False, False): "The slices are in reverse order, which makes a mirror image. Correct the affine.",
+        (True, True, True): "All axes are reversed, which makes a mirror image. Correct the affine.",
+    }
+    told = causes[wrong]
+    if wrong[2] or (seen.left is not None and seen.left >= SIDE_CONFIRMED):
+        return told
+    return f"{told} Whether left is left cannot be seen from heart and liver: the sides are in doubt."
 
 
 def _sum(signs: Mapping[str, float]) -> float:
@@ -217,7 +315,7 @@ class _Spine:
 
 
 def _spine(hu: Field, body: Mask) -> _Spine:
-    """The best path through the slices of the first axis, from one to the next by a voxel at most (dynamic programming)."""
+    """The best path through the slices of the first axis, a voxel aside at most from one to the next."""
     low, high = BONE_HU
     bone = np.clip((hu - low) / (high - low), 0, 1).astype(np.float32) * body
     shadow = body.sum(axis=0)
@@ -289,7 +387,7 @@ def _lungs(hu: Field, body: Mask) -> Mask:
     for axis in (1, 2):
         enclosed &= np.maximum.accumulate(body, axis=axis)
         enclosed &= np.flip(np.maximum.accumulate(np.flip(body, axis), axis=axis), axis)
-    lungs = ndimage.binary_opening((hu < -500) & enclosed)
+    lungs = ndimage.binary_opening((hu < AIR_BELOW_HU) & enclosed)
     in_slice = np.zeros((3, 3, 3), dtype=bool)
     in_slice[1] = ndimage.generate_binary_structure(2, 1)
     parts, _ = ndimage.label(lungs, in_slice)

@@ -13,6 +13,7 @@ import numpy as np
 from pipeline.errors import DamagedFileError
 from pipeline.findings import findings_of_scan
 from pipeline.geometry import Finding, Grid, Scan, Triple, Volume
+from pipeline.intensities import normalise
 from pipeline.io.sandbox import Confinement, call_confined
 
 _READER = "pipeline.io.formats.scan:leave_hounsfield"
@@ -42,8 +43,8 @@ def read_ct(path: Path, limits: ReadLimits = ReadLimits()) -> Scan:
     """Read NIfTI, NRRD, MetaImage or a DICOM series (zip or folder) as Hounsfield units on its own grid.
 
     The format is known by content; the file's name does not matter. Axes stay as they are stored, whatever their
-    order and direction; only the slices of a DICOM series are put in order. What is doubtful is in the scan's
-    findings; nothing is repaired silently.
+    order and direction; only the slices of a DICOM series are put in order. What is doubtful, and what of the values
+    was corrected, is in the scan's findings; nothing is repaired silently.
 
     Raises:
         UnsupportedFormatError: none of these formats, or not one volume of plain numbers.
@@ -72,8 +73,9 @@ def read_ct(path: Path, limits: ReadLimits = ReadLimits()) -> Scan:
             raise DamagedFileError("The reader did not leave what it announced.")
         load = np.asarray(hu)
         volume = Volume(load, grid)
-    findings = tuple(Finding(**finding) for finding in answer["findings"])
-    return Scan(volume, (*findings, *findings_of_scan(volume)))
+    volume, corrections = normalise(volume)
+    findings = (*(Finding(**finding) for finding in answer["findings"]), *corrections)
+    return Scan(volume, (*findings, *findings_of_scan(volume, findings)))
 
 
 def _triple(values: list[float]) -> Triple:
