@@ -205,6 +205,8 @@ def write_report(report: Report, folder: Path) -> Path:
 def refused(view: JobView) -> Exception:
     """The job failed: say why, in the words of its problem."""
     error = view.error or {}
-    seen = ", ".join(f"{name} {value}" for name, value in (error.get("evidence") or {}).items())
+    # The sentence names the findings already.
+    evidence = error.get("evidence") or {}
+    seen = ", ".join(f"{name} {value}" for name, value in evidence.items() if name != "findings")
     hints = (f"What was seen: {seen}",) if seen else ()
     return fail(Exit.SCAN_REFUSED, f"{error.get('title', 'The job failed')}: {error.get('detail', '')}", *hints)

@@ -58,7 +58,8 @@ def score_here(path: Path, device: str, weights: Path | None, lung_stage: LungBa
             result = quantify(scan, models, lambda stage, done: shown.show(stage, READ_SHARE + done * (1 - READ_SHARE)))
             shown.show("scored", 1.0)
     except PipelineError as error:
-        seen = ", ".join(f"{name} {value}" for name, value in error.evidence.items())
+        # The sentence names the findings already.
+        seen = ", ".join(f"{name} {value}" for name, value in error.evidence.items() if name != "findings")
         refused = fail(
             Exit.SCAN_REFUSED,
             f"{BY_SLUG[error.code].title}: {error.detail}",

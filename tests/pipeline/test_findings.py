@@ -119,6 +119,16 @@ def test_neither_landmark_means_no_chest_and_says_what_was_seen(chest: Volume) -
     assert caught.value.evidence["air_in_body_percent"] > 1
 
 
+def test_a_refusal_says_first_what_was_seen(chest: Volume) -> None:
+    scan_of_chest = Scan(chest, (Finding("few-slices", "warning", "There are 5 slices."),))
+    told = refusal(NotChestCTError("No carina.", evidence={"own": 1}), scan_of_chest)
+    assert isinstance(told, NotChestCTError)
+    assert told.detail.startswith("Seen were 280 x 220 x 288 mm, ")
+    assert told.detail.endswith("no spine beside lungs. Also found: few-slices. No carina.")
+    assert told.evidence["own"] == 1
+    assert [finding["code"] for finding in told.evidence["findings"]] == ["few-slices"]  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize(("carina", "sternum_tip"), [(True, False), (False, True), (True, True)])
 def test_either_landmark_will_do(carina: bool, sternum_tip: bool, chest: Volume) -> None:
     require_chest(chest, landmarks(carina=carina, sternum_tip=sternum_tip))
