@@ -5,8 +5,8 @@ import pytest
 
 from pipeline.anatomy import Landmark, Lobe
 from pipeline.errors import NotChestCTError
-from pipeline.findings import findings_of_result, findings_of_scan, require_chest
-from pipeline.geometry import Finding, Grid, LandmarkPosition, LesionMask, LobeLabels, LungMask, Volume
+from pipeline.findings import findings_of_result, findings_of_scan, refusal, require_chest
+from pipeline.geometry import Finding, Grid, LandmarkPosition, LesionMask, LobeLabels, LungMask, Scan, Volume
 from pipeline.intensities import LEARNED_NOISE_HU, histogram_evidence, noise_hu, require_hounsfield
 from pipeline.severity import Severity, score_severity
 from training.data.lesion_batches import MOST_NOISE_HU
