@@ -46,6 +46,9 @@ BACKGROUND_EDGE_SHARE: Final = 0.5
 #: More of a background's border than this in lung means that lungs were cut out of a patient.
 MOST_LUNG_ON_BORDER: Final = 0.3
 
+#: One voxel in a hundred of any chest is emptier than this: -1024 to -980 in the scans looked at.
+EMPTIEST_HU: Final = -800
+
 #: Bone, metal and contrast above this are at most 1.3 % of the scans looked at.
 DENSE_ABOVE_HU: Final = 500
 MOST_DENSE_PERCENT: Final = 8.0
@@ -198,6 +201,9 @@ def _impossible_values(volume: Volume) -> Finding | None:
         return Finding("not-hounsfield", "error", _sentence(what, _likely_cause(histogram)), evidence)
     if dense > MOST_DENSE_PERCENT:
         what = f"{dense} % of the voxels are denser than {DENSE_ABOVE_HU}, as only bone and metal are"
+        return Finding("not-hounsfield", "error", _sentence(what, _likely_cause(histogram)), evidence)
+    if seen["hu_p01"] > EMPTIEST_HU:
+        what = f"the emptiest voxels have {seen['hu_p01']}, where air has -1000 and lung -850"
         return Finding("not-hounsfield", "error", _sentence(what, _likely_cause(histogram)), evidence)
     low, high = COMMONEST_TISSUE_HU
     # Where many greys were given out, a tissue that is neither fat nor muscle can only be a wrong scale.

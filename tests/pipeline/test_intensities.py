@@ -127,7 +127,8 @@ def test_eight_bits_brought_back_by_their_own_window_are_named(ct: Volume) -> No
 
 
 @pytest.mark.parametrize(
-    "kind", ["soft-tissue window", "eight bits", "eight bits by another window", "inverted", "negative"]
+    "kind",
+    ["soft-tissue window", "eight bits", "eight bits by another window", "inverted", "negative", "half the slope"],
 )
 def test_values_without_hounsfield_units_are_refused(kind: str, ct: Volume) -> None:
     hu = {
@@ -136,6 +137,7 @@ def test_values_without_hounsfield_units_are_refused(kind: str, ct: Volume) -> N
         "eight bits by another window": in_eight_bits(ct.hu, -1350, 150) / 255 * 4095 - 1024,
         "inverted": ct.hu.max() - 1024 - ct.hu.astype(int),
         "negative": -ct.hu.astype(int),
+        "half the slope": ct.hu / 2,
     }[kind]
     volume, findings = normalise(like(ct, hu))
     assert findings == ()
