@@ -32,11 +32,11 @@ def run(scan: Path | None, folder: Path, device: str) -> None:
                     paths = save_result(client, job_id, report, folder)
             from pipeline.geometry import LesionMask, LobeLabels
             from pipeline.io.overview import draw_overview
-            from pipeline.io.read import read_ct
+            from pipeline.io.read import read_ct, read_volume
 
             # A service gives no picture: it is drawn from the masks that came with its answer.
             overview, volume = folder / "overview.png", read_ct(scan).volume
-            lobes, lesions = (read_ct(folder / f"{name}.nii.gz").volume.hu for name in ("lobes", "lesions"))
+            lobes, lesions = (read_volume(folder / f"{name}.nii.gz").volume.hu for name in ("lobes", "lesions"))
             labels, mask = LobeLabels(lobes.astype("uint8"), volume.grid), LesionMask(lesions > 0, volume.grid)
             draw_overview(overview, volume, labels, mask)
             print_report(out, report, truth)

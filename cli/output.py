@@ -51,7 +51,8 @@ def fail(code: Exit, sentence: str, *hints: str) -> typer.Exit:
 
 def fail_refused(title: str, detail: str, evidence: dict[str, Any]) -> typer.Exit:
     """The same for a scan that was refused, here or by a service, in the words of its problem."""
-    seen = ", ".join(f"{name} {value}" for name, value in evidence.items())
+    # The sentence names the findings already.
+    seen = ", ".join(f"{name} {value}" for name, value in evidence.items() if name != "findings")
     return fail(Exit.SCAN_REFUSED, f"{title}: {detail}", *([f"What was seen: {seen}"] if seen else []))
 
 

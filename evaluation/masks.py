@@ -14,8 +14,8 @@ from evaluation.overlap import Mask, dice, surface_distances
 from evaluation.scores import CaseScores, PairedScores, match, read_table, scores_of
 from pipeline.anatomy import Lobe
 from pipeline.errors import PipelineError
-from pipeline.geometry import Grid, LesionMask, LobeLabels, LungMask, Volume
-from pipeline.io.read import read_ct
+from pipeline.geometry import Grid, LesionMask, LobeLabels, LungMask, Scan, Volume
+from pipeline.io.read import read_ct, read_volume
 from pipeline.severity import high_opacity_of, score_severity
 
 NEEDED_COLUMNS: Final = ("case", "ct", "true_lobes", "true_lesions", "predicted_lobes", "predicted_lesions")
@@ -114,7 +114,7 @@ class Manifest:
             ImageError: one of them is missing, unreadable, not a mask, or not on the grid of the CT.
         """
         row = self.rows[case]
-        volume = _read(case, self.folder / row.ct)
+        volume = _read(case, self.folder / row.ct, read_ct)
         truth = self._masks(volume.grid, case, row.true_lungs, row.true_lobes, row.true_lesions)
         # Predicted lungs may be empty, which is a result; true ones cannot.
         if not truth.lungs.mask.any():
@@ -178,9 +178,9 @@ def compare(case: MaskedCase) -> Iterator[Overlap]:
             yield Overlap(case.case, structure, is_true, is_predicted, agreement_of_one, None, None)
 
 
-def _read(case: str, path: Path) -> Volume:
+def _read(case: str, path: Path, read: Callable[[Path], Scan]) -> Volume:
     try:
-        scan = read_ct(path)
+        scan = read(path)
     except FileNotFoundError as error:
         raise ImageError(f"Case {case!r}: there is no file {path}. Paths are from the manifest's folder.") from error
     except PipelineError as error:
@@ -192,7 +192,7 @@ def _read(case: str, path: Path) -> Volume:
 
 
 def _read_labels(case: str, path: Path, grid: Grid, highest: int | None = None) -> Int16[np.ndarray, "z y x"]:
-    found = _read(case, path)
+    found = _read(case, path, read_volume)
     # The origin and the far end of each axis: grids that agree there agree everywhere.
     corners = np.array([[0, 0, 0], *np.diag(grid.shape)], dtype=np.float64)
     apart_mm = np.abs(found.grid.to_lps(corners) - grid.to_lps(corners)).max()

@@ -1,13 +1,14 @@
 """What a reader of the scores should know: about the scan, about the result, about each lobe."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
 from pipeline.anatomy import FISSURES, Landmark, Lobe
-from pipeline.errors import NotChestCTError
+from pipeline.body_orientation import body_orientation, orientation_findings
+from pipeline.errors import NotChestCTError, PipelineError
 from pipeline.geometry import (
     TRUNCATED_CM2,
     Finding,
@@ -15,19 +16,12 @@ from pipeline.geometry import (
     LandmarkPosition,
     LobeLabels,
     LungMask,
+    Scan,
     Volume,
     area_on_faces_cm2,
 )
+from pipeline.intensities import histogram_evidence, intensity_findings
 from pipeline.severity import LobeSeverity, OpacityRange, PercentRange, Severity
-
-#: Air in and around the patient, lung included.
-AIR_BELOW_HU: Final = -500
-
-#: Fat, muscle, blood and organs: most of any patient.
-TISSUE_HU: Final = (-200, 300)
-
-#: Every scan of a chest has far more air, and far more soft tissue.
-LEAST_PERCENT: Final = 0.5
 
 #: From 5 mm on (less what rounding takes) small opacities vanish in partial volume.
 THICK_MM: Final = 4.95
@@ -35,14 +29,8 @@ THICK_MM: Final = 4.95
 #: The networks learned from voxels of up to this length.
 LEARNED_SPACING_MM: Final = 8.0
 
-#: The lesion network learned from noise of up to this much in a voxel of 1 x 1 x 3 mm (`training/lesion_crops.py`).
-LEARNED_NOISE_HU: Final = 70.0
-
-LEARNED_VOXEL_ML: Final = 0.003
-
 FEW_SLICES: Final = 20
 SMALL_FIELD_MM: Final = 250.0
-LEAST_NOISE_VOXELS: Final = 1000
 
 #: Both lungs of an adult at inspiration hold 2 to 8 litres; beyond this either the scan or the mask is unusual.
 PLAUSIBLE_LUNGS_ML: Final = (1000.0, 9000.0)
@@ -68,9 +56,18 @@ SEEN_SD: Final = 3.0
 WIDE_PERCENT: Final = 10.0
 
 
-def findings_of_scan(volume: Volume) -> tuple[Finding, ...]:
-    """What is unusual about the sampling or the values of a scan."""
-    values = _hounsfield_findings(volume) or _noise_findings(volume)
+def findings_of_scan(volume: Volume, known: Sequence[Finding] = ()) -> tuple[Finding, ...]:
+    """What is unusual about the sampling or the values of a scan, or about how the patient lies in it.
+
+    Args:
+        known: what was noticed before; whether the format said how the patient lies.
+    """
+    values = intensity_findings(volume)
+    # Anatomy is looked at in Hounsfield units alone.
+    if all(finding.severity != "error" for finding in values):
+        values += orientation_findings(
+            volume, is_assumed=any(finding.code == "orientation-assumed" for finding in known)
+        )
     grid = volume.grid
     layout = _Layout.of(grid)
     findings = []
@@ -87,77 +84,7 @@ def findings_of_scan(volume: Volume) -> tuple[Finding, ...]:
     if layout.field_mm < SMALL_FIELD_MM:
         message = f"The field of view is {layout.field_mm:.0f} mm: it may not hold both lungs whole."
         findings.append(Finding("small-field-of-view", "warning", message, {"field_mm": round(layout.field_mm, 1)}))
-    sampling_findings = tuple(findings)
-    return (*sampling_findings, *values)
-
-
-def noise_hu(volume: Volume) -> float | None:
-    """Standard deviation of the noise in soft tissue, per voxel of the scan; None where there is too little tissue.
-
-    From the second differences of neighbouring pixels (Immerkaer 1996), which even tissue does not have; their median
-    does not mind the edges.
-    """
-    hu = volume.hu[:: max(volume.hu.shape[0] // 24, 1)].astype(np.float32)
-    even = (hu >= TISSUE_HU[0]) & (hu <= TISSUE_HU[1])
-    rows = hu[:, 1:-1, :-2] - 2 * hu[:, 1:-1, 1:-1] + hu[:, 1:-1, 2:]
-    known = even[:, 1:-1, :-2] & even[:, 1:-1, 1:-1] & even[:, 1:-1, 2:]
-    if np.count_nonzero(known) < LEAST_NOISE_VOXELS:
-        return None
-    # A normal deviate's median distance from 0 is 0.6745 of its deviation; 1, -2, 1 multiplies that by root 6.
-    return float(np.median(np.abs(rows[known])) / (0.6745 * np.sqrt(6.0)))
-
-
-def require_hounsfield(volume: Volume) -> None:
-    """Refuse a volume whose values cannot be Hounsfield units of a patient.
-
-    Raises:
-        NotChestCTError: next to no voxel has the value of air, or of soft tissue.
-    """
-    for finding in _hounsfield_findings(volume):
-        raise NotChestCTError(finding.message, evidence=finding.evidence)
-
-
-def histogram_evidence(volume: Volume) -> dict[str, int | float]:
-    """How the values are spread; every fourth voxel along each axis is enough."""
-    sample = volume.hu[tuple(slice(None, None, 4 if n >= 64 else 1) for n in volume.hu.shape)]
-    low, median, high = (round(float(v)) for v in np.percentile(sample, (1, 50, 99)))
-    # The body is what lies between the first and the last tissue voxel of a row: air around the patient does not count.
-    tissue = sample >= TISSUE_HU[0]
-    after_first = np.maximum.accumulate(tissue, axis=2)
-    before_last = np.maximum.accumulate(tissue[:, :, ::-1], axis=2)[:, :, ::-1]
-    in_body = sample[after_first & before_last]
-    return {
-        "hu_p01": low,
-        "hu_median": median,
-        "hu_p99": high,
-        "air_percent": _percent(sample < AIR_BELOW_HU),
-        "tissue_percent": _percent((sample >= TISSUE_HU[0]) & (sample <= TISSUE_HU[1])),
-        "air_in_body_percent": _percent(in_body < AIR_BELOW_HU) if in_body.size else 0.0,
-    }
-
-
-def _hounsfield_findings(volume: Volume) -> tuple[Finding, ...]:
-    seen = histogram_evidence(volume)
-    if min(seen["air_percent"], seen["tissue_percent"]) >= LEAST_PERCENT:
-        return ()
-    message = (
-        f"The values are not Hounsfield units of a chest: {seen['air_percent']} % of the voxels are below "
-        f"{AIR_BELOW_HU} (air, lung) and {seen['tissue_percent']} % are soft tissue."
-    )
-    return (Finding("not-hounsfield", "error", message, seen),)
-
-
-def _noise_findings(volume: Volume) -> tuple[Finding, ...]:
-    """Noise as the networks would see it: averaged where voxels are smaller than theirs."""
-    noise = noise_hu(volume)
-    if noise is None:
-        return ()
-    as_seen = noise * min(1.0, np.sqrt(volume.grid.voxel_volume_ml / LEARNED_VOXEL_ML))
-    if as_seen <= LEARNED_NOISE_HU:
-        return ()
-    message = f"Noise of {as_seen:.0f} HU is more than the networks have learned from ({LEARNED_NOISE_HU:.0f} HU)."
-    evidence = {"noise_hu": round(float(as_seen), 1), "learned_hu": LEARNED_NOISE_HU}
-    return (Finding("noise-beyond-training", "warning", message, evidence),)
+    return (*findings, *values)
 
 
 @dataclass(frozen=True)
@@ -173,10 +100,6 @@ class _Layout:
         return cls(grid.shape[axis], min(edge for i, edge in enumerate(grid.size_mm) if i != axis))
 
 
-def _percent(mask: np.ndarray) -> float:
-    return round(100.0 * float(np.mean(mask)), 1)
-
-
 def require_chest(volume: Volume, landmarks: Mapping[Landmark, LandmarkPosition]) -> None:
     """Refuse a scan that shows neither the carina nor the sternum tip.
 
@@ -186,11 +109,45 @@ def require_chest(volume: Volume, landmarks: Mapping[Landmark, LandmarkPosition]
     if any(position.found for position in landmarks.values()):
         return
     z_mm, y_mm, x_mm = (round(edge) for edge in volume.grid.size_mm)
-    seen = histogram_evidence(volume)
     raise NotChestCTError(
-        f"Neither the carina nor the tip of the sternum is in this scan of {x_mm} x {y_mm} x {z_mm} mm; "
-        f"{seen['air_in_body_percent']} % of the body is air or lung.",
-        evidence={"extent_mm": [x_mm, y_mm, z_mm], **seen},
+        "Neither the carina nor the tip of the sternum was found.",
+        evidence={"extent_mm": [x_mm, y_mm, z_mm], **histogram_evidence(volume)},
+    )
+
+
+def refusal(error: PipelineError, scan: Scan) -> PipelineError:
+    """The same refusal that begins with what was seen of the scan, and with every finding in its evidence.
+
+    What is known to be wrong comes first: who sent an upside-down chest is helped by that, not by a missing carina.
+    """
+    volume = scan.volume
+    z_mm, y_mm, x_mm = (round(edge) for edge in volume.grid.size_mm)
+    air_percent = histogram_evidence(volume)["air_in_body_percent"]
+    body = body_orientation(volume)
+    if body is None:
+        spine = "no spine beside lungs"
+    elif body.is_permuted:
+        spine = "a spine that is not upright"
+    else:
+        spine = "the spine in front" if body.is_front_to_back else "the spine behind"
+    lungs = "" if body is None else f" ({body.signs['lungs_ml']:.0f} ml of air with the shape of lungs)"
+    known = [finding for finding in scan.findings if finding.message != error.detail]
+    known.sort(key=lambda finding: ("error", "warning", "info").index(finding.severity))
+    told = [finding.message for finding in known if finding.severity == "error"]
+    others = sorted({finding.code for finding in known if finding.severity != "error"})
+    seen = f"Seen were {x_mm} x {y_mm} x {z_mm} mm, {air_percent} % of the body air or lung{lungs}, and {spine}."
+    remarks = f" Also found: {', '.join(others)}." if others else ""
+    return type(error)(
+        f"{''.join(f'{message} ' for message in told)}{seen}{remarks} {error.detail}",
+        evidence={
+            "extent_mm": [x_mm, y_mm, z_mm],
+            "air_in_body_percent": air_percent,
+            **error.evidence,
+            "findings": [
+                {"code": finding.code, "severity": finding.severity, "message": finding.message}
+                for finding in scan.findings
+            ],
+        },
     )
 
 

@@ -13,8 +13,10 @@ from typing import Final
 import torch
 
 from pipeline.anatomy import Landmark
-from pipeline.findings import findings_of_lobes, findings_of_result, require_chest, require_hounsfield
+from pipeline.errors import LungsNotFoundError, NotChestCTError
+from pipeline.findings import findings_of_lobes, findings_of_result, refusal, require_chest
 from pipeline.geometry import Finding, GeometrySource, LandmarkPosition, LesionMask, LobeLabels, LungMask, Scan
+from pipeline.intensities import require_hounsfield
 from pipeline.landmarks import find_landmarks
 from pipeline.lesions import LOW_MEMORY_TILE, TILE, LesionNetwork, segment_lesions
 from pipeline.lungs.backend import DEFAULT as DEFAULT_LUNG_BACKEND
@@ -115,19 +117,22 @@ def quantify(scan: Scan, models: Models, progress: Progress = ignore, *, low_mem
 
     Raises:
         NotChestCTError: the values are not Hounsfield units, or neither landmark is in the scan.
-        LungsNotFoundError: a chest, but no lungs could be segmented.
+        LungsNotFoundError: a chest, but no lungs could be segmented. Both say what was seen of the scan before.
     """
     volume = scan.volume
     clock = _StageClock(progress)
 
-    with clock.stage("landmarks"):
-        require_hounsfield(volume)
-        landmarks = find_landmarks(volume, models.landmarks)
-        require_chest(volume, landmarks)
+    try:
+        with clock.stage("landmarks"):
+            require_hounsfield(volume)
+            landmarks = find_landmarks(volume, models.landmarks)
+            require_chest(volume, landmarks)
 
-    with clock.stage("lungs") as part_done:
-        lobes = models.lungs.segment(volume, landmarks, part_done)
-        lungs = lobes.lungs()
+        with clock.stage("lungs") as part_done:
+            lobes = models.lungs.segment(volume, landmarks, part_done)
+            lungs = lobes.lungs()
+    except (NotChestCTError, LungsNotFoundError) as error:
+        raise refusal(error, scan) from error
 
     with clock.stage("lesions") as part_done:
         found = segment_lesions(volume, lungs, models.lesions, part_done, LOW_MEMORY_TILE if low_memory else TILE)

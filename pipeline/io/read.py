@@ -14,6 +14,7 @@ import numpy as np
 from pipeline.errors import DamagedFileError
 from pipeline.findings import findings_of_scan
 from pipeline.geometry import Finding, GeometrySource, Grid, NiftiGeometry, Scan, Triple, Volume
+from pipeline.intensities import normalise
 from pipeline.io.sandbox import Confinement, call_confined
 
 _READER = "pipeline.io.formats.scan:leave_hounsfield"
@@ -43,8 +44,8 @@ def read_ct(path: Path, limits: ReadLimits = ReadLimits()) -> Scan:
     """Read NIfTI, NRRD, MetaImage or a DICOM series (zip or folder) as Hounsfield units on its own grid.
 
     The format is known by content; the file's name does not matter. Axes stay as they are stored, whatever their
-    order and direction; only the slices of a DICOM series are put in order. What is doubtful is in the scan's
-    findings; nothing is repaired silently.
+    order and direction; only the slices of a DICOM series are put in order. What is doubtful, and what of the values
+    was corrected, is in the scan's findings; nothing is repaired silently.
 
     Raises:
         UnsupportedFormatError: none of these formats, or not one volume of plain numbers.
@@ -52,6 +53,18 @@ def read_ct(path: Path, limits: ReadLimits = ReadLimits()) -> Scan:
         ScanTooLargeError: over the limits.
         NotChestCTError: DICOM of another modality.
         FileNotFoundError: there is no such path.
+    """
+    stored = read_volume(path, limits)
+    volume, corrections = normalise(stored.volume)
+    findings = (*stored.findings, *corrections)
+    return Scan(volume, (*findings, *findings_of_scan(volume, findings)), stored.source)
+
+
+def read_volume(path: Path, limits: ReadLimits = ReadLimits()) -> Scan:
+    """The same with the values as they are stored, and no word about what they mean: a mask, or labels.
+
+    Raises:
+        UnsupportedFormatError, DamagedFileError, ScanTooLargeError, NotChestCTError, FileNotFoundError: as `read_ct`.
     """
     with tempfile.TemporaryDirectory(prefix="lobewise-read-") as name:
         folder = Path(name)
@@ -72,8 +85,7 @@ def read_ct(path: Path, limits: ReadLimits = ReadLimits()) -> Scan:
         if hu.dtype != np.int16 or hu.shape != grid.shape:
             raise DamagedFileError("The reader did not leave what it announced.")
         volume = Volume(np.asarray(hu), grid)
-    findings = tuple(Finding(**finding) for finding in answer["findings"])
-    return Scan(volume, (*findings, *findings_of_scan(volume)), _source(answer["source"]))
+    return Scan(volume, tuple(Finding(**finding) for finding in answer["findings"]), _source(answer["source"]))
 
 
 def _source(answer: dict[str, Any] | None) -> GeometrySource | None:

@@ -5,16 +5,9 @@ import pytest
 
 from pipeline.anatomy import Landmark, Lobe
 from pipeline.errors import NotChestCTError
-from pipeline.findings import (
-    LEARNED_NOISE_HU,
-    findings_of_result,
-    findings_of_scan,
-    histogram_evidence,
-    noise_hu,
-    require_chest,
-    require_hounsfield,
-)
-from pipeline.geometry import Finding, Grid, LandmarkPosition, LesionMask, LobeLabels, LungMask, Volume
+from pipeline.findings import findings_of_result, findings_of_scan, refusal, require_chest
+from pipeline.geometry import Finding, Grid, LandmarkPosition, LesionMask, LobeLabels, LungMask, Scan, Volume
+from pipeline.intensities import LEARNED_NOISE_HU, histogram_evidence, noise_hu, require_hounsfield
 from pipeline.severity import Severity, score_severity
 from training.data.lesion_batches import MOST_NOISE_HU
 
@@ -120,10 +113,20 @@ def landmarks(*, carina: bool, sternum_tip: bool) -> dict[Landmark, LandmarkPosi
 
 
 def test_neither_landmark_means_no_chest_and_says_what_was_seen(chest: Volume) -> None:
-    with pytest.raises(NotChestCTError, match="280 x 220 x 288 mm") as caught:
+    with pytest.raises(NotChestCTError, match="Neither the carina") as caught:
         require_chest(chest, landmarks(carina=False, sternum_tip=False))
     assert caught.value.evidence["extent_mm"] == [280, 220, 288]
     assert caught.value.evidence["air_in_body_percent"] > 1
+
+
+def test_a_refusal_says_first_what_was_seen(chest: Volume) -> None:
+    scan_of_chest = Scan(chest, (Finding("few-slices", "warning", "There are 5 slices."),))
+    told = refusal(NotChestCTError("No carina.", evidence={"own": 1}), scan_of_chest)
+    assert isinstance(told, NotChestCTError)
+    assert told.detail.startswith("Seen were 280 x 220 x 288 mm, ")
+    assert told.detail.endswith("no spine beside lungs. Also found: few-slices. No carina.")
+    assert told.evidence["own"] == 1
+    assert [finding["code"] for finding in told.evidence["findings"]] == ["few-slices"]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(("carina", "sternum_tip"), [(True, False), (False, True), (True, True)])

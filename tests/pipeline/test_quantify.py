@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import NotChestCTError
-from pipeline.geometry import Scan, Volume
+from pipeline.geometry import Finding, Scan, Volume
 from pipeline.networks.weights import MODEL_NAMES, WeightsError
 from pipeline.phantom import PhantomRecipe, make_phantom
 from pipeline.quantify import STAGE_SHARES, Models, load_models, quantify
@@ -53,6 +53,18 @@ def test_values_that_are_no_hounsfield_units_end_before_any_network(models: Mode
     shifted = Volume(head.volume.hu + np.int16(1024), head.volume.grid)
     with pytest.raises(NotChestCTError, match="not Hounsfield"):
         quantify(Scan(shifted), models)
+
+
+def test_a_refusal_begins_with_what_is_known_and_keeps_every_finding(models: Models, head: Scan) -> None:
+    known = Finding("orientation-assumed", "warning", "The file does not say how the patient lies in it.")
+    wrong = Finding("anatomy-contradicts-header", "error", "What the header says is contradicted by the scan.")
+    with pytest.raises(NotChestCTError, match="Neither the carina") as caught:
+        quantify(Scan(head.volume, (known, wrong)), models)
+    assert caught.value.detail.startswith("What the header says is contradicted by the scan. Seen were")
+    assert "Also found: orientation-assumed." in caught.value.detail
+    assert caught.value.evidence["findings"] == [
+        {"code": finding.code, "severity": finding.severity, "message": finding.message} for finding in (known, wrong)
+    ]
 
 
 def test_whoever_watches_can_stop_the_work(models: Models, head: Scan) -> None:

@@ -18,7 +18,7 @@ from jaxtyping import Bool, UInt8
 
 from pipeline.anatomy import LEFT_LOBES, RIGHT_LOBES, Landmark
 from pipeline.geometry import TRUNCATED_CM2, Volume, area_on_faces_cm2, resample, resample_labels
-from pipeline.io.read import read_ct
+from pipeline.io.read import read_ct, read_volume
 from pipeline.lesions import SPACING_MM
 from pipeline.lungs.fissure_model import read_shapes
 from pipeline.lungs.fissure_refinement import THICKEST_SLICES_MM
@@ -166,7 +166,7 @@ def _read_mask(path: Path | None, volume: Volume) -> Labels | None:
     """A mask or labels on the grid of the scan; it may be stored on another."""
     if path is None:
         return None
-    stored = read_ct(path).volume
+    stored = read_volume(path).volume
     if stored.hu.min() < 0 or stored.hu.max() > 255:
         raise CohortError(f"{path.name} is no mask: it holds values from {stored.hu.min()} to {stored.hu.max()}")
     labels = stored.hu.astype(np.uint8)
