@@ -162,13 +162,13 @@ def _without_copies(slices: Sequence[Slice], is_same: SamePixels) -> tuple[list[
 
 
 def _belong_together(a: Slice, b: Slice, ignored: set[str]) -> bool:
-    differences = np.subtract(a.rows_and_columns, b.rows_and_columns)
+    # The cheap ones first: a CD may hold thousands of series.
     return (
-        ("study" in ignored or a.study == b.study)
-        and ("series" in ignored or a.series == b.series)
+        ("series" in ignored or a.series == b.series)
+        and ("study" in ignored or a.study == b.study)
         and a.shape == b.shape
         and bool(np.allclose(a.spacing_mm, b.spacing_mm, rtol=1e-3))
-        and bool(np.all(np.abs(differences) < SAME_DIRECTION))
+        and bool(np.all(np.abs(np.subtract(a.rows_and_columns, b.rows_and_columns)) < SAME_DIRECTION))
     )
 
 
@@ -363,6 +363,7 @@ def choose(stacks: Sequence[Stack]) -> tuple[Stack, tuple[Finding, ...]]:
             not _is_plain(stack),
             # A few slices without contrast, taken to time it, are not preferred to the chest with it.
             stack.extent_mm < longest_mm / 2,
+            not all(s.rescale.is_hounsfield for s in stack.slices),
             first.is_contrasted,
             -round(stack.extent_mm / COVERAGE_MM),
             -len(stack.slices),
@@ -403,11 +404,10 @@ def choose(stacks: Sequence[Stack]) -> tuple[Stack, tuple[Finding, ...]]:
 
 
 def _is_plain(stack: Stack) -> bool:
-    """Whether it is an axial stack of Hounsfield units, as scanners reconstruct them."""
+    """Whether it is an axial stack as scanners reconstruct them."""
     first = stack.first
     words = set(str(first.traits["image_type"]).upper().split("\\"))
-    is_axial = abs(float(first.normal[2])) > 0.8
-    return is_axial and not words & _PROJECTIONS and all(s.rescale.is_hounsfield for s in stack.slices)
+    return abs(float(first.normal[2])) > 0.8 and not words & _PROJECTIONS
 
 
 def _differ_in(stacks: Sequence[Stack]) -> list[str]:

@@ -245,7 +245,12 @@ def test_reformatted_and_projected_stacks_come_last(write_series: WriteSeries) -
 
 def test_values_that_are_no_hounsfield_units_come_last(write_series: WriteSeries) -> None:
     axial = volume(1)
-    assert_read(chosen_of(write_series, (volume(2, 20), {"RescaleType": "Z_EFF"}), (axial, {})), axial)
+    assert_read(chosen_of(write_series, (volume(2, 12), {"RescaleType": "Z_EFF"}), (axial, {})), axial)
+
+
+def test_but_a_few_slices_are_no_substitute_for_them(write_series: WriteSeries) -> None:
+    with pytest.raises(UnsupportedFormatError, match="RescaleType is 'US'"):
+        chosen_of(write_series, (volume(2, 20), {"RescaleType": "US"}), (volume(1, 4), {}))
 
 
 # Distances
