@@ -184,11 +184,16 @@ def _by_frame_of_reference(groups: Iterable[list[Slice]], is_ignored: bool) -> I
 
 
 def _split(group: list[Slice]) -> list[list[Slice]]:
-    """Volumes by one trait after the other, then by the order in which slices were made."""
-    parts = [group]
-    for key in (*group[0].traits, "offset"):
-        parts = [piece for part in parts for piece in _split_by(part, key)]
-    return [piece for part in parts for piece in _split_by_order(part)]
+    """Volumes by the traits that tell them apart, or else by the order in which slices were made."""
+    unique = _unevenness(_first_of_each(_in_order(group))) or 0
+    # First a trait that leaves nothing to explain; then any, since two may be needed (kernel and phase).
+    for is_last in (False, True):
+        for key in (*group[0].traits, "offset"):
+            tracks = _split_by(group, key)
+            uneven = [_unevenness(track) for track in tracks]
+            if len(tracks) > 1 and (is_last or all(steps is not None and steps <= unique for steps in uneven)):
+                return [piece for track in tracks for piece in _split(track)]
+    return _split_by_order(group)
 
 
 def _split_by(group: list[Slice], key: str) -> list[list[Slice]]:
@@ -207,11 +212,12 @@ def _value(s: Slice, key: str) -> object:
     if key == "offset":
         # Across the normal: reconstructions of the left and the right lung differ in nothing else.
         return tuple(round(float(np.dot(s.position_mm, axis))) for axis in np.reshape(s.rows_and_columns, (2, 3)))
-    value = s.traits[key]
+    value = str(s.traits[key])
     try:
-        return round(float(str(value)), 3)
+        number = round(float(value), 3)
     except ValueError:
-        return str(value).upper()
+        return value.upper()
+    return number if np.isfinite(number) else value.upper()
 
 
 def _rank(value: object) -> tuple[bool, float, str]:
@@ -253,6 +259,8 @@ def _unevenness(slices: Sequence[Slice]) -> int | None:
     steps = np.diff(np.sort(positions_mm(slices)))
     if np.any(steps < SAME_POSITION_MM):
         return None
+    if not len(steps):
+        return 0
     usual = step_mm(steps)
     return int(np.count_nonzero(np.abs(steps - usual) > tolerance_mm(usual)))
 
