@@ -102,6 +102,8 @@ _GEOMETRY: Final = {
 _ITEM_TAGS: Final = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
 _BINARY: Final = ("US", "SS", "UL", "SL", "FL", "FD", "UV", "SV")
 _DEFLATED: Final = "1.2.840.10008.1.2.1.99"
+#: JPEG baseline and extended; of JPEG-LS and JPEG 2000 the header alone says whether something was lost.
+_LOSSY: Final = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")
 _UNKNOWN_LENGTH: Final = 0xFFFFFFFF
 _COPY_BYTES: Final = 1 << 20
 _PATIENT_KEY: Final = os.urandom(32)
@@ -620,7 +622,7 @@ def _slice(pixels: StoredPixels, frame: int, header: Dataset, groups: _Groups, p
         content_time_s=_seconds(text(header, "ContentTime")),
         between_slices=groups.text("PixelMeasuresSequence", "SpacingBetweenSlices"),
         patient=patient,
-        is_lossy=text(header, "LossyImageCompression") == "01",
+        is_lossy=text(header, "LossyImageCompression") == "01" or pixels.syntax in _LOSSY,
     )
 
 

@@ -162,13 +162,13 @@ def _without_copies(slices: Sequence[Slice], is_same: SamePixels) -> tuple[list[
 
 
 def _belong_together(a: Slice, b: Slice, ignored: set[str]) -> bool:
-    differences = np.subtract(a.rows_and_columns, b.rows_and_columns)
+    # The cheap ones first: a CD may hold thousands of series.
     return (
-        ("study" in ignored or a.study == b.study)
-        and ("series" in ignored or a.series == b.series)
+        ("series" in ignored or a.series == b.series)
+        and ("study" in ignored or a.study == b.study)
         and a.shape == b.shape
         and bool(np.allclose(a.spacing_mm, b.spacing_mm, rtol=1e-3))
-        and bool(np.all(np.abs(differences) < SAME_DIRECTION))
+        and bool(np.all(np.abs(np.subtract(a.rows_and_columns, b.rows_and_columns)) < SAME_DIRECTION))
     )
 
 
@@ -184,11 +184,16 @@ def _by_frame_of_reference(groups: Iterable[list[Slice]], is_ignored: bool) -> I
 
 
 def _split(group: list[Slice]) -> list[list[Slice]]:
-    """Volumes by one trait after the other, then by the order in which slices were made."""
-    parts = [group]
-    for key in (*group[0].traits, "offset"):
-        parts = [piece for part in parts for piece in _split_by(part, key)]
-    return [piece for part in parts for piece in _split_by_order(part)]
+    """Volumes by the traits that tell them apart, or else by the order in which slices were made."""
+    unique = _unevenness(_first_of_each(_in_order(group))) or 0
+    # First a trait that leaves nothing to explain; then any, since two may be needed (kernel and phase).
+    for is_last in (False, True):
+        for key in (*group[0].traits, "offset"):
+            tracks = _split_by(group, key)
+            uneven = [_unevenness(track) for track in tracks]
+            if len(tracks) > 1 and (is_last or all(steps is not None and steps <= unique for steps in uneven)):
+                return [piece for track in tracks for piece in _split(track)]
+    return _split_by_order(group)
 
 
 def _split_by(group: list[Slice], key: str) -> list[list[Slice]]:
@@ -207,11 +212,12 @@ def _value(s: Slice, key: str) -> object:
     if key == "offset":
         # Across the normal: reconstructions of the left and the right lung differ in nothing else.
         return tuple(round(float(np.dot(s.position_mm, axis))) for axis in np.reshape(s.rows_and_columns, (2, 3)))
-    value = s.traits[key]
+    value = str(s.traits[key])
     try:
-        return round(float(str(value)), 3)
+        number = round(float(value), 3)
     except ValueError:
-        return str(value).upper()
+        return value.upper()
+    return number if np.isfinite(number) else value.upper()
 
 
 def _rank(value: object) -> tuple[bool, float, str]:
@@ -253,6 +259,8 @@ def _unevenness(slices: Sequence[Slice]) -> int | None:
     steps = np.diff(np.sort(positions_mm(slices)))
     if np.any(steps < SAME_POSITION_MM):
         return None
+    if not len(steps):
+        return 0
     usual = step_mm(steps)
     return int(np.count_nonzero(np.abs(steps - usual) > tolerance_mm(usual)))
 
@@ -363,6 +371,7 @@ def choose(stacks: Sequence[Stack]) -> tuple[Stack, tuple[Finding, ...]]:
             not _is_plain(stack),
             # A few slices without contrast, taken to time it, are not preferred to the chest with it.
             stack.extent_mm < longest_mm / 2,
+            not all(s.rescale.is_hounsfield for s in stack.slices),
             first.is_contrasted,
             -round(stack.extent_mm / COVERAGE_MM),
             -len(stack.slices),
@@ -403,11 +412,10 @@ def choose(stacks: Sequence[Stack]) -> tuple[Stack, tuple[Finding, ...]]:
 
 
 def _is_plain(stack: Stack) -> bool:
-    """Whether it is an axial stack of Hounsfield units, as scanners reconstruct them."""
+    """Whether it is an axial stack as scanners reconstruct them."""
     first = stack.first
     words = set(str(first.traits["image_type"]).upper().split("\\"))
-    is_axial = abs(float(first.normal[2])) > 0.8
-    return is_axial and not words & _PROJECTIONS and all(s.rescale.is_hounsfield for s in stack.slices)
+    return abs(float(first.normal[2])) > 0.8 and not words & _PROJECTIONS
 
 
 def _differ_in(stacks: Sequence[Stack]) -> list[str]:

@@ -106,8 +106,9 @@ def test_jpeg_with_loss_is_near(syntax: int, write_series: WriteSeries, chest: V
     paths = write_series(chest, BitsStored=12, HighBit=11)
     for path in paths:
         compress(path, syntax)
-    hu = read(paths[0].parent).volume.hu
-    assert np.abs(hu.astype(int) - chest.hu).max() <= 60
+    scan = read(paths[0].parent)
+    assert np.abs(scan.volume.hu.astype(int) - chest.hu).max() <= 60
+    assert [f.code for f in scan.findings] == ["lossy-compression"]
 
 
 def test_htj2k(write_series: WriteSeries) -> None:

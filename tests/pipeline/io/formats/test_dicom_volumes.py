@@ -122,6 +122,26 @@ def test_a_trait_that_alternates_within_one_volume_divides_nothing(write_series:
     assert not [f for f in scan.findings if f.code != "thick-slices"]
 
 
+def test_a_trait_that_explains_all_comes_before_one_that_alternates(write_series: WriteSeries) -> None:
+    first, second = volume(1), volume(2)
+    paths = write_series(first, SeriesInstanceUID=UID, AcquisitionNumber=1)
+    more = write_series(second, paths[0].parent, SeriesInstanceUID=UID, AcquisitionNumber=2)
+    for index, path in enumerate((*paths, *more)):
+        edit(path, ConvolutionKernel="AB"[index in (1, 2, 5, 9, 12, 13)])
+    assert_read(read(paths[0].parent), first)
+
+
+def test_two_kernels_of_two_phases(write_series: WriteSeries) -> None:
+    folder, first = None, volume(1)
+    for seed, (phase, kernel) in enumerate([(1, "B30f"), (1, "B70f"), (2, "B30f"), (2, "B70f")], start=1):
+        tags = {"TemporalPositionIdentifier": phase, "ConvolutionKernel": kernel, "SeriesInstanceUID": UID}
+        folder = write_series(volume(seed), folder, **tags)[0].parent
+    assert folder is not None
+    scan = read(folder)
+    assert_read(scan, first)
+    assert len(finding(scan, "several-volumes").evidence["others"]) == 3
+
+
 def test_phases_that_only_their_times_tell_apart(write_series: WriteSeries) -> None:
     first, second = volume(1), volume(2)
     paths = write_series(first, SeriesInstanceUID=UID, AcquisitionTime="101500.5")
@@ -245,7 +265,12 @@ def test_reformatted_and_projected_stacks_come_last(write_series: WriteSeries) -
 
 def test_values_that_are_no_hounsfield_units_come_last(write_series: WriteSeries) -> None:
     axial = volume(1)
-    assert_read(chosen_of(write_series, (volume(2, 20), {"RescaleType": "Z_EFF"}), (axial, {})), axial)
+    assert_read(chosen_of(write_series, (volume(2, 12), {"RescaleType": "Z_EFF"}), (axial, {})), axial)
+
+
+def test_but_a_few_slices_are_no_substitute_for_them(write_series: WriteSeries) -> None:
+    with pytest.raises(UnsupportedFormatError, match="RescaleType is 'US'"):
+        chosen_of(write_series, (volume(2, 20), {"RescaleType": "US"}), (volume(1, 4), {}))
 
 
 # Distances

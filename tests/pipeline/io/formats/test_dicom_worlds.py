@@ -105,6 +105,8 @@ class World:
     def is_harmed(self) -> bool:
         """Whether the fault is in what is written."""
         nowhere = self.is_enhanced and self.fault in ("no rescale", "other patient", "colours")
+        # Beside slices that name no patient, one that does may be of the same.
+        nowhere |= self.fault == "other patient" and "PatientID" in self.extra
         of_a_slice = not (self.is_enhanced and self.fault == "half the pixels")
         return bool(self.fault) and not nowhere and not (of_a_slice and 1 in self.missing)
 
