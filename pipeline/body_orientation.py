@@ -187,13 +187,14 @@ def body_orientation(volume: Volume) -> BodyOrientation | None:
     sections = ndimage.binary_opening(airy, np.ones((1, 3, 3))).sum(axis=(1, 2))
     cut = max(int(sections[0]), int(sections[-1])) >= CUT_SHARE * int(sections.max())
     head = None if cut or len(head_signs) < len(HEAD_SIGNS) else _sum(head_signs) / len(HEAD_SIGNS)
-    # Liver and heart lie below: where the bases are up, the side signs are measured upside down.
-    if head is not None and head <= -HEAD_DECIDED:
+    # The side signs rest on what lies below: where the ends of the lungs do not tell, an effusion passes for a liver.
+    if head is None or abs(head) < HEAD_DECIDED:
+        return BodyOrientation(axes, offsets[deep], head, None, {**signs, **head_signs})
+    if head < 0:
         own_hu, lungs, path = own_hu[::-1], lungs[::-1], path[::-1]
         first, last = len(lungs) - last, len(lungs) - first
     side_signs = _side_signs(own_hu, lungs, path, first, last)
-    # Without the bases what lies between the lungs is not the heart.
-    left = None if cut or "heart_left_mm" not in side_signs else _sum(side_signs)
+    left = _sum(side_signs) if "heart_left_mm" in side_signs else None
     return BodyOrientation(axes, offsets[deep], head, left, {**signs, **head_signs, **side_signs})
 
 
@@ -252,7 +253,8 @@ def _contradictions(seen: BodyOrientation) -> Iterator[str]:
         names = {"heart_left_mm": "the heart", "liver_right": "the liver", "aorta_left_mm": "the aorta"}
         # Those that say so clearly; a sign of half its full size is within the variation of people.
         clear = [title for name, title in names.items() if seen.signs.get(name, 0.0) <= -0.5 * FULL_SIGN[name]]
-        yield f"{' and '.join(clear)} {'lie' if len(clear) > 1 else 'lies'} on the other side"
+        told = " and ".join(clear) or "heart, liver and aorta together"
+        yield f"{told} {'lies' if len(clear) == 1 else 'lie'} on the other side"
 
 
 def _explanation(seen: BodyOrientation) -> str:
