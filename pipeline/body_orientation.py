@@ -43,7 +43,7 @@ CENTRAL: Final = 0.3
 #: What bone at that distance counts less than bone in the middle.
 OFF_CENTRE_COST: Final = 0.3
 #: Mean over the slices, 1 where every slice holds a vertebra: 0.95 to 1 in the scans looked at, along the other axes
-#: 0.5 to 0.9.
+#: 0.4 to 0.9.
 LEAST_SPINE: Final = 0.8
 SPINE_MARGIN: Final = 0.06
 
@@ -83,6 +83,7 @@ SIDE_DECIDED: Final = -1.25
 SIDE_CONFIRMED: Final = 1.0
 
 #: The axes of the patient in the order of arrays, each by its lower and its upper end in LPS.
+DIRECTIONS: Final = ("head-feet", "front-back", "left-right")
 ENDS: Final = (("feet", "head"), ("front", "back"), ("right", "left"))
 
 
@@ -229,12 +230,9 @@ def orientation_findings(volume: Volume, *, is_assumed: bool) -> tuple[Finding, 
     # One reversed axis makes a mirror image, which the networks never saw: LCTSC 5 gets an opacity of 3.5 or 5.8 %
     # for 0.6. Only organs that seem to lie on the other side without being sure are a warning.
     is_error = seen.is_permuted or seen.is_upside_down or seen.is_front_to_back or seen.sides_exchanged
-    wrong = [name for name, is_wrong in zip(_DIRECTIONS, directions, strict=True) if is_wrong]
+    wrong = [name for name, is_wrong in zip(DIRECTIONS, directions, strict=True) if is_wrong]
     evidence["contradicted"] = ["axes"] if seen.is_permuted else wrong
     return (Finding("anatomy-contradicts-header", "error" if is_error else "warning", message, evidence),)
-
-
-_DIRECTIONS: Final = ("head-feet", "front-back", "left-right")
 
 
 def _contradictions(seen: BodyOrientation) -> Iterator[str]:
