@@ -340,7 +340,11 @@ def _with_empty_background(volume: Volume) -> tuple[Volume, tuple[Finding, ...]]
     # Nothing below it but noise: all that was emptier was cut off at this value, the lungs too.
     if not inside.size or min(_percent(inside < AIR_BELOW_HU), _percent(inside < value)) < LEAST_PERCENT:
         return volume, ()
-    tissue_percent = _percent((inside >= TISSUE_HU[0]) & (inside <= TISSUE_HU[1]))
+    filled = Volume(np.where(background, np.int16(ROOM_AIR_HU), hu), volume.grid)
+    is_chest = _impossible_values(filled) is None
+    # Inverted greys and other scales have backgrounds too; a correction counts where it leaves Hounsfield units.
+    if not is_chest and _impossible_values(volume) is not None:
+        return volume, ()
     border = hu[_beside(background)]
     lung_share = float(np.mean((border >= LUNG_HU[0]) & (border < LUNG_HU[1]))) if border.size else 1.0
     percent = _percent(background)
@@ -350,9 +354,8 @@ def _with_empty_background(volume: Volume) -> tuple[Volume, tuple[Finding, ...]]
         "percent_of_scan": percent,
         "share_of_edges": round(share, 3),
         "lung_on_border_percent": round(100 * lung_share, 1),
-        "tissue_in_rest_percent": tissue_percent,
     }
-    if lung_share > MOST_LUNG_ON_BORDER or tissue_percent < LEAST_PERCENT:
+    if lung_share > MOST_LUNG_ON_BORDER or not is_chest:
         message = (
             f"Everything around the lungs has the value {value}: they were cut out of the patient, whose chest wall "
             "and heart are missing. Scores are not to be relied on; send the whole CT."
@@ -362,10 +365,6 @@ def _with_empty_background(volume: Volume) -> tuple[Volume, tuple[Finding, ...]]
         f"{percent} % of the scan, around the patient, have the one value {value}, which is no air ({ROOM_AIR_HU}): "
         "they were taken for air before scoring."
     )
-    filled = Volume(np.where(background, np.int16(ROOM_AIR_HU), hu), volume.grid)
-    # Inverted greys and other scales have backgrounds too; a correction counts where it leaves Hounsfield units.
-    if _impossible_values(filled) is not None:
-        return volume, ()
     return filled, (Finding("background-filled", "warning", message, evidence),)
 
 

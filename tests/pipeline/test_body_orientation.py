@@ -1,6 +1,7 @@
 """How the patient lies by what a scan shows: phantoms in all ways that a file can turn or mirror them."""
 
 from dataclasses import replace
+from functools import cache
 from itertools import product
 
 import numpy as np
@@ -16,6 +17,7 @@ from pipeline.phantom import PhantomRecipe, make_phantom
 FLIPS = list(product((False, True), repeat=3))
 
 
+@cache
 def phantom(seed: int = 8, **recipe: object) -> Volume:
     return make_phantom(PhantomRecipe(seed=seed, spacing_mm=(4.0, 4.0, 4.0), **recipe)).volume  # type: ignore[arg-type]
 

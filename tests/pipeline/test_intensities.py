@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import binary_erosion
 
 from pipeline.errors import NotChestCTError
 from pipeline.geometry import Finding, Volume
@@ -96,8 +97,12 @@ def test_a_corner_within_the_patient_is_no_background(ct: Volume) -> None:
     assert normalise(within)[0] is within
 
 
-def test_lungs_cut_out_of_the_patient_are_an_error(phantom: Phantom, ct: Volume) -> None:
-    lungs = like(ct, np.where(phantom.lobes.labels > 0, ct.hu, 0))
+@pytest.mark.parametrize("rim", [-850, -300])
+def test_lungs_cut_out_of_the_patient_are_an_error(rim: int, phantom: Phantom, ct: Volume) -> None:
+    """Whether the mask ended within the lung or took a rim of chest wall along."""
+    mask = phantom.lobes.labels > 0
+    edge = mask & ~binary_erosion(mask)
+    lungs = like(ct, np.where(edge, rim, np.where(mask, ct.hu, 0)))
     same, findings = normalise(lungs)
     assert same is lungs
     assert [(finding.code, finding.severity) for finding in findings] == [("background-not-air", "error")]
