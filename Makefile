@@ -3,9 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 CT ?=
 STATES ?= 3000
+FILES ?= 5500
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types layers unit test-states test-monitoring images chaos chaos-small soak k8s-check load load-check format constraints clean
+.PHONY: help install demo test lint types layers unit test-states test-files test-monitoring images chaos chaos-small soak k8s-check load load-check format constraints clean
 
 help: ## show the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -43,6 +44,9 @@ unit: install ## pytest, on two processes
 
 test-states: install ## jobs in every order of steps, a quarter of an hour: make test-states [STATES=3000]
 	LOBEWISE_TEST_STATES=$(STATES) $(BIN)/pytest -s tests/jobs/test_state_machine.py tests/jobs/test_lifecycle.py
+
+test-files: install ## generated files of every format, ten minutes: make test-files [FILES=5500]
+	LOBEWISE_TEST_FILES=$(FILES) $(BIN)/pytest -q tests/pipeline/io/formats/test_generated_files.py
 
 test-monitoring: install ## alert rules and metric names, with promtool (Debian: prometheus)
 	command -v promtool

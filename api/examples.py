@@ -17,6 +17,7 @@ from jobs.models import (
     CallbackOutcome,
     CallbackStatus,
     InputInfo,
+    Inspection,
     JobError,
     JobState,
     JobStatus,
@@ -29,10 +30,12 @@ from jobs.models import (
     Provenance,
     QualityFinding,
     Report,
+    ScanGeometry,
     SeverityScores,
     Stage,
     UploadCompletion,
     UploadRecord,
+    ValueHistogram,
 )
 from jobs.states import MultipartUploadState, PartState, UrlSignature
 
@@ -146,8 +149,35 @@ REPORT: Final = Report(
         software="0.1.0",
         models=MODELS,
         device="cpu",
+        geometry=ScanGeometry(file_format="DICOM", used=["ImagePositionPatient", "ImageOrientationPatient"]),
         seconds={"read": 0.7, "landmarks": 2.4, "lungs": 9.8, "lesions": 21.0, "severity": 0.6, "store": 1.9},
     ),
+)
+
+INSPECTION: Final = Inspection(
+    software="0.1.0",
+    input_size_bytes=34_119_207,
+    geometry=ScanGeometry(
+        file_format="NIfTI-1",
+        used=["sform"],
+        ignored={"qform": "the qform contradicts the sform by 37.4 mm: the sform was used."},
+    ),
+    shape=(133, 512, 512),
+    spacing_mm=(2.5, 0.859, 0.859),
+    origin_mm=(-220.0, -211.4, -331.5),
+    direction=[(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)],
+    axes="LPS",
+    histogram=ValueHistogram(
+        lowest_hu=-1024, highest_hu=1871, bin_hu=1024, first_hu=-1024, voxels=[20_411_873, 14_404_371, 48_508]
+    ),
+    quality=[
+        QualityFinding(
+            code="geometry-fields-differ",
+            severity="warning",
+            message="the qform contradicts the sform by 37.4 mm: the sform was used.",
+            evidence={"used": "the sform", "ignored": "the qform", "apart_mm": 37.4},
+        )
+    ],
 )
 
 

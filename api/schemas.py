@@ -9,6 +9,7 @@ from jobs.models import (
     InputInfo,
     JobError,
     JobStatus,
+    JobTask,
     MaskName,
     ModelProvenance,
     Priority,
@@ -160,6 +161,7 @@ class JobLinks(Schema):
     events: Url = Field(description="a stream of server-sent events: the job, whenever it changes")
     report: Url | None = Field(default=None, description="null until the job has succeeded")
     masks: dict[MaskName, Url] | None = Field(default=None, description="null until the job has succeeded")
+    inspection: Url | None = Field(default=None, description="null until a job that validates has succeeded")
 
 
 class Job(Schema):
@@ -171,6 +173,7 @@ class Job(Schema):
     updated_at: datetime
     started_at: datetime | None = Field(description="when a worker first began it")
     finished_at: datetime | None
+    task: JobTask = Field(description="`score`, or `validate`: the scan is read and inspected, and not scored")
     priority: Priority
     input: InputInfo
     client_reference: str | None

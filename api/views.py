@@ -19,20 +19,22 @@ from api.schemas import (
     UploadPart,
 )
 from jobs.batches import BatchCounts, BatchRecord
-from jobs.models import JobState, JobStatus, MaskName, Report
+from jobs.models import JobState, JobStatus, JobTask, MaskName, Report
 from jobs.states import MultipartUploadState, UrlSignature
 
 
 def job_view(state: JobState, addresses: Addresses) -> Job:
     fields = {name: getattr(state, name) for name in Job.model_fields if name != "links"}
     succeeded = state.status is JobStatus.SUCCEEDED
+    scored = succeeded and state.task is JobTask.SCORE
     links = JobLinks(
         self=addresses.job(state.id),
         cancel=None if state.status.is_final else addresses.job(state.id, "cancel"),
         callback=addresses.job(state.id, "callback") if state.callback_url else None,
         events=addresses.job(state.id, "events"),
-        report=addresses.job(state.id, "report") if succeeded else None,
-        masks=_masks(state.id, addresses) if succeeded else None,
+        report=addresses.job(state.id, "report") if scored else None,
+        masks=_masks(state.id, addresses) if scored else None,
+        inspection=addresses.job(state.id, "inspection") if succeeded and not scored else None,
     )
     return Job(**fields, links=links)
 

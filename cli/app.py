@@ -91,6 +91,32 @@ def score(
 
 
 @app.command(
+    epilog="Examples:  [bold]lobewise inspect scan.nii.gz[/]   [bold]lobewise inspect dicom.zip --picture slices.png[/]"
+    "   [bold]lobewise inspect dicom-folder --json > inspection.json[/]"
+)
+def inspect(
+    scan: ScanPath,
+    picture: Annotated[Path | None, typer.Option(help="PNG of the three middle slices, to be written.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was seen as JSON.")] = False,
+) -> None:
+    """Say what the reader sees in a file, without scoring it: format, geometry, series, findings, histogram.
+
+    What is printed names no patient, so that it can be sent with a report of a fault. A picture shows the scan itself.
+    """
+    from cli.inspect import inspect as look_into
+    from cli.inspect import print_inspection
+
+    seen = look_into(scan, picture)
+    if as_json:
+        typer.echo(seen.model_dump_json(indent=2))
+    else:
+        print_inspection(out, seen)
+    if seen.refused is not None:
+        raise typer.Exit(Exit.SCAN_REFUSED)
+    _say_where([picture] if picture else [])
+
+
+@app.command(
     epilog="Examples:  [bold]lobewise submit scan.nii.gz[/]   "
     "[bold]lobewise submit dicom-folder -s https://lobewise.example --priority stat --out result[/]"
 )

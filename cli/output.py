@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from jobs.models import Report
+from jobs.models import QualityFinding, Report
 
 #: The packages of the project; an image copies those that it needs.
 ROOMS: Final = ("api", "jobs", "worker", "pipeline", "training", "evaluation", "cli")
@@ -105,7 +105,12 @@ def print_report(console: Console, report: Report, truth: Report | None = None) 
         _add(table, lobe.lobe.replace("_", " "), *cells, str(lobe.severity_score), known_lobe)
     console.print(table)
     console.print(f"[dim]{LEGEND}[/]")
-    for finding in report.quality:
+    print_findings(console, report.quality)
+
+
+def print_findings(console: Console, findings: list[QualityFinding]) -> None:
+    """What a reader should know, the colour by severity."""
+    for finding in findings:
         colour = {"info": "blue", "warning": "yellow", "error": "red"}[finding.severity]
         console.print(f"[{colour}]{finding.code}[/] {escape(finding.message)}", highlight=False)
 

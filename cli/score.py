@@ -76,7 +76,8 @@ def save(scored: Scored, folder: Path) -> list[Path]:
     paths = []
     for name, mask in masks_of(scored.result).items():
         paths.append(folder / f"{name.value}.nii.gz")
-        write_mask(paths[-1], mask.labels if isinstance(mask, LobeLabels) else mask.mask, mask.grid)
+        array = mask.labels if isinstance(mask, LobeLabels) else mask.mask
+        write_mask(paths[-1], array, mask.grid, scored.result.source)
     overview = folder / "overview.png"
     draw_overview(overview, scored.scan.volume, scored.result.lobes, scored.result.lesions)
     return [*paths, overview, write_report(scored.report, folder / "report.json")]

@@ -58,6 +58,15 @@ class Priority(StrEnum):
     BATCH = "batch"
 
 
+class JobTask(StrEnum):
+    """What a job is for."""
+
+    #: Masks and scores.
+    SCORE = "score"
+    #: The scan is read and inspected, not scored.
+    VALIDATE = "validate"
+
+
 class MaskName(StrEnum):
     """The masks of a succeeded job, each a gzipped NIfTI on the input's own grid."""
 
@@ -217,6 +226,7 @@ class JobRecord(Model):
     schema_version: SchemaVersion = SCHEMA_VERSION
     id: str
     created_at: datetime
+    task: JobTask = JobTask.SCORE
     priority: Priority = Priority.ROUTINE
     input: InputInfo
     client_reference: str | None = None
@@ -235,6 +245,9 @@ class JobState(Model):
     updated_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None
+    task: JobTask = Field(
+        default=JobTask.SCORE, description="`validate` reads and inspects the scan, and scores nothing"
+    )
     priority: Priority = Priority.ROUTINE
     input: InputInfo
     client_reference: str | None = None
@@ -249,7 +262,9 @@ class JobState(Model):
     attempt: int = Field(default=0, ge=0, description="how many times a worker has begun it")
     cancel_requested: bool = False
     error: JobError | None = None
-    severity: "SeverityScores | None" = Field(default=None, description="present once succeeded")
+    severity: "SeverityScores | None" = Field(
+        default=None, description="present once succeeded, unless `task` is `validate`"
+    )
     revision: str = Field(description="changes whenever any other field does")
 
 
@@ -308,12 +323,52 @@ class ModelProvenance(Model):
     sha256: str
 
 
+class ScanGeometry(Model):
+    """Which fields of the file say where its voxels lie; every mask lies there too."""
+
+    file_format: str = Field(examples=["NIfTI-1"])
+    used: list[str] = Field(description="fields that the geometry was made of", examples=[["sform"]])
+    ignored: dict[str, str] = Field(default_factory=dict, description="fields that were not used, each with the reason")
+
+
 class Provenance(Model):
     input_sha256: str
     software: str
     models: list[ModelProvenance]
     device: str
     seconds: dict[str, float] = Field(description="by stage")
+    geometry: ScanGeometry | None = Field(default=None, description="null in reports of earlier versions")
+
+
+class ValueHistogram(Model):
+    """How the Hounsfield units of a scan are spread."""
+
+    lowest_hu: int
+    highest_hu: int
+    bin_hu: int = Field(description="width of a bin")
+    first_hu: int = Field(description="where the first bin begins; what lies outside is in the outermost ones")
+    voxels: list[int] = Field(description="by bin")
+
+
+class Inspection(Model):
+    """What the reader saw in a file, unscored, and nothing about the patient: to be sent with a report of a fault."""
+
+    schema_version: SchemaVersion = SCHEMA_VERSION
+    software: str
+    input_size_bytes: int
+    geometry: ScanGeometry | None = Field(default=None, description="null where the file was refused")
+    shape: tuple[int, int, int] | None = Field(default=None, description="voxels z, y, x")
+    spacing_mm: tuple[float, float, float] | None = Field(default=None, description="z, y, x")
+    origin_mm: tuple[float, float, float] | None = Field(default=None, description="LPS x, y, z of the first voxel")
+    direction: list[tuple[float, float, float]] | None = Field(
+        default=None, description="rows LPS x, y, z; columns the axes x, y, z of the array"
+    )
+    axes: str | None = Field(
+        default=None, description="where the array's x, y and z axis lead: L or R, P or A, S or I", examples=["LPS"]
+    )
+    histogram: ValueHistogram | None = None
+    quality: list[QualityFinding] = Field(default_factory=list)
+    refused: JobError | None = Field(default=None, description="why the file cannot be read; null where it can")
 
 
 class Report(Model):
@@ -350,6 +405,7 @@ class Manifest(Model):
     finished_at: datetime
     severity: SeverityScores | None = None
     report_key: str | None = None
+    inspection_key: str | None = None
     masks: list[MaskBlob] = Field(default_factory=list)
     error: JobError | None = None
     input_sha256: str | None = None

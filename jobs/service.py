@@ -26,7 +26,7 @@ from jobs.errors import (
 from jobs.live.events import JobEvent
 from jobs.live.pagination import Query, id_of
 from jobs.live.status_batcher import StatusBatcher
-from jobs.models import InputInfo, JobRecord, JobState, JobStatus, Manifest, MaskName, Priority, Report
+from jobs.models import InputInfo, Inspection, JobRecord, JobState, JobStatus, Manifest, MaskName, Priority, Report
 from jobs.recovery import finalize
 from jobs.states import JobPage, Readiness, Sort
 from jobs.store.idempotency import Idempotency
@@ -269,16 +269,25 @@ class JobService:
 
     def report(self, job_id: str) -> Report:
         """Raises WrongStateError unless succeeded."""
+        return Report.read(self._result(job_id, self._require_scored(job_id).report_key))
+
+    def inspection(self, job_id: str) -> Inspection:
+        """Raises WrongStateError unless the job validated its scan, and succeeded."""
         manifest = self._require_succeeded(job_id)
-        data = self._store.blobs.read(manifest.report_key or "")
+        if manifest.inspection_key is None:
+            raise WrongStateError(manifest.outcome, "the job scored its scan: it has a report, and no inspection")
+        return Inspection.read(self._result(job_id, manifest.inspection_key))
+
+    def _result(self, job_id: str, key: str | None) -> bytes:
+        data = self._store.blobs.read(key or "")
         if data is None:
             self._store.record(job_id)  # purged this very moment?
-            raise StorageUnavailableError(f"the report of job {job_id} is missing")
-        return Report.read(data)
+            raise StorageUnavailableError(f"the result of job {job_id} is missing")
+        return data
 
     def mask(self, job_id: str, name: MaskName) -> StoredMask:
         """Raises WrongStateError unless succeeded."""
-        stored = next(mask for mask in self._require_succeeded(job_id).masks if mask.name == name)
+        stored = next(mask for mask in self._require_scored(job_id).masks if mask.name == name)
         info = self._store.blobs.info(stored.key)
         if info is None:
             self._store.record(job_id)
@@ -289,6 +298,12 @@ class JobService:
         manifest = self._store.manifest(job_id)
         if manifest is not None and manifest.outcome != but:
             raise WrongStateError(manifest.outcome, f"the job is already {manifest.outcome}")
+
+    def _require_scored(self, job_id: str) -> Manifest:
+        manifest = self._require_succeeded(job_id)
+        if manifest.inspection_key is not None:
+            raise WrongStateError(manifest.outcome, "the job validated its scan: it has an inspection, and no scores")
+        return manifest
 
     def _require_succeeded(self, job_id: str) -> Manifest:
         manifest = self._store.manifest(job_id)

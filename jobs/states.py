@@ -79,6 +79,7 @@ def _of_record(record: JobRecord) -> dict[str, Any]:
     return {
         "id": record.id,
         "created_at": record.created_at,
+        "task": record.task,
         "priority": record.priority,
         "input": record.input,
         "client_reference": record.client_reference,

@@ -5,6 +5,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from opentelemetry.trace import SpanKind
 
@@ -18,7 +19,7 @@ from jobs.errors import (
     StorageUnavailableError,
     WrongStateError,
 )
-from jobs.models import JobError, Manifest, MaskBlob, MaskName, Report, Stage
+from jobs.models import Inspection, JobError, Manifest, MaskBlob, MaskName, Report, Stage
 from jobs.recovery import finalize
 from jobs.store.job_store import Claim, Ending
 from jobs.store.keys import attempt_key, job_key
@@ -143,23 +144,20 @@ class WorkerApi:
                 stored.append(MaskBlob(name=name, key=key, size_bytes=path.stat().st_size, sha256=sha256))
             report_key = attempt_key(lease.job_id, lease.attempt, "report.json")
             self._store.blobs.write(report_key, report.model_dump_json().encode())
-            manifest = Manifest(
-                job_id=lease.job_id,
-                outcome="succeeded",
-                attempt=lease.attempt,
-                started_at=lease.claim.started_at,
-                finished_at=states.now(),
-                severity=report.severity,
-                report_key=report_key,
-                masks=stored,
-                input_sha256=lease.scan.sha256,
-                input_size_bytes=lease.scan.size_bytes,
-            )
+            manifest = _succeeded(lease, severity=report.severity, report_key=report_key, masks=stored)
             # The report's seconds of `store` are those of writing the masks; bringing them to the store belongs to it.
             seconds = dict(report.provenance.seconds)
             seconds[Stage.STORE] = seconds.get(Stage.STORE, 0.0) + time.perf_counter() - begin
             # All that the manifest names is in the store by now: success is whole.
             self._publish(lease, manifest, seconds)
+
+    def succeed_inspected(self, lease: Lease, inspection: Inspection, seconds: Mapping[str, float]) -> None:
+        """Store what was seen in a scan that was only to be validated. Raises as `succeed` does."""
+        with tracing.step("publish"):
+            lease.fence()
+            key = attempt_key(lease.job_id, lease.attempt, "inspection.json")
+            self._store.blobs.write(key, inspection.model_dump_json().encode())
+            self._publish(lease, _succeeded(lease, inspection_key=key), seconds)
 
     def fail(self, lease: Lease, error: JobError, seconds: Mapping[str, float] | None = None) -> None:
         """The scan cannot be scored: the job ends here. Raises as `succeed` does.
@@ -213,3 +211,16 @@ class WorkerApi:
             finalize.end_attempt(self._backends, lease.record, lease.claim, ending, guard=lease.value)
         finally:
             lease.drop()
+
+
+def _succeeded(lease: Lease, **result: Any) -> Manifest:
+    return Manifest(
+        job_id=lease.job_id,
+        outcome="succeeded",
+        attempt=lease.attempt,
+        started_at=lease.claim.started_at,
+        finished_at=states.now(),
+        input_sha256=lease.scan.sha256,
+        input_size_bytes=lease.scan.size_bytes,
+        **result,
+    )

@@ -76,6 +76,15 @@ class Grid:
         return np.ascontiguousarray(columns_xyz[:, ::-1])
 
     @property
+    def axes(self) -> str:
+        """Where the array's x, y and z axis lead, to the nearest: one each of L/R, P/A, S/I."""
+        letters = []
+        for column in np.asarray(self.direction).T:
+            way = int(np.argmax(np.abs(column)))
+            letters.append(("RL", "AP", "IS")[way][int(column[way] > 0)])
+        return "".join(letters)
+
+    @property
     def voxel_volume_ml(self) -> float:
         return float(np.prod(self.spacing_mm)) / 1000.0
 
@@ -175,12 +184,54 @@ class Finding:
     lobe: Lobe | None = None
 
 
+@dataclass(frozen=True)
+class NiftiGeometry:
+    """The fields of a NIfTI header that place its voxels, as they are stored (RAS, x-y-z).
+
+    A mask that carries the same fields lies on its scan in every viewer, whichever of the fields that viewer believes.
+
+    Attributes:
+        pixdim: qfac, then the spacing along x, y, z, in the units of `xyzt_units`.
+        codes: `qform_code`, `sform_code`.
+        quaternion: b, c, d, then the offset.
+        affine: `srow_x`, `srow_y`, `srow_z`.
+    """
+
+    pixdim: tuple[float, ...]
+    xyzt_units: int
+    codes: tuple[int, int]
+    quaternion: tuple[float, ...]
+    affine: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class GeometrySource:
+    """Which fields of a file say where its voxels lie.
+
+    Attributes:
+        file_format: `NIfTI-1`, `NIfTI-2`, `NRRD`, `MetaImage` or `DICOM`.
+        used: the fields that the grid was made of.
+        ignored: fields that are there and were not used, each with the reason.
+        nifti: what a mask's header has to repeat; None where the input is no NIfTI.
+    """
+
+    file_format: str
+    used: tuple[str, ...]
+    ignored: Mapping[str, str] = field(default_factory=dict)
+    nifti: NiftiGeometry | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """A CT as it was read, with what was noticed on the way."""
+    """A CT as it was read, with what was noticed on the way.
+
+    Attributes:
+        source: None of a scan that was never a file.
+    """
 
     volume: Volume
     findings: tuple[Finding, ...] = ()
+    source: GeometrySource | None = None
 
 
 @dataclass(frozen=True)

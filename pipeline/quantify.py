@@ -14,7 +14,7 @@ import torch
 
 from pipeline.anatomy import Landmark
 from pipeline.findings import findings_of_lobes, findings_of_result, require_chest, require_hounsfield
-from pipeline.geometry import Finding, LandmarkPosition, LesionMask, LobeLabels, LungMask, Scan
+from pipeline.geometry import Finding, GeometrySource, LandmarkPosition, LesionMask, LobeLabels, LungMask, Scan
 from pipeline.landmarks import find_landmarks
 from pipeline.lesions import LOW_MEMORY_TILE, TILE, LesionNetwork, segment_lesions
 from pipeline.lungs.backend import DEFAULT as DEFAULT_LUNG_BACKEND
@@ -61,6 +61,7 @@ class Quantification:
         findings: what was noticed while reading and about the result.
         seconds: wall time by stage.
         models: which weights gave this answer.
+        source: which fields of the file placed the scan, and so every mask.
     """
 
     lungs: LungMask
@@ -74,6 +75,7 @@ class Quantification:
     seconds: Mapping[str, float]
     models: tuple[ModelInfo, ...]
     device: str
+    source: GeometrySource | None = None
 
 
 def load_models(
@@ -153,6 +155,7 @@ def quantify(scan: Scan, models: Models, progress: Progress = ignore, *, low_mem
         seconds=clock.seconds,
         models=models.infos,
         device=str(models.device),
+        source=scan.source,
     )
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal, cast
 
+import numpy as np
+
 from jobs.models import (
+    Inspection,
     LandmarkPoint,
     LobeName,
     LobeScores,
@@ -16,16 +19,24 @@ from jobs.models import (
     Provenance,
     QualityFinding,
     Report,
+    ScanGeometry,
     SeverityScores,
+    ValueHistogram,
 )
 from jobs.version import __version__
 from pipeline import severity as science
-from pipeline.geometry import LesionMask, LobeLabels, LungMask
+from pipeline.geometry import Finding, GeometrySource, LesionMask, LobeLabels, LungMask, Scan
 from pipeline.severity import LobeSeverity, Severity
 
 if TYPE_CHECKING:  # they import torch, which takes seconds, and only their attributes are used here
     from pipeline.geometry import LandmarkPosition
     from pipeline.quantify import Quantification
+
+
+#: The histogram of an inspection: air to dense bone, in steps that keep lung, fat and muscle apart.
+FIRST_BIN_HU = -1024
+LAST_BIN_HU = 3072
+BIN_HU = 64
 
 
 def report_of(
@@ -42,23 +53,49 @@ def report_of(
         lungs=volumes_of(result.severity),
         lobes=[lobe_of(lobe, result.opacity_range.lobes[lobe.lobe]) for lobe in result.severity.lobes],
         landmarks=[_landmark_of(position) for position in result.landmarks],
-        quality=[
-            QualityFinding(
-                code=finding.code,
-                severity=cast("Literal['info', 'warning', 'error']", finding.severity),
-                message=finding.message,
-                evidence=dict(finding.evidence),
-                lobe=None if finding.lobe is None else cast("LobeName", finding.lobe.slug),
-            )
-            for finding in result.findings
-        ],
+        quality=[finding_of(finding) for finding in result.findings],
         provenance=Provenance(
             input_sha256=input_sha256,
             software=__version__,
             models=[ModelProvenance(name=m.name, version=m.version, sha256=m.sha256) for m in result.models],
             device=result.device,
             seconds={**(seconds or {}), **result.seconds},
+            geometry=None if result.source is None else _geometry_of(result.source),
         ),
+    )
+
+
+def inspection_of(scan: Scan, size_bytes: int) -> Inspection:
+    """What the reader saw in a file that can be read."""
+    hu, grid = scan.volume.hu, scan.volume.grid
+    counts, _ = np.histogram(np.clip(hu, FIRST_BIN_HU, LAST_BIN_HU - 1), range(FIRST_BIN_HU, LAST_BIN_HU + 1, BIN_HU))
+    return Inspection(
+        software=__version__,
+        input_size_bytes=size_bytes,
+        geometry=None if scan.source is None else _geometry_of(scan.source),
+        shape=grid.shape,
+        spacing_mm=grid.spacing_mm,
+        origin_mm=grid.origin_mm,
+        direction=list(grid.direction),
+        axes=grid.axes,
+        histogram=ValueHistogram(
+            lowest_hu=int(hu.min()),
+            highest_hu=int(hu.max()),
+            bin_hu=BIN_HU,
+            first_hu=FIRST_BIN_HU,
+            voxels=[int(count) for count in counts],
+        ),
+        quality=[finding_of(finding) for finding in scan.findings],
+    )
+
+
+def finding_of(finding: Finding) -> QualityFinding:
+    return QualityFinding(
+        code=finding.code,
+        severity=cast("Literal['info', 'warning', 'error']", finding.severity),
+        message=finding.message,
+        evidence=dict(finding.evidence),
+        lobe=None if finding.lobe is None else cast("LobeName", finding.lobe.slug),
     )
 
 
@@ -100,6 +137,10 @@ def lobe_of(lobe: LobeSeverity, between: science.PercentRange | None = None) -> 
         severity_score=lobe.severity_score,
         high_opacity_score=lobe.high_opacity_score,
     )
+
+
+def _geometry_of(source: GeometrySource) -> ScanGeometry:
+    return ScanGeometry(file_format=source.file_format, used=list(source.used), ignored=dict(source.ignored))
 
 
 def _landmark_of(position: LandmarkPosition) -> LandmarkPoint:

@@ -24,7 +24,7 @@ from jobs.errors import (
     SourceError,
     WrongStateError,
 )
-from jobs.models import JobError, MaskName, Stage
+from jobs.models import JobError, JobTask, MaskName, Stage
 from jobs.problems import BY_SLUG
 from jobs.settings import JobsSettings
 from jobs.tracing import OUTCOME, step
@@ -33,7 +33,7 @@ from pipeline.errors import PipelineError
 from pipeline.geometry import LobeLabels, Scan
 from pipeline.io.read import read_ct
 from pipeline.io.write import write_mask
-from worker.report import masks_of, report_of
+from worker.report import inspection_of, masks_of, report_of
 from worker.shutdown import Drain
 
 if TYPE_CHECKING:  # it imports torch, which the parent of the worker processes does not need
@@ -166,6 +166,9 @@ def _score(context: WorkerContext, lease: Lease, folder: Path) -> None:
             path = context.jobs.fetch_input(lease, folder)
         with clock.stage(Stage.READ, READ_AT):
             scan = context.analysis.read(path)
+        if lease.record.task is JobTask.VALIDATE:
+            context.jobs.succeed_inspected(lease, inspection_of(scan, path.stat().st_size), clock.seconds)
+            return
         # The masks need the room on the disk.
         path.unlink()
         with clock.stages() as progress:
@@ -194,7 +197,8 @@ def write_masks(result: "Quantification", folder: Path) -> dict[MaskName, Path]:
     paths = {}
     for name, mask in masks_of(result).items():
         paths[name] = folder / f"{name}.nii.gz"
-        write_mask(paths[name], mask.labels if isinstance(mask, LobeLabels) else mask.mask, mask.grid)
+        array = mask.labels if isinstance(mask, LobeLabels) else mask.mask
+        write_mask(paths[name], array, mask.grid, result.source)
     return paths
 
 

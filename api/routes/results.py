@@ -14,9 +14,9 @@ from api.conditional import is_known, parse_range, quoted, range_applies
 from api.dependencies import AddressesDep, JobsDep
 from api.routes.jobs import READ_PROBLEMS, IfNoneMatch, JobId
 from api.schemas import MaskAddress
-from api.views import json_response, report_view
+from api.views import as_json, json_response, report_view
 from jobs import problems
-from jobs.models import MaskName, Report
+from jobs.models import Inspection, MaskName, Report
 from jobs.service import StoredMask
 
 router = APIRouter(tags=["results"])
@@ -63,6 +63,28 @@ def get_report(job_id: JobId, jobs: JobsDep, addresses: AddressesDep, if_none_ma
         return Response(status_code=304, headers={"ETag": etag})
     response.headers["ETag"] = etag
     return response
+
+
+@router.get(
+    "/v1/jobs/{job_id}/inspection",
+    operation_id="get_inspection",
+    summary="Get what was seen in a scan",
+    response_model=Inspection,
+    responses={
+        200: openapi.json_answer(
+            "What the reader saw.",
+            {"inspection": {"summary": "a NIfTI of two forms", "value": as_json(examples.INSPECTION)}},
+        ),
+        **openapi.problem_answers(*READ_PROBLEMS, problems.WRONG_STATE),
+    },
+)
+def get_inspection(job_id: JobId, jobs: JobsDep) -> Response:
+    """Format, geometry and the fields that it comes from, findings and histogram of a scan that was sent to
+    `POST /v1/validate`. Nothing about the patient.
+
+    409 until the job has succeeded, and of a job that scores its scan.
+    """
+    return json_response(jobs.inspection(job_id))
 
 
 @router.get(

@@ -1,4 +1,4 @@
-"""Creating jobs: POST /v1/jobs."""
+"""Creating jobs: POST /v1/jobs and POST /v1/validate."""
 
 import re
 from collections.abc import AsyncIterator
@@ -9,12 +9,11 @@ from typing import Annotated, Final
 
 import anyio
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import APIRouter, Depends, Header, Request, Response
 
 from api import examples, openapi
-from api.dependencies import Addresses, AddressesDep, JobsDep, MetricsDep, SettingsDep, UploadLimiterDep
+from api.dependencies import AddressesDep, JobsDep, MetricsDep, SettingsDep, UploadLimiterDep
 from api.errors import ApiError
-from api.metrics import Metrics
 from api.request_body import (
     FORM_OVERHEAD_BYTES,
     HEAD_BYTES,
@@ -34,10 +33,9 @@ from api.schemas import Job, JobOptions, SourceSubmission, UploadedSubmission
 from api.upload_limits import UploadSlot
 from api.views import job_view, json_response
 from jobs import problems, states
-from jobs.models import InputInfo, JobRecord, JobState
+from jobs.models import InputInfo, JobRecord, JobState, JobTask
 from jobs.remote_sources import is_allowed
 from jobs.service import JobService
-from jobs.settings import ApiSettings
 from jobs.tracing import step
 
 router = APIRouter(tags=["jobs"])
@@ -99,25 +97,21 @@ _BODY: Final = {
 }
 
 
-@router.post(
-    "/v1/jobs",
-    operation_id="create_job",
-    summary="Submit a scan",
-    status_code=202,
-    response_model=Job,
-    responses={
+def _answers(result: str) -> openapi.Responses:
+    """Those of both ways to submit; `result` reads what a succeeded job has."""
+    return {
         200: openapi.json_answer(
             "Accepted, and finished within the time that `Prefer: wait` gave.",
             examples.job_examples(examples.SUCCEEDED, examples.FAILED),
             *("Location", "ETag", "Preference-Applied", "Idempotent-Replayed"),
         )
-        | {"model": Job, "links": openapi.links("get_job", "delete_job", "get_report")},
+        | {"model": Job, "links": openapi.links("get_job", "delete_job", result)},
         202: openapi.json_answer(
             "Accepted: the job is durable and will be worked on.",
             examples.job_examples(examples.QUEUED),
             *("Location", "Retry-After", "ETag", "Preference-Applied", "Idempotent-Replayed"),
         )
-        | {"links": openapi.links("get_job", "cancel_job", "delete_job", "get_report")},
+        | {"links": openapi.links("get_job", "cancel_job", "delete_job", result)},
         **openapi.problem_answers(
             problems.MALFORMED_REQUEST,
             problems.UPLOAD_NOT_FOUND,
@@ -136,57 +130,47 @@ _BODY: Final = {
             problems.STORAGE_UNAVAILABLE,
             problems.TOO_MANY_UPLOADS,
         ),
-    },
-    openapi_extra={"requestBody": _BODY},
-)
-async def create_job(
-    request: Request,
-    jobs: JobsDep,
-    settings: SettingsDep,
-    metrics: MetricsDep,
-    addresses: AddressesDep,
-    upload_limiter: UploadLimiterDep,
-    idempotency_key: IdempotencyKey = None,
-    prefer: Prefer = None,
-) -> Response:
-    """Upload a scan, name an address where the worker fetches it, or take one that came in parts (`POST /v1/uploads`).
-
-    The upload streams; nothing is kept of one that fails. Once you have the 202, the job survives restarts.
-    `file` is checked here by its first bytes only; what is found to be damaged later ends the job as `failed`.
-    """
-    submission = _Submission(request, jobs, settings, metrics, addresses)
-    # JSON is small and takes no slot. For a form, too many at once is 503 before a byte of the body is read.
-    with upload_limiter.take() if submission.is_form else nullcontext() as slot:
-        state, is_replay = await submission.submit(idempotency_key, slot)
-    # 0 if no wait is asked for. What is not understood is ignored, as RFC 7240 says.
-    match = _WAIT.search(prefer or "")
-    wanted_seconds = min(int(match.group(1)), settings.max_wait_seconds) if match else 0
-    limiter = request.app.state.waiting
-    # Each wait holds a thread. When too many do, this one is answered at once, and without Preference-Applied.
-    waited = wanted_seconds > 0 and limiter.available_tokens >= 1
-    deadline = anyio.current_time() + wanted_seconds
-    while waited and not state.status.is_final and (left := deadline - anyio.current_time()) > 0:
-        state = await run_sync(jobs.wait, state.id, min(left, _WAIT_SLICE_SECONDS), limiter=limiter)
-    headers = {"Location": addresses.job(state.id)} | state_headers(state, settings)
-    if waited:
-        headers["Preference-Applied"] = f"wait={wanted_seconds}"
-    if is_replay:
-        headers["Idempotent-Replayed"] = "true"
-    return json_response(job_view(state, addresses), 200 if waited and state.status.is_final else 202, headers)
+    }
 
 
 @dataclass(frozen=True)
-class _Submission:
+class Submission:
     """One request on its way to a job."""
 
     request: Request
-    jobs: JobService
-    settings: ApiSettings
-    metrics: Metrics
-    addresses: Addresses
+    jobs: JobsDep
+    settings: SettingsDep
+    metrics: MetricsDep
+    addresses: AddressesDep
+    upload_limiter: UploadLimiterDep
+    idempotency_key: IdempotencyKey = None
+    prefer: Prefer = None
 
-    async def submit(self, key: str | None, slot: UploadSlot | None) -> tuple[JobState, bool]:
-        """The job, and whether an earlier request with `key` made it. A form comes in the turns of its `slot`."""
+    async def answer(self, task: JobTask) -> Response:
+        """Make the job, or find the one of an earlier request, and wait for its end as long as the client asks for."""
+        # JSON is small and takes no slot. For a form, too many at once is 503 before a byte of the body is read.
+        with self.upload_limiter.take() if self.is_form else nullcontext() as slot:
+            state, is_replay = await self._submit(task, slot)
+        # 0 if no wait is asked for. What is not understood is ignored, as RFC 7240 says.
+        match = _WAIT.search(self.prefer or "")
+        wanted_seconds = min(int(match.group(1)), self.settings.max_wait_seconds) if match else 0
+        limiter = self.request.app.state.waiting
+        # Each wait holds a thread. When too many do, this one is answered at once, and without Preference-Applied.
+        waited = wanted_seconds > 0 and limiter.available_tokens >= 1
+        deadline = anyio.current_time() + wanted_seconds
+        while waited and not state.status.is_final and (left := deadline - anyio.current_time()) > 0:
+            state = await run_sync(self.jobs.wait, state.id, min(left, _WAIT_SLICE_SECONDS), limiter=limiter)
+        headers = {"Location": self.addresses.job(state.id)} | state_headers(state, self.settings)
+        if waited:
+            headers["Preference-Applied"] = f"wait={wanted_seconds}"
+        if is_replay:
+            headers["Idempotent-Replayed"] = "true"
+        view = job_view(state, self.addresses)
+        return json_response(view, 200 if waited and state.status.is_final else 202, headers)
+
+    async def _submit(self, task: JobTask, slot: UploadSlot | None) -> tuple[JobState, bool]:
+        """The job, and whether an earlier request with its key made it. A form comes in the turns of its `slot`."""
+        key = self.idempotency_key
         # First, so that a broker that is down (503) costs the client no upload: without it no job can be accepted.
         await run_sync(self.jobs.check_broker)
         # Then all that can be refused by the headers, before a byte of the body is read: a scan may take minutes.
@@ -204,13 +188,13 @@ class _Submission:
         first = await run_sync(self.jobs.idempotency.begin, key, job_id) if key else None
         if first is not None:
             # Read and hashed but not stored: only its digest and options show whether it is the same request.
-            record = await self._read("", HashSink(), chunks)
+            record = await self._read("", task, HashSink(), chunks)
             await run_sync(first.require_same, record)
             return await run_sync(self.jobs.get, first.job_id), True
         with step("upload"):
             try:
                 sink = self.jobs.open_upload(job_id) if self.is_form else HashSink()
-                record = await self._read(job_id, sink, chunks)
+                record = await self._read(job_id, task, sink, chunks)
             except BaseException:
                 # The key is free again at once, else a repetition would get 409 until the key's time in flight is over.
                 # Shielded, because a client that went away cancels this task.
@@ -228,16 +212,58 @@ class _Submission:
     def is_form(self) -> bool:
         return media_type_of(self.request) == "multipart/form-data"
 
-    async def _read(self, job_id: str, sink: Sink, chunks: AsyncIterator[bytes]) -> JobRecord:
+    async def _read(self, job_id: str, task: JobTask, sink: Sink, chunks: AsyncIterator[bytes]) -> JobRecord:
+        scan: InputInfo
+        options: JobOptions
         if self.is_form:
             require = partial(require_callback_allowed, self.jobs)
-            return job_record(job_id, *await read_form(chunks, boundary_of(self.request), sink, require))
-        submission = await read_submission(chunks)
-        require_callback_allowed(self.jobs, submission)
-        # A repeated request has no `job_id`, and its upload is gone: its id is all that is compared.
-        if isinstance(submission, UploadedSubmission) and not job_id:
-            return job_record(job_id, InputInfo(), submission)
-        return job_record(job_id, await run_sync(open_input, self.jobs, submission, job_id), submission)
+            scan, options = await read_form(chunks, boundary_of(self.request), sink, require)
+        else:
+            options = await read_submission(chunks)
+            require_callback_allowed(self.jobs, options)
+            # A repeated request has no `job_id`, and its upload is gone: its id is all that is compared.
+            is_gone = isinstance(options, UploadedSubmission) and not job_id
+            scan = InputInfo() if is_gone else await run_sync(open_input, self.jobs, options, job_id)
+        return job_record(job_id, scan, options).model_copy(update={"task": task})
+
+
+SubmissionDep = Annotated[Submission, Depends()]
+
+
+@router.post(
+    "/v1/jobs",
+    operation_id="create_job",
+    summary="Submit a scan",
+    status_code=202,
+    response_model=Job,
+    responses=_answers("get_report"),
+    openapi_extra={"requestBody": _BODY},
+)
+async def create_job(submission: SubmissionDep) -> Response:
+    """Upload a scan, name an address where the worker fetches it, or take one that came in parts (`POST /v1/uploads`).
+
+    The upload streams; nothing is kept of one that fails. Once you have the 202, the job survives restarts.
+    `file` is checked here by its first bytes only; what is found to be damaged later ends the job as `failed`.
+    """
+    return await submission.answer(JobTask.SCORE)
+
+
+@router.post(
+    "/v1/validate",
+    operation_id="validate_scan",
+    summary="Validate a scan",
+    status_code=202,
+    response_model=Job,
+    responses=_answers("get_inspection"),
+    openapi_extra={"requestBody": _BODY},
+)
+async def validate_scan(submission: SubmissionDep) -> Response:
+    """Have a scan read and not scored: takes what `POST /v1/jobs` takes, and makes a job whose `task` is `validate`.
+
+    Once it has succeeded, `GET /v1/jobs/{job_id}/inspection` says what the reader saw: format, geometry and the fields
+    it comes from, findings, histogram. A scan that cannot be read ends the job as `failed`, with the problem inside.
+    """
+    return await submission.answer(JobTask.VALIDATE)
 
 
 def require_callback_allowed(jobs: JobService, options: JobOptions) -> None:

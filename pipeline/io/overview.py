@@ -43,10 +43,21 @@ def draw_overview(path: Path, volume: Volume, lobes: LobeLabels, lesions: Lesion
         _picture(volume, lobes, lesions, coronal)[::-1, 0],
         _picture(volume, lobes, lesions, axial)[0],
     ]
-    height = max(picture.shape[0] for picture in pictures)
-    padded = [np.pad(p, ((0, height - p.shape[0]), (0, 4), (0, 0))) for p in pictures]
-    beside_each_other = np.concatenate(padded, axis=1)
-    sitk.WriteImage(sitk.GetImageFromArray(beside_each_other, isVector=True), str(path), imageIO="PNGImageIO")
+    _write_beside_each_other(path, pictures)
+
+
+def draw_slices(path: Path, volume: Volume) -> None:
+    """Write a PNG of the coronal, axial and sagittal slice through the middle of a scan, as radiologists look at it.
+
+    In the lung window, 1 mm a pixel; the patient's right is on the picture's left, in the sagittal slice the front is.
+    """
+    lower, upper = volume.grid.bounds_mm()
+    x, y, z = (float(v) for v in (lower + upper) / 2)
+    coronal, axial = planes_through((x, y, z), volume.grid)
+    edges = (EDGE_MM, EDGE_MM, EDGE_MM)
+    sagittal = Grid.axis_aligned((x, lower[1], lower[2]), (x + EDGE_MM, upper[1], upper[2]), edges)
+    shown = [windowed(resample(volume.hu, volume.grid, plane)) for plane in (coronal, axial, sagittal)]
+    _write_beside_each_other(path, [shown[0][::-1, 0], shown[1][0], shown[2][::-1, :, 0]])
 
 
 def planes_through(point_mm: Triple, grid: Grid) -> tuple[Grid, Grid]:
@@ -56,6 +67,14 @@ def planes_through(point_mm: Triple, grid: Grid) -> tuple[Grid, Grid]:
     coronal = Grid.axis_aligned((lower[0], y, lower[2]), (upper[0], y + EDGE_MM, upper[2]), edges)
     axial = Grid.axis_aligned((lower[0], lower[1], z), (upper[0], upper[1], z + EDGE_MM), edges)
     return coronal, axial
+
+
+def _write_beside_each_other(path: Path, pictures: list[UInt8[np.ndarray, "..."]]) -> None:
+    """Grey or coloured pictures, as high as the highest."""
+    height = max(picture.shape[0] for picture in pictures)
+    padded = [np.pad(p, ((0, height - p.shape[0]), (0, 4), *((0, 0),) * (p.ndim - 2))) for p in pictures]
+    image = sitk.GetImageFromArray(np.concatenate(padded, axis=1), isVector=pictures[0].ndim == 3)
+    sitk.WriteImage(image, str(path), imageIO="PNGImageIO")
 
 
 def centre_mm(mask: Bool[np.ndarray, "z y x"], grid: Grid) -> Triple:

@@ -7,12 +7,13 @@ and what was noticed as JSON. Nothing about the patient comes back: the child ne
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pipeline.errors import DamagedFileError
 from pipeline.findings import findings_of_scan
-from pipeline.geometry import Finding, Grid, Scan, Triple, Volume
+from pipeline.geometry import Finding, GeometrySource, Grid, NiftiGeometry, Scan, Triple, Volume
 from pipeline.io.sandbox import Confinement, call_confined
 
 _READER = "pipeline.io.formats.scan:leave_hounsfield"
@@ -67,13 +68,22 @@ def read_ct(path: Path, limits: ReadLimits = ReadLimits()) -> Scan:
         spacing_mm, origin_mm = _triple(answer["grid"]["spacing_mm"]), _triple(answer["grid"]["origin_mm"])
         grid = Grid((z, y, x), spacing_mm, origin_mm, (rows[0], rows[1], rows[2]))
         # The child met bytes that nobody vouches for, so what it left is checked too.
-        hu = np.load((folder / _HU_FILE), allow_pickle=False)
+        hu = np.load(folder / _HU_FILE, allow_pickle=False)
         if hu.dtype != np.int16 or hu.shape != grid.shape:
             raise DamagedFileError("The reader did not leave what it announced.")
-        load = np.asarray(hu)
-        volume = Volume(load, grid)
+        volume = Volume(np.asarray(hu), grid)
     findings = tuple(Finding(**finding) for finding in answer["findings"])
-    return Scan(volume, (*findings, *findings_of_scan(volume)))
+    return Scan(volume, (*findings, *findings_of_scan(volume)), _source(answer["source"]))
+
+
+def _source(answer: dict[str, Any] | None) -> GeometrySource | None:
+    if answer is None:
+        return None
+    nifti: NiftiGeometry | None = None
+    if answer["nifti"] is not None:
+        listed = {name: tuple(value) for name, value in answer["nifti"].items() if isinstance(value, list)}
+        nifti = NiftiGeometry(**{**answer["nifti"], **listed})
+    return GeometrySource(answer["file_format"], tuple(answer["used"]), answer["ignored"], nifti)
 
 
 def _triple(values: list[float]) -> Triple:

@@ -20,6 +20,7 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 COMMANDS = (
     "score",
+    "inspect",
     "submit",
     "serve",
     "api",

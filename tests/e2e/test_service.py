@@ -15,7 +15,7 @@ import pytest
 import SimpleITK as sitk
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from jobs.models import Report
+from jobs.models import Inspection, Report
 from pipeline.geometry import Grid
 from pipeline.io.write import write_ct
 from pipeline.phantom import Phantom, PhantomRecipe, make_phantom
@@ -54,6 +54,16 @@ def scored(service: str, lobewise: Run, ct: Path, tmp_path_factory: pytest.TempP
     result = lobewise("submit", ct, "--service", service, "--json", "--out", folder)
     assert result.returncode == 0, result.stderr
     return Report.model_validate_json(result.stdout), folder
+
+
+def test_a_scan_is_validated_by_the_same_service(service: str, ct: Path, phantom: Phantom) -> None:
+    with ct.open("rb") as file:
+        job = httpx.post(f"{service}/v1/validate", files={"file": file}, headers={"prefer": "wait=60"}).json()
+    assert job["status"] == "succeeded"
+    seen = Inspection.model_validate_json(httpx.get(job["links"]["inspection"]).content)
+    assert (seen.shape, seen.axes) == (phantom.volume.hu.shape, "IRP")
+    assert seen.geometry is not None
+    assert seen.geometry.file_format == "NIfTI-1"
 
 
 def test_the_opacity_is_near_the_truth(scored: tuple[Report, Path], phantom: Phantom) -> None:

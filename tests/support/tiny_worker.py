@@ -87,6 +87,7 @@ def quantification(scan: Scan, opacity_percent: float) -> SimpleNamespace:
         seconds={"lungs": 0.1},
         models=(SimpleNamespace(name="lungs", version="1", sha256="0" * 64),),
         device="cpu",
+        source=scan.source,
     )
 
 

@@ -20,7 +20,7 @@ import SimpleITK as sitk
 
 from jobs import states
 from jobs.bootstrap import Connection, connect
-from jobs.models import InputInfo, JobRecord, JobStatus, MaskName, Priority
+from jobs.models import InputInfo, JobRecord, JobStatus, JobTask, MaskName, Priority
 from jobs.settings import JobsSettings
 from jobs.states import new_id
 from tests.support.processes import until
@@ -127,6 +127,15 @@ def test_a_scan_is_scored_and_its_masks_lie_on_its_own_grid(service: Service, tm
         assert image.GetOrigin() == pytest.approx((-10.0, 20.0, 30.0))
         assert image.GetDirection() == pytest.approx((0, 0, 1, 1, 0, 0, 0, 1, 0))
         assert set(np.unique(sitk.GetArrayFromImage(image))) == values
+
+
+def test_a_scan_to_validate_is_read_and_not_scored(service: Service) -> None:
+    state = service.jobs.service.wait(service.post({"do": "not-chest"}, task=JobTask.VALIDATE), 60)
+    assert (state.status, state.attempt, state.severity) == (JobStatus.SUCCEEDED, 1, None)
+    seen = service.jobs.service.inspection(state.id)
+    assert (seen.shape, seen.spacing_mm, seen.axes) == ((5, 10, 20), (2.0, 1.0, 0.5), "PSL")
+    assert [finding.code for finding in seen.quality] == ["thick-slices"]
+    assert seen.input_size_bytes == state.input.size_bytes
 
 
 def test_a_scan_that_cannot_be_scored_fails_with_its_problem_and_is_not_retried(service: Service) -> None:

@@ -1,10 +1,13 @@
 """Says what a file is by its first bytes; its name says nothing, since uploads have none."""
 
 import re
-import zlib
 from contextlib import suppress
 from enum import Enum
+from io import BytesIO
 from typing import Final
+
+from pipeline.errors import DamagedFileError
+from pipeline.io.formats.unpack import Packing, unpacked
 
 HEAD_BYTES: Final = 4096
 
@@ -34,12 +37,14 @@ class Content(Enum):
 def identify(head: bytes) -> Content:
     """What the file that begins with `head` (up to `HEAD_BYTES`) is."""
     if head.startswith(b"\x1f\x8b"):
-        # What `head` unpacks to before anything in it turns out to be damaged.
-        stream, unpacked = zlib.decompressobj(wbits=31), b""
-        with suppress(zlib.error):
-            for begin in range(0, len(head), 16):
-                unpacked += stream.decompress(head[begin : begin + 16], HEAD_BYTES)
-        return Content.NIFTI_GZ if _identify_plain(unpacked) is Content.NIFTI else Content.GZIP
+        # In small blocks: what `head` unpacks to before anything in it turns out to be damaged or cut off.
+        plain = b""
+        with suppress(DamagedFileError):
+            for block in unpacked(BytesIO(head).read, Packing.GZIP, 16):
+                plain += block
+                if len(plain) >= HEAD_BYTES:
+                    break
+        return Content.NIFTI_GZ if _identify_plain(plain) is Content.NIFTI else Content.GZIP
     return _identify_plain(head)
 
 

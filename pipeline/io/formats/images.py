@@ -1,38 +1,31 @@
-"""NIfTI, NRRD and MetaImage files: the pixels are read as plain numbers, ITK places them."""
+"""NIfTI, NRRD and MetaImage files: header, geometry, then pixels as plain numbers, all read by ourselves."""
 
-import zlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Final
 
 import numpy as np
-import SimpleITK as sitk
-from isal import isal_zlib
 
-from pipeline.errors import DamagedFileError, UnsupportedFormatError
-from pipeline.geometry import Finding, Grid, Scan, Volume
+from pipeline.errors import DamagedFileError
+from pipeline.geometry import Scan, Volume
 from pipeline.io.formats.content import Content
-from pipeline.io.formats.headers import MAX_HEADER_BYTES, ImageHeader, Packing, parse_metaimage, parse_nifti, parse_nrrd
+from pipeline.io.formats.image_header import MAX_HEADER_BYTES, ImageHeader
 from pipeline.io.formats.limits import SizeLimits
+from pipeline.io.formats.metaimage import parse_metaimage
+from pipeline.io.formats.nifti import parse_nifti, readable_by_all
+from pipeline.io.formats.nrrd import parse_nrrd
+from pipeline.io.formats.placement import EXACT_DEGREES, degrees_from_right_angles, place
+from pipeline.io.formats.unpack import Packing, unpacked
 from pipeline.io.formats.voxels import to_hounsfield
 
 _BLOCK_BYTES: Final = 1 << 20
 
-
-@dataclass(frozen=True)
-class _Reader:
-    """How a format is read: our parser of its header, ITK's reader of the geometry, the name ITK expects."""
-
-    parse: Callable[[bytes], ImageHeader]
-    image_io: str
-    file_name: str
-
-
-_READERS: Final[Mapping[Content, _Reader]] = {
-    Content.NIFTI: _Reader(parse_nifti, "NiftiImageIO", "geometry.nii"),
-    Content.NRRD: _Reader(parse_nrrd, "NrrdImageIO", "geometry.nrrd"),
-    Content.METAIMAGE: _Reader(parse_metaimage, "MetaImageIO", "geometry.mha"),
+_PARSERS: Final[Mapping[Content, Callable[[bytes], ImageHeader]]] = {
+    Content.NIFTI: parse_nifti,
+    Content.NIFTI_GZ: parse_nifti,
+    Content.NRRD: parse_nrrd,
+    Content.METAIMAGE: parse_metaimage,
 }
 
 
@@ -43,59 +36,34 @@ def read_image(path: Path, content: Content, folder: Path, limits: SizeLimits) -
         UnreadableScanError: as its kinds say.
     """
     packing = Packing.GZIP if content is Content.NIFTI_GZ else Packing.PLAIN
-    reader = _READERS[Content.NIFTI if content is Content.NIFTI_GZ else content]
-    with path.open("rb") as file:
-        if packing is Packing.PLAIN:
-            head = file.read(MAX_HEADER_BYTES)
-        else:
-            head = next(_unpacked(file, packing, MAX_HEADER_BYTES), b"")[:MAX_HEADER_BYTES]
-    header = reader.parse(head)
+    header = _PARSERS[content](_head(path, packing))
     limits.check_voxels(header.sizes)
     limits.check_bytes(header.data_bytes)
-    grid = _grid(reader, header, folder)
+    grid, findings = place(header.placement, header.sizes)
+    source = header.source
+    if source.nifti is not None and degrees_from_right_angles(header.placement.steps_mm) > EXACT_DEGREES:
+        source = replace(source, nifti=readable_by_all(source.nifti, grid))
     if packing is not Packing.PLAIN:
         pixels = _mapped(_unpack(path, 0, packing, header.data_at + header.data_bytes, folder), header)
     elif header.packing is not Packing.PLAIN:
-        unpacked = _unpack(path, header.data_at, header.packing, header.data_bytes, folder)
-        pixels = _mapped(unpacked, header, data_at=0)
+        unpacked_to = _unpack(path, header.data_at, header.packing, header.data_bytes, folder)
+        pixels = _mapped(unpacked_to, header, data_at=0)
     else:
         pixels = _mapped(path, header)
-    hu, findings = to_hounsfield(pixels, header.slope, header.intercept)
-    if not header.placed:
-        message = "The file does not say how the patient lies in it: the format's default was assumed."
-        findings = (Finding("orientation-assumed", "warning", message), *findings)
-    return Scan(Volume(hu, grid), findings)
+    hu, value_findings = to_hounsfield(pixels, header.slope, header.intercept)
+    return Scan(Volume(hu, grid), (*header.findings, *findings, *value_findings), source)
 
 
-# Geometry
-
-
-def _grid(reader: _Reader, header: ImageHeader, folder: Path) -> Grid:
-    """What ITK makes of the header that we wrote."""
-    path = folder / reader.file_name
-    path.write_bytes(header.rewritten)
-    information = sitk.ImageFileReader()
-    information.SetImageIO(reader.image_io)
-    information.SetFileName(str(path))
-    try:
-        information.ReadImageInformation()
-    except RuntimeError as error:
-        # ITK's message names files and lines of its own, so it is not passed on.
-        if "orthonormal" in str(error):
-            detail = "The file's axes are not at right angles (a tilted gantry); send the DICOM series instead."
-            raise UnsupportedFormatError(detail) from error
-        raise DamagedFileError("The header is damaged: its geometry cannot be read.") from error
-    if information.GetSize()[:3] != header.sizes:
-        raise DamagedFileError("The header is damaged: it contradicts itself.")
-    # The first three axes; those that follow have length one.
-    n = information.GetDimension()
-    (x, y, z), (ox, oy, oz) = information.GetSize()[:3], information.GetOrigin()[:3]
-    sx, sy, sz = information.GetSpacing()[:3]
-    rows = [information.GetDirection()[row * n : row * n + 3] for row in range(3)]
-    return Grid((z, y, x), (sz, sy, sx), (ox, oy, oz), (rows[0], rows[1], rows[2]))
-
-
-# Pixels
+def _head(path: Path, packing: Packing) -> bytes:
+    with path.open("rb") as file:
+        if packing is Packing.PLAIN:
+            return file.read(MAX_HEADER_BYTES)
+        head = b""
+        for block in unpacked(file.read, packing, MAX_HEADER_BYTES):
+            head += block
+            if len(head) >= MAX_HEADER_BYTES:
+                break
+        return head[:MAX_HEADER_BYTES]
 
 
 def _mapped(path: Path, header: ImageHeader, data_at: int | None = None) -> np.ndarray:
@@ -104,8 +72,14 @@ def _mapped(path: Path, header: ImageHeader, data_at: int | None = None) -> np.n
     present = path.stat().st_size - offset
     if present < header.data_bytes:
         raise DamagedFileError(
-            "The file is cut short: it holds fewer pixels than its header says.",
+            f"The file is cut short: it holds fewer pixels than its header says ({max(present, 0)} of "
+            f"{header.data_bytes} bytes). Export or send it again.",
             evidence={"bytes_expected": header.data_bytes, "bytes_present": max(present, 0)},
+        )
+    if present > header.data_bytes + MAX_HEADER_BYTES:
+        raise DamagedFileError(
+            f"The file holds more than its header says ({present} bytes for {header.data_bytes}): its sizes are wrong.",
+            evidence={"bytes_expected": header.data_bytes, "bytes_present": present},
         )
     return np.memmap(path, header.dtype, "r", offset, header.sizes[::-1])
 
@@ -115,21 +89,11 @@ def _unpack(path: Path, begin: int, packing: Packing, expected_bytes: int, folde
     target = folder / "unpacked"
     with path.open("rb") as source, target.open("wb") as copy:
         source.seek(begin)
-        for block in _unpacked(source, packing, _BLOCK_BYTES):
+        for block in unpacked(source.read, packing, _BLOCK_BYTES):
             copy.write(block)
             if copy.tell() > expected_bytes + MAX_HEADER_BYTES:
-                raise DamagedFileError("The file unpacks to more than its header says.")
+                raise DamagedFileError(
+                    f"The file unpacks to more than its header says ({expected_bytes} bytes).",
+                    evidence={"bytes_expected": expected_bytes},
+                )
     return target
-
-
-def _unpacked(source: IO[bytes], packing: Packing, block_bytes: int) -> Iterator[bytes]:
-    """The stream in blocks of at most `block_bytes`; its checksum is checked at the end."""
-    stream: Any = isal_zlib.decompressobj(wbits=packing.value)
-    try:
-        while not stream.eof:
-            packed = stream.unconsumed_tail or source.read(block_bytes)
-            if not packed:
-                raise DamagedFileError("The file is cut short: its compressed part has no end.")
-            yield stream.decompress(packed, block_bytes)
-    except (isal_zlib.error, zlib.error) as error:  # type: ignore[misc]  # isal's stub names no class
-        raise DamagedFileError("The file is damaged: its compressed part cannot be unpacked.") from error

@@ -1,6 +1,5 @@
 """Reads whatever a path holds and leaves Hounsfield units in the working folder: what the sandbox runs."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from pipeline.errors import DamagedFileError, UnsupportedFormatError
+from pipeline.errors import UnsupportedFormatError
 from pipeline.geometry import Scan
 from pipeline.io.formats.archive import FileMember, Member, members_of_folder, members_of_zip, open_zip
 from pipeline.io.formats.content import HEAD_BYTES, Content, identify
@@ -18,12 +17,6 @@ from pipeline.io.formats.limits import SizeLimits
 
 HU_FILE: Final = "hu.npy"
 
-#: No CT has voxels smaller or larger than this.
-SPACING_MM: Final = (0.02, 25.0)
-
-#: No CT is longer: grids made from a wrong spacing would not fit into memory.
-LONGEST_MM: Final = 2500.0
-
 READ_AS: Final = "NIfTI (.nii, .nii.gz), NRRD, MetaImage (.mha) and DICOM series (a zip or a folder)"
 
 
@@ -31,25 +24,19 @@ def leave_hounsfield(path: str, max_voxels: int, max_bytes: int, max_files: int)
     """Read `path`, write `hu.npy` (int16, z-y-x) to the working folder and say where it lies.
 
     Returns:
-        `grid` and `findings`, as JSON holds them.
+        `grid`, `findings` and `source`, as JSON holds them.
 
     Raises:
         PipelineError: as its kinds say.
     """
     limits = SizeLimits(max_voxels, max_bytes, max_files)
     scan = _read(Path(path), Path.cwd(), limits)
-    grid = scan.volume.grid
-    smallest, largest = SPACING_MM
-    numbers = (*grid.spacing_mm, *grid.origin_mm, *(v for row in grid.direction for v in row))
-    if not all(math.isfinite(number) for number in numbers):
-        raise DamagedFileError("The header is damaged: the geometry holds what is no number.")
-    if min(grid.spacing_mm) < smallest or max(grid.spacing_mm) > largest or max(grid.size_mm) > LONGEST_MM:
-        raise DamagedFileError(
-            "The header is damaged: no CT has voxels of this size.",
-            evidence={"spacing_mm": list(grid.spacing_mm), "size_mm": list(grid.size_mm)},
-        )
     np.save(HU_FILE, scan.volume.hu, allow_pickle=False)
-    return {"grid": asdict(scan.volume.grid), "findings": [asdict(finding) for finding in scan.findings]}
+    return {
+        "grid": asdict(scan.volume.grid),
+        "findings": [asdict(finding) for finding in scan.findings],
+        "source": None if scan.source is None else asdict(scan.source),
+    }
 
 
 def _read(path: Path, folder: Path, limits: SizeLimits) -> Scan:

@@ -15,7 +15,8 @@ from pydicom.uid import EnhancedCTImageStorage, RLELossless
 from pipeline.errors import DamagedFileError, NotChestCTError, ScanTooLargeError, UnsupportedFormatError
 from pipeline.geometry import Finding, Grid, Scan, Volume
 from pipeline.io.formats.archive import members_of_folder
-from pipeline.io.formats.dicom import TAGS, read_series
+from pipeline.io.formats.dicom import read_series
+from pipeline.io.formats.dicom_headers import TAGS, take_stock
 from pipeline.io.formats.limits import SizeLimits
 from pipeline.io.read import read_ct
 
@@ -122,9 +123,13 @@ def test_missing_slices_are_counted(write_series: WriteSeries, chest: Volume) ->
         paths[index].unlink()
     scan = read(paths[0].parent)
     missing = finding(scan, "missing-slices")
-    assert (missing.severity, missing.evidence) == ("error", {"missing": 3, "gaps": 2})
-    assert scan.volume.hu.shape[0] == 21
-    assert scan.volume.grid.spacing_mm[0] == pytest.approx(12.0)
+    assert missing.severity == "error"
+    assert missing.evidence == {"missing": 3, "gaps": 2, "largest_gap_mm": 36.0, "step_mm": 12.0}
+    assert scan.volume.grid == chest.grid
+    kept = [index for index in range(24) if index not in (5, 6, 15)]
+    np.testing.assert_array_equal(scan.volume.hu[kept], chest.hu[kept])
+    between = (chest.hu[14].astype(int) + chest.hu[16]) / 2
+    np.testing.assert_array_equal(scan.volume.hu[15], np.rint(between))
 
 
 def test_one_missing_slice_of_many_is_a_warning(write_series: WriteSeries, chest: Volume) -> None:
@@ -138,7 +143,17 @@ def test_uneven_spacing_is_reported_with_its_extremes(write_series: WriteSeries,
     shift_along_z(paths[7], 2.0)
     scan = read(paths[0].parent)
     assert codes(scan) == ["uneven-spacing"]
-    assert finding(scan, "uneven-spacing").evidence == {"smallest_mm": 10.0, "mean_mm": 12.0, "largest_mm": 14.0}
+    assert finding(scan, "uneven-spacing").evidence == {
+        "smallest_mm": 10.0,
+        "largest_mm": 14.0,
+        "step_mm": 12.0,
+        "slices": 24,
+        "planes": 24,
+    }
+    # The plane at 84 mm lies between slices 6 (72 mm) and 7 (86 mm).
+    mixed = chest.hu[6] + (chest.hu[7].astype(float) - chest.hu[6]) * 12 / 14
+    np.testing.assert_array_equal(scan.volume.hu[7], np.rint(mixed))
+    np.testing.assert_array_equal(np.delete(scan.volume.hu, 7, 0), np.delete(chest.hu, 7, 0))
 
 
 def test_rounded_positions_are_even(write_series: WriteSeries, chest: Volume) -> None:
@@ -170,7 +185,7 @@ def test_repeated_positions_are_read_once(write_series: WriteSeries, chest: Volu
     (paths[4].parent / "again.dcm").write_bytes(paths[4].read_bytes())
     scan = read(paths[0].parent)
     np.testing.assert_array_equal(scan.volume.hu, chest.hu)
-    assert finding(scan, "duplicate-positions").evidence == {"slices": 25, "positions": 24, "acquisitions": 1}
+    assert finding(scan, "duplicate-positions").evidence == {"slices": 25, "copies": 1}
 
 
 def test_two_acquisitions_in_one_series_are_not_mixed(write_series: WriteSeries, chest: Volume) -> None:
@@ -180,7 +195,9 @@ def test_two_acquisitions_in_one_series_are_not_mixed(write_series: WriteSeries,
     write_series(dark, paths[0].parent, SeriesInstanceUID=series, AcquisitionNumber=2)
     scan = read(paths[0].parent)
     np.testing.assert_array_equal(scan.volume.hu, chest.hu)
-    assert finding(scan, "duplicate-positions").evidence["acquisitions"] == 2
+    evidence = finding(scan, "several-volumes").evidence
+    assert evidence["differ_in"] == ["acquisition"]
+    assert [other["slices"] for other in evidence["others"]] == [20]
 
 
 def _rest(grid: Grid) -> tuple[object, ...]:
@@ -193,10 +210,11 @@ def test_the_largest_series_is_scored_and_the_others_named(write_series: WriteSe
     write_series(short, paths[0].parent, SeriesNumber=3)
     scan = read(paths[0].parent)
     np.testing.assert_array_equal(scan.volume.hu, chest.hu)
-    assert finding(scan, "several-series").evidence == {
-        "chosen": {"series_number": 7, "slices": 24},
-        "others": [{"series_number": 3, "slices": 10}],
-    }
+    evidence = finding(scan, "several-series").evidence
+    assert (evidence["chosen"]["series_number"], evidence["chosen"]["slices"]) == (7, 24)
+    assert [(other["series_number"], other["slices"], other["extent_mm"]) for other in evidence["others"]] == [
+        (3, 10, 108.0)
+    ]
 
 
 def test_localizers_are_dropped_and_said_so(write_series: WriteSeries, chest: Volume) -> None:
@@ -303,7 +321,7 @@ def test_slices_without_a_place_are_no_scan(write_series: WriteSeries, chest: Vo
         header = pydicom.dcmread(path)
         del header.ImagePositionPatient
         header.save_as(path)
-    with pytest.raises(UnsupportedFormatError, match="where they lie"):
+    with pytest.raises(UnsupportedFormatError, match="ImagePositionPatient is missing in 24 of 24"):
         read(paths[0].parent)
 
 
@@ -358,7 +376,12 @@ def test_a_folder_is_read_as_a_zip_is(write_series: WriteSeries, chest: Volume) 
     assert scan.volume.grid == chest.grid
 
 
-def test_no_tag_that_names_a_patient_is_read() -> None:
+def test_of_the_tags_that_name_a_patient_one_is_read_and_kept_as_a_digest(
+    write_series: WriteSeries, chest: Volume, tmp_path: Path
+) -> None:
     named = [tag for tag in TAGS if "Patient" in tag]
-    assert named == ["ImagePositionPatient", "ImageOrientationPatient"]
+    assert named == ["PatientID", "ImagePositionPatient", "ImageOrientationPatient"]
     assert not [tag for tag in TAGS if any(word in tag for word in ("Name", "Date", "Institution", "Description"))]
+    stock = take_stock(members_of_folder(write_series(chest)[0].parent, LIMITS), tmp_path, LIMITS)
+    assert len({s.patient for s in stock.slices}) == 1
+    assert "SECRET" not in repr(stock)
