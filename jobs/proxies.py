@@ -87,7 +87,7 @@ class RoutedTransport(httpx.BaseTransport):
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         proxy = proxy_of(str(request.url))
         if proxy not in self._by_proxy:
-            self._by_proxy[proxy] = httpx.HTTPTransport(proxy=proxy and proxy.address)
+            self._by_proxy[proxy] = httpx.HTTPTransport(proxy=proxy.address if proxy else None)
         return self._by_proxy[proxy].handle_request(request)
 
     def close(self) -> None:
@@ -105,7 +105,7 @@ class AsyncRoutedTransport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         proxy = proxy_of(str(request.url))
         if proxy not in self._by_proxy:
-            transport = httpx.AsyncHTTPTransport(proxy=proxy and proxy.address, limits=self._limits)
+            transport = httpx.AsyncHTTPTransport(proxy=proxy.address if proxy else None, limits=self._limits)
             self._by_proxy[proxy] = transport
         return await self._by_proxy[proxy].handle_async_request(request)
 
