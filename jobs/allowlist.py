@@ -46,7 +46,7 @@ def checked(entry: str, schemes: Mapping[str, int | None]) -> str:
         "a bucket has no port": parts.scheme == "s3" and ":" in parts.netloc,
         "its path has . or ..": _has_dots(parts.path),
         "it has characters that must be written as %XX": bool(
-            _NEVER.search(entry if entry.isascii() else parts.path)  # a host may have others, see below
+            _NEVER.search(entry if entry.isascii() or parts.scheme == "s3" else parts.path)  # hosts: see below
         ),
     }
     if reason := next((reason for reason, is_so in reasons.items() if is_so), None):

@@ -39,7 +39,11 @@ def proxy_of(url: str) -> Proxy | None:
     Raises:
         SettingsError: a variable that matters to this address cannot be understood, or its proxy not be used.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        return None  # no address at all, which whoever sends the request finds, and no variable is to blame for
     # First, so that a service on this machine works whatever the environment says.
     if is_loopback(parts.hostname or ""):
         return None
@@ -145,8 +149,9 @@ def _is_excluded(parts: SplitResult, entries: str) -> bool:
 def _matches(entry: str, parts: SplitResult) -> bool:
     if entry == "*":
         return True
-    host, port = (parts.hostname or "").rstrip("."), parts.port or PORTS.get(parts.scheme)
+    port = parts.port or PORTS.get(parts.scheme)
     try:
+        host = _spelt_for_dns(parts.hostname or "")
         scheme, _, rest = entry.rpartition("://")
         # `::1` has colons and no port; `[::1]:8000` has both.
         if rest.count(":") < 2 or rest.startswith("["):
@@ -156,17 +161,22 @@ def _matches(entry: str, parts: SplitResult) -> bool:
             wanted, wanted_port = rest, None
         if scheme not in ("", "all", parts.scheme) or wanted_port not in (None, port):
             return False
-        wanted = wanted.strip("[]")
+        wanted = wanted.replace("[", "").replace("]", "")
         if ":" in wanted or "/" in wanted or re.fullmatch(r"[\d.]+", wanted):
             network = ip_network(wanted, strict=False)
             try:
                 return ip_address(host) in network
             except ValueError:
                 return False  # a name: who has its address is not asked
-        domain = wanted.removeprefix("*").strip(".").lower()
+        domain = _spelt_for_dns(wanted.removeprefix("*").removeprefix("."))
         if not _NAME.fullmatch(domain):
             raise ValueError
     except ValueError:
         message = f"{_variable('no')} has {entry!r}, which is no host, address, network or *."
         raise SettingsError(message) from None
     return host == domain or host.endswith(f".{domain}")
+
+
+def _spelt_for_dns(host: str) -> str:
+    """Raises ValueError: letters that no host has."""
+    return host.lower().rstrip(".").encode("idna" if not host.isascii() else "ascii").decode()

@@ -23,6 +23,7 @@ from jobs.settings import JobsSettings, read_settings
         ("https://pacs.example/ct/../x", "its path has . or .."),
         ("https://pacs.example/ct/%2e%2e/x", "its path has . or .."),
         ("https://pacs.example/schädel", "it has characters that must be written as %XX"),
+        ("s3://büro/in", "it has characters that must be written as %XX"),
         ("https://pacs.example:port/", "Port could not be cast"),
         ("https://[::1/", "Invalid IPv6 URL"),
         ("s3://scans:80/in", "a bucket has no port"),
