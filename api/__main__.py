@@ -3,10 +3,10 @@
 import sys
 
 from api.app import run
-from jobs.errors import SettingsError
+from jobs.errors import SettingsError, UnavailableError
 
 if __name__ == "__main__":
     try:
         run()
-    except SettingsError as error:
+    except (SettingsError, UnavailableError) as error:
         sys.exit(str(error))

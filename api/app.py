@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from api import errors, openapi
+from api.listening import require_free
 from api.metrics import Metrics
 from api.middleware import RequestEnvelope
 from api.routes import batches, callbacks, events, results, service, submission, uploads
@@ -82,6 +83,7 @@ def run(host: str | None = None, port: int | None = None, jobs_settings: JobsSet
     configure_logging(jobs_settings.log_format, jobs_settings.log_level)
     for sentence in misspelt((JobsSettings, ApiSettings)):
         logger.warning("%s", sentence)
+    require_free(settings.host, settings.port)
     jobs = connect(jobs_settings)
     try:
         app = create_app(settings, jobs)

@@ -26,6 +26,7 @@ from jobs.errors import JobNotFoundError, JobPurgedError, SettingsError, Unavail
 from jobs.liveness import alive
 from jobs.logs import configure_logging
 from jobs.models import CallbackFault
+from jobs.proxies import AsyncRoutedTransport, proxy_of
 from jobs.settings import JobsSettings, misspelt, read_settings
 from jobs.tracing import configure_tracing, stop_tracing
 
@@ -42,6 +43,8 @@ def run(settings: JobsSettings | None = None) -> None:
     settings = settings or read_settings(JobsSettings)
     configure_logging(settings.log_format, settings.log_level)
     configure_tracing("lobewise-sender")
+    for prefix in settings.callback_allowlist:
+        proxy_of(prefix)  # raises now what every message would meet
     for sentence in misspelt((JobsSettings,)):
         log.warning("%s", sentence)
     connection = connect(settings)
@@ -81,7 +84,7 @@ class Sender:
             # No redirects: the operator allowed this address, and a redirect would lead to one that nobody allowed.
             follow_redirects=False,
             timeout=settings.callback_timeout_seconds,
-            limits=limits,
+            transport=AsyncRoutedTransport(limits),
             headers={"user-agent": "Lobewise"},
         ) as client:
             while not stop.is_set():
@@ -170,5 +173,5 @@ async def send(client: httpx.AsyncClient, url: str, message: Message, timeout_se
 if __name__ == "__main__":
     try:
         run()
-    except SettingsError as error:
+    except (SettingsError, UnavailableError) as error:
         sys.exit(str(error))

@@ -1,13 +1,16 @@
 """What every route needs: the jobs, the settings, the metrics, and addresses to link to."""
 
 import re
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Final
 from urllib.parse import urlencode
 
 from fastapi import Depends, Request
 
+from api.errors import invalid_parameters, pointer
 from api.metrics import Metrics
+from api.schemas import FieldError
 from api.upload_limits import UploadLimiter
 from jobs.live.status_batcher import StatusBatcher
 from jobs.service import JobService
@@ -49,6 +52,20 @@ async def _addresses(request: Request) -> Addresses:
     host = request.headers.get("host", "")
     root = request.scope.get("root_path", "").rstrip("/")
     return Addresses(f"{request.url.scheme}://{host}{root}" if _HOST.fullmatch(host) else root)
+
+
+async def one_of_each(request: Request) -> None:
+    """Of operations whose parameters are no lists: the framework lets the last of several win, and says nothing.
+
+    Raises:
+        ApiError (invalid-parameters): a parameter is given more than once.
+    """
+    counts = Counter(name for name, _ in request.query_params.multi_items())
+    repeated = [name for name, count in counts.items() if count > 1]
+    if repeated:
+        raise invalid_parameters(
+            *(FieldError(pointer=pointer(("query", name)), detail="given more than once") for name in repeated)
+        )
 
 
 def _from_state(name: str) -> Callable[[Request], Awaitable[Any]]:

@@ -9,12 +9,11 @@ from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from typing import Final
 
+from api.listening import ANY_ADDRESS
 from jobs.liveness import is_alive, named_file
 from jobs.settings import ApiSettings
 
 TIMEOUT_SECONDS: Final = 3.0
-#: These mean "all addresses" to a server and are none to connect to; the loopback is asked instead.
-ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (where to ask, not where to listen)
 
 
 def main() -> int:

@@ -65,6 +65,11 @@ class MultipartReader:
         self._disposition = b""
         self._parts = 0
         self._ended = False
+        # Blanks may follow it. A line that only begins like it is none.
+        self._first = re.compile(b"\r\n--" + re.escape(boundary) + b"[ \t]{0,64}(?=\r\n|--)")
+        self._boundary = b"--" + boundary
+        # The end of what came before the first boundary; None once that was found. It may begin the body at once.
+        self._preamble: bytes | None = b"\r\n"
         self._parser = MultipartParser(
             boundary,
             {
@@ -81,6 +86,14 @@ class MultipartReader:
 
     def feed(self, chunk: bytes) -> Iterable[PartEvent]:
         """Raises ApiError (malformed-request): this is no form."""
+        if self._preamble is not None:
+            # RFC 2046, section 5.1.1: there may be anything before, and it is ignored. The parser takes none of it.
+            body = self._preamble + chunk
+            first = self._first.search(body)
+            if first is None:
+                self._preamble = body[-MAX_BOUNDARY_BYTES - 80 :]
+                return []
+            self._preamble, chunk = None, self._boundary + body[first.end() :]
         try:
             self._parser.write(chunk)
         except MultipartParseError as error:
@@ -365,9 +378,13 @@ class _Form:
         if self._file.size_bytes == 0:
             errors.append(FieldError(pointer="/body/file", detail="the file is missing or empty"))
         try:
-            options = JobOptions.model_validate(
-                {name: value.decode("utf-8", errors="replace") for name, value in self._fields.items()}
-            )
+            # An empty field is what a page's form sends of a box that nobody filled in: as if it were not there.
+            given = {
+                name: value.decode("utf-8", errors="replace")
+                for name, value in self._fields.items()
+                if value or name not in JobOptions.model_fields
+            }
+            options = JobOptions.model_validate(given)
         except ValidationError as error:
             errors.extend(field_errors(error, "/body"))
         if errors:

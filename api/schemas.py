@@ -6,6 +6,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from jobs.models import (
+    GivenSha256,
     InputInfo,
     JobError,
     JobStatus,
@@ -15,7 +16,6 @@ from jobs.models import (
     Priority,
     ScanSource,
     SeverityScores,
-    Sha256,
     Stage,
 )
 
@@ -111,7 +111,7 @@ class UploadRequest(Schema):
     """A scan to come in parts."""
 
     size_bytes: int = Field(ge=1, description="of the whole file")
-    sha256: Sha256 | None = Field(default=None, description="of the whole file; checked when all parts are there")
+    sha256: GivenSha256 | None = Field(default=None, description="of the whole file; checked when all parts are there")
 
 
 class UploadPart(Schema):

@@ -41,7 +41,7 @@ def main() -> None:
     """The entry point of the `lobewise` command."""
     from cli.client import ServiceError
     from cli.local import end_with_supervisor
-    from jobs.errors import SettingsError
+    from jobs.errors import SettingsError, UnavailableError
 
     end_with_supervisor()
     try:
@@ -50,6 +50,8 @@ def main() -> None:
         sys.exit(fail(Exit.USAGE, str(error)).exit_code)
     except ServiceError as error:
         sys.exit(fail(Exit.SERVICE_PROBLEM, str(error)).exit_code)
+    except UnavailableError as error:
+        sys.exit(fail(Exit.SERVICE_PROBLEM, f"{str(error)[:1].upper()}{str(error)[1:]}.").exit_code)
 
 
 def _version(wanted: bool) -> None:
@@ -143,7 +145,7 @@ def submit(
 
 @app.command(epilog="Example:  [bold]lobewise serve --port 8080[/], then [bold]curl localhost:8080/readyz[/]")
 def serve(
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 or :: lets others in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
     data_dir: Annotated[
         Path | None, typer.Option(help="Folder of jobs, masks and reports.", envvar="LOBEWISE_DATA_DIR")

@@ -12,7 +12,9 @@ import httpx
 from pydantic import BaseModel
 
 from cli.output import bar, fail_refused, write_report
+from jobs.errors import SettingsError
 from jobs.models import MaskName, Report
+from jobs.proxies import RoutedTransport, proxy_of
 
 #: Called with the bytes that were sent and the bytes there are.
 OnSent = Callable[[int, int], None]
@@ -35,11 +37,22 @@ class JobView(BaseModel):
 
 
 class ServiceClient:
-    """Talks to one service. Raises ServiceError for whatever goes wrong on the way."""
+    """Talks to one service. Raises ServiceError for whatever goes wrong on the way.
+
+    Raises:
+        SettingsError: the address is none, or the environment's proxy for it cannot be used.
+    """
 
     def __init__(self, address: str, timeout_seconds: float = 60.0) -> None:
         self.address = address.rstrip("/")
-        self._http = httpx.Client(base_url=self.address, timeout=timeout_seconds)
+        try:
+            url = httpx.URL(self.address)
+        except httpx.InvalidURL as error:
+            raise SettingsError(f"{address!r} is no address of a service: {error}.") from error
+        if url.scheme not in ("http", "https") or not url.host:
+            raise SettingsError(f"{address!r} is no address of a service: it must begin with http:// or https://.")
+        self._proxy = proxy_of(self.address)
+        self._http = httpx.Client(base_url=self.address, timeout=timeout_seconds, transport=RoutedTransport())
 
     def __enter__(self) -> "ServiceClient":
         return self
@@ -96,7 +109,8 @@ class ServiceClient:
         return response.json()
 
     def _unreachable(self, error: httpx.TransportError) -> ServiceError:
-        return ServiceError(f"The service at {self.address} does not answer ({type(error).__name__}).")
+        by = f", asked by the proxy that {self._proxy.variable} names" if self._proxy else ""
+        return ServiceError(f"The service at {self.address} does not answer ({type(error).__name__}{by}).")
 
 
 def _check(response: httpx.Response) -> None:

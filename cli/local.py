@@ -150,15 +150,19 @@ def local_service(
 
     Raises:
         ServiceError: a process ended, or no worker became ready.
+        SettingsError: nobody can listen there.
+        UnavailableError: the data folder cannot be used.
     """
     for module in ("fastapi", "torch"):
         require(module, "api,worker")
     settings = read_settings(JobsSettings, **({} if data_dir is None else {"data_dir": data_dir}))
     environment = {"LOBEWISE_DATA_DIR": str(settings.data_dir.resolve()), "LOBEWISE_DEVICE": device}
-    address = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"  # noqa: S104 (it compares, it does not bind)
-    # Not at the top: the client commands need neither Celery nor a server.
+    # Not at the top: the client commands need neither Celery nor a server, and the worker's image has no gateway.
+    from api.listening import local_address, require_free
     from jobs.bootstrap import connect
 
+    require_free(host, port)
+    address = local_address(host, port)
     jobs = connect(settings)
     try:
         api = ["api", "--host", host, "--port", str(port)]

@@ -13,8 +13,9 @@ HEAD: Final = """\
 Every process reads its settings from the environment. This page is generated from the code:
 `python -m cli.settings_page > docs/configuration.md`.
 
-A wrong value stops the start with a sentence that says what to set. A variable that looks like one of ours and is none
-is named in the log. `lobewise doctor` checks the settings and what they lead to.
+A wrong value stops the start with a sentence that says what to set, and so does an entry of an allow-list that could
+never match. A variable that looks like one of ours and is none is named in the log. `lobewise doctor` checks the
+settings and what they lead to.
 
 **Secrets** (marked \\*) may come from files instead: one file each, named as its variable, in the folder
 `LOBEWISE_SECRETS_DIR` (by default `/run/secrets`, where Docker and Kubernetes put them). The environment goes first.
@@ -33,6 +34,11 @@ FOOT: Final = """
 | `LOBEWISE_SERVICE` | | address of the service for `lobewise submit` |
 | `LOBEWISE_SECRETS_DIR` | /run/secrets | folder of secrets |
 | `AWS_ENDPOINT_URL`, `AWS_REGION`, `AWS_ALLOW_HTTP`, `AWS_VIRTUAL_HOSTED_STYLE_REQUEST` | AWS | where the bucket is |
+| `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` | | proxies (`http://`, `https://`, `socks5://`, `socks5h://`; SOCKS needs \
+`pip install 'httpx[socks]'`) for `lobewise submit`, for scans that workers fetch, callbacks and the bucket. \
+127.0.0.0/8, ::1 and localhost never go by one |
+| `NO_PROXY` | | what goes straight, separated by commas: `*`, hosts with all below them, addresses and networks \
+(`::1`, `[::1]`, `10.0.0.0/8`), each with a port if only that is meant |
 | `TORCH_HOME` | ~/.cache/torch | where lungmask's weights are kept |
 
 ## Traces

@@ -11,16 +11,13 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from jobs import states
+from jobs.allowlist import CALLBACK_SCHEMES, is_allowed
 from jobs.errors import JobNotFoundError, JobPurgedError, NoCallbackError, WrongStateError
 from jobs.live.redis_view import LiveView
 from jobs.models import Callback, CallbackAttempt, CallbackFault, CallbackOutcome, CallbackStatus, JobRecord, Manifest
-from jobs.remote_sources import is_allowed
 from jobs.settings import JobsSettings
 from jobs.store.job_store import JobFiles, JobStore
 from jobs.store.keys import hashed, job_key
-
-#: Plain HTTP is for receivers in the operator's own network: an allowed prefix must say so.
-SCHEMES: Final = {"https": 443, "http": 80}
 
 #: Of `Retry-After`: a receiver must not put off its callback for ever.
 LONGEST_PAUSE_SECONDS: Final = 24 * 3600.0
@@ -63,7 +60,7 @@ class Callbacks:
 
     def is_allowed(self, url: str) -> bool:
         """Whether the operator lets us call this address."""
-        return is_allowed(url, self._settings.callback_allowlist, SCHEMES)
+        return is_allowed(url, self._settings.callback_allowlist, CALLBACK_SCHEMES)
 
     def get(self, job_id: str) -> Callback:
         """Raises JobNotFoundError, JobPurgedError, NoCallbackError."""

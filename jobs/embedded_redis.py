@@ -75,8 +75,19 @@ class EmbeddedServer:
 
 
 def join(folder: Path) -> EmbeddedServer:
-    """Use the server of this folder, started here if it does not run yet. Raises BrokerUnavailableError."""
-    folder = folder.resolve()
+    """Use the server of this folder, started here if it does not run yet.
+
+    Raises:
+        BrokerUnavailableError: it does not start, or its folder cannot be used.
+    """
+    try:
+        return _join(folder.resolve())
+    except OSError as error:
+        message = f"the embedded Valkey cannot use its folder {folder}: {error.strerror or error}"
+        raise BrokerUnavailableError(message) from error
+
+
+def _join(folder: Path) -> EmbeddedServer:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _locked(folder / "lock"):
         users = os.open(folder / "users", os.O_RDWR | os.O_CREAT, 0o600)

@@ -8,7 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import from_json
 
 from jobs.errors import NewerSchemaError
@@ -166,6 +166,8 @@ class JobError(Model):
 
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+#: As clients send it: some tools print capitals. Kept in small letters, for it is compared as a text.
+GivenSha256 = Annotated[str, Field(pattern=r"^[0-9A-Fa-f]{64}$"), AfterValidator(str.lower)]
 
 
 class ScanSource(Model):
@@ -175,7 +177,7 @@ class ScanSource(Model):
         description="an https or s3 address that this service's operator allows",
         examples=["https://pacs.example/ct/1.nii.gz"],
     )
-    sha256: Sha256 | None = Field(default=None, description="checked after fetching")
+    sha256: GivenSha256 | None = Field(default=None, description="checked after fetching")
 
 
 class UploadRecord(Model):

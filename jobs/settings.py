@@ -28,6 +28,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from jobs.allowlist import CALLBACK_SCHEMES, SOURCE_SCHEMES, checked
 from jobs.errors import SettingsError
 from jobs.logs import LogFormat, LogLevel
 
@@ -179,6 +180,12 @@ class JobsSettings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(value.split()) if isinstance(value, str) else value
+
+    @field_validator("source_allowlist", "callback_allowlist")
+    @classmethod
+    def _require_matchable(cls, entries: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        schemes = SOURCE_SCHEMES if info.field_name == "source_allowlist" else CALLBACK_SCHEMES
+        return tuple(checked(entry, schemes) for entry in entries)
 
     @model_validator(mode="after")
     def _require_order(self) -> Self:

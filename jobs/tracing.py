@@ -21,6 +21,7 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
 from opentelemetry import trace
 from opentelemetry.context import Context, attach, detach
@@ -28,9 +29,11 @@ from opentelemetry.trace import INVALID_SPAN, Span, SpanContext, SpanKind, Statu
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from structlog.typing import EventDict
 
+from jobs.proxies import is_loopback
 from jobs.version import __version__
 
 if TYPE_CHECKING:  # of the extra `tracing`
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.trace import TracerProvider
 
 log = logging.getLogger(__name__)
@@ -96,11 +99,10 @@ def collector_takes() -> bool | None:
     """
     if not _is_wanted(os.environ):
         return None
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.trace.export import SpanExportResult
 
     _EXPORTER_LOG.setLevel(logging.CRITICAL)
-    return OTLPSpanExporter(timeout=STOP_SECONDS).export([]) is SpanExportResult.SUCCESS
+    return _exporter(STOP_SECONDS).export([]) is SpanExportResult.SUCCESS
 
 
 def entry(
@@ -227,9 +229,20 @@ def _context(traceparent: str | None) -> Context:
     return _W3C.extract({"traceparent": traceparent} if is_known else {}, context=Context())
 
 
+def _exporter(timeout_seconds: float | None = None) -> "OTLPSpanExporter":
+    """Raises ImportError."""
+    import requests
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+    endpoint = next((os.environ[name] for name in _ENDPOINTS if os.environ.get(name)), "http://localhost:4318")
+    session = requests.Session()
+    # The environment's proxies are for others: a collector on this machine is asked straight.
+    session.trust_env = not is_loopback(urlsplit(endpoint).hostname or "")
+    return OTLPSpanExporter(timeout=timeout_seconds, session=session)
+
+
 def _make_provider(service: str) -> "TracerProvider":
     """Sends spans in batches, by a thread of its own, so that no job waits for a collector. Raises ImportError."""
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import OTELResourceDetector, Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -271,7 +284,7 @@ def _make_provider(service: str) -> "TracerProvider":
     from_environment = OTELResourceDetector().detect().attributes
     resource = Resource.create({name: value for name, value in ours.items() if name not in from_environment})
     provider = TracerProvider(resource=resource, id_generator=Ids(), shutdown_on_exit=False)
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    provider.add_span_processor(BatchSpanProcessor(_exporter()))
     return provider
 
 

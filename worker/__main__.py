@@ -2,11 +2,11 @@
 
 import sys
 
-from jobs.errors import SettingsError
+from jobs.errors import SettingsError, UnavailableError
 from worker.main import run
 
 if __name__ == "__main__":
     try:
         sys.exit(run())
-    except SettingsError as error:
+    except (SettingsError, UnavailableError) as error:
         sys.exit(str(error))

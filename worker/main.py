@@ -16,6 +16,7 @@ from celery.worker import state
 from jobs.bootstrap import connect
 from jobs.liveness import alive
 from jobs.logs import configure_logging
+from jobs.proxies import proxy_of
 from jobs.settings import JobsSettings, misspelt, read_settings
 from jobs.tracing import configure_tracing, stop_tracing
 from jobs.worker_api import WorkerApi
@@ -45,6 +46,9 @@ def run(
     settings = settings or read_settings(JobsSettings)
     configure_logging(settings.log_format, settings.log_level)
     configure_tracing(SERVICE)
+    for prefix in settings.source_allowlist:
+        if prefix.startswith("https:"):
+            proxy_of(prefix)  # raises now what every such job would meet
     for sentence in misspelt((JobsSettings,)):
         log.warning("%s", sentence)
     connection = connect(settings)

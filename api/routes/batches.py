@@ -4,12 +4,12 @@ import hashlib
 from typing import Annotated, Final
 
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
 from api import examples, openapi
-from api.dependencies import Addresses, AddressesDep, JobsDep, MetricsDep, SettingsDep
+from api.dependencies import Addresses, AddressesDep, JobsDep, MetricsDep, SettingsDep, one_of_each
 from api.errors import ApiError, problem_of
 from api.request_body import MAX_BATCH_BYTES, read_json
 from api.routes.submission import IdempotencyKey, job_record, open_input, require_callback_allowed
@@ -85,6 +85,7 @@ async def create_batch(
 @router.get(
     "/v1/batches/{batch_id}",
     operation_id="get_batch",
+    dependencies=[Depends(one_of_each)],
     summary="Look at a batch",
     response_model=Batch,
     responses={

@@ -3,12 +3,12 @@
 from typing import Annotated, Final
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, Header, Path, Query, Response
+from fastapi import APIRouter, Depends, Header, Path, Query, Response
 from pydantic import Field
 
 from api import examples, openapi
 from api.conditional import is_known, quoted
-from api.dependencies import AddressesDep, JobsDep, SettingsDep, StatusBatcherDep
+from api.dependencies import AddressesDep, JobsDep, SettingsDep, StatusBatcherDep, one_of_each
 from api.schemas import Job, JobList, Schema
 from api.views import job_view, json_response
 from jobs import problems
@@ -49,6 +49,7 @@ class ListQuery(Schema):
 @router.get(
     "/v1/jobs",
     operation_id="list_jobs",
+    dependencies=[Depends(one_of_each)],
     summary="List jobs",
     response_model=JobList,
     responses={

@@ -33,8 +33,8 @@ from api.schemas import Job, JobOptions, SourceSubmission, UploadedSubmission
 from api.upload_limits import UploadSlot
 from api.views import job_view, json_response
 from jobs import problems, states
+from jobs.allowlist import is_allowed
 from jobs.models import InputInfo, JobRecord, JobState, JobTask
-from jobs.remote_sources import is_allowed
 from jobs.service import JobService
 from jobs.tracing import step
 

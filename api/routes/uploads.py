@@ -3,10 +3,10 @@
 from typing import Annotated, Any, Final
 
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from api import examples, openapi
-from api.dependencies import AddressesDep, JobsDep, SettingsDep, UploadLimiterDep
+from api.dependencies import AddressesDep, JobsDep, SettingsDep, UploadLimiterDep, one_of_each
 from api.request_body import MAX_JSON_BYTES, read_json, receive_part
 from api.schemas import Upload, UploadRequest
 from api.views import json_response, upload_view
@@ -74,6 +74,7 @@ def get_upload(upload_id: UploadId, jobs: JobsDep, addresses: AddressesDep) -> R
 @router.put(
     "/v1/uploads/{upload_id}/parts/{number}",
     operation_id="put_upload_part",
+    dependencies=[Depends(one_of_each)],
     summary="Send a part",
     status_code=204,
     responses={

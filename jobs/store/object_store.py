@@ -17,6 +17,7 @@ from obstore.store import LocalStore, S3Store
 
 from jobs.errors import StorageUnavailableError
 from jobs.models import Model
+from jobs.proxies import obstore_options, s3_endpoint
 from jobs.tracing import step
 
 if TYPE_CHECKING:
@@ -202,16 +203,19 @@ def open_object_store(url: str, public_endpoint: str | None = None) -> ObjectSto
     if parts.scheme == "s3":
         from jobs.store.s3_multipart import S3Bucket  # botocore takes a while, and a folder does not need it
 
-        # obstore reads `AWS_ALLOW_HTTP` itself only where no other option of the client is given.
-        allow_http = os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true")
-        client: ClientConfig = {**_CLIENT, "allow_http": allow_http}
+        client: ClientConfig = {**_CLIENT, **obstore_options(s3_endpoint())}
         s3 = S3Store.from_url(url, client_options=client, retry_config=_RETRY)
         return ObjectStore(s3, bucket=S3Bucket(parts.netloc, unquote(parts.path), public_endpoint))
     if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
         raise ValueError(f"blobs live at file:///folder or s3://bucket/prefix, not at {url!r}")
     folder = Path(unquote(parts.path))
-    with _unavailable():
+    try:
         folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageUnavailableError(f"the folder {folder} cannot be made: {error.strerror}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise StorageUnavailableError(f"the folder {folder} cannot be written")
+    with _unavailable():
         store = LocalStore(folder, automatic_cleanup=True)
     return ObjectStore(store, folder.resolve())
 

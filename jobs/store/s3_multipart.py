@@ -18,6 +18,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from jobs.errors import StorageUnavailableError
 from jobs.models import UploadRecord
+from jobs.proxies import proxy_of, s3_endpoint
 from jobs.states import ReceivedPart
 from jobs.store.keys import upload_key
 
@@ -41,8 +42,7 @@ class S3Bucket:
         """`public_endpoint` is where clients reach the bucket, if not where we do."""
         self._bucket = bucket
         self._prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
-        endpoint = os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT")
-        self._client = _client(endpoint)
+        self._client = _client(s3_endpoint())
         self._signer = _client(public_endpoint) if public_endpoint else self._client
 
     def create(self, upload_id: str) -> str:
@@ -127,6 +127,8 @@ def _client(endpoint: str | None) -> Any:
         read_timeout=300,  # a store may take minutes to join the parts
         request_checksum_calculation="when_required",  # a signed address must not ask its user for a checksum
         response_checksum_validation="when_required",
+        # botocore reads the environment itself, and would send what is meant for this machine to a proxy.
+        proxies={} if endpoint is not None and proxy_of(endpoint) is None else None,
     )
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
     return botocore.session.get_session().create_client(

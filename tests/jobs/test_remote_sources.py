@@ -2,8 +2,6 @@
 
 import hashlib
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
@@ -11,9 +9,10 @@ import httpx
 import pytest
 
 from jobs import remote_sources
+from jobs.allowlist import is_allowed
 from jobs.errors import SourceMismatchError, SourceNotAllowedError, SourceNotFoundError, SourceTooLargeError
 from jobs.models import ScanSource
-from jobs.remote_sources import fetch, is_allowed
+from jobs.remote_sources import fetch
 from jobs.settings import JobsSettings
 from tests.support.seaweed import S3Server
 
@@ -73,13 +72,8 @@ def answer(monkeypatch: pytest.MonkeyPatch) -> dict[str, httpx.Response]:
     """What the server of the scans answers, by address; httpx does all else."""
     answers: dict[str, httpx.Response] = {}
 
-    @contextmanager
-    def stream(method: str, url: str, **options: object) -> Iterator[httpx.Response]:
-        transport = httpx.MockTransport(lambda request: answers[str(request.url)])
-        with httpx.Client(transport=transport) as client, client.stream(method, url, **options) as response:  # type: ignore[arg-type]
-            yield response
-
-    monkeypatch.setattr(remote_sources.httpx, "stream", stream)
+    transport = httpx.MockTransport(lambda request: answers[str(request.url)])
+    monkeypatch.setattr(remote_sources, "RoutedTransport", lambda: transport)
     return answers
 
 

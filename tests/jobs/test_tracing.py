@@ -93,6 +93,11 @@ def test_lines_within_a_span_have_its_ids_and_a_step_alone_is_no_trace(collector
     assert "trace_id" not in outside
 
 
+def test_a_collector_on_this_machine_is_asked_without_a_proxy(collector: Collector) -> None:
+    run(**collector.environment(HTTP_PROXY="http://127.0.0.1:1", ALL_PROXY="socks5://127.0.0.1:1"))
+    assert len(collector.spans) == 2
+
+
 def test_the_standard_sampler_is_heeded(collector: Collector) -> None:
     _, traceparent, _ = run(**collector.environment(OTEL_TRACES_SAMPLER="always_off"))
     assert int(traceparent[-2:], 16) & 1 == 0
