@@ -26,7 +26,7 @@ from pipeline.io.formats.archive import members_of_zip, open_zip
 from pipeline.io.formats.dicom import read_series
 from pipeline.io.formats.limits import SizeLimits
 
-EXAMPLES = int(os.environ.get("LOBEWISE_DICOM_EXAMPLES", "250"))
+EXAMPLES = int(os.environ.get("LOBEWISE_DICOM_EXAMPLES", "200"))
 LIMITS = SizeLimits(max_voxels=10**6, max_bytes=10**8, max_files=500)
 ROWS, COLUMNS = 4, 5
 
