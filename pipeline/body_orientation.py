@@ -165,9 +165,14 @@ def body_orientation(volume: Volume) -> BodyOrientation | None:
     # Voxels of up to 4 mm: averaging whole voxels is far quicker than smoothing each of them.
     binned = bin_thin_voxels(volume, 2 * STEP_MM)
     hu = resample(binned.hu, binned.grid, grid)
-    body = _largest_body(hu)
-    if not body.any():
+    # The largest part is the patient; an erosion takes the table off.
+    dense = hu > BODY_ABOVE_HU
+    parts, count = ndimage.label(ndimage.binary_erosion(dense))
+    if count == 0:
         return None
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    body: Mask = ndimage.binary_dilation(parts == int(sizes.argmax())) & dense
     spines = [_spine(np.moveaxis(hu, axis, 0), np.moveaxis(body, axis, 0)) for axis in range(3)]
     along = max(range(3), key=lambda axis: spines[axis].presence)
     # The header's own axis is given up only for one that is clearly better.
@@ -282,17 +287,6 @@ def _contradictions(seen: BodyOrientation) -> Iterator[str]:
 
 def _sum(signs: Mapping[str, float]) -> float:
     return float(sum(WEIGHT.get(name, 1.0) * np.clip(value / FULL_SIGN[name], -1, 1) for name, value in signs.items()))
-
-
-def _largest_body(hu: Field) -> Mask:
-    """The patient without the table, lungs not filled."""
-    dense = hu > BODY_ABOVE_HU
-    parts, count = ndimage.label(ndimage.binary_erosion(dense))
-    if count == 0:
-        return np.zeros_like(dense)
-    sizes = np.bincount(parts.ravel())
-    sizes[0] = 0
-    return np.asarray(ndimage.binary_dilation(parts == int(sizes.argmax())) & dense)
 
 
 @dataclass(frozen=True, eq=False)
