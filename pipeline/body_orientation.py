@@ -71,7 +71,6 @@ FULL_SIGN: Final[Mapping[str, float]] = {
 #: The heart and the liver are large; the descending aorta is a small thing beside them.
 WEIGHT: Final[Mapping[str, float]] = {"aorta_left_mm": 0.5}
 HEAD_SIGNS: Final = ("lungs_fill_the_apex", "lungs_keep_to_the_edge_below", "mediastinum_widens_below")
-SIDE_SIGNS: Final = ("heart_left_mm", "liver_right", "aorta_left_mm")
 
 #: Offset of the spine from the middle of the body in halves of its depth: 0.43 to 0.63 backwards, 0.15 sideways.
 SPINE_OFFSET: Final = 0.2
@@ -85,6 +84,26 @@ SIDE_CONFIRMED: Final = 1.0
 #: The axes of the patient in the order of arrays, each by its lower and its upper end in LPS.
 DIRECTIONS: Final = ("head-feet", "front-back", "left-right")
 ENDS: Final = (("feet", "head"), ("front", "back"), ("right", "left"))
+
+#: What makes files that contradict these directions, and the next step.
+CAUSES: Final[Mapping[tuple[bool, bool, bool], str]] = {
+    (False, False, True): (
+        "Either the organs of this patient lie mirrored (situs inversus), or the file exchanges left and right: "
+        "then the left lobes are the right ones. Look at the patient's other images."
+    ),
+    (False, True, True): (
+        "Left and right, front and back are exchanged, as where an array in DICOM order (LPS) was stored for RAS, "
+        "or prone and supine were mistaken. Correct the affine or send the DICOM series."
+    ),
+    (True, False, True): (
+        "Head and feet, left and right are exchanged, as where feet first was called head first. Correct the "
+        "header or send the DICOM series."
+    ),
+    (True, True, False): "The patient is turned by half about the axis from left to right. Correct the header.",
+    (False, True, False): "The rows are in reverse order, which makes a mirror image. Correct the affine.",
+    (True, False, False): "The slices are in reverse order, which makes a mirror image. Correct the affine.",
+    (True, True, True): "All axes are reversed, which makes a mirror image. Correct the affine.",
+}
 
 
 @dataclass(frozen=True)
@@ -146,9 +165,14 @@ def body_orientation(volume: Volume) -> BodyOrientation | None:
     # Voxels of up to 4 mm: averaging whole voxels is far quicker than smoothing each of them.
     binned = bin_thin_voxels(volume, 2 * STEP_MM)
     hu = resample(binned.hu, binned.grid, grid)
-    body = _largest_body(hu)
-    if not body.any():
+    # The largest part is the patient; an erosion takes the table off.
+    dense = hu > BODY_ABOVE_HU
+    parts, count = ndimage.label(ndimage.binary_erosion(dense))
+    if count == 0:
         return None
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    body: Mask = ndimage.binary_dilation(parts == int(sizes.argmax())) & dense
     spines = [_spine(np.moveaxis(hu, axis, 0), np.moveaxis(body, axis, 0)) for axis in range(3)]
     along = max(range(3), key=lambda axis: spines[axis].presence)
     # The header's own axis is given up only for one that is clearly better.
@@ -226,7 +250,13 @@ def orientation_findings(volume: Volume, *, is_assumed: bool) -> tuple[Finding, 
         return ()
     directions = (seen.is_upside_down, seen.is_front_to_back, seen.sides_doubted)
     says = "The file does not say how the patient lies; what was assumed" if is_assumed else "What the header says"
-    message = f"{says} is contradicted by the scan: {', '.join(clauses)}. {_explanation(seen)}"
+    if seen.is_permuted:
+        cause = "The axes of the array are exchanged: lobes and scores are wrong. Send the DICOM series."
+    else:
+        cause = CAUSES[directions]
+        if not seen.sides_doubted and (seen.left is None or seen.left < SIDE_CONFIRMED):
+            cause += " Whether left is left cannot be seen from heart and liver: the sides are in doubt."
+    message = f"{says} is contradicted by the scan: {', '.join(clauses)}. {cause}"
     # One reversed axis makes a mirror image, which the networks never saw: LCTSC 5 gets an opacity of 3.5 or 5.8 %
     # for 0.6. Only organs that seem to lie on the other side without being sure are a warning.
     is_error = seen.is_permuted or seen.is_upside_down or seen.is_front_to_back or seen.sides_exchanged
@@ -255,48 +285,8 @@ def _contradictions(seen: BodyOrientation) -> Iterator[str]:
         yield f"{told} {'lies' if len(clear) == 1 else 'lie'} on the other side"
 
 
-def _explanation(seen: BodyOrientation) -> str:
-    """What makes files that show this, and the next step."""
-    wrong = (seen.is_upside_down, seen.is_front_to_back, seen.sides_doubted)
-    if seen.is_permuted:
-        return "The axes of the array are exchanged: lobes and scores are wrong. Send the DICOM series."
-    causes = {
-        (False, False, True): (
-            "Either the organs of this patient lie mirrored (situs inversus), or the file exchanges left and right: "
-            "then the left lobes are the right ones. Look at the patient's other images."
-        ),
-        (False, True, True): (
-            "Left and right, front and back are exchanged, as where an array in DICOM order (LPS) was stored for RAS, "
-            "or prone and supine were mistaken. Correct the affine or send the DICOM series."
-        ),
-        (True, False, True): (
-            "Head and feet, left and right are exchanged, as where feet first was called head first. Correct the "
-            "header or send the DICOM series."
-        ),
-        (True, True, False): "The patient is turned by half about the axis from left to right. Correct the header.",
-        (False, True, False): "The rows are in reverse order, which makes a mirror image. Correct the affine.",
-        (True, False, False): "The slices are in reverse order, which makes a mirror image. Correct the affine.",
-        (True, True, True): "All axes are reversed, which makes a mirror image. Correct the affine.",
-    }
-    told = causes[wrong]
-    if wrong[2] or (seen.left is not None and seen.left >= SIDE_CONFIRMED):
-        return told
-    return f"{told} Whether left is left cannot be seen from heart and liver: the sides are in doubt."
-
-
 def _sum(signs: Mapping[str, float]) -> float:
     return float(sum(WEIGHT.get(name, 1.0) * np.clip(value / FULL_SIGN[name], -1, 1) for name, value in signs.items()))
-
-
-def _largest_body(hu: Field) -> Mask:
-    """The patient without the table, lungs not filled."""
-    dense = hu > BODY_ABOVE_HU
-    parts, count = ndimage.label(ndimage.binary_erosion(dense))
-    if count == 0:
-        return np.zeros_like(dense)
-    sizes = np.bincount(parts.ravel())
-    sizes[0] = 0
-    return np.asarray(ndimage.binary_dilation(parts == int(sizes.argmax())) & dense)
 
 
 @dataclass(frozen=True, eq=False)
@@ -349,22 +339,18 @@ def _spine(hu: Field, body: Mask) -> _Spine:
         path[number] = ties[np.argmin(np.linalg.norm(ties - path[number + 1], axis=1))]
     v, u = path.astype(int).T
     presence = float(vertebra[np.arange(first, last), v, u].mean())
-    path = _centred(path, bone[first:last])
-    whole = np.concatenate([np.repeat(path[:1], first, axis=0), path, np.repeat(path[-1:], len(hu) - last, axis=0)])
-    return _Spine(presence, whole, first, last)
-
-
-def _centred(path: Float64[np.ndarray, "z 2"], bone: Field) -> Float64[np.ndarray, "z 2"]:
-    """The path drawn to the centre of the bone around it, and smoothed."""
-    radius = round(VERTEBRA_MM / STEP_MM) - 1
+    # Drawn to the centre of the bone around it, and smoothed.
+    radius = edge - 1
     for _ in range(3):
         for number, (v, u) in enumerate(np.rint(path).astype(int)):
             begin = np.maximum((v - radius, u - radius), 0)
-            around = bone[number, begin[0] : v + radius + 1, begin[1] : u + radius + 1]
+            around = bone[first + number, begin[0] : v + radius + 1, begin[1] : u + radius + 1]
             if around.sum() > 0:
                 path[number] = begin + np.asarray(ndimage.center_of_mass(around))
         path = ndimage.median_filter(path, (9, 1), mode="nearest")
-    return np.asarray(ndimage.uniform_filter1d(path, 9, axis=0, mode="nearest"))
+    path = ndimage.uniform_filter1d(path, 9, axis=0, mode="nearest")
+    whole = np.concatenate([np.repeat(path[:1], first, axis=0), path, np.repeat(path[-1:], len(hu) - last, axis=0)])
+    return _Spine(presence, whole, first, last)
 
 
 def _offsets(body: Mask, spine: _Spine) -> tuple[float, float]:
@@ -467,9 +453,9 @@ def _side_signs(hu: Field, lungs: Mask, path: Float64[np.ndarray, "z 2"], first:
     beside[3 * height // 4 :] = False
     if np.count_nonzero(beside) >= 50:
         signs["aorta_left_mm"] = float(np.median((left - right)[beside]) / 2) * STEP_MM
-    liver = [_soft_below(hu, lungs, path, side) for side in (-1, 1)]
-    if liver[0] is not None and liver[1] is not None:
-        signs["liver_right"] = liver[0] - liver[1]
+    below_right, below_left = _soft_below(hu, lungs, path, -1), _soft_below(hu, lungs, path, 1)
+    if below_right is not None and below_left is not None:
+        signs["liver_right"] = below_right - below_left
     return signs
 
 

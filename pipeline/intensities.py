@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from jaxtyping import Bool, Int16
+from jaxtyping import Int16
 from scipy import ndimage
 
 from pipeline.anatomy import AIR_HU
@@ -78,7 +78,17 @@ def intensity_findings(volume: Volume) -> tuple[Finding, ...]:
     impossible = _impossible_values(volume)
     if impossible is not None:
         return (impossible,)
-    return (*_range_findings(_Histogram.of(volume)), *_noise_findings(volume))
+    findings = _range_findings(_Histogram.of(volume))
+    noise = noise_hu(volume)
+    if noise is None:
+        return findings
+    # As the networks would see it: averaged where voxels are smaller than theirs.
+    as_seen = noise * min(1.0, np.sqrt(volume.grid.voxel_volume_ml / LEARNED_VOXEL_ML))
+    if as_seen <= LEARNED_NOISE_HU:
+        return findings
+    message = f"Noise of {as_seen:.0f} HU is more than the networks have learned from ({LEARNED_NOISE_HU:.0f} HU)."
+    evidence = {"noise_hu": round(float(as_seen), 1), "learned_hu": LEARNED_NOISE_HU}
+    return (*findings, Finding("noise-beyond-training", "warning", message, evidence))
 
 
 def require_hounsfield(volume: Volume) -> None:
@@ -274,19 +284,6 @@ def _range_findings(histogram: _Histogram) -> tuple[Finding, ...]:
     return tuple(findings)
 
 
-def _noise_findings(volume: Volume) -> tuple[Finding, ...]:
-    """Noise as the networks would see it: averaged where voxels are smaller than theirs."""
-    noise = noise_hu(volume)
-    if noise is None:
-        return ()
-    as_seen = noise * min(1.0, np.sqrt(volume.grid.voxel_volume_ml / LEARNED_VOXEL_ML))
-    if as_seen <= LEARNED_NOISE_HU:
-        return ()
-    message = f"Noise of {as_seen:.0f} HU is more than the networks have learned from ({LEARNED_NOISE_HU:.0f} HU)."
-    evidence = {"noise_hu": round(float(as_seen), 1), "learned_hu": LEARNED_NOISE_HU}
-    return (Finding("noise-beyond-training", "warning", message, evidence),)
-
-
 def _without_offset(volume: Volume) -> tuple[Volume, tuple[Finding, ...]]:
     """The scan less 1024, where both its air and its tissue lie 1024 too high."""
     histogram = _Histogram.of(volume)
@@ -335,7 +332,13 @@ def _with_empty_background(volume: Volume) -> tuple[Volume, tuple[Finding, ...]]
     # Ends here for every scan that has air in its corners, and for one that the patient fills: tissue has noise.
     if value <= EMPTY_BELOW_HU or share < BACKGROUND_EDGE_SHARE:
         return volume, ()
-    background = _reached_from_faces(hu == value)
+    # What has the value and is connected to a face of the scan: the same value within the patient is tissue.
+    parts, count = ndimage.label(hu == value)
+    reached = [np.unique(np.take(parts, index, axis=axis)) for axis in range(3) for index in (0, -1)]
+    is_reached = np.zeros(count + 1, dtype=bool)
+    is_reached[np.concatenate(reached)] = True
+    is_reached[0] = False
+    background = is_reached[parts]
     inside = hu[~background]
     # Nothing below it but noise: all that was emptier was cut off at this value, the lungs too.
     if not inside.size or min(_percent(inside < AIR_BELOW_HU), _percent(inside < value)) < LEAST_PERCENT:
@@ -345,7 +348,12 @@ def _with_empty_background(volume: Volume) -> tuple[Volume, tuple[Finding, ...]]
     # Inverted greys and other scales have backgrounds too; a correction counts where it leaves Hounsfield units.
     if not is_chest and _impossible_values(volume) is not None:
         return volume, ()
-    border = hu[_beside(background)]
+    beside = np.zeros_like(background)
+    for axis in (1, 2):
+        along, background_along = np.moveaxis(beside, axis, 0), np.moveaxis(background, axis, 0)
+        along[1:] |= background_along[:-1]
+        along[:-1] |= background_along[1:]
+    border = hu[beside & ~background]
     lung_share = float(np.mean((border >= LUNG_HU[0]) & (border < LUNG_HU[1]))) if border.size else 1.0
     percent = _percent(background)
     evidence: dict[str, object] = {
@@ -366,23 +374,3 @@ def _with_empty_background(volume: Volume) -> tuple[Volume, tuple[Finding, ...]]
         "they were taken for air before scoring."
     )
     return filled, (Finding("background-filled", "warning", message, evidence),)
-
-
-def _reached_from_faces(mask: Bool[np.ndarray, "z y x"]) -> Bool[np.ndarray, "z y x"]:
-    """The connected parts of `mask` that touch a face of the scan."""
-    parts, count = ndimage.label(mask)
-    faces = [np.unique(np.take(parts, index, axis=axis)) for axis in range(3) for index in (0, -1)]
-    touching = np.zeros(count + 1, dtype=bool)
-    touching[np.concatenate(faces)] = True
-    touching[0] = False
-    return np.asarray(touching[parts])
-
-
-def _beside(mask: Bool[np.ndarray, "z y x"]) -> Bool[np.ndarray, "z y x"]:
-    """Voxels outside of `mask` whose neighbour within the slice, along the last two axes, is in it."""
-    beside = np.zeros_like(mask)
-    beside[:, 1:] |= mask[:, :-1]
-    beside[:, :-1] |= mask[:, 1:]
-    beside[:, :, 1:] |= mask[:, :, :-1]
-    beside[:, :, :-1] |= mask[:, :, 1:]
-    return np.asarray(beside & ~mask)

@@ -88,9 +88,7 @@ def read_volume(path: Path, limits: ReadLimits = ReadLimits()) -> Scan:
     return Scan(volume, tuple(Finding(**finding) for finding in answer["findings"]), _source(answer["source"]))
 
 
-def _source(answer: dict[str, Any] | None) -> GeometrySource | None:
-    if answer is None:
-        return None
+def _source(answer: dict[str, Any]) -> GeometrySource:
     nifti: NiftiGeometry | None = None
     if answer["nifti"] is not None:
         listed = {name: tuple(value) for name, value in answer["nifti"].items() if isinstance(value, list)}

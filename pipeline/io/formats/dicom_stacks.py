@@ -394,21 +394,25 @@ def choose(stacks: Sequence[Stack]) -> tuple[Stack, tuple[Finding, ...]]:
     series = chosen.first.series
     beside = [stack for stack in others if stack.first.series != series]
     within = [stack for stack in others if stack.first.series == series]
-    for code, what, listed in (("several-series", "series", beside), ("several-volumes", "volumes", within)):
-        if listed:
-            count = len({s.first.series for s in listed}) if code == "several-series" else len(listed)
-            where = "There are" if code == "several-series" else "One series holds"
-            message = (
-                f"{where} {count + 1} {what}; scored was one of {len(chosen.slices)} slices over "
-                f"{chosen.extent_mm:.0f} mm (series number {chosen.first.series_number}): {rule}."
-            )
-            evidence = {
-                "chosen": chosen.described(),
-                "others": [stack.described() for stack in listed[:MOST_LISTED]],
-                "differ_in": _differ_in([chosen, *listed]),
-            }
-            findings.append(Finding(code, "warning", message, evidence))
+    scored = (
+        f"scored was one of {len(chosen.slices)} slices over {chosen.extent_mm:.0f} mm (series number "
+        f"{chosen.first.series_number}): {rule}."
+    )
+    if beside:
+        message = f"There are {len({stack.first.series for stack in beside}) + 1} series; {scored}"
+        findings.append(Finding("several-series", "warning", message, _compared(chosen, beside)))
+    if within:
+        message = f"One series holds {len(within) + 1} volumes; {scored}"
+        findings.append(Finding("several-volumes", "warning", message, _compared(chosen, within)))
     return chosen, tuple(findings)
+
+
+def _compared(chosen: Stack, others: Sequence[Stack]) -> dict[str, object]:
+    return {
+        "chosen": chosen.described(),
+        "others": [stack.described() for stack in others[:MOST_LISTED]],
+        "differ_in": _differ_in([chosen, *others]),
+    }
 
 
 def _is_plain(stack: Stack) -> bool:

@@ -35,7 +35,7 @@ def leave_hounsfield(path: str, max_voxels: int, max_bytes: int, max_files: int)
     return {
         "grid": asdict(scan.volume.grid),
         "findings": [asdict(finding) for finding in scan.findings],
-        "source": None if scan.source is None else asdict(scan.source),
+        "source": asdict(scan.source) if scan.source else None,
     }
 
 
