@@ -19,6 +19,7 @@ from pipeline.geometry import (
     Scan,
     Volume,
     area_on_faces_cm2,
+    as_evidence,
 )
 from pipeline.intensities import histogram_evidence, intensity_findings
 from pipeline.severity import LobeSeverity, OpacityRange, PercentRange, Severity
@@ -143,10 +144,7 @@ def refusal(error: PipelineError, scan: Scan) -> PipelineError:
             "extent_mm": [x_mm, y_mm, z_mm],
             "air_in_body_percent": air_percent,
             **error.evidence,
-            "findings": [
-                {"code": finding.code, "severity": finding.severity, "message": finding.message}
-                for finding in scan.findings
-            ],
+            "findings": as_evidence(scan.findings),
         },
     )
 

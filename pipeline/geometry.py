@@ -4,7 +4,7 @@ Arrays are z-y-x. What belongs to an array (shape, spacing) is z-y-x too; what b
 (points, origin, direction) is LPS millimetres, x-y-z: x grows to the patient's left, y to the back, z to the head.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final
@@ -182,6 +182,11 @@ class Finding:
     message: str
     evidence: Mapping[str, object] = field(default_factory=dict)
     lobe: Lobe | None = None
+
+
+def as_evidence(findings: Iterable[Finding]) -> list[dict[str, str]]:
+    """Findings as a problem's evidence holds them."""
+    return [{"code": f.code, "severity": f.severity, "message": f.message} for f in findings]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int16
 
 from pipeline.errors import PipelineError
-from pipeline.geometry import Finding, Scan, Volume
+from pipeline.geometry import Finding, Scan, Volume, as_evidence
 from pipeline.io.formats.archive import Member
 from pipeline.io.formats.dicom_grid import grid_of_stack, interpolate
 from pipeline.io.formats.dicom_headers import Inventory, Slice, take_stock
@@ -36,9 +36,7 @@ def read_series(members: Iterable[Member], folder: Path, limits: SizeLimits) -> 
         counted = {key: value for key, value in stock.counted().items() if key not in error.evidence}
         error.evidence.update(counted)
         if noticed:
-            error.evidence["findings"] = [
-                {"code": f.code, "severity": f.severity, "message": f.message} for f in noticed
-            ]
+            error.evidence["findings"] = as_evidence(noticed)
         raise
 
 

@@ -7,8 +7,8 @@ from typing import Final
 
 import numpy as np
 
-from pipeline.errors import DamagedFileError
-from pipeline.geometry import Scan, Volume
+from pipeline.errors import DamagedFileError, PipelineError
+from pipeline.geometry import Scan, Volume, as_evidence
 from pipeline.io.formats.content import Content
 from pipeline.io.formats.image_header import MAX_HEADER_BYTES, ImageHeader
 from pipeline.io.formats.limits import SizeLimits
@@ -43,15 +43,24 @@ def read_image(path: Path, content: Content, folder: Path, limits: SizeLimits) -
     source = header.source
     if source.nifti is not None and degrees_from_right_angles(header.placement.steps_mm) > EXACT_DEGREES:
         source = replace(source, nifti=readable_by_all(source.nifti, grid))
-    if packing is not Packing.PLAIN:
-        pixels = _mapped(_unpack(path, 0, packing, header.data_at + header.data_bytes, folder), header)
-    elif header.packing is not Packing.PLAIN:
-        unpacked_to = _unpack(path, header.data_at, header.packing, header.data_bytes, folder)
-        pixels = _mapped(unpacked_to, header, data_at=0)
-    else:
-        pixels = _mapped(path, header)
+    noticed = (*header.findings, *findings)
+    try:
+        pixels = _pixels(path, packing, header, folder)
+    except PipelineError as error:
+        if noticed:
+            error.evidence["findings"] = as_evidence(noticed)
+        raise
     hu, value_findings = to_hounsfield(pixels, header.slope, header.intercept)
-    return Scan(Volume(hu, grid), (*header.findings, *findings, *value_findings), source)
+    return Scan(Volume(hu, grid), (*noticed, *value_findings), source)
+
+
+def _pixels(path: Path, packing: Packing, header: ImageHeader, folder: Path) -> np.ndarray:
+    if packing is not Packing.PLAIN:
+        return _mapped(_unpack(path, 0, packing, header.data_at + header.data_bytes, folder), header)
+    if header.packing is not Packing.PLAIN:
+        unpacked_to = _unpack(path, header.data_at, header.packing, header.data_bytes, folder)
+        return _mapped(unpacked_to, header, data_at=0)
+    return _mapped(path, header)
 
 
 def _head(path: Path, packing: Packing) -> bytes:

@@ -486,3 +486,9 @@ def test_a_zlib_stream_is_read_to_its_end(tmp_path: Path) -> None:
     read(written(tmp_path, header + zlib.compress(VALUES.tobytes()) + b"trailing"))
     with pytest.raises(DamagedFileError, match="cut short"):
         read(written(tmp_path, header + zlib.compress(VALUES.tobytes())[:-5]))
+
+
+def test_what_a_header_says_is_told_although_the_pixels_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DamagedFileError, match="fewer pixels") as refused:
+        read(written(tmp_path, nifti((1, 2))[:-1]))
+    assert [f["code"] for f in refused.value.evidence["findings"]] == ["geometry-fields-differ"]  # type: ignore[attr-defined]
