@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from jobs.bootstrap import connect
 from jobs.errors import BrokerUnavailableError
 from jobs.live.workers import WorkerStats
 from jobs.logs import configure_logging
+from jobs.models import ModelProvenance
 from jobs.queue import TASK_NAME, celery_config
 from jobs.settings import JobsSettings
 from jobs.tracing import configure_tracing, stop_tracing
@@ -129,7 +131,8 @@ class _Process:
         worker = process_name(os.getpid())
         self._context = WorkerContext(jobs, analysis, worker, stop_hard=self.kill)
         self._context.drain.listen()
-        threading.Thread(target=self.announce, args=(jobs, worker), name="announce", daemon=True).start()
+        arguments = (jobs, worker, analysis.loaded_models)
+        threading.Thread(target=self.announce, args=arguments, name="announce", daemon=True).start()
 
     def stop(self, **_signal: object) -> None:
         """Send the spans that wait, since Celery ends its processes without Python's atexit."""
@@ -141,12 +144,13 @@ class _Process:
         # SIGKILL, since Python handles no signal while it is inside a kernel of torch.
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def announce(self, jobs: WorkerApi, worker: str) -> None:
-        """Say again and again that this process is ready; an announcement that fails is logged."""
+    def announce(self, jobs: WorkerApi, worker: str, models: Sequence[ModelProvenance]) -> None:
+        """Say again and again that this process is ready with these models; an announcement that fails is logged."""
         pause = threading.Event()
         while True:
             try:
-                jobs.workers.announce(worker, ANNOUNCED_FOR_SECONDS, worker_stats=read_worker_stats(self._device))
+                stats = read_worker_stats(self._device)
+                jobs.workers.announce(worker, ANNOUNCED_FOR_SECONDS, models, stats)
             except BrokerUnavailableError as error:
                 log.warning("cannot say that this worker is ready: %s", error)
             pause.wait(ANNOUNCE_EVERY_SECONDS)

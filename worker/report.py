@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
@@ -30,6 +30,7 @@ from pipeline.severity import LobeSeverity, Severity
 
 if TYPE_CHECKING:  # they import torch, which takes seconds, and only their attributes are used here
     from pipeline.geometry import LandmarkPosition
+    from pipeline.networks.weights import ModelInfo
     from pipeline.quantify import Quantification
 
 
@@ -57,12 +58,17 @@ def report_of(
         provenance=Provenance(
             input_sha256=input_sha256,
             software=__version__,
-            models=[ModelProvenance(name=m.name, version=m.version, sha256=m.sha256) for m in result.models],
+            models=models_of(result.models),
             device=result.device,
             seconds={**(seconds or {}), **result.seconds},
             geometry=None if result.source is None else _geometry_of(result.source),
         ),
     )
+
+
+def models_of(infos: Iterable[ModelInfo]) -> list[ModelProvenance]:
+    """What identifies weights, as reports and `GET /v1/models` say it."""
+    return [ModelProvenance(name=info.name, version=info.version, sha256=info.sha256) for info in infos]
 
 
 def inspection_of(scan: Scan, size_bytes: int) -> Inspection:

@@ -4,7 +4,7 @@ import errno
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,7 @@ from jobs.errors import (
     SourceError,
     WrongStateError,
 )
-from jobs.models import JobError, JobTask, MaskName, Stage
+from jobs.models import JobError, JobTask, MaskName, ModelProvenance, Stage
 from jobs.problems import BY_SLUG
 from jobs.settings import JobsSettings
 from jobs.tracing import OUTCOME, step
@@ -33,7 +33,7 @@ from pipeline.errors import PipelineError
 from pipeline.geometry import LobeLabels, Scan
 from pipeline.io.read import read_ct
 from pipeline.io.write import write_mask
-from worker.report import inspection_of, masks_of, report_of
+from worker.report import inspection_of, masks_of, models_of, report_of
 from worker.shutdown import Drain
 
 if TYPE_CHECKING:  # it imports torch, which the parent of the worker processes does not need
@@ -59,6 +59,9 @@ QUANTIFY_TO: Final = 0.97
 class Analysis(Protocol):
     """Reads and scores scans, one after the other."""
 
+    @property
+    def loaded_models(self) -> Sequence[ModelProvenance]: ...
+
     def read(self, path: Path) -> Scan: ...
 
     def quantify(self, scan: Scan, progress: "Progress", *, low_memory: bool) -> "Quantification":
@@ -74,6 +77,10 @@ class Pipeline:
     """The analysis of the paper."""
 
     models: "Models"
+
+    @property
+    def loaded_models(self) -> Sequence[ModelProvenance]:
+        return models_of(self.models.infos)
 
     def read(self, path: Path) -> Scan:
         return read_ct(path)

@@ -27,6 +27,8 @@ MORE_THAN_THERE_IS: Final = 1 << 46
 class Obedient:
     """Scores a made-up chest of five lobes, the percentage that the order names of each being a lesion."""
 
+    loaded_models = ()
+
     def __init__(self) -> None:
         self._history = History(Path(os.environ["CHAOS_HISTORY"]))
 

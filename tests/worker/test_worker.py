@@ -128,6 +128,10 @@ def test_a_scan_is_scored_and_its_masks_lie_on_its_own_grid(service: Service, tm
         assert set(np.unique(sitk.GetArrayFromImage(image))) == values
 
 
+def test_a_ready_worker_tells_which_models_it_has_loaded(service: Service) -> None:
+    assert [model.name for model in service.jobs.service.workers.models()] == ["tiny"]
+
+
 def test_a_scan_to_validate_is_read_and_not_scored(service: Service) -> None:
     state = service.jobs.service.wait(service.post({"do": "not-chest"}, task=JobTask.VALIDATE), 60)
     assert (state.status, state.attempt, state.severity) == (JobStatus.SUCCEEDED, 1, None)
