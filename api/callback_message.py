@@ -66,7 +66,8 @@ def event_of(delivery: Delivery) -> dict[str, Any]:
     record, manifest = delivery.record, delivery.manifest
     address = record.address or f"/v1/jobs/{record.id}"
     outcome = manifest.model_dump(mode="json", include={"severity", "error", "finished_at"})
-    links = {"self": address, "report": f"{address}/report" if manifest.report_key else None}
+    has_report = manifest.outcome == "succeeded" and manifest.inspection_key is None
+    links = {"self": address, "report": f"{address}/report" if has_report else None}
     # No file names and nothing of the scan's header: a receiver, and every log on the way, may read this.
     return {
         "specversion": "1.0",

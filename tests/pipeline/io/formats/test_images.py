@@ -250,7 +250,7 @@ def test_a_flipped_bit_in_a_gzip(read: Read, tmp_path: Path) -> None:
 )
 def test_pixels_that_are_missing(header: bytes, read: Read, tmp_path: Path) -> None:
     error = refused(read, written(tmp_path / "x", header, bytes(239)), DamagedFileError, "fewer pixels")
-    assert error.evidence == {"bytes_expected": 240, "bytes_present": 239}
+    assert (error.evidence["bytes_expected"], error.evidence["bytes_present"]) == (240, 239)
 
 
 @pytest.mark.parametrize(
