@@ -45,8 +45,8 @@ unit: install ## pytest, on two processes
 test-states: install ## jobs in every order of steps, a quarter of an hour: make test-states [STATES=3000]
 	LOBEWISE_TEST_STATES=$(STATES) $(BIN)/pytest -s tests/jobs/test_state_machine.py tests/jobs/test_lifecycle.py
 
-test-files: install ## generated files of every format, ten minutes: make test-files [FILES=5500]
-	LOBEWISE_TEST_FILES=$(FILES) $(BIN)/pytest -q tests/pipeline/io/formats/test_generated_files.py
+test-files: install ## generated files of every format, half an hour: make test-files [FILES=5500]
+	LOBEWISE_TEST_FILES=$(FILES) $(BIN)/pytest -q tests/pipeline/io/formats/test_generated_files.py tests/pipeline/io/formats/test_dicom_worlds.py
 
 test-monitoring: install ## alert rules and metric names, with promtool (Debian: prometheus)
 	command -v promtool

@@ -1,6 +1,6 @@
 """Small series that hypothesis makes up, each with a truth: reading finds it, says what it doubts, or refuses in type.
 
-Never may it be silently wrong. `LOBEWISE_DICOM_EXAMPLES` sets how many series there are; 10000 are thorough.
+Never may it be silently wrong. `LOBEWISE_TEST_FILES` sets how many series there are; 10000 are thorough.
 """
 
 import io
@@ -26,7 +26,7 @@ from pipeline.io.formats.archive import members_of_zip, open_zip
 from pipeline.io.formats.dicom import read_series
 from pipeline.io.formats.limits import SizeLimits
 
-EXAMPLES = int(os.environ.get("LOBEWISE_DICOM_EXAMPLES", "200"))
+EXAMPLES = int(os.environ.get("LOBEWISE_TEST_FILES", "200"))
 LIMITS = SizeLimits(max_voxels=10**6, max_bytes=10**8, max_files=500)
 ROWS, COLUMNS = 4, 5
 
@@ -289,7 +289,7 @@ def refused(contents: list[bytes], world: World) -> Scan | None:
 @settings(
     max_examples=EXAMPLES,
     deadline=None,
-    derandomize="LOBEWISE_DICOM_EXAMPLES" not in os.environ,
+    derandomize="LOBEWISE_TEST_FILES" not in os.environ,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 @given(worlds())

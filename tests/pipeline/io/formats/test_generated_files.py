@@ -28,6 +28,8 @@ from pipeline.io.formats.limits import SizeLimits
 from pipeline.io.write import write_mask
 
 EXAMPLES = int(os.environ.get("LOBEWISE_TEST_FILES", "125"))
+#: The same files in every run, unless more are asked for.
+FILES = settings(max_examples=EXAMPLES, deadline=None, derandomize="LOBEWISE_TEST_FILES" not in os.environ)
 LIMITS = SizeLimits(max_voxels=10**5, max_bytes=10**6, max_files=10)
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0])
 
@@ -189,7 +191,7 @@ def nifti(world: World, codes: tuple[int, int], elsewhere: np.ndarray, unit: int
     return bytes(header) + world.stored.tobytes()
 
 
-@settings(max_examples=EXAMPLES, deadline=None)
+@FILES
 @given(
     world=worlds(scaled=True, kinds=tuple(NIFTI_TYPES)),
     codes=st.tuples(st.integers(0, 5), st.integers(0, 5)).filter(any),
@@ -228,7 +230,7 @@ def numbers(values: Any) -> str:
     return " ".join(repr(float(v)) for v in np.ravel(values))
 
 
-@settings(max_examples=EXAMPLES, deadline=None)
+@FILES
 @given(
     world=worlds(scaled=False, kinds=tuple(NRRD_TYPES)),
     space=st.tuples(*[st.sampled_from((1.0, -1.0))] * 3),
@@ -275,7 +277,7 @@ def test_a_nrrd_is_read_as_it_was_meant(
     assert scan.findings == ()
 
 
-@settings(max_examples=EXAMPLES, deadline=None)
+@FILES
 @given(
     world=worlds(scaled=False, kinds=tuple(META_TYPES)),
     matrix=st.sampled_from(("TransformMatrix", "Rotation", "Orientation")),
@@ -309,7 +311,7 @@ def test_a_metaimage_is_read_as_it_was_meant(
 # Headers that lie
 
 
-@settings(max_examples=EXAMPLES, deadline=None)
+@FILES
 @given(
     world=worlds(scaled=True, kinds=("i2",)),
     codes=st.tuples(st.integers(0, 2), st.integers(0, 2)),
