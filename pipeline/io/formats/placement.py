@@ -66,6 +66,41 @@ def place(stored: StoredPlacement, sizes: tuple[int, int, int]) -> tuple[Grid, t
         DamagedFileError: a number is missing, no number, or none that a CT has.
         UnsupportedFormatError: the axes are not at right angles.
     """
+    spacing_mm, degrees = _checked(stored, sizes)
+    axes = stored.steps_mm / spacing_mm
+    origin_mm = stored.origin_mm
+    findings: tuple[Finding, ...] = ()
+    if degrees > EXACT_DEGREES:
+        # The nearest right-angled axes (polar decomposition), about the middle of the scan, where nothing moves.
+        u, _, v = np.linalg.svd(axes)
+        middle = (np.asarray(sizes) - 1.0) / 2
+        straight = u @ v
+        origin_mm = origin_mm + (axes - straight) * spacing_mm @ middle
+        axes = straight
+    grid = Grid(
+        (sizes[2], sizes[1], sizes[0]),
+        _triple(spacing_mm[::-1]),
+        _triple(origin_mm),
+        (_triple(axes[0]), _triple(axes[1]), _triple(axes[2])),
+    )
+    if degrees > NOTICED_DEGREES:
+        straightened = StoredPlacement(axes * spacing_mm, origin_mm, stored.fields)
+        moved_mm = np.linalg.norm(stored.corners_mm(sizes) - straightened.corners_mm(sizes), axis=1).max()
+        message = (
+            f"The axes are {degrees:.2f} degrees from right angles: they were straightened, which moves the corners of "
+            f"the scan by {moved_mm:.1f} mm."
+        )
+        evidence = {
+            "fields": stored.fields,
+            "degrees_from_right_angles": round(degrees, 4),
+            "moved_mm": round(float(moved_mm), 2),
+        }
+        findings = (Finding("axes-straightened", "warning", message, evidence),)
+    return grid, findings
+
+
+def _checked(stored: StoredPlacement, sizes: tuple[int, int, int]) -> tuple[Float64[np.ndarray, "3"], float]:
+    """Spacing along x, y and z, and how far the axes are from right angles, of a placement that a CT may have."""
     fields = stored.fields
     numbers = [*stored.steps_mm.T.ravel().tolist(), *stored.origin_mm.tolist()]
     if not all(math.isfinite(number) for number in numbers):
@@ -104,31 +139,7 @@ def place(stored: StoredPlacement, sizes: tuple[int, int, int]) -> tuple[Grid, t
             f"{ROUNDED_DEGREES} are read. Send the DICOM series instead.",
             evidence=evidence,
         )
-    origin_mm = stored.origin_mm
-    findings: tuple[Finding, ...] = ()
-    if degrees > EXACT_DEGREES:
-        # The nearest right-angled axes (polar decomposition), about the middle of the scan, where nothing moves.
-        u, _, v = np.linalg.svd(axes)
-        middle = (np.asarray(sizes) - 1.0) / 2
-        straight = u @ v
-        origin_mm = origin_mm + (axes - straight) * spacing_mm @ middle
-        axes = straight
-    grid = Grid(
-        (sizes[2], sizes[1], sizes[0]),
-        _triple(spacing_mm[::-1]),
-        _triple(origin_mm),
-        (_triple(axes[0]), _triple(axes[1]), _triple(axes[2])),
-    )
-    if degrees > NOTICED_DEGREES:
-        moved_mm = np.linalg.norm(
-            stored.corners_mm(sizes) - StoredPlacement(axes * spacing_mm, origin_mm, fields).corners_mm(sizes), axis=1
-        ).max()
-        message = (
-            f"The axes are {degrees:.2f} degrees from right angles: they were straightened, which moves the corners of "
-            f"the scan by {moved_mm:.1f} mm."
-        )
-        findings = (Finding("axes-straightened", "warning", message, {**evidence, "moved_mm": round(moved_mm, 2)}),)
-    return grid, findings
+    return spacing_mm, degrees
 
 
 def degrees_from_right_angles(steps: Float64[np.ndarray, "3 3"]) -> float:
