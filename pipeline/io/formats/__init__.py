@@ -2,7 +2,7 @@
 
 content     says what a file is, by what is in it
 archive     zip files and folders, as members that are safe to open
-images      NIfTI, NRRD and MetaImage
-dicom       DICOM series
+images      NIfTI, NRRD and MetaImage; a parser for the header of each, `placement` for the geometry of all
+dicom       DICOM series; its parts are named in its first lines
 scan        picks one of them and leaves Hounsfield units behind
 """

@@ -1,7 +1,8 @@
 """DICOM: a CT series from whatever files hold it, on a regular grid, with what is wrong with it.
 
-Slices are ordered by their position along their normal, never by number or name. `dicom_headers` says what each slice
-is, `dicom_stacks` which of them make a volume, `dicom_grid` where it lies, and `dicom_pixels` what its values are.
+Slices are ordered by their position along their normal, never by number or name. `dicom_inventory` says what the files
+hold, `dicom_headers` what each slice is, `dicom_stacks` which of them make a volume, `dicom_grid` where it lies, and
+`dicom_pixels` what its values are.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,7 +15,8 @@ from pipeline.errors import PipelineError
 from pipeline.geometry import Finding, Scan, Volume, as_evidence
 from pipeline.io.formats.archive import Member
 from pipeline.io.formats.dicom_grid import grid_of_stack, interpolate
-from pipeline.io.formats.dicom_headers import Inventory, Slice, take_stock
+from pipeline.io.formats.dicom_headers import Slice
+from pipeline.io.formats.dicom_inventory import Inventory, take_stock
 from pipeline.io.formats.dicom_pixels import check_pixels, decoded_frames, hounsfield, rescale_of, same_pixels
 from pipeline.io.formats.dicom_stacks import Stack, choose, one_patient, stacks_of, without_repeats
 from pipeline.io.formats.limits import SizeLimits

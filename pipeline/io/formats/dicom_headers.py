@@ -1,128 +1,43 @@
-"""What DICOM headers say about each slice: where it lies, how its pixels are stored, what tells it from others.
+"""What a DICOM header says about each slice: where it lies, how its pixels are stored, what tells it from others."""
 
-Only the tags below are read. None of them names a patient but PatientID, which is kept as a digest under a key that
-this process forgets: it tells whether two slices are of one patient, and is never returned, logged or written.
-"""
-
-import hashlib
-import os
 import re
 import struct
-import zlib
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import pydicom
 from jaxtyping import Float64
-from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset
-from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.uid import UID
 
-from pipeline.errors import (
-    DamagedFileError,
-    NotChestCTError,
-    PipelineError,
-    ScanTooLargeError,
-    UnsupportedFormatError,
-)
+from pipeline.errors import DamagedFileError
 from pipeline.geometry import Triple
-from pipeline.io.formats.archive import Member
-from pipeline.io.formats.limits import SizeLimits
-
-TAGS: Final = (
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "Modality",
-    "ImageType",
-    "PatientID",
-    "StudyInstanceUID",
-    "SeriesInstanceUID",
-    "FrameOfReferenceUID",
-    "SeriesNumber",
-    "AcquisitionNumber",
-    "InstanceNumber",
-    "AcquisitionTime",
-    "ContentTime",
-    "TemporalPositionIdentifier",
-    "TemporalPositionIndex",
-    "TriggerTime",
-    "NominalPercentageOfCardiacPhase",
-    "ConvolutionKernel",
-    "SliceThickness",
-    "SpacingBetweenSlices",
-    "KVP",
-    "EchoNumbers",
-    "Rows",
-    "Columns",
-    "NumberOfFrames",
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
-    "BitsAllocated",
-    "BitsStored",
-    "HighBit",
-    "PixelRepresentation",
-    "PixelSpacing",
-    "ImagePositionPatient",
-    "ImageOrientationPatient",
-    "RescaleSlope",
-    "RescaleIntercept",
-    "RescaleType",
-    "ModalityLUTSequence",
-    "ContrastBolusAgent",
-    "ContrastBolusAgentSequence",
-    "ContrastBolusRoute",
-    "LossyImageCompression",
-    "SharedFunctionalGroupsSequence",
-    "PerFrameFunctionalGroupsSequence",
-    "ExtendedOffsetTable",
+from pipeline.io.formats.dicom_tags import (
+    FAULTS,
+    OVERLAY_BITS,
+    number_of,
+    numbers_of,
+    seconds_of_day,
+    shown,
+    text,
+    whole,
 )
-
-#: OverlayBitsAllocated of the first overlay: 16 where it lies in unused bits of the pixels.
-OVERLAY_BITS: Final = 0x60000100
 
 #: Direction cosines of parallel slices differ by less.
 SAME_DIRECTION: Final = 0.01
 
-#: A CT of 2000 frames has about 30,000 items. Each takes pydicom 40 microseconds, so more of them is an attack.
-MOST_ITEMS: Final = 200_000
-
-#: What a deflated file may hold besides its pixels.
-MOST_HEADER_BYTES: Final = 16 << 20
-
-_GEOMETRY: Final = {
+GEOMETRY: Final = {
     "ImagePositionPatient": "PlanePositionSequence",
     "ImageOrientationPatient": "PlaneOrientationSequence",
     "PixelSpacing": "PixelMeasuresSequence",
 }
-_ITEM_TAGS: Final = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
-_BINARY: Final = ("US", "SS", "UL", "SL", "FL", "FD", "UV", "SV")
-_DEFLATED: Final = "1.2.840.10008.1.2.1.99"
+DEFLATED: Final = "1.2.840.10008.1.2.1.99"
 #: JPEG baseline and extended; of JPEG-LS and JPEG 2000 the header alone says whether something was lost.
 _LOSSY: Final = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")
 _UNKNOWN_LENGTH: Final = 0xFFFFFFFF
-_COPY_BYTES: Final = 1 << 20
-_PATIENT_KEY: Final = os.urandom(32)
 _NO_CONTRAST: Final = ("", "NONE", "NO", "N", "0")
-
-#: What pydicom raises on headers that are none.
-_FAULTS: Final = (
-    InvalidDicomError,
-    BytesLengthException,
-    EOFError,
-    ValueError,
-    NotImplementedError,
-    LookupError,
-    AttributeError,
-    TypeError,
-    OverflowError,
-    RecursionError,
-    struct.error,
-)
 
 
 @dataclass(frozen=True)
@@ -214,304 +129,32 @@ class Slice:
         return bool(self.traits["contrast"])
 
 
-@dataclass
-class Inventory:
-    """What the headers hold.
-
-    Attributes:
-        images: CT images or frames, localizers not counted.
-        left_out: reasons why images are no slices, each with how many of which series.
-        other_modalities: images of each.
-        unknown: files that are DICOM, but nobody can tell what they hold.
-    """
-
-    slices: list[Slice] = field(default_factory=list)
-    images: int = 0
-    localizers: int = 0
-    left_out: dict[str, Counter[str]] = field(default_factory=dict)
-    other_modalities: Counter[str] = field(default_factory=Counter)
-    unknown: int = 0
-
-    def leave_out(self, reason: str, series: str, images: int = 1) -> None:
-        self.left_out.setdefault(reason, Counter())[series] += images
-
-    def counted(self) -> dict[str, object]:
-        """For the evidence of a refusal."""
-        counts: dict[str, object] = {
-            "images": self.images,
-            "slices": len(self.slices),
-            "series": len({s.series for s in self.slices}),
-            "localizers": self.localizers,
-        }
-        if self.other_modalities:
-            counts["modalities"] = sorted({*self.other_modalities, *(["CT"] if self.images else [])})
-        return {name: count for name, count in counts.items() if count}
-
-    def nothing_to_stack(self) -> PipelineError:
-        """Why the images, or all but a few of them, are no slices."""
-        lacking = {reason: series.total() for reason, series in self.left_out.items()}
-        reasons = "; ".join(f"{reason} in {images} of {self.images}" for reason, images in lacking.items())
-        detail = f"The DICOM files hold no CT slices that can be stacked: {reasons} CT images."
-        if all(reason.startswith("SOPClassUID") for reason in lacking):
-            return NotChestCTError(f"{detail} Send the CT series.", evidence={"left_out": lacking})
-        return UnsupportedFormatError(f"{detail} Send the original series.", evidence={"left_out": lacking})
-
-
-def take_stock(members: Iterable[Member], folder: Path, limits: SizeLimits, found: Inventory) -> None:
-    """Every CT slice among `members`, which are copied to `folder` as far as needed, comes into `found`.
-
-    Raises:
-        NotChestCTError: images, but of another modality.
-        UnsupportedFormatError: no CT slice that says where it lies.
-        DamagedFileError: a header cannot be read.
-    """
-    inflated_bytes = 0
-    for number, member in enumerate(members):
-        path = member.as_file(folder / f"{number:06d}.dcm")
-        with path.open("rb") as file:
-            head = file.read(4096)
-        try:
-            if _DEFLATED.encode() in head:
-                path = _inflate(path, head, folder / f"{number:06d}.inflated", limits)
-                inflated_bytes += path.stat().st_size
-                limits.check_bytes(inflated_bytes)
-                _add(found, path, head, _DEFLATED)
-            else:
-                _add(found, path, head, "")
-        except (*_FAULTS, OSError) as error:
-            # pydicom raises it without a number; with one it is the disk's.
-            if isinstance(error, OSError) and error.errno is not None:
-                raise
-            raise DamagedFileError("A DICOM file is damaged: its header cannot be read.") from error
-    if not (found.images or found.localizers or found.other_modalities):
-        raise UnsupportedFormatError("The DICOM files hold no images (Rows and Columns are missing in all of them).")
-    if not (found.images or found.localizers):
-        seen = sorted(found.other_modalities)
-        raise NotChestCTError(
-            f"The DICOM images are {', '.join(seen)}, not CT; send the CT series.", evidence={"modalities": seen}
-        )
-    if not found.slices and found.left_out:
-        raise found.nothing_to_stack()
-    if not found.slices:
-        raise UnsupportedFormatError(
-            f"The DICOM files hold {found.localizers} localizer images (ImageType) and no other CT slices; send the "
-            "whole series."
-        )
-
-
-# Files
-
-
-def _add(found: Inventory, path: Path, head: bytes, syntax: str) -> None:
-    """Count what the file holds, and keep its slices."""
-    parsed = _header(path, head)
-    if parsed is None:
-        return
-    header, pixels_at = parsed
-    is_ct_class = "CT Image Storage" in _class_name(header)
-    modality = (text(header, "Modality") or ("CT" if is_ct_class else "unknown")).upper()
-    if not (_whole(header, "Rows") and _whole(header, "Columns")):
-        if is_ct_class and (modality == "CT" or not re.fullmatch("[A-Z]{2,8}", modality)):
-            raise _cut_short(path)
-        # Reports and the like have a class that the standard names; a file without one may be a slice that is damaged.
-        if head[128:132] == b"DICM" and not re.search("Storage|Directory", _class_name(header)):
-            found.unknown += 1
-        return
-    if modality != "CT":
-        found.other_modalities[re.sub(r"[^A-Za-z0-9 ]", "?", modality[:16])] += 1
-        return
-    frames = _whole(header, "NumberOfFrames", 1) or 1
-    if _is_localizer(text(header, "ImageType")):
-        found.localizers += 1
-        return
-    series = text(header, "SeriesInstanceUID")
-    found.images += frames
-    patient_id = text(header, "PatientID").upper()
-    patient = hashlib.blake2b(patient_id.encode(), key=_PATIENT_KEY, digest_size=16).digest() if patient_id else None
-    if "PatientID" in header:
-        del header["PatientID"]
-    reason = _no_slice(header)
-    if reason:
-        found.leave_out(reason, series, frames)
-        return
-    pixels = _pixels(path, header, pixels_at, syntax, frames)
-    for frame, groups in enumerate(_frames(header, frames)):
-        if _is_localizer(groups.text("CTImageFrameTypeSequence", "FrameType", top=False)):
-            found.localizers += 1
-            found.images -= 1
-            continue
-        lacking = [tag for tag, sequence in _GEOMETRY.items() if not groups.text(sequence, tag)]
-        if lacking and pixels.offset is None:
-            raise _cut_short(path)
-        if lacking:
-            found.leave_out(f"{' and '.join(lacking)} {'is' if len(lacking) == 1 else 'are'} missing", series)
-        else:
-            found.slices.append(_slice(pixels, frame, header, groups, patient))
-
-
-def _cut_short(path: Path) -> DamagedFileError:
-    size = path.stat().st_size
-    return DamagedFileError(
-        f"A CT slice is damaged or cut short: its {size} bytes end before PixelData. Send the whole file.",
-        evidence={"tag": "PixelData", "bytes": size},
-    )
-
-
-def _header(path: Path, head: bytes) -> tuple[Dataset, int] | None:
-    """The tags above and where PixelData begins; None of what is no DICOM after all."""
-    items = 0
-    with path.open("rb") as file:
-        while block := file.read(_COPY_BYTES):
-            items += max(block.count(tag) for tag in _ITEM_TAGS)
-        if items > MOST_ITEMS:
-            raise ScanTooLargeError(
-                f"The header of a DICOM file has {items} sequence items; up to {MOST_ITEMS} are read.",
-                evidence={"items": items, "most_items": MOST_ITEMS},
-            )
-        file.seek(0)
-        try:
-            wanted: list[Any] = [*TAGS, OVERLAY_BITS]
-            header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=wanted)
-        except (*_FAULTS, OSError) as error:
-            if head[128:132] != b"DICM":
-                return None
-            raise DamagedFileError("A DICOM file is damaged: its header cannot be read.") from error
-        return header, file.tell()
-
-
-def _inflate(path: Path, head: bytes, target: Path, limits: SizeLimits) -> Path:
-    """What a file in Deflated Explicit VR Little Endian unpacks to, as a file of its own.
-
-    No more is unpacked than the header says that the pixels take, since 11 MB of zeros unpack to 11 GB.
-    """
-    if head[128:144][4:8] != b"\x02\x00\x00\x00":
-        raise DamagedFileError("A deflated DICOM file is damaged: it does not say how long its meta header is.")
-    begin = 144 + int.from_bytes(head[140:144], "little")
-    stream = zlib.decompressobj(-15)
-    allowed = MOST_HEADER_BYTES
-    has_header = False
-    try:
-        with path.open("rb") as source, target.open("wb") as copy:
-            source.seek(begin)
-            waiting = b""
-            while not stream.eof:
-                waiting = waiting or source.read(_COPY_BYTES)
-                if not waiting:
-                    raise DamagedFileError("A deflated DICOM file is cut short: its end is missing.")
-                copy.write(stream.decompress(waiting, _COPY_BYTES))
-                waiting = stream.unconsumed_tail
-                if copy.tell() > allowed and not has_header:
-                    copy.flush()
-                    allowed += _bytes_of_pixels(target, limits)
-                    has_header = True
-                if copy.tell() > allowed:
-                    raise ScanTooLargeError(
-                        f"A deflated DICOM file unpacks to more than the {allowed} bytes that its header calls for.",
-                        evidence={"max_bytes": allowed},
-                    )
-    except zlib.error as error:
-        raise DamagedFileError("A deflated DICOM file is damaged: it cannot be unpacked.") from error
-    return target
-
-
-def _bytes_of_pixels(path: Path, limits: SizeLimits) -> int:
-    parsed = _header(path, b"")
-    if parsed is None:
-        return 0
-    header, _ = parsed
-    sizes = [_whole(header, "Columns"), _whole(header, "Rows"), _whole(header, "NumberOfFrames", 1) or 1]
-    limits.check_voxels(sizes)
-    return sizes[0] * sizes[1] * sizes[2] * max(_whole(header, "BitsAllocated") // 8, 1)
-
-
-# Tags
-
-
-def text(data: Dataset, keyword: str) -> str:
-    """What is written under `keyword`, whatever it means; empty where it is missing.
-
-    pydicom checks numbers when they are asked for and raises where they are none: a number that nobody needs must not
-    break a scan.
-    """
-    element = data.get_item(keyword)
-    if element is None or element.value is None:
-        return ""
-    # By the dictionary, since implicit files name no representations, and others name wrong ones.
-    if isinstance(element.value, bytes) and dictionary_VR(keyword) not in _BINARY:
-        return element.value.decode("latin-1").strip(" \0")
-    try:
-        value = data.get(keyword)
-    except _FAULTS:
-        return ""
-    parts = value if isinstance(value, (list, tuple, pydicom.multival.MultiValue)) else [value]
-    return "\\".join("" if part is None else str(part) for part in parts).strip(" \0")
-
-
-def _whole(data: Dataset, keyword: str, missing: int = 0) -> int:
-    """A whole number; `missing` where there is none."""
-    number = whole(text(data, keyword))
-    return missing if number is None else number
-
-
-def whole(written: str) -> int | None:
-    """The number that is written, where it is a whole one."""
-    return int(written) if re.fullmatch(r"[+-]?\d{1,12}", written) else None
-
-
-def _numbers(written: str, tag: str, count: int) -> list[float]:
-    """Raises: DamagedFileError: not `count` finite numbers."""
-    try:
-        numbers = [float(part) for part in written.split("\\")]
-    except ValueError:
-        numbers = []
-    if len(numbers) != count or not np.all(np.isfinite(numbers)):
-        raise DamagedFileError(
-            f"{tag} is {shown(written)} in a CT slice; {count} finite numbers are wanted. The geometry is damaged: "
-            "send the original series.",
-            evidence={"tag": tag, "value": shown(written)},
-        )
-    return numbers
-
-
-def shown(written: str) -> str:
-    """What is written, in a form that a sentence can hold."""
-    return repr(re.sub(r"[^\x20-\x7e]", "?", written[:64]))
-
-
-def _seconds(written: str) -> float | None:
-    match = re.fullmatch(r"(\d\d):?(\d\d)?:?(\d\d(?:\.\d*)?)?", written)
-    return None if match is None else sum(float(part or 0) * s for part, s in zip(match.groups(), (3600, 60, 1)))  # noqa: B905
-
-
-def _class_name(header: Dataset) -> str:
+def class_name(header: Dataset) -> str:
     meta = getattr(header, "file_meta", None) or {}
     return str(UID(text(header, "SOPClassUID") or str(meta.get("MediaStorageSOPClassUID", ""))).name)
 
 
-def _is_localizer(image_type: str) -> bool:
+def is_localizer(image_type: str) -> bool:
     return "LOCALIZER" in (word.strip() for word in image_type.upper().split("\\"))
 
 
-def _no_slice(header: Dataset) -> str:
+def why_no_slice(header: Dataset) -> str:
     """Why an image under Modality CT is no slice of one; empty where it may be."""
-    samples, photometric = _whole(header, "SamplesPerPixel", 1), text(header, "PhotometricInterpretation").upper()
+    samples, photometric = number_of(header, "SamplesPerPixel", 1), text(header, "PhotometricInterpretation").upper()
     if samples != 1:
         return f"SamplesPerPixel is {samples}, not 1 (colours)"
     if not photometric.startswith("MONOCHROME") and photometric:
         return f"PhotometricInterpretation is {shown(photometric)}, not 'MONOCHROME2'"
-    name = _class_name(header)
+    name = class_name(header)
     if "Image Storage" in name and "CT" not in name.split() and "Secondary Capture" not in name:
         return f"SOPClassUID says {name}, not CT Image Storage, under Modality CT"
-    if _whole(header, "NumberOfFrames", 1) > 1 and "PerFrameFunctionalGroupsSequence" not in header:
+    if number_of(header, "NumberOfFrames", 1) > 1 and "PerFrameFunctionalGroupsSequence" not in header:
         return "PerFrameFunctionalGroupsSequence, which says where each frame lies, is missing"
     return ""
 
 
-# Slices
-
-
 @dataclass(frozen=True)
-class _Groups:
+class FrameGroups:
     """What is said about one frame: in its own groups, in those that all share, or in the file itself."""
 
     levels: tuple[Dataset, ...]
@@ -525,7 +168,7 @@ class _Groups:
         return text(self.header, keyword) if top else ""
 
 
-def _frames(header: Dataset, frames: int) -> Iterator[_Groups]:
+def frames_of(header: Dataset, frames: int) -> Iterator[FrameGroups]:
     shared = header.get("SharedFunctionalGroupsSequence") or []
     each = header.get("PerFrameFunctionalGroupsSequence")
     if each is not None and len(each) != frames:
@@ -534,10 +177,10 @@ def _frames(header: Dataset, frames: int) -> Iterator[_Groups]:
             evidence={"frames": frames, "described": len(each)},
         )
     for frame in range(frames):
-        yield _Groups((*([each[frame]] if each else []), *shared[:1]), header)
+        yield FrameGroups((*([each[frame]] if each else []), *shared[:1]), header)
 
 
-def _pixels(path: Path, header: Dataset, pixels_at: int, syntax: str, frames: int) -> StoredPixels:
+def stored_pixels(path: Path, header: Dataset, pixels_at: int, syntax: str, frames: int) -> StoredPixels:
     is_implicit, is_little_endian = header.original_encoding
     order = "<" if is_little_endian in (None, True) else ">"
     with path.open("rb") as file:
@@ -550,8 +193,8 @@ def _pixels(path: Path, header: Dataset, pixels_at: int, syntax: str, frames: in
         (length,) = struct.unpack(f"{order}I", start[8:12] if is_long else start[4:8])
     if not syntax:
         syntax = str(getattr(header, "file_meta", {}).get("TransferSyntaxUID", "") or "")
-    allocated = _whole(header, "BitsAllocated")
-    stored = _whole(header, "BitsStored", allocated)
+    allocated = number_of(header, "BitsAllocated")
+    stored = number_of(header, "BitsStored", allocated)
     return StoredPixels(
         path=path,
         syntax=syntax,
@@ -559,20 +202,20 @@ def _pixels(path: Path, header: Dataset, pixels_at: int, syntax: str, frames: in
         offset=offset,
         length=None if length == _UNKNOWN_LENGTH else length,
         frames=frames,
-        shape=(_whole(header, "Rows"), _whole(header, "Columns")),
+        shape=(number_of(header, "Rows"), number_of(header, "Columns")),
         bits_allocated=allocated,
         bits_stored=stored,
-        high_bit=_whole(header, "HighBit", stored - 1),
-        is_signed=_whole(header, "PixelRepresentation") == 1,
+        high_bit=number_of(header, "HighBit", stored - 1),
+        is_signed=number_of(header, "PixelRepresentation") == 1,
         has_overlay=OVERLAY_BITS in header and header[OVERLAY_BITS].value not in (None, 1),
         frame_offsets=bytes(header.get("ExtendedOffsetTable") or b""),
     )
 
 
-def _slice(pixels: StoredPixels, frame: int, header: Dataset, groups: _Groups, patient: bytes | None) -> Slice:
-    written = {tag: groups.text(sequence, tag) for tag, sequence in _GEOMETRY.items()}
-    x, y, z = _numbers(written["ImagePositionPatient"], "ImagePositionPatient", 3)
-    between_rows, between_columns = _numbers(written["PixelSpacing"], "PixelSpacing", 2)
+def slice_of(pixels: StoredPixels, frame: int, header: Dataset, groups: FrameGroups, patient: bytes | None) -> Slice:
+    written = {tag: groups.text(sequence, tag) for tag, sequence in GEOMETRY.items()}
+    x, y, z = numbers_of(written["ImagePositionPatient"], "ImagePositionPatient", 3)
+    between_rows, between_columns = numbers_of(written["PixelSpacing"], "PixelSpacing", 2)
     if min(between_rows, between_columns) <= 0:
         raise DamagedFileError(
             f"PixelSpacing is {shown(written['PixelSpacing'])} in a CT slice; two numbers above 0 are wanted. Send the "
@@ -617,9 +260,9 @@ def _slice(pixels: StoredPixels, frame: int, header: Dataset, groups: _Groups, p
             "acquisition": (
                 groups.text(frame_content, "FrameAcquisitionNumber", top=False) or text(header, "AcquisitionNumber")
             ),
-            "acquisition_time_s": _seconds(text(header, "AcquisitionTime")),
+            "acquisition_time_s": seconds_of_day(text(header, "AcquisitionTime")),
         },
-        content_time_s=_seconds(text(header, "ContentTime")),
+        content_time_s=seconds_of_day(text(header, "ContentTime")),
         between_slices=groups.text("PixelMeasuresSequence", "SpacingBetweenSlices"),
         patient=patient,
         is_lossy=text(header, "LossyImageCompression") == "01" or pixels.syntax in _LOSSY,
@@ -629,14 +272,14 @@ def _slice(pixels: StoredPixels, frame: int, header: Dataset, groups: _Groups, p
 def _has_agents(header: Dataset) -> bool:
     try:
         return bool(header.get("ContrastBolusAgentSequence"))
-    except _FAULTS:
+    except FAULTS:
         return False
 
 
 def _directions(written: str) -> tuple[float, ...]:
     """Unit vectors at right angles; stored cosines are rounded to a few digits."""
     tag = "ImageOrientationPatient"
-    pair = np.asarray(_numbers(written, tag, 6)).reshape(2, 3)
+    pair = np.asarray(numbers_of(written, tag, 6)).reshape(2, 3)
     lengths = np.linalg.norm(pair, axis=1)
     if np.any(np.abs(lengths - 1) > SAME_DIRECTION) or abs(pair[0] @ pair[1]) > SAME_DIRECTION:
         raise DamagedFileError(

@@ -37,7 +37,8 @@ from pydicom.uid import (
 )
 
 from pipeline.errors import DamagedFileError, UnsupportedFormatError
-from pipeline.io.formats.dicom_headers import Slice, StoredPixels, StoredRescale, shown
+from pipeline.io.formats.dicom_headers import Slice, StoredPixels, StoredRescale
+from pipeline.io.formats.dicom_tags import shown
 from pipeline.io.formats.voxels import to_hounsfield
 
 #: A missing TransferSyntaxUID is of a file without a meta header, whose encoding pydicom finds by trying.

@@ -16,7 +16,8 @@ from jaxtyping import Float64
 
 from pipeline.errors import UnsupportedFormatError
 from pipeline.geometry import Finding
-from pipeline.io.formats.dicom_headers import SAME_DIRECTION, Slice, whole
+from pipeline.io.formats.dicom_headers import SAME_DIRECTION, Slice
+from pipeline.io.formats.dicom_tags import whole
 
 SAME_POSITION_MM: Final = 0.01
 

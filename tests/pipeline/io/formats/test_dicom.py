@@ -16,7 +16,8 @@ from pipeline.errors import DamagedFileError, NotChestCTError, ScanTooLargeError
 from pipeline.geometry import Finding, Grid, Scan, Volume
 from pipeline.io.formats.archive import members_of_folder
 from pipeline.io.formats.dicom import read_series
-from pipeline.io.formats.dicom_headers import TAGS, Inventory, take_stock
+from pipeline.io.formats.dicom_inventory import Inventory, take_stock
+from pipeline.io.formats.dicom_tags import TAGS
 from pipeline.io.formats.limits import SizeLimits
 from pipeline.io.read import read_ct
 
