@@ -300,6 +300,8 @@ def _without_offset(volume: Volume) -> tuple[Volume, tuple[Finding, ...]]:
         and abs(air - offset - ROOM_AIR_HU) <= ROOM_AIR_WITHIN_HU
         and low <= tissue - offset <= high
         and histogram.percent(offset + ROOM_AIR_HU - 100, offset + EMPTY_BELOW_HU) >= LEAST_PERCENT
+        # Nothing is emptier than the air of the room: where something is, lung was taken for that air.
+        and histogram.percent(AIR_HU, offset + ROOM_AIR_HU - 100) < LEAST_PERCENT
         and histogram.percent(offset + LUNG_HU[0], offset + LUNG_HU[1]) >= LEAST_PERCENT
         and histogram.percent(offset + DENSE_ABOVE_HU, histogram.largest) <= MOST_DENSE_PERCENT
         and histogram.levels > LEVELS[1]
