@@ -403,7 +403,6 @@ class Manifest(Model):
     severity: SeverityScores | None = None
     report_key: str | None = None
     inspection_key: str | None = None
-    picture_key: str | None = None
     masks: list[MaskBlob] = Field(default_factory=list)
     error: JobError | None = None
     input_sha256: str | None = None

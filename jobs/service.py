@@ -250,11 +250,10 @@ class JobService:
 
     def inspection(self, job_id: str) -> Inspection:
         """Raises WrongStateError unless the job validated its scan, and succeeded."""
-        return Inspection.read(self._result(job_id, self._require_inspected(job_id).inspection_key))
-
-    def picture(self, job_id: str) -> bytes:
-        """PNG of the middle slices of a validated scan. Raises WrongStateError as `inspection` does."""
-        return self._result(job_id, self._require_inspected(job_id).picture_key)
+        manifest = self._require_succeeded(job_id)
+        if manifest.inspection_key is None:
+            raise WrongStateError(manifest.outcome, "the job scored its scan: it has a report, and no inspection")
+        return Inspection.read(self._result(job_id, manifest.inspection_key))
 
     def _result(self, job_id: str, key: str | None) -> bytes:
         data = self._store.blobs.read(key or "")
@@ -281,12 +280,6 @@ class JobService:
         manifest = self._require_succeeded(job_id)
         if manifest.inspection_key is not None:
             raise WrongStateError(manifest.outcome, "the job validated its scan: it has an inspection, and no scores")
-        return manifest
-
-    def _require_inspected(self, job_id: str) -> Manifest:
-        manifest = self._require_succeeded(job_id)
-        if manifest.inspection_key is None:
-            raise WrongStateError(manifest.outcome, "the job scored its scan: it has a report, and no inspection")
         return manifest
 
     def _require_succeeded(self, job_id: str) -> Manifest:

@@ -136,17 +136,13 @@ class WorkerApi:
             # All that the manifest names is in the store by now: success is whole.
             self._publish(lease, manifest, seconds)
 
-    def succeed_inspected(
-        self, lease: Lease, inspection: Inspection, picture: Path, seconds: Mapping[str, float]
-    ) -> None:
-        """Store what was seen in a scan that was only to be validated, and a PNG of it. Raises as `succeed` does."""
+    def succeed_inspected(self, lease: Lease, inspection: Inspection, seconds: Mapping[str, float]) -> None:
+        """Store what was seen in a scan that was only to be validated. Raises as `succeed` does."""
         with tracing.step("publish"):
             lease.fence()
             key = attempt_key(lease.job_id, lease.attempt, "inspection.json")
             self._store.blobs.write(key, inspection.model_dump_json().encode())
-            picture_key = attempt_key(lease.job_id, lease.attempt, "slices.png")
-            self._store.blobs.write_file(picture_key, picture)
-            self._publish(lease, _succeeded(lease, inspection_key=key, picture_key=picture_key), seconds)
+            self._publish(lease, _succeeded(lease, inspection_key=key), seconds)
 
     def fail(self, lease: Lease, error: JobError, seconds: Mapping[str, float] | None = None) -> None:
         """The scan cannot be scored: the job ends here, with the seconds of its ended stages. Raises as `succeed`."""

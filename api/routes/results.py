@@ -88,27 +88,6 @@ def get_inspection(job_id: JobId, jobs: JobsDep) -> Response:
 
 
 @router.get(
-    "/v1/jobs/{job_id}/inspection/picture",
-    operation_id="get_inspection_picture",
-    summary="Get a picture of a scan",
-    response_class=Response,
-    responses={
-        200: {
-            "description": "PNG: coronal, axial and sagittal, side by side.",
-            "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}},
-        },
-        **openapi.problem_answers(*READ_PROBLEMS, problems.WRONG_STATE),
-    },
-)
-def get_inspection_picture(job_id: JobId, jobs: JobsDep) -> Response:
-    """The three slices through the middle of a scan that was sent to `POST /v1/validate`, in the lung window.
-
-    It shows the scan itself: treat it as you treat the scan. 409 as the inspection.
-    """
-    return Response(jobs.picture(job_id), media_type="image/png")
-
-
-@router.get(
     "/v1/jobs/{job_id}/masks/{name}",
     operation_id="get_mask",
     summary="Get a mask",
