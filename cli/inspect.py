@@ -37,7 +37,7 @@ def inspect(path: Path, picture: Path | None) -> Inspection:
     if picture is not None:
         picture.parent.mkdir(parents=True, exist_ok=True)
         draw_slices(picture, scan.volume)
-    return inspection_of(scan, size_bytes)
+    return inspection_of(scan, size_bytes, picture)
 
 
 def print_inspection(console: Console, seen: Inspection) -> None:

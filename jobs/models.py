@@ -364,6 +364,9 @@ class Inspection(Model):
         default=None, description="where the array's x, y and z axis lead: L or R, P or A, S or I", examples=["LPS"]
     )
     histogram: ValueHistogram | None = None
+    picture_png_base64: str | None = Field(
+        default=None, description="the middle coronal, axial and sagittal slice side by side; null where none was drawn"
+    )
     quality: list[QualityFinding] = Field(default_factory=list)
     refused: JobError | None = Field(default=None, description="why the file cannot be read; null where it can")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
@@ -71,8 +73,8 @@ def models_of(infos: Iterable[ModelInfo]) -> list[ModelProvenance]:
     return [ModelProvenance(name=info.name, version=info.version, sha256=info.sha256) for info in infos]
 
 
-def inspection_of(scan: Scan, size_bytes: int) -> Inspection:
-    """What the reader saw in a file that can be read."""
+def inspection_of(scan: Scan, size_bytes: int, picture: Path | None = None) -> Inspection:
+    """What the reader saw in a file that can be read; `picture` is a PNG of it."""
     hu, grid = scan.volume.hu, scan.volume.grid
     counts, _ = np.histogram(np.clip(hu, FIRST_BIN_HU, LAST_BIN_HU - 1), range(FIRST_BIN_HU, LAST_BIN_HU + 1, BIN_HU))
     return Inspection(
@@ -91,6 +93,7 @@ def inspection_of(scan: Scan, size_bytes: int) -> Inspection:
             first_hu=FIRST_BIN_HU,
             voxels=[int(count) for count in counts],
         ),
+        picture_png_base64=None if picture is None else b64encode(picture.read_bytes()).decode(),
         quality=[finding_of(finding) for finding in scan.findings],
     )
 

@@ -31,6 +31,7 @@ from jobs.tracing import OUTCOME, step
 from jobs.worker_api import WorkerApi
 from pipeline.errors import PipelineError
 from pipeline.geometry import LobeLabels, Scan
+from pipeline.io.overview import draw_slices
 from pipeline.io.read import read_ct
 from pipeline.io.write import write_mask
 from worker.report import inspection_of, masks_of, models_of, report_of
@@ -174,7 +175,10 @@ def _score(context: WorkerContext, lease: Lease, folder: Path) -> None:
         with clock.stage(Stage.READ, READ_AT):
             scan = context.analysis.read(path)
         if lease.record.task is JobTask.VALIDATE:
-            context.jobs.succeed_inspected(lease, inspection_of(scan, path.stat().st_size), clock.seconds)
+            picture = folder / "slices.png"
+            draw_slices(picture, scan.volume)
+            inspection = inspection_of(scan, path.stat().st_size, picture)
+            context.jobs.succeed_inspected(lease, inspection, clock.seconds)
             return
         # The masks need the room on the disk.
         path.unlink()

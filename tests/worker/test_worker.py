@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from base64 import b64decode
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -139,6 +140,7 @@ def test_a_scan_to_validate_is_read_and_not_scored(service: Service) -> None:
     assert (seen.shape, seen.spacing_mm, seen.axes) == ((5, 10, 20), (2.0, 1.0, 0.5), "PSL")
     assert [finding.code for finding in seen.quality] == ["thick-slices"]
     assert seen.input_size_bytes == state.input.size_bytes
+    assert b64decode(seen.picture_png_base64 or "").startswith(b"\x89PNG")
 
 
 def test_a_scan_that_cannot_be_scored_fails_with_its_problem_and_is_not_retried(service: Service) -> None:
