@@ -1,7 +1,8 @@
 """Reads a CT in a child process that may fail, and notes what is unusual about it.
 
 The child (`sandbox`) runs `formats.scan`; back come the pixels in a file of the child's private folder, and the grid
-and what was noticed as JSON. Nothing about the patient comes back: the child never reads it.
+and what was noticed as JSON. Nothing about the patient comes back: of what names one the child reads PatientID alone,
+and keeps a digest of it to tell patients apart.
 """
 
 import tempfile
