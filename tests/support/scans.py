@@ -10,7 +10,7 @@ from pydicom.dataset import Dataset, FileDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from pipeline.anatomy import Lobe
-from pipeline.geometry import Grid, LobeLabels, Volume
+from pipeline.geometry import Finding, Grid, LobeLabels, Scan, Volume
 
 WriteSeries = Callable[..., list[Path]]
 
@@ -93,6 +93,18 @@ def _write_slice(
     for name, value in tags.items():
         setattr(header, name, value)
     header.save_as(path, enforce_file_format=True)
+
+
+def edit(path: Path, **tags: object) -> None:
+    """Set attributes of a DICOM file that is there."""
+    header = pydicom.dcmread(path)
+    for name, value in tags.items():
+        setattr(header, name, value)
+    header.save_as(path)
+
+
+def finding(scan: Scan, code: str) -> Finding:
+    return next(f for f in scan.findings if f.code == code)
 
 
 def set_pixels(header: Dataset, stored: np.ndarray) -> None:

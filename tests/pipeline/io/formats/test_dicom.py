@@ -13,13 +13,14 @@ from pydicom.sequence import Sequence
 from pydicom.uid import EnhancedCTImageStorage, RLELossless
 
 from pipeline.errors import DamagedFileError, NotChestCTError, ScanTooLargeError, UnsupportedFormatError
-from pipeline.geometry import Finding, Grid, Scan, Volume
+from pipeline.geometry import Grid, Scan, Volume
 from pipeline.io.formats.archive import members_of_folder
 from pipeline.io.formats.dicom import read_series
 from pipeline.io.formats.dicom_inventory import Inventory, take_stock
 from pipeline.io.formats.dicom_tags import TAGS
 from pipeline.io.formats.limits import SizeLimits
 from pipeline.io.read import read_ct
+from tests.support.scans import edit, finding
 
 LIMITS = SizeLimits(max_voxels=10**6, max_bytes=10**8, max_files=500)
 
@@ -32,17 +33,6 @@ def read(folder: Path) -> Scan:
 
 def codes(scan: Scan) -> list[str]:
     return [finding.code for finding in scan.findings]
-
-
-def finding(scan: Scan, code: str) -> Finding:
-    return next(f for f in scan.findings if f.code == code)
-
-
-def edit(path: Path, **tags: object) -> None:
-    header = pydicom.dcmread(path)
-    for name, value in tags.items():
-        setattr(header, name, value)
-    header.save_as(path)
 
 
 def shift_along_z(path: Path, by_mm: float) -> None:

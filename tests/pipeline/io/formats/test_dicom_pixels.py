@@ -16,6 +16,7 @@ from pipeline.geometry import Grid, Scan, Volume
 from pipeline.io.formats.archive import members_of_folder
 from pipeline.io.formats.dicom import read_series
 from pipeline.io.formats.limits import SizeLimits
+from tests.support.scans import edit
 
 LIMITS = SizeLimits(max_voxels=10**6, max_bytes=10**8, max_files=500)
 
@@ -171,13 +172,6 @@ def test_a_high_bit_that_was_forgotten_is_told(high_bit: int, write_series: Writ
 
 
 # Files that do not hold what they announce
-
-
-def edit(path: Path, **tags: object) -> None:
-    header = pydicom.dcmread(path)
-    for name, value in tags.items():
-        setattr(header, name, value)
-    header.save_as(path)
 
 
 def test_half_the_pixels_are_refused_with_both_numbers(write_series: WriteSeries, ramp: Volume) -> None:

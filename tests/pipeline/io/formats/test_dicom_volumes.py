@@ -13,10 +13,11 @@ from pydicom.tag import Tag
 from pydicom.uid import EnhancedCTImageStorage, MRImageStorage, PositronEmissionTomographyImageStorage, generate_uid
 
 from pipeline.errors import DamagedFileError, NotChestCTError, PipelineError, UnsupportedFormatError
-from pipeline.geometry import Finding, Grid, Scan, Volume
+from pipeline.geometry import Grid, Scan, Volume
 from pipeline.io.formats.archive import members_of_folder
 from pipeline.io.formats.dicom import read_series
 from pipeline.io.formats.limits import SizeLimits
+from tests.support.scans import edit, finding
 
 LIMITS = SizeLimits(max_voxels=10**6, max_bytes=10**8, max_files=500)
 UID = "1.2.3"
@@ -26,17 +27,6 @@ WriteSeries = Callable[..., list[Path]]
 
 def read(folder: Path) -> Scan:
     return read_series(members_of_folder(folder, LIMITS), folder, LIMITS)
-
-
-def finding(scan: Scan, code: str) -> Finding:
-    return next(f for f in scan.findings if f.code == code)
-
-
-def edit(path: Path, **tags: object) -> None:
-    header = pydicom.dcmread(path)
-    for name, value in tags.items():
-        setattr(header, name, value)
-    header.save_as(path)
 
 
 def write_raw(path: Path, tag: str, value: str, vr: str) -> None:
