@@ -60,10 +60,10 @@ def _label_table(labels: Sequence[Label]) -> bytes:
     table = ElementTree.SubElement(volume, "LabelTable")
     for label in labels:
         red, green, blue = (f"{value / 255:.4f}" for value in label.rgb)
-        colour = {"Red": red, "Green": green, "Blue": blue, "Alpha": "1"}
-        ElementTree.SubElement(table, "Label", Key=str(label.number), **colour).text = label.name
+        attributes = {"Key": str(label.number), "Red": red, "Green": green, "Blue": blue, "Alpha": "1"}
+        ElementTree.SubElement(table, "Label", attributes).text = label.name
     ElementTree.SubElement(volume, "VolumeType").text = "Label"
-    content = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+    content: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
     # Its size counts itself and the code; the end is filled with zeros.
     size = -(-(8 + len(content) + 1) // _EXTENSION_BYTES) * _EXTENSION_BYTES
     return struct.pack("<2i", size, _CARET) + content.ljust(size - 8, b"\0")
