@@ -267,7 +267,7 @@ class JobMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: len(self.seen) < 3)
     @rule(priority=st.sampled_from(Priority), steps=steps, order=orders, is_late=st.sampled_from([False, False, True]))
-    def accept(self, priority: Priority, steps: int, order: str, is_late: bool) -> None:
+    def accept(self, priority: Priority, steps: int, order: str, is_late: bool = False) -> None:
         job = Seen(self.next_id(), is_late=is_late)
         self.seen.append(job)
         scan = b"the scan of " + job.id.encode()
