@@ -1,9 +1,17 @@
 """What travels over HTTP, version 1. Reports are `jobs.models.Report`; everything else is here."""
 
 from datetime import datetime
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from jobs.models import (
     GivenSha256,
@@ -14,7 +22,6 @@ from jobs.models import (
     MaskName,
     ModelProvenance,
     Priority,
-    ScanSource,
     SeverityScores,
     Stage,
 )
@@ -57,48 +64,47 @@ class JobOptions(Schema):
     callback_url: CallbackUrl | None = None
 
 
+# One type with optional fields, and no union, of which most generators of clients make something that cannot be used.
+class Source(Schema):
+    """Where the scan is: either at `url`, where the worker fetches it, or in parts that came as `upload_id`."""
+
+    url: str | None = Field(
+        default=None,
+        description="an https or s3 address that this service's operator allows",
+        examples=["https://pacs.example/ct/1.nii.gz"],
+    )
+    sha256: GivenSha256 | None = Field(default=None, description="of what is at `url`; checked after fetching")
+    upload_id: str | None = Field(
+        default=None,
+        description="`id` of a completed upload. The job takes it over: the upload is gone then",
+        examples=["01935f3a-7c1e-7b6a-9d53-2f1c7e0a4b99"],
+    )
+
+    @model_validator(mode="after")
+    def _names_one(self) -> Self:
+        if (self.url is None) == (self.upload_id is None):
+            raise PydanticCustomError("one_source", "send either `url` or `upload_id`")
+        if self.upload_id is not None and self.sha256 is not None:
+            raise PydanticCustomError("one_source", "`sha256` belongs to `url`: send it when the upload is created")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _chosen(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # As it was before there was one type for both: the key of a batch remembers a hash of this.
+        chosen = {"upload_id"} if self.upload_id is not None else {"url", "sha256"}
+        return {name: value for name, value in handler(self).items() if name in chosen}
+
+
 class SourceSubmission(JobOptions):
-    """A scan that the worker fetches."""
+    """A scan that the worker fetches, or that came in parts."""
 
-    source: ScanSource
-
-
-class UploadSource(Schema):
-    """A scan that came in parts."""
-
-    upload_id: str = Field(description="`id` of a completed upload", examples=["01935f3a-7c1e-7b6a-9d53-2f1c7e0a4b99"])
+    source: Source
 
 
-class UploadedSubmission(JobOptions):
-    """A scan that came in parts. The job takes it over: the upload is gone then."""
+class BatchItemSubmission(SourceSubmission):
+    """A scan of a batch."""
 
-    source: UploadSource
-
-
-class BatchSourceItem(SourceSubmission):
-    """A scan of a batch that the worker fetches."""
-
-    priority: Priority = Priority.BATCH
-
-
-class BatchUploadedItem(UploadedSubmission):
-    """A scan of a batch that came in parts."""
-
-    priority: Priority = Priority.BATCH
-
-
-def _kind_of_item(item: Any) -> str:
-    source = item.get("source") if isinstance(item, dict) else getattr(item, "source", None)
-    names = source if isinstance(source, dict) else vars(source) if isinstance(source, BaseModel) else {}
-    return TAGS[1] if "upload_id" in names else TAGS[0]
-
-
-#: pydantic names the chosen kind in the location of an error; pointers leave it out.
-TAGS: Final = ("?url", "?upload")
-BatchItemSubmission = Annotated[
-    Annotated[BatchSourceItem, Tag(TAGS[0])] | Annotated[BatchUploadedItem, Tag(TAGS[1])],
-    Discriminator(_kind_of_item),
-]
+    priority: Priority = Field(default=Priority.BATCH, description="workers take `batch` last")
 
 
 class BatchSubmission(Schema):
@@ -161,6 +167,7 @@ class JobLinks(Schema):
     events: Url = Field(description="a stream of server-sent events: the job, whenever it changes")
     report: Url | None = Field(default=None, description="null until the job has succeeded")
     masks: dict[MaskName, Url] | None = Field(default=None, description="null until the job has succeeded")
+    labels: Url | None = Field(default=None, description="what the masks' numbers stand for; null until it succeeded")
     inspection: Url | None = Field(default=None, description="null until a job that validates has succeeded")
 
 

@@ -34,7 +34,8 @@ from pipeline.geometry import LobeLabels, Scan
 from pipeline.io.overview import draw_slices
 from pipeline.io.read import read_ct
 from pipeline.io.write import write_mask
-from worker.report import inspection_of, masks_of, models_of, report_of
+from pipeline.labels import LABELS
+from worker.report import inspection_of, mask_labels, masks_of, models_of, report_of
 from worker.shutdown import Drain
 
 if TYPE_CHECKING:  # it imports torch, which the parent of the worker processes does not need
@@ -187,7 +188,7 @@ def _score(context: WorkerContext, lease: Lease, folder: Path) -> None:
         with clock.stage(Stage.STORE, QUANTIFY_TO):
             masks = write_masks(result, folder)
         report = report_of(result, job_id=lease.job_id, input_sha256=lease.scan.sha256 or "", seconds=clock.seconds)
-        context.jobs.succeed(lease, report, masks)
+        context.jobs.succeed(lease, report, masks, mask_labels())
     except (PipelineError, SourceError) as error:
         problem = error.problem if isinstance(error, SourceError) else BY_SLUG[error.code]
         log.info("the scan cannot be scored", extra={"code": problem.slug})
@@ -209,7 +210,7 @@ def write_masks(result: "Quantification", folder: Path) -> dict[MaskName, Path]:
     for name, mask in masks_of(result).items():
         paths[name] = folder / f"{name}.nii.gz"
         array = mask.labels if isinstance(mask, LobeLabels) else mask.mask
-        write_mask(paths[name], array, mask.grid, result.source)
+        write_mask(paths[name], array, mask.grid, result.source, LABELS[name])
     return paths
 
 

@@ -132,7 +132,7 @@ def _accept(
         job_id = states.new_id()
         try:
             require_callback_allowed(jobs, item)
-            record = job_record(job_id, open_input(jobs, item, job_id), item)
+            record = job_record(job_id, open_input(jobs, item.source, job_id), item)
             traceparent = tracing.branch("job of a batch", {tracing.JOB_ID: job_id})
             address = addresses.job(job_id)
             records.append(record.model_copy(update={"address": address, "traceparent": traceparent}))
