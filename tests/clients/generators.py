@@ -28,8 +28,8 @@ Command = tuple[str, ...]
 class Client:
     """A generator, and the program that drives what it makes.
 
-    Commands run in the client's folder below `build/`, where `../openapi.json` is the document; `{drivers}` is the folder
-    of the drivers and `{python}` the interpreter of `.venv-clients`.
+    Commands run in the client's folder below `build/`, where `../openapi.json` is the document; `{drivers}` is the
+    folder of the drivers and `{python}` the interpreter of `.venv-clients`.
 
     Attributes:
         package: whose version the matrix tells; of npm if it is in package.json, or else of PyPI.
@@ -56,8 +56,17 @@ _TSC: Final = (
 )
 
 
-def _typescript(name: str, package: str, driver: str, generate: Command, needs: Command = (), options: str = "") -> Client:
-    bundle = ("esbuild", f"{{drivers}}/{driver}.ts", "--bundle", "--platform=node", "--format=esm", "--log-level=warning")
+def _typescript(
+    name: str, package: str, driver: str, generate: Command, needs: Command = (), options: str = ""
+) -> Client:
+    bundle = (
+        "esbuild",
+        f"{{drivers}}/{driver}.ts",
+        "--bundle",
+        "--platform=node",
+        "--format=esm",
+        "--log-level=warning",
+    )
     return Client(
         name,
         package,

@@ -17,8 +17,8 @@ UNBUILT: Final = "was not built"
 _HEAD: Final = """\
 # Generated clients
 
-Written by `make test-clients`, which generates each client from the OpenAPI document, compiles or imports it, and drives it
-against a running service that scored a scan. A number says why something cannot be done.
+`make test-clients` writes this page: it generates each client from the OpenAPI document, compiles or imports it, and
+drives it against a running service that has scored a scan. A number says why something cannot be done.
 
 """
 

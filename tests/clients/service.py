@@ -168,10 +168,10 @@ def _receiver() -> Iterator[str]:
 def _file_server(folder: Path) -> Iterator[tuple[str, Path]]:
     """The files of the folder over https, since workers fetch from nowhere else, and the certificate to trust."""
     key, certificate = folder / "key.pem", folder / "certificate.pem"
+    made_with = ("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
+    named = ("-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1")
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-        + ["-keyout", key, "-out", certificate, "-days", "2", "-subj", "/CN=127.0.0.1"]
-        + ["-addext", "subjectAltName=IP:127.0.0.1"],
+        ["openssl", *made_with, *named, "-keyout", key, "-out", certificate],
         check=True,
         capture_output=True,
     )
