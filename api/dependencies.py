@@ -27,6 +27,9 @@ class Addresses:
     def __init__(self, base: str) -> None:
         self._base = base
 
+    def at(self, path: str) -> str:
+        return self._base + path
+
     def jobs(self, query: str = "") -> str:
         return f"{self._base}/v1/jobs" + (f"?{query}" if query else "")
 
