@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from api.schemas import TAGS, FieldError, Problem
+from api.schemas import FieldError, Problem
 from jobs import problems
 from jobs.errors import InvalidCursorError, JobsError
 from jobs.problems import ProblemType
@@ -82,7 +82,6 @@ def field_errors(error: ValidationError | RequestValidationError, root: str = ""
 
 def pointer(location: Iterable[str | int]) -> str:
     """A JSON pointer (RFC 6901)."""
-    location = (part for part in location if part not in TAGS)
     return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in location)
 
 

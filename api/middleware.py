@@ -91,6 +91,7 @@ class _Envelope:
         self.request_id = given if _REQUEST_ID.fullmatch(given) else uuid4().hex
         self.began = time.perf_counter()
         self.status = 0
+        self._scope = scope
         self._traceparent = traceparent
         self._send = send
 
@@ -101,6 +102,7 @@ class _Envelope:
             headers["X-Request-ID"] = self.request_id
             if self._traceparent is not None:
                 headers["traceresponse"] = self._traceparent
-            for name, value in _SAFE_HEADERS.items():
+            # A route may have more to say with each of its answers, a refusal too.
+            for name, value in (_SAFE_HEADERS | self._scope.get("state", {}).get("headers", {})).items():
                 headers.setdefault(name, value)
         await self._send(message)

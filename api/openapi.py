@@ -6,7 +6,7 @@ from fastapi import FastAPI
 
 from api import examples
 from api.errors import MEDIA_TYPE
-from api.schemas import BatchSubmission, Problem, SourceSubmission, UploadedSubmission, UploadRequest
+from api.schemas import BatchSubmission, Problem, SourceSubmission, UploadRequest
 from jobs import problems
 from jobs.problems import ProblemType
 
@@ -167,7 +167,7 @@ def install(app: FastAPI) -> None:
         if app.openapi_schema is None:
             document = generate()
             schemas = document["components"]["schemas"]
-            for model in (Problem, SourceSubmission, UploadedSubmission, BatchSubmission, UploadRequest):
+            for model in (Problem, SourceSubmission, BatchSubmission, UploadRequest):
                 schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
                 schemas.update({**schema.pop("$defs", {}), model.__name__: schema})
             schemas["UploadSubmission"] = _UPLOAD

@@ -3,20 +3,19 @@
 import hashlib
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol, TypeVar
 
 import anyio
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
-from pydantic_core import from_json
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
 from api.errors import ApiError, BodyTooLargeError, field_errors, invalid_parameter, invalid_parameters, pointer
-from api.schemas import FieldError, JobOptions, SourceSubmission, UploadedSubmission
+from api.schemas import FieldError, JobOptions, SourceSubmission
 from api.upload_limits import UploadSlot
 from jobs import problems
 from jobs.errors import WrongPartSizeError
@@ -259,15 +258,9 @@ async def body_chunks(request: Request, limit_bytes: int, idle_seconds: float) -
         yield chunk
 
 
-async def read_submission(chunks: AsyncIterator[bytes]) -> SourceSubmission | UploadedSubmission:
+async def read_submission(chunks: AsyncIterator[bytes]) -> SourceSubmission:
     """Raises ApiError (malformed-request, invalid-parameters), and what `chunks` raise."""
-    body, source = b"".join([chunk async for chunk in chunks]), None
-    # Looked at before pydantic does: of a union it would report the errors of both kinds.
-    with suppress(ValueError):
-        document = from_json(body)
-        source = document.get("source") if isinstance(document, dict) else None
-    names_upload = isinstance(source, dict) and "upload_id" in source
-    return _parsed(body, UploadedSubmission) if names_upload else _parsed(body, SourceSubmission)
+    return _parsed(b"".join([chunk async for chunk in chunks]), SourceSubmission)
 
 
 async def read_json(request: Request, model: type[Body], limit_bytes: int, idle_seconds: float) -> Body:

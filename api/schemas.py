@@ -1,9 +1,21 @@
 """What travels over HTTP, version 1. Reports are `jobs.models.Report`; everything else is here."""
 
-from datetime import datetime
-from typing import Annotated, Any, Final, Literal
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from jobs.models import (
     GivenSha256,
@@ -14,7 +26,6 @@ from jobs.models import (
     MaskName,
     ModelProvenance,
     Priority,
-    ScanSource,
     SeverityScores,
     Stage,
 )
@@ -40,6 +51,25 @@ CallbackUrl = Annotated[
         examples=["https://pacs.example/lobewise/finished"],
     ),
 ]
+_RFC3339: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+
+
+def _require_rfc3339(value: object) -> object:
+    # pydantic takes seconds since 1970 too, and times without a zone, which would be anybody's.
+    if isinstance(value, datetime) or (isinstance(value, str) and _RFC3339.fullmatch(value)):
+        return value
+    raise ValueError("a time as RFC 3339 has it, with its zone, such as 2026-03-02T09:30:00Z")
+
+
+def _as_utc(moment: datetime) -> datetime:
+    try:
+        moment = moment.astimezone(UTC)
+    except OverflowError:  # its zone would make it a year before 1 or after 9999
+        raise ValueError("a time that no calendar has") from None
+    return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+
+
+Moment = Annotated[AwareDatetime, BeforeValidator(_require_rfc3339), AfterValidator(_as_utc)]
 Url = Annotated[str, Field(json_schema_extra={"format": "uri"})]
 
 
@@ -55,50 +85,61 @@ class JobOptions(Schema):
     )
     client_reference: ClientReference | None = None
     callback_url: CallbackUrl | None = None
+    not_after: Moment | None = Field(
+        default=None,
+        description="a time to come (RFC 3339, with its zone): a job that no worker has begun by then fails with "
+        "`deadline-passed` and is never computed. One that has been begun runs on",
+        examples=["2030-03-02T18:00:00Z"],
+    )
+
+    @model_serializer(mode="wrap")
+    def _given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # As it was before there were these options: the key of a batch remembers a hash of this.
+        later = {"not_after": None}
+        return {name: value for name, value in handler(self).items() if value != later.get(name, ...)}
+
+
+# One type with optional fields, and no union, of which most generators of clients make something that cannot be used.
+class Source(Schema):
+    """Where the scan is: either at `url`, where the worker fetches it, or in parts that came as `upload_id`."""
+
+    url: str | None = Field(
+        default=None,
+        description="an https or s3 address that this service's operator allows",
+        examples=["https://pacs.example/ct/1.nii.gz"],
+    )
+    sha256: GivenSha256 | None = Field(default=None, description="of what is at `url`; checked after fetching")
+    upload_id: str | None = Field(
+        default=None,
+        description="`id` of a completed upload. The job takes it over: the upload is gone then",
+        examples=["01935f3a-7c1e-7b6a-9d53-2f1c7e0a4b99"],
+    )
+
+    @model_validator(mode="after")
+    def _names_one(self) -> Self:
+        if (self.url is None) == (self.upload_id is None):
+            raise PydanticCustomError("one_source", "send either `url` or `upload_id`")
+        if self.upload_id is not None and self.sha256 is not None:
+            raise PydanticCustomError("one_source", "`sha256` belongs to `url`: send it when the upload is created")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _chosen(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # As it was before there was one type for both: the key of a batch remembers a hash of this.
+        chosen = {"upload_id"} if self.upload_id is not None else {"url", "sha256"}
+        return {name: value for name, value in handler(self).items() if name in chosen}
 
 
 class SourceSubmission(JobOptions):
-    """A scan that the worker fetches."""
+    """A scan that the worker fetches, or that came in parts."""
 
-    source: ScanSource
-
-
-class UploadSource(Schema):
-    """A scan that came in parts."""
-
-    upload_id: str = Field(description="`id` of a completed upload", examples=["01935f3a-7c1e-7b6a-9d53-2f1c7e0a4b99"])
+    source: Source
 
 
-class UploadedSubmission(JobOptions):
-    """A scan that came in parts. The job takes it over: the upload is gone then."""
+class BatchItemSubmission(SourceSubmission):
+    """A scan of a batch."""
 
-    source: UploadSource
-
-
-class BatchSourceItem(SourceSubmission):
-    """A scan of a batch that the worker fetches."""
-
-    priority: Priority = Priority.BATCH
-
-
-class BatchUploadedItem(UploadedSubmission):
-    """A scan of a batch that came in parts."""
-
-    priority: Priority = Priority.BATCH
-
-
-def _kind_of_item(item: Any) -> str:
-    source = item.get("source") if isinstance(item, dict) else getattr(item, "source", None)
-    names = source if isinstance(source, dict) else vars(source) if isinstance(source, BaseModel) else {}
-    return TAGS[1] if "upload_id" in names else TAGS[0]
-
-
-#: pydantic names the chosen kind in the location of an error; pointers leave it out.
-TAGS: Final = ("?url", "?upload")
-BatchItemSubmission = Annotated[
-    Annotated[BatchSourceItem, Tag(TAGS[0])] | Annotated[BatchUploadedItem, Tag(TAGS[1])],
-    Discriminator(_kind_of_item),
-]
+    priority: Priority = Field(default=Priority.BATCH, description="workers take `batch` last")
 
 
 class BatchSubmission(Schema):
@@ -161,6 +202,7 @@ class JobLinks(Schema):
     events: Url = Field(description="a stream of server-sent events: the job, whenever it changes")
     report: Url | None = Field(default=None, description="null until the job has succeeded")
     masks: dict[MaskName, Url] | None = Field(default=None, description="null until the job has succeeded")
+    labels: Url | None = Field(default=None, description="what the masks' numbers stand for; null until it succeeded")
     inspection: Url | None = Field(default=None, description="null until a job that validates has succeeded")
 
 
@@ -178,6 +220,9 @@ class Job(Schema):
     input: InputInfo
     client_reference: str | None
     callback_url: str | None = Field(description="who is told how it ended")
+    not_after: datetime | None = Field(
+        description="if no worker has begun it by then, it fails; null: it waits for as long as it takes"
+    )
     stage: Stage | None = Field(description="what the worker is doing; null unless running")
     progress: float = Field(ge=0, le=1, description="share of the whole work that is done")
     queue_position: int | None = Field(ge=1, description="1 is next; null when not queued or not known")

@@ -230,6 +230,7 @@ class JobRecord(Model):
     upload_id: str | None = Field(default=None, description="the upload that became its scan")
     callback_url: str | None = Field(default=None, description="who is told how it ended")
     address: str | None = Field(default=None, description="of the job, as its client reaches the gateway")
+    not_after: datetime | None = Field(default=None, description="no worker begins it from then on")
     traceparent: str | None = Field(default=None, description="the trace that the job belongs to, where there are any")
 
 
@@ -267,6 +268,7 @@ class JobState(Model):
     input: InputInfo
     client_reference: str | None = None
     callback_url: str | None = None
+    not_after: datetime | None = None
     stage: Stage | None = None
     progress: float = Field(default=0.0, ge=0.0, le=1.0, description="share of the whole work that is done")
     queue_position: int | None = Field(
@@ -385,6 +387,25 @@ class Report(Model):
     provenance: Provenance
 
 
+class MaskLabel(Model):
+    """What one number in a mask stands for; 0 is the background."""
+
+    number: int = Field(ge=1, le=255)
+    name: str = Field(description="for programs; of a lobe as in the report", examples=["left_upper"])
+    display_name: str = Field(description="for people", examples=["Left upper lobe"])
+    colour: str = Field(pattern=r"^#[0-9a-f]{6}$", description="red, green and blue", examples=["#56b4e9"])
+    snomed_ct: str | None = Field(
+        default=None, description="concept of SNOMED CT; null where no single one fits", examples=["44714003"]
+    )
+
+
+class MaskLabels(Model):
+    """`labels.json`: what the numbers in each mask stand for. The masks' own headers have names and colours, too."""
+
+    schema_version: SchemaVersion = SCHEMA_VERSION
+    masks: dict[MaskName, list[MaskLabel]]
+
+
 class MaskBlob(Model):
     """A stored mask."""
 
@@ -392,6 +413,7 @@ class MaskBlob(Model):
     key: str
     size_bytes: int
     sha256: str
+    labels: list[MaskLabel] = Field(default_factory=list, description="none in what earlier versions stored")
 
 
 class Manifest(Model):

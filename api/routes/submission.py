@@ -1,4 +1,4 @@
-"""Creating jobs: POST /v1/jobs and POST /v1/validate."""
+"""Creating jobs: POST /v1/jobs, POST /v1/validate, and the same from a source."""
 
 import re
 from collections.abc import AsyncIterator
@@ -13,7 +13,7 @@ from fastapi import APIRouter, Depends, Header, Request, Response
 
 from api import examples, openapi
 from api.dependencies import AddressesDep, JobsDep, MetricsDep, SettingsDep, UploadLimiterDep
-from api.errors import ApiError
+from api.errors import ApiError, invalid_parameter
 from api.request_body import (
     FORM_OVERHEAD_BYTES,
     HEAD_BYTES,
@@ -29,12 +29,13 @@ from api.request_body import (
     require_scan,
 )
 from api.routes.jobs import state_headers
-from api.schemas import Job, JobOptions, SourceSubmission, UploadedSubmission
+from api.schemas import Job, JobOptions, Source, SourceSubmission
 from api.upload_limits import UploadSlot
 from api.views import job_view, json_response
 from jobs import problems, states
 from jobs.allowlist import is_allowed
-from jobs.models import InputInfo, JobRecord, JobState, JobTask
+from jobs.models import InputInfo, JobRecord, JobState, JobTask, ScanSource
+from jobs.problems import ProblemType
 from jobs.service import JobService
 from jobs.tracing import step
 
@@ -65,40 +66,46 @@ Prefer = Annotated[
         examples=["wait=20"],
     ),
 ]
-_BODY: Final = {
-    "required": True,
-    "content": {
-        "multipart/form-data": {
-            "schema": {"$ref": "#/components/schemas/UploadSubmission"},
-            "encoding": {"file": {"contentType": "application/octet-stream"}},
+_FORM: Final = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {"$ref": "#/components/schemas/UploadSubmission"},
+                "encoding": {"file": {"contentType": "application/octet-stream"}},
+            }
         },
-        "application/json": {
-            "schema": {
-                "oneOf": [
-                    {"$ref": "#/components/schemas/SourceSubmission"},
-                    {"$ref": "#/components/schemas/UploadedSubmission"},
-                ]
+    }
+}
+_SOURCE: Final = openapi.json_body(
+    "SourceSubmission",
+    {
+        "source": {
+            "summary": "a scan that the worker fetches",
+            "value": {
+                "source": {"url": "https://pacs.example/ct/1.nii.gz", "sha256": examples.SHA256},
+                "priority": "stat",
             },
-            "examples": {
-                "upload": {
-                    "summary": "a scan that came in parts",
-                    "value": {"source": {"upload_id": examples.UPLOAD_ID}, "priority": "routine"},
-                },
-                "source": {
-                    "summary": "a scan that the worker fetches",
-                    "value": {
-                        "source": {"url": "https://pacs.example/ct/1.nii.gz", "sha256": examples.SHA256},
-                        "priority": "stat",
-                    },
-                },
-            },
+        },
+        "upload": {
+            "summary": "a scan that came in parts",
+            "value": {"source": {"upload_id": examples.UPLOAD_ID}, "priority": "routine"},
         },
     },
-}
+)
+#: When the operations that take a form stopped to take JSON, in seconds since 1970 (RFC 9745). They still do, for one
+#: version more and without a word in the document: of two kinds of bodies, generated clients have only the first.
+#: No `Sunset`: when the next version comes to a hospital is for its operator to say.
+_JSON_DEPRECATED_AT: Final = 1_795_824_000
 
 
-def _answers(result: str) -> openapi.Responses:
-    """Those of both ways to submit; `result` reads what a succeeded job has."""
+#: Of a scan that is in the body, and of one that is named there.
+_UPLOAD_PROBLEMS: Final = (problems.TOO_MANY_UPLOADS,)
+_SOURCE_PROBLEMS: Final = (problems.UPLOAD_NOT_FOUND, problems.UPLOAD_INCOMPLETE, problems.SOURCE_NOT_ALLOWED)
+
+
+def _answers(result: str, more: tuple[ProblemType, ...]) -> openapi.Responses:
+    """Those of all ways to submit, with `more` problems; `result` reads what a succeeded job has."""
     return {
         200: openapi.json_answer(
             "Accepted, and finished within the time that `Prefer: wait` gave.",
@@ -114,21 +121,18 @@ def _answers(result: str) -> openapi.Responses:
         | {"links": openapi.links("get_job", "cancel_job", "delete_job", result)},
         **openapi.problem_answers(
             problems.MALFORMED_REQUEST,
-            problems.UPLOAD_NOT_FOUND,
             problems.REQUEST_TIMEOUT,
             problems.IDEMPOTENCY_IN_FLIGHT,
-            problems.UPLOAD_INCOMPLETE,
             problems.JOB_PURGED,
             problems.UPLOAD_TOO_LARGE,
             problems.UNSUPPORTED_CONTENT_TYPE,
             problems.UNSUPPORTED_FORMAT,
             problems.INVALID_PARAMETERS,
             problems.IDEMPOTENCY_KEY_REUSED,
-            problems.SOURCE_NOT_ALLOWED,
             problems.CALLBACK_NOT_ALLOWED,
             problems.BROKER_UNAVAILABLE,
             problems.STORAGE_UNAVAILABLE,
-            problems.TOO_MANY_UPLOADS,
+            *more,
         ),
     }
 
@@ -145,6 +149,25 @@ class Submission:
     upload_limiter: UploadLimiterDep
     idempotency_key: IdempotencyKey = None
     prefer: Prefer = None
+
+    async def answer_form(self, task: JobTask, json_path: str) -> Response:
+        """As `answer`, to a form. JSON, which belongs to `json_path`, is answered with `Deprecation`."""
+        if not self.is_form:
+            if media_type_of(self.request) != "application/json":
+                detail = f"send the file as multipart/form-data; an address or an upload is JSON, to {json_path}"
+                raise ApiError(problems.UNSUPPORTED_CONTENT_TYPE, detail)
+            self.request.state.headers = {
+                "Deprecation": f"@{_JSON_DEPRECATED_AT}",
+                "Link": f'<{self.addresses.at(json_path)}>; rel="successor-version"',
+            }
+        return await self.answer(task)
+
+    async def answer_json(self, task: JobTask, form_path: str) -> Response:
+        """As `answer`, to JSON alone; a form belongs to `form_path`."""
+        if media_type_of(self.request) != "application/json":
+            detail = f"send application/json; a file goes to {form_path}, as multipart/form-data"
+            raise ApiError(problems.UNSUPPORTED_CONTENT_TYPE, detail)
+        return await self.answer(task)
 
     async def answer(self, task: JobTask) -> Response:
         """Make the job, or find the one of an earlier request, and wait for its end as long as the client asks for."""
@@ -174,8 +197,6 @@ class Submission:
         # First, so that a broker that is down (503) costs the client no upload: without it no job can be accepted.
         await run_sync(self.jobs.monitoring.ping)
         # Then all that can be refused by the headers, before a byte of the body is read: a scan may take minutes.
-        if not self.is_form and media_type_of(self.request) != "application/json":
-            raise ApiError(problems.UNSUPPORTED_CONTENT_TYPE, "send multipart/form-data or application/json")
         limit_bytes = MAX_JSON_BYTES
         if self.is_form:
             boundary_of(self.request)
@@ -216,14 +237,14 @@ class Submission:
         scan: InputInfo
         options: JobOptions
         if self.is_form:
-            require = partial(require_callback_allowed, self.jobs)
+            require = partial(require_options, self.jobs, is_repeated=not job_id)
             scan, options = await read_form(chunks, boundary_of(self.request), sink, require)
         else:
-            options = await read_submission(chunks)
-            require_callback_allowed(self.jobs, options)
+            options = submission = await read_submission(chunks)
+            require_options(self.jobs, options, is_repeated=not job_id)
             # A repeated request has no `job_id`, and its upload is gone: its id is all that is compared.
-            is_gone = isinstance(options, UploadedSubmission) and not job_id
-            scan = InputInfo() if is_gone else await run_sync(open_input, self.jobs, options, job_id)
+            is_gone = submission.source.upload_id is not None and not job_id
+            scan = InputInfo() if is_gone else await run_sync(open_input, self.jobs, submission.source, job_id)
         return job_record(job_id, scan, options).model_copy(update={"task": task})
 
 
@@ -236,16 +257,33 @@ SubmissionDep = Annotated[Submission, Depends()]
     summary="Submit a scan",
     status_code=202,
     response_model=Job,
-    responses=_answers("get_report"),
-    openapi_extra={"requestBody": _BODY},
+    responses=_answers("get_report", _UPLOAD_PROBLEMS),
+    openapi_extra=_FORM,
 )
 async def create_job(submission: SubmissionDep) -> Response:
-    """Upload a scan, name an address where the worker fetches it, or take one that came in parts (`POST /v1/uploads`).
+    """Upload a scan in one request; see `POST /v1/jobs/from-source` for one that is somewhere else or came in parts.
 
     The upload streams; nothing is kept of one that fails. Once you have the 202, the job survives restarts.
     `file` is checked here by its first bytes only; what is found to be damaged later ends the job as `failed`.
     """
-    return await submission.answer(JobTask.SCORE)
+    return await submission.answer_form(JobTask.SCORE, "/v1/jobs/from-source")
+
+
+@router.post(
+    "/v1/jobs/from-source",
+    operation_id="create_job_from_source",
+    summary="Submit a scan that is elsewhere",
+    status_code=202,
+    response_model=Job,
+    responses=_answers("get_report", _SOURCE_PROBLEMS),
+    openapi_extra=_SOURCE,
+)
+async def create_job_from_source(submission: SubmissionDep) -> Response:
+    """Name an address where the worker fetches the scan, or take one that came in parts (`POST /v1/uploads`).
+
+    Once you have the 202, the job survives restarts. What cannot be fetched ends the job as `failed`.
+    """
+    return await submission.answer_json(JobTask.SCORE, "/v1/jobs")
 
 
 @router.post(
@@ -254,8 +292,8 @@ async def create_job(submission: SubmissionDep) -> Response:
     summary="Validate a scan",
     status_code=202,
     response_model=Job,
-    responses=_answers("get_inspection"),
-    openapi_extra={"requestBody": _BODY},
+    responses=_answers("get_inspection", _UPLOAD_PROBLEMS),
+    openapi_extra=_FORM,
 )
 async def validate_scan(submission: SubmissionDep) -> Response:
     """Have a scan read and not scored: takes what `POST /v1/jobs` takes, and makes a job whose `task` is `validate`.
@@ -263,28 +301,46 @@ async def validate_scan(submission: SubmissionDep) -> Response:
     Once it has succeeded, `GET /v1/jobs/{job_id}/inspection` says what the reader saw: format, geometry and the fields
     it comes from, findings, histogram. A scan that cannot be read ends the job as `failed`, with the problem inside.
     """
-    return await submission.answer(JobTask.VALIDATE)
+    return await submission.answer_form(JobTask.VALIDATE, "/v1/validate/from-source")
 
 
-def require_callback_allowed(jobs: JobService, options: JobOptions) -> None:
-    """Raises ApiError (callback-not-allowed)."""
+@router.post(
+    "/v1/validate/from-source",
+    operation_id="validate_scan_from_source",
+    summary="Validate a scan that is elsewhere",
+    status_code=202,
+    response_model=Job,
+    responses=_answers("get_inspection", _SOURCE_PROBLEMS),
+    openapi_extra=_SOURCE,
+)
+async def validate_scan_from_source(submission: SubmissionDep) -> Response:
+    """Have a scan read and not scored, as `POST /v1/validate` does; takes what `POST /v1/jobs/from-source` takes."""
+    return await submission.answer_json(JobTask.VALIDATE, "/v1/validate")
+
+
+def require_options(jobs: JobService, options: JobOptions, *, is_repeated: bool = False) -> None:
+    """Raises ApiError (callback-not-allowed; invalid-parameters: `not_after` is over)."""
+    # A repeated request gets the first one's answer, though its time may be over by now.
+    if options.not_after is not None and options.not_after <= states.now() and not is_repeated:
+        raise invalid_parameter("/body/not_after", "this time is over: name one to come, or none")
     if options.callback_url is not None and not jobs.callbacks.is_allowed(options.callback_url):
         raise ApiError(problems.CALLBACK_NOT_ALLOWED, "the operator has not allowed this address")
 
 
-def open_input(jobs: JobService, submission: SourceSubmission | UploadedSubmission, job_id: str) -> InputInfo:
+def open_input(jobs: JobService, source: Source, job_id: str) -> InputInfo:
     """The scan that a worker will fetch, or the upload, which the job takes over.
 
     Raises:
         ApiError (source-not-allowed, unsupported-format), and JobsError for an upload that cannot be taken.
     """
-    if isinstance(submission, UploadedSubmission):
+    if source.upload_id is not None:
         # Looked at before the upload is taken: one that is no scan stays, and can be aborted.
-        require_scan(jobs.uploads.head(submission.source.upload_id, HEAD_BYTES))
-        return jobs.uploads.copy_input(submission.source.upload_id, job_id)
-    if not is_allowed(submission.source.url, jobs.settings.source_allowlist):
+        require_scan(jobs.uploads.head(source.upload_id, HEAD_BYTES))
+        return jobs.uploads.copy_input(source.upload_id, job_id)
+    fetched = ScanSource(url=source.url or "", sha256=source.sha256)
+    if not is_allowed(fetched.url, jobs.settings.source_allowlist):
         raise ApiError(problems.SOURCE_NOT_ALLOWED, "the operator has not allowed this address")
-    return InputInfo(source=submission.source)
+    return InputInfo(source=fetched)
 
 
 def job_record(job_id: str, scan: InputInfo, options: JobOptions) -> JobRecord:
@@ -295,5 +351,6 @@ def job_record(job_id: str, scan: InputInfo, options: JobOptions) -> JobRecord:
         input=scan,
         client_reference=options.client_reference,
         callback_url=options.callback_url,
-        upload_id=options.source.upload_id if isinstance(options, UploadedSubmission) else None,
+        not_after=options.not_after,
+        upload_id=options.source.upload_id if isinstance(options, SourceSubmission) else None,
     )

@@ -71,10 +71,10 @@ def test_what_cannot_be_taken_is_refused_alone(alone: Service) -> None:
     ("body", "pointer"),
     [
         ({"items": []}, "/body/items"),
-        ({"items": [{"source": {}}]}, "/body/items/0/source/url"),
+        ({"items": [{"source": {}}]}, "/body/items/0/source"),
         ({"items": [item(0), item(1, priority="urgent")]}, "/body/items/1/priority"),
         ({"items": [{"source": {"upload_id": 3}}]}, "/body/items/0/source/upload_id"),
-        ({"items": [{"source": {"upload_id": "x", "url": "y"}}]}, "/body/items/0/source/url"),
+        ({"items": [{"source": {"upload_id": "x", "url": "y"}}]}, "/body/items/0/source"),
         ({"items": [3]}, "/body/items/0"),
         ({"items": [item(n) for n in range(1001)]}, "/body/items"),
         ({}, "/body/items"),

@@ -73,7 +73,7 @@ def test_an_address_that_is_not_allowed_is_refused_and_nothing_is_kept(service: 
     form = service.client.post("/v1/jobs", files={"file": ("scan.nii", nifti())}, data={"callback_url": url})
     require_problem(form, 422, "callback-not-allowed")
     source = {"source": {"url": "https://pacs.example/ct/1.nii"}, "callback_url": url}
-    require_problem(service.client.post("/v1/jobs", json=source), 422, "callback-not-allowed")
+    require_problem(service.client.post("/v1/jobs/from-source", json=source), 422, "callback-not-allowed")
     assert service.stored_files() == before
 
 

@@ -89,8 +89,8 @@ def test_it_knows_problems(generated: ModuleType, shared: Service) -> None:
 
 def test_it_sends_sources(generated: ModuleType, shared: Service) -> None:
     models = module("models")
-    source = models.ScanSource(url="https://elsewhere.example/1.nii")
-    problem = module("api.jobs.create_job").sync(
+    source = models.Source(url="https://elsewhere.example/1.nii")
+    problem = module("api.jobs.create_job_from_source").sync(
         client=generated.Client(base_url=shared.address), body=models.SourceSubmission(source=source)
     )
     assert problem.type_ == "/problems/source-not-allowed"

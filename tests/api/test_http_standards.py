@@ -38,9 +38,9 @@ def test_empty_fields_of_a_form_are_as_if_they_were_not_there(shared: Service) -
 def test_a_sha256_in_capitals_is_kept_in_small_letters(shared: Service) -> None:
     source = {"url": ALLOWED_SOURCE + "1.nii.gz", "sha256": SHA256.upper()}
     key = {"Idempotency-Key": SHA256[:20]}
-    job = shared.client.post("/v1/jobs", json={"source": source}, headers=key).json()
+    job = shared.client.post("/v1/jobs/from-source", json={"source": source}, headers=key).json()
     assert job["input"]["source"]["sha256"] == SHA256
-    again = shared.client.post("/v1/jobs", json={"source": {**source, "sha256": SHA256}}, headers=key)
+    again = shared.client.post("/v1/jobs/from-source", json={"source": {**source, "sha256": SHA256}}, headers=key)
     assert again.json()["id"] == job["id"]
 
 

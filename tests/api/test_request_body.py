@@ -66,7 +66,9 @@ def completed(service: Service, scan: bytes = SCAN) -> dict:
 
 def submit(service: Service, upload_id: str, key: str | None = None, **options: str) -> httpx.Response:
     headers = {"Idempotency-Key": key} if key else {}
-    return service.client.post("/v1/jobs", json={"source": {"upload_id": upload_id}, **options}, headers=headers)
+    return service.client.post(
+        "/v1/jobs/from-source", json={"source": {"upload_id": upload_id}, **options}, headers=headers
+    )
 
 
 def keys(service: Service, folder: str = "uploads/") -> list[str]:

@@ -1,6 +1,7 @@
-"""POST /v1/jobs."""
+"""POST /v1/jobs and POST /v1/jobs/from-source."""
 
 import hashlib
+import re
 import socket
 import threading
 import time
@@ -171,10 +172,10 @@ def test_a_wrong_part_is_pointed_at_and_nothing_is_kept(alone: Service, parts: l
 
 def test_a_source_is_taken_if_the_operator_allows_it(shared: Service) -> None:
     source = {"url": ALLOWED_SOURCE + "1.nii.gz", "sha256": "0" * 64}
-    answer = shared.client.post("/v1/jobs", json={"source": source, "priority": "batch"})
+    answer = shared.client.post("/v1/jobs/from-source", json={"source": source, "priority": "batch"})
     assert answer.status_code == 202
     assert answer.json()["input"] == {"size_bytes": None, "sha256": None, "source": source}
-    answer = shared.client.post("/v1/jobs", json={"source": {"url": "http://169.254.169.254/latest"}})
+    answer = shared.client.post("/v1/jobs/from-source", json={"source": {"url": "http://169.254.169.254/latest"}})
     require_problem(answer, 422, "source-not-allowed")
 
 
@@ -189,12 +190,30 @@ def test_a_source_is_taken_if_the_operator_allows_it(shared: Service) -> None:
     ],
 )
 def test_wrong_json_is_pointed_at(shared: Service, body: object, pointer: str) -> None:
-    problem = require_problem(shared.client.post("/v1/jobs", json=body), 422, "invalid-parameters")
+    problem = require_problem(shared.client.post("/v1/jobs/from-source", json=body), 422, "invalid-parameters")
     assert [error["pointer"] for error in problem["errors"]] == [pointer]
 
 
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/validate"])
+def test_json_where_a_form_belongs_is_taken_and_told_where_it_belongs(shared: Service, path: str) -> None:
+    """Also where it is refused; what belongs there is told nothing."""
+    bodies = ({"source": {"url": ALLOWED_SOURCE + "1.nii"}}, 202), ({"source": 3}, 422), ({"source": {"url": "x"}}, 422)
+    for body, status in bodies:
+        answer = shared.client.post(path, json=body)
+        assert answer.status_code == status
+        assert re.fullmatch(r"@\d{10}", answer.headers["deprecation"])
+        assert answer.headers["link"] == f'<{shared.address}{path}/from-source>; rel="successor-version"'
+    for answer in (
+        shared.client.post(path, files={"file": nifti()}),
+        shared.client.post(f"{path}/from-source", json=bodies[0][0]),
+    ):
+        assert answer.status_code == 202
+        assert "deprecation" not in answer.headers
+    assert answer.json()["task"] == ("score" if path == "/v1/jobs" else "validate")
+
+
 def test_json_may_not_be_long(shared: Service) -> None:
-    answer = shared.client.post("/v1/jobs", json={"source": {"url": "x" * 70_000}})
+    answer = shared.client.post("/v1/jobs/from-source", json={"source": {"url": "x" * 70_000}})
     require_problem(answer, 413, "upload-too-large")
 
 

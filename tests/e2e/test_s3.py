@@ -35,7 +35,8 @@ def test_a_scan_goes_in_by_parts_and_its_masks_come_from_the_bucket(
     ):
         job = submit(client, scan)
         while job["status"] in ("queued", "running"):
-            job = client.post("/v1/jobs", **submission(job["upload_id"])).json() | {"upload_id": job["upload_id"]}
+            answer = client.post("/v1/jobs/from-source", **submission(job["upload_id"]))
+            job = answer.json() | {"upload_id": job["upload_id"]}
         assert job["status"] == "succeeded", job["error"]
         masks = {name: fetched(client, job["id"], name) for name in ("lungs", "lobes", "lesions", "high-opacity")}
         assert all(gzip.decompress(mask)[344:347] == b"n+1" for mask in masks.values())
@@ -52,7 +53,7 @@ def submit(client: httpx.Client, scan: bytes) -> dict:
         start = (part["number"] - 1) * upload.json()["part_bytes"]
         httpx.put(part["url"], content=scan[start : start + part["size_bytes"]], timeout=60).raise_for_status()
     client.post(upload.json()["links"]["complete"]).raise_for_status()
-    answer = client.post("/v1/jobs", **submission(upload.json()["id"]))
+    answer = client.post("/v1/jobs/from-source", **submission(upload.json()["id"]))
     assert answer.status_code in (200, 202), answer.text
     return answer.json() | {"upload_id": upload.json()["id"]}
 

@@ -11,13 +11,14 @@ from typing import Any, Self, TypeVar, Unpack
 import httpx
 
 from lobewise_client.calls import BatchScan, Calls, Filters, OnProgress, Options, Settings
-from lobewise_client.client import PARTS_ABOVE_BYTES, REPORT_NAME, USER_AGENT, body_of, write_report
+from lobewise_client.client import PARTS_ABOVE_BYTES, USER_AGENT, body_of
 from lobewise_client.models import (
     Batch,
     BatchItem,
     Callback,
     Inspection,
     Job,
+    MaskLabels,
     NetworkInfo,
     Ready,
     Report,
@@ -135,6 +136,10 @@ class AsyncClient:
         """What was seen in a validated scan."""
         return await self._run(self._calls.inspection(job_id))
 
+    async def labels(self, job_id: str) -> MaskLabels:
+        """What the numbers in its masks stand for."""
+        return await self._run(self._calls.labels(job_id))
+
     async def mask(self, job_id: str, name: str) -> bytes:
         """A gzipped NIfTI, in memory."""
         file = BytesIO()
@@ -144,6 +149,10 @@ class AsyncClient:
     async def save_mask(self, job_id: str, name: str, path: str | PathLike[str]) -> Path:
         """Write a mask to a file, which is there once it is whole and its sha256 is right."""
         return await self._run(self._calls.save_mask(job_id, name, Path(path)))
+
+    async def save(self, job_id: str, folder: str | PathLike[str], report: Report | None = None) -> list[Path]:
+        """Write a job's masks, as `{name}.nii.gz`, their labels.json, and report.json: all that was written."""
+        return await self._run(self._calls.save(job_id, Path(folder), report))
 
     async def cancel(self, job_id: str) -> Job:
         """Stop a job: at once if it waits, within seconds if it runs."""
@@ -233,11 +242,8 @@ class AsyncResult:
         return {str(name): AsyncMask(self.client, self.job.id, str(name)) for name in self.report.masks}
 
     async def save(self, folder: str | PathLike[str]) -> list[Path]:
-        """Write the masks, as `{name}.nii.gz`, and report.json: all that was written."""
-        into = Path(folder)
-        await asyncio.to_thread(into.mkdir, parents=True, exist_ok=True)
-        paths = [await mask.save(into / f"{Path(name).name}.nii.gz") for name, mask in self.masks.items()]
-        return [*paths, await asyncio.to_thread(write_report, self.report, into / REPORT_NAME)]
+        """Write the masks, as `{name}.nii.gz`, their labels.json, and report.json: all that was written."""
+        return await self.client.save(self.job.id, folder, self.report)
 
 
 class _Run:

@@ -8,8 +8,9 @@ import time
 import uuid
 from base64 import b64decode
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, Final, Literal, TypedDict, TypeVar
@@ -28,6 +29,7 @@ from lobewise_client.models import (
     Job,
     JobPage,
     JobStatus,
+    MaskLabels,
     NetworkInfo,
     NetworkList,
     Ready,
@@ -81,12 +83,14 @@ class Options(TypedDict, total=False):
         priority: stat, routine or batch.
         client_reference: your own name for it, given back with the job. Put no patient data in it.
         callback_url: an address that the operator allows; told how the job ended.
+        not_after: a job that nobody has begun by then fails (`deadline-passed`) and is never computed.
         idempotency_key: of the request: repeated with it, it makes no second job. A new one for each call by default.
     """
 
     priority: str | None
     client_reference: str | None
     callback_url: str | None
+    not_after: datetime | None
     idempotency_key: str | None
 
 
@@ -99,6 +103,7 @@ class BatchScan(TypedDict, total=False):
     priority: str | None
     client_reference: str | None
     callback_url: str | None
+    not_after: datetime | None
 
 
 class Filters(TypedDict, total=False):
@@ -388,6 +393,29 @@ class Calls:
     def inspection(self, job_id: str) -> Steps[Inspection]:
         return self._get(Inspection, "v1", "jobs", job_id, "inspection")
 
+    def labels(self, job_id: str) -> Steps[MaskLabels]:
+        return self._get(MaskLabels, "v1", "jobs", job_id, "labels")
+
+    def save(self, job_id: str, folder: Path, report: Report | None = None) -> Steps[list[Path]]:
+        """Masks, labels and report; what this version does not know of the latter two is in the files, too."""
+        if report is None:
+            report = yield from self.report(job_id)
+        yield Call(partial(folder.mkdir, parents=True, exist_ok=True))
+        paths = []
+        for name in report.masks:
+            # The last part alone: a name may not lead out of the folder.
+            path = folder / f"{Path(name).name}.nii.gz"
+            paths.append((yield from self.save_mask(job_id, name, path)))
+        documents: dict[str, BaseModel] = {"report.json": report}
+        # A service, or a job, may be older than labels.
+        with suppress(errors.NotFoundError, errors.WrongStateError):
+            documents = {"labels.json": (yield from self.labels(job_id)), **documents}
+        for file_name, document in documents.items():
+            paths.append(folder / file_name)
+            text = document.model_dump_json(by_alias=True, indent=2) + "\n"
+            yield Call(partial(paths[-1].write_text, text, encoding="utf-8"))
+        return paths
+
     def save_mask(self, job_id: str, name: str, path: Path) -> Steps[Path]:
         """To a file beside it first, so that what has the right name is whole."""
         partial_path = path.with_name(f"{path.name}.part")
@@ -638,9 +666,9 @@ def _known(kind: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
         raise TypeError(
             f"{', '.join(sorted(unknown))}: there is no such option; there are {', '.join(kind.__annotations__)}"
         )
-    # As text: an enumeration's member, too, and a time with its zone.
+    # As text: an enumeration's member, too, and a time with its zone; one without is taken as this machine's.
     return {
-        name: value.isoformat() if isinstance(value, datetime) else str(value)
+        name: value.astimezone(UTC).isoformat() if isinstance(value, datetime) else str(value)
         for name, value in given.items()
         if value is not None
     }

@@ -25,6 +25,7 @@ from lobewise_client.models import (
     Callback,
     Inspection,
     Job,
+    MaskLabels,
     NetworkInfo,
     Ready,
     Report,
@@ -40,7 +41,6 @@ T = TypeVar("T")
 #: A scan is sent whole up to here: above, a broken line would cost too much of it.
 PARTS_ABOVE_BYTES: Final = 64 << 20
 USER_AGENT: Final = f"lobewise-client/{__version__}"
-REPORT_NAME: Final = "report.json"
 
 
 class Client:
@@ -173,6 +173,10 @@ class Client:
         """What was seen in a validated scan."""
         return self._run(self._calls.inspection(job_id))
 
+    def labels(self, job_id: str) -> MaskLabels:
+        """What the numbers in its masks stand for."""
+        return self._run(self._calls.labels(job_id))
+
     def mask(self, job_id: str, name: str) -> bytes:
         """A gzipped NIfTI, in memory."""
         file = BytesIO()
@@ -182,6 +186,10 @@ class Client:
     def save_mask(self, job_id: str, name: str, path: str | PathLike[str]) -> Path:
         """Write a mask to a file, which is there once it is whole and its sha256 is right."""
         return self._run(self._calls.save_mask(job_id, name, Path(path)))
+
+    def save(self, job_id: str, folder: str | PathLike[str], report: Report | None = None) -> list[Path]:
+        """Write a job's masks, as `{name}.nii.gz`, their labels.json, and report.json: all that was written."""
+        return self._run(self._calls.save(job_id, Path(folder), report))
 
     def cancel(self, job_id: str) -> Job:
         """Stop a job: at once if it waits, within seconds if it runs. Raises WrongStateError: it has ended."""
@@ -269,16 +277,8 @@ class Result:
         return {str(name): Mask(self.client, self.job.id, str(name)) for name in self.report.masks}
 
     def save(self, folder: str | PathLike[str]) -> list[Path]:
-        """Write the masks, as `{name}.nii.gz`, and report.json: all that was written."""
-        (into := Path(folder)).mkdir(parents=True, exist_ok=True)
-        paths = [mask.save(into / f"{Path(name).name}.nii.gz") for name, mask in self.masks.items()]
-        return [*paths, write_report(self.report, into / REPORT_NAME)]
-
-
-def write_report(report: Report, path: Path) -> Path:
-    """As the service sent it, fields that this version does not know included."""
-    path.write_text(report.model_dump_json(by_alias=True, indent=2) + "\n", encoding="utf-8")
-    return path
+        """Write the masks, as `{name}.nii.gz`, their labels.json, and report.json: all that was written."""
+        return self.client.save(self.job.id, folder, self.report)
 
 
 def body_of(request: Request) -> tuple[dict[str, str], Any]:

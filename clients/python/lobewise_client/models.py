@@ -129,6 +129,10 @@ class Job(Model):
     queue_position: int | None = None
     attempt: int = 0
     cancel_requested: bool = False
+    #: Not begun by then, it fails and is never computed.
+    not_after: datetime | None = None
+    #: When it will begin, as far as the service can tell.
+    estimated_start_at: datetime | None = None
     error: JobProblem | None = None
     severity: SeverityScores | None = None
     links: JobLinks
@@ -219,6 +223,24 @@ class Report(Model):
     #: The address of each.
     masks: dict[OpenMaskName, str] = Field(default_factory=dict)
     provenance: Provenance
+
+
+class MaskLabel(Model):
+    """What a number in a mask stands for."""
+
+    number: int
+    #: For programs; of a lobe as in the report.
+    name: str
+    display_name: str = ""
+    #: `#rrggbb`.
+    colour: str = ""
+    snomed_ct: str | None = None
+
+
+class MaskLabels(Model):
+    """What the numbers in each mask stand for."""
+
+    masks: dict[OpenMaskName, list[MaskLabel]]
 
 
 class ValueHistogram(Model):

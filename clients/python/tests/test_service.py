@@ -3,6 +3,7 @@
 import gzip
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def test_a_scan_is_scored_and_saved(client: Any, worker: Work, tmp_path: Path) -
     assert result.masks["lobes"].read() == mask_bytes(Masks.LOBES)
     paths = result.save(tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(path.name for path in paths)
-    assert {path.name for path in paths} == {*(f"{name}.nii.gz" for name in Masks), "report.json"}
+    assert {path.name for path in paths} == {*(f"{name}.nii.gz" for name in Masks), "labels.json", "report.json"}
     assert (tmp_path / "out" / "lungs.nii.gz").read_bytes() == mask_bytes(Masks.LUNGS)
     assert json.loads((tmp_path / "out" / "report.json").read_text())["job_id"] == result.job.id
 
@@ -212,6 +213,10 @@ def test_what_else_the_service_says(client: Any, service: Service) -> None:
     with pytest.raises(NotFoundError):
         client.get_upload(upload.id)
     assert client.models() == []
+    labels = client.labels(service.succeeded())
+    assert [one.number for one in labels.masks["lobes"]] == [1, 2, 3, 4, 5]
+    later = datetime.now(UTC) + timedelta(hours=1)
+    assert client.get(client.submit(nifti(), not_after=later).id).not_after == later
 
 
 def test_a_scan_is_validated(client: Any, inspector: Work) -> None:
