@@ -215,7 +215,7 @@ def test_what_else_the_service_says(client: Any, service: Service) -> None:
     assert client.models() == []
     labels = client.labels(service.succeeded())
     assert [one.number for one in labels.masks["lobes"]] == [1, 2, 3, 4, 5]
-    later = datetime.now(UTC) + timedelta(hours=1)
+    later = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=1)
     assert client.get(client.submit(nifti(), not_after=later).id).not_after == later
 
 
