@@ -1,10 +1,12 @@
 """What travels over HTTP, version 1. Reports are `jobs.models.Report`; everything else is here."""
 
+import re
 from datetime import datetime
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
@@ -47,6 +49,20 @@ CallbackUrl = Annotated[
         examples=["https://pacs.example/lobewise/finished"],
     ),
 ]
+
+
+def _with_offset(value: Any) -> Any:
+    if isinstance(value, str):
+        # Many clients send the + of an offset as it is, and a query has it for a blank.
+        value = re.sub(r" (\d\d:\d\d)$", r"+\1", value)
+        # Stricter than pydantic, which takes numbers, dates alone and times of no place too.
+        if not _RFC_3339.fullmatch(value):
+            raise PydanticCustomError("rfc_3339", "send a time with its offset, such as 2026-03-02T09:30:00Z")
+    return value
+
+
+_RFC_3339: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+Moment = Annotated[datetime, BeforeValidator(_with_offset)]
 Url = Annotated[str, Field(json_schema_extra={"format": "uri"})]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from typing import Final
 
 from opentelemetry import trace
@@ -17,18 +18,16 @@ from jobs.callbacks import Callbacks
 from jobs.errors import (
     BrokerUnavailableError,
     IdempotencyInFlightError,
-    JobNotFoundError,
-    JobPurgedError,
-    NewerSchemaError,
     StorageUnavailableError,
     WrongStateError,
 )
+from jobs.listing import Listing
 from jobs.live.events import JobEvent
-from jobs.live.pagination import Query, id_of
+from jobs.live.pagination import ALL, Query
 from jobs.live.status_batcher import StatusBatcher
-from jobs.models import Inspection, JobRecord, JobState, JobStatus, Manifest, MaskName, Priority, Report
+from jobs.models import Inspection, JobRecord, JobState, JobStatus, Manifest, MaskName, Report
 from jobs.recovery import finalize
-from jobs.states import JobPage, Readiness, Sort
+from jobs.states import JobPage, Readiness
 from jobs.store.idempotency import Idempotency
 from jobs.store.keys import job_key
 from jobs.store.multipart_uploads import MultipartUploads
@@ -76,6 +75,7 @@ class JobService:
         self.workers, self.monitoring, self.event_log = self._live.workers, self._live.monitoring, self._live.events
         self.uploads = MultipartUploads(backends.store.blobs, backends.settings)
         self.callbacks = Callbacks(backends.store, backends.live, backends.settings)
+        self.listing = Listing(backends.store, backends.live)
         self.batches = Batches(backends.store, backends.live, self.accept_once)
         self.idempotency = Idempotency(backends.store, backends.settings.in_flight_seconds)
 
@@ -156,42 +156,10 @@ class JobService:
         """`get` for an event loop, which must close it."""
         return StatusBatcher(self.settings, self._live.view_freshness, self.get, self._store.state)
 
-    def list(
-        self,
-        *,
-        limit: int,
-        cursor: str | None = None,
-        status: JobStatus | None = None,
-        sort: Sort = "-created_at",
-        priority: Priority | None = None,
-    ) -> JobPage:
-        """A page of jobs. `severity` puts the highest percentage of opacity first and has succeeded jobs only.
-
-        Raises InvalidCursorError: not a cursor of this service, or one of another sort or filter.
-        """
-        query = Query(sort, status, priority)
+    def list(self, query: Query = ALL, *, limit: int, cursor: str | None = None) -> JobPage:
+        """A page of jobs. Raises InvalidCursorError: not a cursor of this service, or one of another query."""
         after = query.decode(cursor) if cursor else None
-        members = None
-        found: list[tuple[str, JobState]] = []
-        try:
-            members = self._live.page(query, after, limit + 1)
-            if members is not None:
-                shown = self._live.get_many([id_of(member) for member in members])
-                found = [(member, state) for member, state in zip(members, shown, strict=True) if state is not None]
-        except BrokerUnavailableError:
-            log.warning("jobs are listed from the blobs, which is slow")
-            members = None
-        # The view is away or not whole: reading every job is slow, but right.
-        if members is None:
-            for files in self._store.all_files():
-                with suppress(JobNotFoundError, JobPurgedError, NewerSchemaError):  # just deleted, or not for us
-                    state = self._store.state(files.job_id, files)
-                    member = query.member(state)
-                    if member is not None:
-                        found.append((member, state))
-            found.sort(key=lambda item: item[0], reverse=query.is_descending)
-            if after is not None:
-                found = [item for item in found if (item[0] < after if query.is_descending else item[0] > after)]
+        found = [*islice(self.listing.walk(query, after, limit + 1), limit + 1)]
         items = tuple(state for _, state in found[:limit])
         return JobPage(items, query.encode(found[limit - 1][0]) if len(found) > limit else None)
 

@@ -20,10 +20,13 @@
 -- ARGV[11] events_kept_ms
 -- ARGV[12] channel
 -- ARGV[13] has_callback       1 if somebody wants to be told of its end
--- ARGV[14...]                 metrics and by how much they grow at the job's end, in pairs
+-- ARGV[14] delay_ms           how long after the moment in its id the job was created
+-- ARGV[15] reference_member   of the list by reference, or ''
+-- ARGV[16...]                 metrics and by how much they grow at the job's end, in pairs
 local job, lease_key, events, metrics, tombstone = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local prefix, job_id, priority, status, attempt, state, guard = unpack(ARGV, 1, 7)
 local severity_member, retry_after_ms, events_kept, events_kept_ms, channel, has_callback = unpack(ARGV, 8, 13)
+local delay_ms, reference_member = unpack(ARGV, 14, 15)
 
 local function is_final(name) return name == 'succeeded' or name == 'failed' or name == 'cancelled' end
 
@@ -58,12 +61,14 @@ if old_status ~= status then
     redis.call('ZADD', prefix .. 'index:*:' .. list, 0, job_id)
     if severity_member ~= '' then redis.call('ZADD', prefix .. 'severity:' .. list, 0, severity_member) end
   end
+  redis.call('ZADD', prefix .. 'delays', delay_ms, job_id)
+  if reference_member ~= '' then redis.call('ZADD', prefix .. 'references', 0, reference_member) end
 end
 if is_final(status) then
   redis.call('DEL', lease_key)
   -- A job that a rebuild brings back was counted when it ended.
   if not is_new then
-    for i = 14, #ARGV, 2 do redis.call('HINCRBY', metrics, ARGV[i], ARGV[i + 1]) end
+    for i = 16, #ARGV, 2 do redis.call('HINCRBY', metrics, ARGV[i], ARGV[i + 1]) end
   end
 end
 local cancel = redis.call('HGET', job, 'cancel') or ''
