@@ -6,7 +6,7 @@ STATES ?= 3000
 FILES ?= 5500
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types layers unit test-states test-files test-monitoring images chaos chaos-small soak k8s-check load load-check format constraints clean
+.PHONY: help install demo test lint types layers unit test-states test-files test-monitoring docs images chaos chaos-small soak k8s-check load load-check format constraints clean
 
 help: ## show the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -47,6 +47,10 @@ test-states: install ## jobs in every order of steps, a quarter of an hour: make
 
 test-files: install ## generated files of every format, half an hour: make test-files [FILES=5500]
 	LOBEWISE_TEST_FILES=$(FILES) $(BIN)/pytest -q tests/pipeline/io/formats/test_generated_files.py tests/pipeline/io/formats/test_dicom_worlds.py
+
+docs: install ## the documentation as a site, in build/site; strict: no dead link, nothing from elsewhere
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	$(BIN)/python -m tests.support.site_check build/site
 
 test-monitoring: install ## alert rules and metric names, with promtool (Debian: prometheus)
 	command -v promtool

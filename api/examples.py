@@ -25,6 +25,9 @@ from jobs.models import (
     LobeName,
     LobeScores,
     LungVolumes,
+    MaskLabel,
+    MaskLabels,
+    MaskName,
     ModelProvenance,
     PercentRange,
     Provenance,
@@ -152,6 +155,28 @@ REPORT: Final = Report(
         geometry=ScanGeometry(file_format="DICOM", used=["ImagePositionPatient", "ImageOrientationPatient"]),
         seconds={"read": 0.7, "landmarks": 2.4, "lungs": 9.8, "lesions": 21.0, "severity": 0.6, "store": 1.9},
     ),
+)
+
+LABELS: Final = MaskLabels(
+    masks={
+        MaskName.LUNGS: [
+            MaskLabel(number=1, name="lungs", display_name="Lungs", colour="#0072b2", snomed_ct="39607008")
+        ],
+        MaskName.LOBES: [
+            MaskLabel(number=number, name=name, display_name=shown, colour=colour, snomed_ct=code)
+            for number, name, shown, colour, code in (
+                (1, "left_upper", "Left upper lobe", "#56b4e9", "44714003"),
+                (2, "left_lower", "Left lower lobe", "#009e73", "41224006"),
+                (3, "right_upper", "Right upper lobe", "#e69f00", "42400003"),
+                (4, "right_middle", "Right middle lobe", "#f0e442", "72481006"),
+                (5, "right_lower", "Right lower lobe", "#cc79a7", "266005"),
+            )
+        ],
+        MaskName.LESIONS: [MaskLabel(number=1, name="lesions", display_name="Opacities", colour="#ff3c28")],
+        MaskName.HIGH_OPACITY: [
+            MaskLabel(number=1, name="high_opacity", display_name="High opacities", colour="#a0143c")
+        ],
+    }
 )
 
 INSPECTION: Final = Inspection(

@@ -183,6 +183,7 @@ class JobLinks(Schema):
     events: Url = Field(description="a stream of server-sent events: the job, whenever it changes")
     report: Url | None = Field(default=None, description="null until the job has succeeded")
     masks: dict[MaskName, Url] | None = Field(default=None, description="null until the job has succeeded")
+    labels: Url | None = Field(default=None, description="what the masks' numbers stand for; null until it succeeded")
     inspection: Url | None = Field(default=None, description="null until a job that validates has succeeded")
 
 

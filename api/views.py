@@ -34,6 +34,7 @@ def job_view(state: JobState, addresses: Addresses) -> Job:
         events=addresses.job(state.id, "events"),
         report=addresses.job(state.id, "report") if scored else None,
         masks=_masks(state.id, addresses) if scored else None,
+        labels=addresses.job(state.id, "labels") if scored else None,
         inspection=addresses.job(state.id, "inspection") if succeeded and not scored else None,
     )
     return Job(**fields, links=links)

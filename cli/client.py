@@ -11,9 +11,9 @@ from typing import IO, Any
 import httpx
 from pydantic import BaseModel
 
-from cli.output import bar, fail_refused, write_report
+from cli.output import bar, fail_refused, write_document
 from jobs.errors import SettingsError
-from jobs.models import MaskName, Report
+from jobs.models import MaskLabels, MaskName, Report
 from jobs.proxies import RoutedTransport, proxy_of
 
 #: Called with the bytes that were sent and the bytes there are.
@@ -87,6 +87,17 @@ class ServiceClient:
     def report(self, job_id: str) -> Report:
         body = self._call("GET", f"/v1/jobs/{job_id}/report")
         return Report.model_validate({name: body[name] for name in Report.model_fields if name in body})
+
+    def labels(self, job_id: str) -> MaskLabels | None:
+        """What the numbers in the masks stand for; None of a service, or a job, that is older than labels."""
+        try:
+            response = self._http.get(f"/v1/jobs/{job_id}/labels")
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+        if response.status_code in (httpx.codes.NOT_FOUND, httpx.codes.CONFLICT):
+            return None
+        _check(response)
+        return MaskLabels.read(response.content)
 
     def save_mask(self, job_id: str, name: MaskName, target: Path) -> None:
         try:
@@ -186,10 +197,13 @@ def score_remotely(client: ServiceClient, scan: Path, priority: str = "routine")
 
 
 def save_result(client: ServiceClient, job_id: str, report: Report, folder: Path) -> list[Path]:
-    """Masks and report, written to `folder`."""
+    """Masks, their labels and the report, written to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name in MaskName:
         paths.append(folder / f"{name.value}.nii.gz")
         client.save_mask(job_id, name, paths[-1])
-    return [*paths, write_report(report, folder / "report.json")]
+    labels = client.labels(job_id)
+    if labels is not None:
+        paths.append(write_document(labels, folder / "labels.json"))
+    return [*paths, write_document(report, folder / "report.json")]

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from jobs.models import QualityFinding, Report
+from jobs.models import MaskLabels, QualityFinding, Report
 
 #: The packages of the project; an image copies those that it needs.
 ROOMS: Final = ("api", "jobs", "worker", "pipeline", "training", "evaluation", "cli")
@@ -146,8 +146,8 @@ def _add(table: Table, *cells: str | None) -> None:
     table.add_row(*(cell for cell in cells if cell is not None))
 
 
-def write_report(report: Report, path: Path) -> Path:
-    path.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+def write_document(document: Report | MaskLabels, path: Path) -> Path:
+    path.write_text(document.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return path
 
 

@@ -4,7 +4,7 @@ from itertools import permutations, product
 from pathlib import Path
 from typing import Final, get_args
 
-from cli.output import bar, needs, write_report
+from cli.output import bar, needs, write_document
 from jobs.models import LandmarkPoint, MaskName, Provenance, Report
 from jobs.version import __version__
 
@@ -14,6 +14,7 @@ with needs("worker"):
     from pipeline.anatomy import Landmark
     from pipeline.geometry import Matrix, Triple
     from pipeline.io.write import write_ct, write_mask
+    from pipeline.labels import LABELS
     from pipeline.phantom import Phantom, PhantomRecipe, make_phantom
     from pipeline.phantom.recipe import Fit
     from pipeline.severity import high_opacity_of
@@ -67,10 +68,10 @@ def save_phantom(recipe: PhantomRecipe, folder: Path) -> tuple[Report, list[Path
         write_ct(paths[0], phantom.volume)
         for name, mask in masks.items():
             paths.append(folder / f"{name.value}.nii.gz")
-            write_mask(paths[-1], mask, phantom.volume.grid)
+            write_mask(paths[-1], mask, phantom.volume.grid, labels=LABELS[name])
         shown.show("made a phantom whose scores are known", 1.0)
     truth = truth_of(phantom)
-    return truth, [*paths, write_report(truth, folder / "truth.json")]
+    return truth, [*paths, write_document(truth, folder / "truth.json")]
 
 
 def truth_of(phantom: Phantom) -> Report:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli.output import Exit, bar, fail, fail_refused, needs, write_report
+from cli.output import Exit, bar, fail, fail_refused, needs, write_document
 from jobs.models import Report
 from jobs.problems import BY_SLUG
 
@@ -18,7 +18,8 @@ with needs("worker"):
     from pipeline.io.overview import draw_overview
     from pipeline.io.read import read_ct
     from pipeline.io.write import write_mask
-    from worker.report import masks_of, report_of
+    from pipeline.labels import LABELS
+    from worker.report import mask_labels, masks_of, report_of
 
 if TYPE_CHECKING:  # it imports torch, which takes seconds: a scan that cannot be read is refused before
     from pipeline.lungs.backend import LungBackendName
@@ -71,13 +72,14 @@ def score_here(path: Path, device: str, weights: Path | None, lung_stage: LungBa
 
 
 def save(scored: Scored, folder: Path) -> list[Path]:
-    """Masks, overview and report, written to `folder`."""
+    """Masks, their labels, overview and report, written to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, mask in masks_of(scored.result).items():
         paths.append(folder / f"{name.value}.nii.gz")
         array = mask.labels if isinstance(mask, LobeLabels) else mask.mask
-        write_mask(paths[-1], array, mask.grid, scored.result.source)
+        write_mask(paths[-1], array, mask.grid, scored.result.source, LABELS[name])
     overview = folder / "overview.png"
     draw_overview(overview, scored.scan.volume, scored.result.lobes, scored.result.lesions)
-    return [*paths, overview, write_report(scored.report, folder / "report.json")]
+    labels = write_document(mask_labels(), folder / "labels.json")
+    return [*paths, labels, overview, write_document(scored.report, folder / "report.json")]

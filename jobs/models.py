@@ -385,6 +385,25 @@ class Report(Model):
     provenance: Provenance
 
 
+class MaskLabel(Model):
+    """What one number in a mask stands for; 0 is the background."""
+
+    number: int = Field(ge=1, le=255)
+    name: str = Field(description="for programs; of a lobe as in the report", examples=["left_upper"])
+    display_name: str = Field(description="for people", examples=["Left upper lobe"])
+    colour: str = Field(pattern=r"^#[0-9a-f]{6}$", description="red, green and blue", examples=["#56b4e9"])
+    snomed_ct: str | None = Field(
+        default=None, description="concept of SNOMED CT; null where no single one fits", examples=["44714003"]
+    )
+
+
+class MaskLabels(Model):
+    """`labels.json`: what the numbers in each mask stand for. The masks' own headers have names and colours, too."""
+
+    schema_version: SchemaVersion = SCHEMA_VERSION
+    masks: dict[MaskName, list[MaskLabel]]
+
+
 class MaskBlob(Model):
     """A stored mask."""
 
@@ -392,6 +411,7 @@ class MaskBlob(Model):
     key: str
     size_bytes: int
     sha256: str
+    labels: list[MaskLabel] = Field(default_factory=list, description="none in what earlier versions stored")
 
 
 class Manifest(Model):

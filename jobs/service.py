@@ -25,7 +25,7 @@ from jobs.listing import Listing
 from jobs.live.events import JobEvent
 from jobs.live.pagination import ALL, Query
 from jobs.live.status_batcher import StatusBatcher
-from jobs.models import Inspection, JobRecord, JobState, JobStatus, Manifest, MaskName, Report
+from jobs.models import Inspection, JobRecord, JobState, JobStatus, Manifest, MaskLabels, MaskName, Report
 from jobs.recovery import finalize
 from jobs.states import JobPage, Readiness
 from jobs.store.idempotency import Idempotency
@@ -238,6 +238,13 @@ class JobService:
             self._store.record(job_id)
             raise StorageUnavailableError(f"a mask of job {job_id} is missing")
         return StoredMask(self._store.blobs, stored.key, stored.size_bytes, stored.sha256, info.last_modified)
+
+    def labels(self, job_id: str) -> MaskLabels:
+        """Raises WrongStateError unless succeeded, and of a job whose worker stored no labels."""
+        manifest = self._require_scored(job_id)
+        if not all(mask.labels for mask in manifest.masks):
+            raise WrongStateError(manifest.outcome, "the job was scored by a version that stored no labels")
+        return MaskLabels(masks={mask.name: mask.labels for mask in manifest.masks})
 
     def _require_open(self, job_id: str, but: str | None = None) -> None:
         manifest = self._store.manifest(job_id)

@@ -13,7 +13,7 @@ from jobs import remote_sources, states, tracing
 from jobs.attempts import Lease
 from jobs.backends import Backends
 from jobs.errors import CancelRequestedError, JobPurgedError, LeaseLostError, StorageUnavailableError, WrongStateError
-from jobs.models import Inspection, JobError, Manifest, MaskBlob, MaskName, Report, Stage
+from jobs.models import Inspection, JobError, Manifest, MaskBlob, MaskLabels, MaskName, Report, Stage
 from jobs.recovery import finalize
 from jobs.store.job_store import Claim, Ending
 from jobs.store.keys import attempt_key, job_key
@@ -112,8 +112,10 @@ class WorkerApi:
             raise StorageUnavailableError("the blob store gave other bytes than it took")
         return path
 
-    def succeed(self, lease: Lease, report: Report, masks: Mapping[MaskName, Path]) -> None:
-        """Store report and masks, then the manifest that makes the job succeeded.
+    def succeed(
+        self, lease: Lease, report: Report, masks: Mapping[MaskName, Path], labels: MaskLabels | None = None
+    ) -> None:
+        """Store report and masks, then the manifest that makes the job succeeded; it has the masks' labels, too.
 
         Raises:
             LeaseLostError: this attempt may not publish; nothing of it will be seen.
@@ -126,7 +128,9 @@ class WorkerApi:
             for name, path in masks.items():
                 key = attempt_key(lease.job_id, lease.attempt, f"{name}.nii.gz")
                 sha256 = self._store.blobs.write_file(key, path)
-                stored.append(MaskBlob(name=name, key=key, size_bytes=path.stat().st_size, sha256=sha256))
+                of_mask = labels.masks[name] if labels is not None else []
+                blob = MaskBlob(name=name, key=key, size_bytes=path.stat().st_size, sha256=sha256, labels=of_mask)
+                stored.append(blob)
             report_key = attempt_key(lease.job_id, lease.attempt, "report.json")
             self._store.blobs.write(report_key, report.model_dump_json().encode())
             manifest = _succeeded(lease, severity=report.severity, report_key=report_key, masks=stored)

@@ -15,6 +15,8 @@ from jobs.models import (
     LobeName,
     LobeScores,
     LungVolumes,
+    MaskLabel,
+    MaskLabels,
     MaskName,
     ModelProvenance,
     PercentRange,
@@ -28,6 +30,7 @@ from jobs.models import (
 from jobs.version import __version__
 from pipeline import severity as science
 from pipeline.geometry import Finding, GeometrySource, LesionMask, LobeLabels, LungMask, Scan
+from pipeline.labels import LABELS
 from pipeline.severity import LobeSeverity, Severity
 
 if TYPE_CHECKING:  # they import torch, which takes seconds, and only their attributes are used here
@@ -115,6 +118,25 @@ def masks_of(result: Quantification) -> dict[MaskName, LungMask | LobeLabels | L
         MaskName.LESIONS: result.lesions,
         MaskName.HIGH_OPACITY: result.high_opacity,
     }
+
+
+def mask_labels() -> MaskLabels:
+    """What the numbers in every mask stand for."""
+    return MaskLabels(
+        masks={
+            name: [
+                MaskLabel(
+                    number=label.number,
+                    name=label.name,
+                    display_name=label.display_name,
+                    colour=label.colour,
+                    snomed_ct=label.snomed_ct,
+                )
+                for label in LABELS[name]
+            ]
+            for name in MaskName
+        }
+    )
 
 
 def scores_of(severity: Severity, between: science.PercentRange | None = None) -> SeverityScores:

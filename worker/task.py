@@ -32,9 +32,10 @@ from jobs.worker_api import WorkerApi
 from pipeline.errors import PipelineError
 from pipeline.geometry import LobeLabels, Scan
 from pipeline.io.overview import draw_slices
-from pipeline.io.read import read_ct
+from pipeline.io.read import ReadLimits, read_ct
 from pipeline.io.write import write_mask
-from worker.report import inspection_of, masks_of, models_of, report_of
+from pipeline.labels import LABELS
+from worker.report import inspection_of, mask_labels, masks_of, models_of, report_of
 from worker.shutdown import Drain
 
 if TYPE_CHECKING:  # it imports torch, which the parent of the worker processes does not need
@@ -78,13 +79,14 @@ class Pipeline:
     """The analysis of the paper."""
 
     models: "Models"
+    limits: ReadLimits
 
     @property
     def loaded_models(self) -> Sequence[ModelProvenance]:
         return models_of(self.models.infos)
 
     def read(self, path: Path) -> Scan:
-        return read_ct(path)
+        return read_ct(path, self.limits)
 
     def quantify(self, scan: Scan, progress: "Progress", *, low_memory: bool) -> "Quantification":
         from pipeline.quantify import quantify
@@ -96,7 +98,8 @@ def load_pipeline(settings: JobsSettings, device: str) -> Pipeline:
     """Raises WeightsError or ValueError when the models cannot be had or the device is not there."""
     from pipeline.quantify import load_models
 
-    return Pipeline(load_models(device, settings.weights_dir, settings.lung_stage))
+    limits = ReadLimits(is_sandbox_required=settings.sandbox == "required")
+    return Pipeline(load_models(device, settings.weights_dir, settings.lung_stage), limits)
 
 
 @dataclass(frozen=True)
@@ -187,7 +190,7 @@ def _score(context: WorkerContext, lease: Lease, folder: Path) -> None:
         with clock.stage(Stage.STORE, QUANTIFY_TO):
             masks = write_masks(result, folder)
         report = report_of(result, job_id=lease.job_id, input_sha256=lease.scan.sha256 or "", seconds=clock.seconds)
-        context.jobs.succeed(lease, report, masks)
+        context.jobs.succeed(lease, report, masks, mask_labels())
     except (PipelineError, SourceError) as error:
         problem = error.problem if isinstance(error, SourceError) else BY_SLUG[error.code]
         log.info("the scan cannot be scored", extra={"code": problem.slug})
@@ -209,7 +212,7 @@ def write_masks(result: "Quantification", folder: Path) -> dict[MaskName, Path]:
     for name, mask in masks_of(result).items():
         paths[name] = folder / f"{name}.nii.gz"
         array = mask.labels if isinstance(mask, LobeLabels) else mask.mask
-        write_mask(paths[name], array, mask.grid, result.source)
+        write_mask(paths[name], array, mask.grid, result.source, LABELS[name])
     return paths
 
 

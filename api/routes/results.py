@@ -16,7 +16,7 @@ from api.routes.jobs import READ_PROBLEMS, IfNoneMatch, JobId
 from api.schemas import MaskAddress
 from api.views import as_json, json_response, report_view
 from jobs import problems
-from jobs.models import Inspection, MaskName, Report
+from jobs.models import Inspection, MaskLabels, MaskName, Report
 from jobs.service import StoredMask
 
 router = APIRouter(tags=["results"])
@@ -85,6 +85,27 @@ def get_inspection(job_id: JobId, jobs: JobsDep) -> Response:
     409 until the job has succeeded, and of a job that scores its scan.
     """
     return json_response(jobs.inspection(job_id))
+
+
+@router.get(
+    "/v1/jobs/{job_id}/labels",
+    operation_id="get_labels",
+    summary="Get what the masks' numbers stand for",
+    response_model=MaskLabels,
+    responses={
+        200: openapi.json_answer(
+            "The labels of each mask.", {"labels": {"summary": "of all masks", "value": as_json(examples.LABELS)}}
+        ),
+        **openapi.problem_answers(*READ_PROBLEMS, problems.WRONG_STATE),
+    },
+)
+def get_labels(job_id: JobId, jobs: JobsDep) -> Response:
+    """Number, name, colour and SNOMED CT concept of each label. The masks' own headers have names and colours, too.
+
+    409 until the job has succeeded, of a job that only validated its scan, and of one that a version before labels
+    scored.
+    """
+    return json_response(jobs.labels(job_id))
 
 
 @router.get(

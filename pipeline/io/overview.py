@@ -10,6 +10,7 @@ from scipy import ndimage
 
 from pipeline.anatomy import Lobe
 from pipeline.geometry import Grid, LesionMask, LobeLabels, Triple, Volume, resample, resample_labels
+from pipeline.labels import LABELS
 
 #: The lung window: level -600, width 1500.
 WINDOW_HU: Final = (-1350, 150)
@@ -17,16 +18,8 @@ WINDOW_HU: Final = (-1350, 150)
 #: Of a pixel.
 EDGE_MM: Final = 1.0
 
-#: Colours that people with impaired colour vision tell apart (Okabe and Ito).
-LOBE_RGB: Final = {
-    Lobe.LEFT_UPPER: (86, 180, 233),
-    Lobe.LEFT_LOWER: (0, 158, 115),
-    Lobe.RIGHT_UPPER: (230, 159, 0),
-    Lobe.RIGHT_MIDDLE: (240, 228, 66),
-    Lobe.RIGHT_LOWER: (204, 121, 167),
-}
-
-LESION_RGB: Final = (255, 60, 40)
+LOBE_RGB: Final = {Lobe(label.number): label.rgb for label in LABELS["lobes"]}
+LESION_RGB: Final = LABELS["lesions"][0].rgb
 LESION_OPACITY: Final = 0.45
 
 Picture = UInt8[np.ndarray, "_ _ 3"]

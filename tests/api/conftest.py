@@ -47,7 +47,7 @@ class Worker:
             masks[name] = self.folder / f"{job_id}-{name}"
             masks[name].write_bytes(mask_bytes(name))
         with self.jobs.worker.claim(job_id, "test") as lease:
-            self.jobs.worker.succeed(lease, report, masks)
+            self.jobs.worker.succeed(lease, report, masks, examples.LABELS)
 
     def fail(self, job_id: str, error: JobError = examples.FAILURE) -> None:
         with self.jobs.worker.claim(job_id, "test") as lease:

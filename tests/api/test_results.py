@@ -7,7 +7,8 @@ import httpx
 import pytest
 
 from api import examples
-from jobs.models import MaskName, Report
+from jobs.models import MaskLabels, MaskName, Report
+from worker.report import mask_labels
 
 from .conftest import Service, mask_bytes, require_problem
 
@@ -37,7 +38,7 @@ def test_the_report_is_what_the_worker_stored_with_addresses(shared: Service, jo
     assert (again.status_code, again.content) == (304, b"")
 
 
-@pytest.mark.parametrize("below", ["report", "masks/lungs"])
+@pytest.mark.parametrize("below", ["report", "labels", "masks/lungs"])
 def test_results_are_409_until_the_job_has_succeeded(shared: Service, below: str) -> None:
     queued = shared.submit()
     failed = shared.submit()
@@ -45,6 +46,24 @@ def test_results_are_409_until_the_job_has_succeeded(shared: Service, below: str
     for job, status in ((queued, "queued"), (failed, "failed")):
         problem = require_problem(shared.client.get(f"/v1/jobs/{job}/{below}"), 409, "wrong-state")
         assert problem["evidence"] == {"status": status}
+
+
+def test_labels_are_those_of_the_worker(shared: Service, job_id: str) -> None:
+    labels = MaskLabels.model_validate_json(shared.client.get(f"/v1/jobs/{job_id}/labels").content)
+    assert labels == examples.LABELS == mask_labels()
+    report = shared.client.get(f"/v1/jobs/{job_id}/report").json()
+    names = {label.number: label.name for label in labels.masks[MaskName.LOBES]}
+    assert names == {lobe["label"]: lobe["lobe"] for lobe in report["lobes"]}
+
+
+def test_a_job_of_a_version_without_labels_is_409(shared: Service) -> None:
+    job_id = shared.submit()
+    (path := shared.worker.folder / job_id).write_bytes(b"a mask")
+    report = examples.REPORT.model_copy(update={"job_id": job_id})
+    with shared.jobs.worker.claim(job_id, "test") as lease:
+        shared.jobs.worker.succeed(lease, report, dict.fromkeys(MaskName, path))
+    problem = require_problem(shared.client.get(f"/v1/jobs/{job_id}/labels"), 409, "wrong-state")
+    assert "no labels" in problem["detail"]
 
 
 def test_a_mask_comes_whole_with_its_digest(shared: Service, job_id: str) -> None:

@@ -127,6 +127,7 @@ def test_the_report_says_what_it_was_made_with(scored: tuple[Report, Path], ct: 
     assert report.provenance.device == "cpu"
     assert {"landmarks", "lungs", "lesions", "severity"} <= set(report.provenance.seconds)
     assert json.loads((folder / "report.json").read_text())["job_id"] == report.job_id
+    assert json.loads((folder / "labels.json").read_text())["masks"]["lobes"][3]["name"] == "right_middle"
     assert report.landmarks[0].name == "carina"
     assert report.landmarks[0].found
 
