@@ -24,6 +24,7 @@ from jobs.models import (
     MaskName,
     ModelProvenance,
     Priority,
+    Report,
     SeverityScores,
     Stage,
 )
@@ -279,6 +280,16 @@ class JobEnded(Schema):
     time: datetime
     datacontenttype: Literal["application/json"]
     data: JobEndedData
+
+
+class ExportedReport(Schema):
+    """A line of an export."""
+
+    job_id: str
+    client_reference: str | None
+    created_at: datetime
+    finished_at: datetime
+    report: Report
 
 
 class ModelList(Schema):

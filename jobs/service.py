@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,6 +19,8 @@ from jobs.callbacks import Callbacks
 from jobs.errors import (
     BrokerUnavailableError,
     IdempotencyInFlightError,
+    JobNotFoundError,
+    JobPurgedError,
     StorageUnavailableError,
     WrongStateError,
 )
@@ -25,7 +28,7 @@ from jobs.listing import Listing
 from jobs.live.events import JobEvent
 from jobs.live.pagination import ALL, Query
 from jobs.live.status_batcher import StatusBatcher
-from jobs.models import Inspection, JobRecord, JobState, JobStatus, Manifest, MaskLabels, MaskName, Report
+from jobs.models import Inspection, JobRecord, JobState, JobStatus, JobTask, Manifest, MaskLabels, MaskName, Report
 from jobs.recovery import finalize
 from jobs.states import JobPage, Readiness
 from jobs.store.idempotency import Idempotency
@@ -39,6 +42,10 @@ log = logging.getLogger(__name__)
 #: A status is one field in Redis: a client that waits is told soon. A read of the blobs costs several requests.
 _POLL_SECONDS: Final = 0.1
 _SLOW_POLL_SECONDS: Final = 1.0
+
+#: Reports of an export that are in memory, and those that are read at once by all exports.
+READ_TOGETHER: Final = 32
+READ_AT_ONCE: Final = 8
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,7 @@ class JobService:
         self.workers, self.monitoring, self.event_log = self._live.workers, self._live.monitoring, self._live.events
         self.uploads = MultipartUploads(backends.store.blobs, backends.settings)
         self.callbacks = Callbacks(backends.store, backends.live, backends.settings)
+        self._report_readers = ThreadPoolExecutor(READ_AT_ONCE, thread_name_prefix="report-reader")
         self.listing = Listing(backends.store, backends.live)
         self.batches = Batches(backends.store, backends.live, self.accept_once)
         self.idempotency = Idempotency(backends.store, backends.settings.in_flight_seconds)
@@ -215,6 +223,29 @@ class JobService:
     def report(self, job_id: str) -> Report:
         """Raises WrongStateError unless succeeded."""
         return Report.read(self._result(job_id, self._require_scored(job_id).report_key))
+
+    def reports(
+        self, query: Query, *, after: str | None, limit: int | None
+    ) -> Iterator[Sequence[tuple[JobState, Report]]]:
+        """The reports of succeeded jobs, some at a time; at most `limit`, of those that come after a member.
+
+        Complete when it ends: what cannot be read raises, and only jobs that were deleted meanwhile are left out.
+        """
+
+        def read(state: JobState) -> Report | None:
+            with suppress(JobNotFoundError, JobPurgedError):
+                return self.report(state.id)
+            return None
+
+        walk = self.listing.walk(query, after, READ_TOGETHER)
+        found = (state for _, state in walk if state.status is JobStatus.SUCCEEDED and state.task is JobTask.SCORE)
+        left = limit
+        while some := list(islice(found, READ_TOGETHER if left is None else min(left, READ_TOGETHER))):
+            # All at once, since each is a question or two to a store that may be far away.
+            reports = self._report_readers.map(read, some)
+            read_now = [(state, report) for state, report in zip(some, reports, strict=True) if report is not None]
+            left = None if left is None else left - len(read_now)
+            yield read_now
 
     def inspection(self, job_id: str) -> Inspection:
         """Raises WrongStateError unless the job validated its scan, and succeeded."""

@@ -1,0 +1,73 @@
+"""Reports as a table (RFC 4180): a row a job, units in the names of columns."""
+
+import csv
+import io
+from collections.abc import Iterable
+from typing import Any, Final, get_args
+
+from jobs.models import JobState, LobeName, LobeScores, Report, SeverityScores
+
+#: What spreadsheets take for the beginning of a formula.
+_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
+_LOBES: Final = get_args(LobeName)
+
+
+def row_of(state: JobState, report: Report) -> dict[str, Any]:
+    """By column; None where there is nothing."""
+    by_lobe = {lobe.lobe: lobe for lobe in report.lobes}
+    return {
+        "job_id": state.id,
+        "client_reference": state.client_reference,
+        "priority": state.priority.value,
+        "created_at": state.created_at.isoformat(),
+        "started_at": state.started_at and state.started_at.isoformat(),
+        "finished_at": state.finished_at and state.finished_at.isoformat(),
+        **_percentages("", report.severity),
+        "lung_severity_score": report.severity.lung_severity_score,
+        "lung_high_opacity_score": report.severity.lung_high_opacity_score,
+        "lungs_volume_ml": report.lungs.volume_ml,
+        "lungs_opacity_ml": report.lungs.opacity_ml,
+        "lungs_high_opacity_ml": report.lungs.high_opacity_ml,
+        **{name: value for lobe in _LOBES for name, value in _of_lobe(by_lobe[lobe]).items()},
+        "findings": _joined(finding.code for finding in report.quality),
+        "models": _joined(f"{model.name}={model.version}" for model in report.provenance.models),
+        "software": report.provenance.software,
+        "input_sha256": report.provenance.input_sha256,
+    }
+
+
+def lines(rows: Iterable[dict[str, Any]], columns: Iterable[str], *, with_header: bool) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(columns), lineterminator="\r\n")
+    if with_header:
+        writer.writeheader()
+    writer.writerows({name: _safe(value) for name, value in row.items()} for row in rows)
+    return text.getvalue()
+
+
+def _safe(value: Any) -> Any:
+    return "'" + value if isinstance(value, str) and value.startswith(_FORMULA) else value
+
+
+def _joined(words: Iterable[str]) -> str:
+    """Each once."""
+    return ";".join(dict.fromkeys(words))
+
+
+def _of_lobe(scores: LobeScores) -> dict[str, Any]:
+    return {
+        f"{scores.lobe}_volume_ml": scores.volume_ml,
+        **_percentages(f"{scores.lobe}_", scores),
+        f"{scores.lobe}_severity_score": scores.severity_score,
+        f"{scores.lobe}_high_opacity_score": scores.high_opacity_score,
+    }
+
+
+def _percentages(prefix: str, scores: SeverityScores | LobeScores) -> dict[str, float | None]:
+    between = scores.percent_opacity_range
+    return {
+        f"{prefix}percent_opacity": scores.percent_opacity,
+        f"{prefix}percent_opacity_low": between.low if between else None,
+        f"{prefix}percent_opacity_high": between.high if between else None,
+        f"{prefix}percent_high_opacity": scores.percent_high_opacity,
+    }
