@@ -120,9 +120,14 @@ def file_answer(description: str, *header_names: str) -> dict[str, Any]:
     return {"description": description, "headers": headers(*header_names), "content": content}
 
 
-def text_answer(description: str, media_type: str, example: str, **schema: Any) -> dict[str, Any]:
+def text_answer(
+    description: str, media_type: str, example: str, schema: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """A success that is a text for people or other programs to read line by line."""
-    content = {"schema": {"type": "string", **schema}, "examples": {"lines": {"summary": "a job", "value": example}}}
+    content = {
+        "schema": {"type": "string", **(schema or {})},
+        "examples": {"lines": {"summary": "a job", "value": example}},
+    }
     return {"description": description, "headers": headers("Content-Disposition"), "content": {media_type: content}}
 
 

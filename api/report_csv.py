@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Any, Final, get_args
 
 from jobs.models import JobState, LobeName, LobeScores, Report, SeverityScores
@@ -19,9 +20,9 @@ def row_of(state: JobState, report: Report) -> dict[str, Any]:
         "job_id": state.id,
         "client_reference": state.client_reference,
         "priority": state.priority.value,
-        "created_at": state.created_at.isoformat(),
-        "started_at": state.started_at and state.started_at.isoformat(),
-        "finished_at": state.finished_at and state.finished_at.isoformat(),
+        "created_at": _moment(state.created_at),
+        "started_at": _moment(state.started_at),
+        "finished_at": _moment(state.finished_at),
         **_percentages("", report.severity),
         "lung_severity_score": report.severity.lung_severity_score,
         "lung_high_opacity_score": report.severity.lung_high_opacity_score,
@@ -43,6 +44,11 @@ def lines(rows: Iterable[dict[str, Any]], columns: Iterable[str], *, with_header
         writer.writeheader()
     writer.writerows({name: _safe(value) for name, value in row.items()} for row in rows)
     return text.getvalue()
+
+
+def _moment(moment: datetime | None) -> str | None:
+    """As in JSON."""
+    return None if moment is None else moment.isoformat().replace("+00:00", "Z")
 
 
 def _safe(value: Any) -> Any:

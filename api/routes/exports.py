@@ -72,7 +72,7 @@ _LINES: Final[dict[str, Any]] = {
     summary="Export reports as lines of JSON",
     response_class=Response,
     responses={
-        200: openapi.text_answer("All of them.", _NDJSON, _ndjson(_ONE, examples.ADDRESSES), **_LINES),
+        200: openapi.text_answer("All of them.", _NDJSON, _ndjson(_ONE, examples.ADDRESSES), _LINES),
         **_PROBLEMS,
     },
 )

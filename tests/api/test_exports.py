@@ -38,8 +38,8 @@ def test_a_table_has_a_row_a_job_with_all_scores(alone: Service) -> None:
     assert row["job_id"] == job_id
     assert row["client_reference"] == 'one, "two"; ä'
     assert row["priority"] == "stat"
-    assert row["created_at"].replace("+00:00", "Z") == job["created_at"]
-    assert row["finished_at"].replace("+00:00", "Z") == job["finished_at"]
+    assert row["created_at"] == job["created_at"]
+    assert row["finished_at"] == job["finished_at"]
     for name in ("percent_opacity", "percent_high_opacity", "lung_severity_score", "lung_high_opacity_score"):
         assert float(row[name]) == report["severity"][name]
     assert float(row["percent_opacity_low"]) == report["severity"]["percent_opacity_range"]["low"]
@@ -50,7 +50,7 @@ def test_a_table_has_a_row_a_job_with_all_scores(alone: Service) -> None:
     assert row["findings"] == "thick-slices;lobe-score-unsure"
     assert row["models"] == "landmarks=1;lungs=1;lesions=1"
     assert row["input_sha256"] == report["provenance"]["input_sha256"]
-    assert len(row) == 55
+    assert len(row) == 54
 
 
 def test_a_line_of_json_has_the_report_as_it_is_answered_alone(alone: Service) -> None:

@@ -130,7 +130,7 @@ def test_the_worst_lungs_come_first(alone: Service) -> None:
         ("limit=0", "/query/limit"),
         ("limit=201", "/query/limit"),
         ("limit=ten", "/query/limit"),
-        ("status=done", "/query/status"),
+        ("status=done", "/query/status/0"),
         ("priority=high", "/query/priority"),
         ("sort=name", "/query/sort"),
         ("cursor=forged", "/query/cursor"),
