@@ -6,7 +6,7 @@ STATES ?= 3000
 FILES ?= 5500
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types layers unit test-states test-files test-monitoring docs images chaos chaos-small soak k8s-check load load-check format constraints clean
+.PHONY: help install demo test lint types layers unit test-states test-files test-monitoring test-proxies docs images chaos chaos-small soak k8s-check load load-check test-clients format constraints clean
 
 help: ## show the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -71,6 +71,10 @@ chaos-small: install ## the same in minutes: 100 scans and 20 faults, small dril
 soak: install ## an hour of mixed load: does anything grow?
 	$(CHAOS) tests.chaos.soak
 
+test-proxies: install ## behind a real nginx and a real HAProxy (Debian: nginx-light haproxy)
+	PATH=$$PATH:/usr/sbin; command -v nginx && command -v haproxy
+	$(BIN)/pytest tests/proxies
+
 images: install ## build the images, score a scan with them (as root; Debian: buildah crun debootstrap iproute2)
 	$(BIN)/python -m tests.images.make $(if $(ONLY),--only $(ONLY))
 
@@ -102,5 +106,14 @@ format: install ## let ruff mend what it can
 constraints: ## pin what .venv holds now into constraints.txt
 	$(BIN)/pip freeze --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//' > constraints.txt
 
+test-clients: install .venv-clients/.installed ## generate clients with ten generators, drive each against a service: make test-clients [ONLY=orval] [WRITE=1]
+	$(BIN)/python -m tests.clients $(if $(ONLY),--only "$(ONLY)") $(if $(WRITE),--write) $(if $(ALL),--all)
+
+.venv-clients/.installed: tests/clients/requirements.txt tests/clients/package-lock.json
+	$(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/pip install --quiet --disable-pip-version-check -r tests/clients/requirements.txt
+	cd tests/clients && PATH="$(CURDIR)/.venv-clients/bin:$$PATH" npm ci --no-audit --no-fund --ignore-scripts --loglevel=error
+	@touch $@
+
 clean: ## remove .venv and everything that was generated
-	rm -rf .venv .venv-k8s .venv-load .images out build *.egg-info lobewise-data .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-k8s .venv-load .venv-clients tests/clients/node_modules tests/clients/build .images out build *.egg-info lobewise-data .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -19,7 +19,8 @@ from jobs.states import UrlSignature
 
 #: Parameters that may be given several times.
 _LISTS: Final = frozenset({"status"})
-_HOST: Final = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
+#: What a Host header may be.
+HOST: Final = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
 
 
 class Addresses:
@@ -56,7 +57,7 @@ async def _addresses(request: Request) -> Addresses:
     # The client writes Host, so what cannot be one is not repeated: the addresses are relative then.
     host = request.headers.get("host", "")
     root = request.scope.get("root_path", "").rstrip("/")
-    return Addresses(f"{request.url.scheme}://{host}{root}" if _HOST.fullmatch(host) else root)
+    return Addresses(f"{request.url.scheme}://{host}{root}" if HOST.fullmatch(host) else root)
 
 
 async def one_of_each(request: Request) -> None:

@@ -4,18 +4,22 @@ import csv
 import io
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Any, Final, get_args
+from typing import Any, Final
 
-from jobs.models import JobState, LobeName, LobeScores, Report, SeverityScores
+from jobs.models import JobState, LobeScores, Report, SeverityScores
 
 #: What spreadsheets take for the beginning of a formula.
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
-_LOBES: Final = get_args(LobeName)
 
 
 def row_of(state: JobState, report: Report) -> dict[str, Any]:
     """By column; None where there is nothing."""
-    by_lobe = {lobe.lobe: lobe for lobe in report.lobes}
+    by_lobe: dict[str, Any] = {}
+    for scores in sorted(report.lobes, key=lambda scores: scores.label):
+        by_lobe[f"{scores.lobe}_volume_ml"] = scores.volume_ml
+        by_lobe |= _percentages(f"{scores.lobe}_", scores)
+        by_lobe[f"{scores.lobe}_severity_score"] = scores.severity_score
+        by_lobe[f"{scores.lobe}_high_opacity_score"] = scores.high_opacity_score
     return {
         "job_id": state.id,
         "client_reference": state.client_reference,
@@ -29,7 +33,7 @@ def row_of(state: JobState, report: Report) -> dict[str, Any]:
         "lungs_volume_ml": report.lungs.volume_ml,
         "lungs_opacity_ml": report.lungs.opacity_ml,
         "lungs_high_opacity_ml": report.lungs.high_opacity_ml,
-        **{name: value for lobe in _LOBES for name, value in _of_lobe(by_lobe[lobe]).items()},
+        **by_lobe,
         "findings": _joined(finding.code for finding in report.quality),
         "models": _joined(f"{model.name}={model.version}" for model in report.provenance.models),
         "software": report.provenance.software,
@@ -42,7 +46,9 @@ def lines(rows: Iterable[dict[str, Any]], columns: Iterable[str], *, with_header
     writer = csv.DictWriter(text, list(columns), lineterminator="\r\n")
     if with_header:
         writer.writeheader()
-    writer.writerows({name: _safe(value) for name, value in row.items()} for row in rows)
+    for row in rows:
+        is_formula = {name for name, value in row.items() if isinstance(value, str) and value.startswith(_FORMULA)}
+        writer.writerow({name: f"'{value}" if name in is_formula else value for name, value in row.items()})
     return text.getvalue()
 
 
@@ -51,22 +57,9 @@ def _moment(moment: datetime | None) -> str | None:
     return None if moment is None else moment.isoformat().replace("+00:00", "Z")
 
 
-def _safe(value: Any) -> Any:
-    return "'" + value if isinstance(value, str) and value.startswith(_FORMULA) else value
-
-
 def _joined(words: Iterable[str]) -> str:
     """Each once."""
     return ";".join(dict.fromkeys(words))
-
-
-def _of_lobe(scores: LobeScores) -> dict[str, Any]:
-    return {
-        f"{scores.lobe}_volume_ml": scores.volume_ml,
-        **_percentages(f"{scores.lobe}_", scores),
-        f"{scores.lobe}_severity_score": scores.severity_score,
-        f"{scores.lobe}_high_opacity_score": scores.high_opacity_score,
-    }
 
 
 def _percentages(prefix: str, scores: SeverityScores | LobeScores) -> dict[str, float | None]:

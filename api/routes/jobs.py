@@ -11,7 +11,7 @@ from api import examples, openapi
 from api.conditional import is_known, quoted
 from api.dependencies import AddressesDep, JobsDep, SettingsDep, StatusBatcherDep, one_of_each
 from api.errors import invalid_parameter
-from api.schemas import ClientReference, Job, JobList, Moment, Schema
+from api.schemas import ClientReference, Job, JobList, QueryMoment, Schema
 from api.views import job_view, json_response
 from jobs import problems
 from jobs.live.pagination import Query as JobQuery
@@ -37,12 +37,12 @@ class JobFilters(Schema):
     """What narrows a list of jobs. All may be given together."""
 
     client_reference: ClientReference | None = Field(default=None, description="only jobs with exactly this reference")
-    created_after: Moment | None = Field(
+    created_after: QueryMoment | None = Field(
         default=None,
         description="only jobs whose `created_at` is at this time (RFC 3339) or later",
         examples=["2026-03-02T00:00:00Z"],
     )
-    created_before: Moment | None = Field(
+    created_before: QueryMoment | None = Field(
         default=None,
         description="only jobs whose `created_at` is before this time (RFC 3339)",
         examples=["2026-03-03T00:00:00Z"],
@@ -77,6 +77,8 @@ class ListQuery(JobFilters):
         default="-created_at",
         description="`-created_at`: newest first; `created_at`: oldest first; `severity`: succeeded jobs, "
         "those with the highest percentage of opacity first",
+        # Generators of clients make the same name of the first two, or a number.
+        json_schema_extra={"x-enum-varnames": ["NEWEST_FIRST", "OLDEST_FIRST", "SEVERITY"]},
     )
 
 

@@ -18,7 +18,7 @@ from jobs.live.connection import Script, ViewFreshness, broker_errors
 from jobs.live.events import EVENTS_KEPT, KEPT_SECONDS, EventLog
 from jobs.live.job_lists import JobLists
 from jobs.live.job_metrics import Monitoring, counts_of
-from jobs.live.keys import CALLBACKS, CHANGED, DELAYS, EPOCH, METRICS, PREFIX, REFERENCES, key
+from jobs.live.keys import CALLBACKS, CHANGED, DEADLINES, DELAYS, EPOCH, METRICS, PREFIX, REFERENCES, key
 from jobs.live.pagination import Query, delay_ms, reference_member, severity_member
 from jobs.live.recovery_view import BrokerMessages, RecoveryView
 from jobs.live.workers import ReadyWorkers
@@ -93,6 +93,8 @@ class LiveView:
             stage_seconds: of the attempt that ended the job, for the job metrics.
         """
         counts = counts_of(state, stage_seconds or {}) if state.status.is_final else {}
+        # A job that was begun runs on, also where it has to be queued again.
+        has_deadline = state.not_after is not None and state.status is JobStatus.QUEUED and state.attempt == 0
         is_shown = self._put_state(
             *(item for pair in counts.items() for item in pair),
             job=key("job", state.id),
@@ -112,6 +114,7 @@ class LiveView:
             has_callback="1" if state.callback_url else "",
             delay_ms=delay_ms(state),
             reference_member=reference_member(state) or "",
+            not_after_ms=round(1000 * state.not_after.timestamp()) if state.not_after and has_deadline else "",
             **_EVENTS,
         )
         return bool(is_shown)
@@ -189,6 +192,7 @@ class LiveView:
                 pipe.zrem(DELAYS, state.id)
                 if member := reference_member(state):
                     pipe.zrem(REFERENCES, member)
+                pipe.zrem(DEADLINES, state.id)
                 for priority in ("*", state.priority):
                     for status in ("*", *JobStatus):
                         pipe.zrem(key("index", status, priority), state.id)
