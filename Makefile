@@ -6,7 +6,7 @@ STATES ?= 3000
 FILES ?= 5500
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types layers unit test-states test-files test-monitoring first-hour docs images chaos chaos-small soak k8s-check load load-check test-clients format constraints clean
+.PHONY: help install demo test lint types layers unit test-states test-files test-monitoring test-proxies first-hour docs images chaos chaos-small soak k8s-check load load-check test-clients format constraints clean
 
 help: ## show the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -77,6 +77,10 @@ chaos-small: install ## the same in minutes: 100 scans and 20 faults, small dril
 
 soak: install ## an hour of mixed load: does anything grow?
 	$(CHAOS) tests.chaos.soak
+
+test-proxies: install ## behind a real nginx and a real HAProxy (Debian: nginx-light haproxy)
+	PATH=$$PATH:/usr/sbin; command -v nginx && command -v haproxy
+	$(BIN)/pytest tests/proxies
 
 images: install ## build the images, score a scan with them (as root; Debian: buildah crun debootstrap iproute2)
 	$(BIN)/python -m tests.images.make $(if $(ONLY),--only $(ONLY))
