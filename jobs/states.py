@@ -76,6 +76,7 @@ def _of_record(record: JobRecord) -> dict[str, Any]:
         "input": record.input,
         "client_reference": record.client_reference,
         "callback_url": record.callback_url,
+        "not_after": record.not_after,
     }
 
 
@@ -93,6 +94,12 @@ def new_id() -> str:
 def made_at(job_id: str) -> datetime:
     """The moment in an id."""
     return datetime.fromtimestamp((uuid.UUID(job_id).int >> 80) / 1000, UTC)
+
+
+def first_id(milliseconds: float) -> str:
+    """What sorts before every id that was made at this moment or later, and after all others."""
+    digits = f"{min(max(int(milliseconds), 0), (1 << 48) - 1):012x}"
+    return f"{digits[:8]}-{digits[8:]}"
 
 
 def is_id(text: str) -> bool:
