@@ -94,4 +94,33 @@ CLIENTS: Final = (
         (*_JAR, "-g", "typescript-fetch", *_CODE_ALONE),
         ("java",),
     ),
+    Client(
+        "openapi-python-client",
+        "openapi-python-client",
+        (
+            (
+                "openapi-python-client",
+                "generate",
+                "--path",
+                "../openapi.json",
+                "--config",
+                "{drivers}/openapi_python_client.yml",
+            ),
+            ("mv", "client/generated", "generated"),
+        ),
+        (("{python}", "{drivers}/import_all.py", "generated"),),
+        ("{python}", "{drivers}/python_openapi_python_client.py"),
+    ),
+    _typescript(
+        "hey-api",
+        "@hey-api/openapi-ts",
+        "hey_api",
+        ("openapi-ts", "-i", "../openapi.json", "-o", "generated", "-c", "@hey-api/client-fetch"),
+    ),
+    _typescript(
+        "openapi-typescript, openapi-fetch",
+        "openapi-typescript",
+        "openapi_fetch",
+        ("openapi-typescript", "../openapi.json", "-o", "schema.ts"),
+    ),
 )
