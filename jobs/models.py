@@ -230,6 +230,7 @@ class JobRecord(Model):
     upload_id: str | None = Field(default=None, description="the upload that became its scan")
     callback_url: str | None = Field(default=None, description="who is told how it ended")
     address: str | None = Field(default=None, description="of the job, as its client reaches the gateway")
+    not_after: datetime | None = Field(default=None, description="no worker begins it from then on")
     traceparent: str | None = Field(default=None, description="the trace that the job belongs to, where there are any")
 
 
@@ -267,6 +268,7 @@ class JobState(Model):
     input: InputInfo
     client_reference: str | None = None
     callback_url: str | None = None
+    not_after: datetime | None = None
     stage: Stage | None = None
     progress: float = Field(default=0.0, ge=0.0, le=1.0, description="share of the whole work that is done")
     queue_position: int | None = Field(

@@ -76,6 +76,7 @@ def _of_record(record: JobRecord) -> dict[str, Any]:
         "input": record.input,
         "client_reference": record.client_reference,
         "callback_url": record.callback_url,
+        "not_after": record.not_after,
     }
 
 

@@ -13,6 +13,7 @@ lobewise:workers                        ready workers by the time at which their
 lobewise:models:{worker}                the models it has loaded, JSON, with a time to live
 lobewise:vitals:{worker}                its memory and GPU, JSON, with a time to live
 lobewise:figures                        hash of counts since the server was last empty (`job_metrics`)
+lobewise:deadlines                      ids of jobs that no worker has begun, by the time until which one may, ms
 lobewise:callbacks                      ids of jobs that have to tell how they ended, by when it is due, ms
 lobewise:callback-outcomes              hash: how many attempts ended in each way since the server was last empty
 lobewise:reaper                         who looks for lost jobs now
@@ -31,6 +32,7 @@ CHANGED: Final = PREFIX + "changed"
 WORKERS: Final = PREFIX + "workers"
 METRICS: Final = PREFIX + "figures"
 CALLBACKS: Final = PREFIX + "callbacks"
+DEADLINES: Final = PREFIX + "deadlines"
 CALLBACK_OUTCOMES: Final = PREFIX + "callback-outcomes"
 LEADER: Final = PREFIX + "reaper"
 

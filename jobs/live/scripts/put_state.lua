@@ -20,10 +20,11 @@
 -- ARGV[11] events_kept_ms
 -- ARGV[12] channel
 -- ARGV[13] has_callback       1 if somebody wants to be told of its end
--- ARGV[14...]                 metrics and by how much they grow at the job's end, in pairs
+-- ARGV[14] not_after_ms       of a job that no worker has begun, or ''
+-- ARGV[15...]                 metrics and by how much they grow at the job's end, in pairs
 local job, lease_key, events, metrics, tombstone = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local prefix, job_id, priority, status, attempt, state, guard = unpack(ARGV, 1, 7)
-local severity_member, retry_after_ms, events_kept, events_kept_ms, channel, has_callback = unpack(ARGV, 8, 13)
+local severity_member, retry_after_ms, events_kept, events_kept_ms, channel, has_callback, not_after_ms = unpack(ARGV, 8, 14)
 
 local function is_final(name) return name == 'succeeded' or name == 'failed' or name == 'cancelled' end
 
@@ -51,6 +52,11 @@ if old_status ~= status then
   redis.call('HSET', job, 'since_ms', now)
   redis.call('HDEL', job, 'published_ms', 'retry_ms')
   if is_final(status) and has_callback == '1' then redis.call('ZADD', prefix .. 'callbacks', 'NX', now, job_id) end
+  if not_after_ms ~= '' then
+    redis.call('ZADD', prefix .. 'deadlines', not_after_ms, job_id)
+  else
+    redis.call('ZREM', prefix .. 'deadlines', job_id)
+  end
   if retry_after_ms ~= '' then redis.call('HSET', job, 'retry_ms', now + tonumber(retry_after_ms)) end
   for _, list in ipairs({'*', priority}) do
     if old_status then redis.call('ZREM', prefix .. 'index:' .. old_status .. ':' .. list, job_id) end
@@ -63,7 +69,7 @@ if is_final(status) then
   redis.call('DEL', lease_key)
   -- A job that a rebuild brings back was counted when it ended.
   if not is_new then
-    for i = 14, #ARGV, 2 do redis.call('HINCRBY', metrics, ARGV[i], ARGV[i + 1]) end
+    for i = 15, #ARGV, 2 do redis.call('HINCRBY', metrics, ARGV[i], ARGV[i + 1]) end
   end
 end
 local cancel = redis.call('HGET', job, 'cancel') or ''
