@@ -67,7 +67,7 @@ await step("cancel", () => cancelled(jobId!));
 await step("poll", async () => {
   const { data, response } = await api.getJob({ path: scored, throwOnError });
   equal(data.status, "succeeded");
-  const headers = { "If-None-Match": response.headers.get("etag") };
+  const headers = { "If-None-Match": response.headers.get("etag")! };
   const again = await api.getJob({ path: scored, headers });
   equal(again.response?.status, 304);
 });
@@ -76,10 +76,8 @@ await step("validate", async () => {
   const body = { file: new Blob([scan]), priority: "stat" } as const;
   const { data: job } = await api.validateScan({ body, headers: { Prefer: "wait=30" }, throwOnError });
   const path = { job_id: job.id };
-  await until(async () => {
-    const { data } = await api.getJob({ path, throwOnError });
-    return data.status === "succeeded" ? true : undefined;
-  });
+  await until(async () => (await api.getJob({ path, throwOnError })).data.finished_at ?? undefined);
+  equal((await api.getJob({ path, throwOnError })).data.status, "succeeded");
   equal((await api.getInspection({ path, throwOnError })).data.shape!.length, 3);
 });
 
@@ -114,7 +112,7 @@ await step("range", async () => {
 
 await step("list", async () => {
   const first = await api.listJobs({ query: { limit: 1, sort: "created_at" }, throwOnError });
-  const cursor = first.data.next_cursor;
+  const cursor = first.data.next_cursor!;
   const second = await api.listJobs({ query: { limit: 1, sort: "created_at", cursor }, throwOnError });
   require(first.data.items[0]!.id < second.data.items[0]!.id, "the second page is not after the first");
   const query = { status: "succeeded", priority: "routine", limit: 200 } as const;

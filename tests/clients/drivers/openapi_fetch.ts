@@ -83,7 +83,7 @@ await step("upload", async () => {
   const path = { upload_id: made.id };
   const completed = ok(await client.POST("/v1/uploads/{upload_id}/complete", { params: { path } }));
   equal(completed.sha256, world.upload_sha256);
-  const accepted = await fromSource({ source: path, priority: "routine" });
+  const accepted = await fromSource({ source: path });
   equal(accepted.input.size_bytes, upload.length);
   await cancelled(accepted.id);
 });
@@ -93,7 +93,7 @@ await step("cancel", () => cancelled(jobId!));
 await step("poll", async () => {
   const first = await client.GET("/v1/jobs/{job_id}", { params: { path: scored } });
   equal(ok(first).status, "succeeded");
-  const header = { "If-None-Match": first.response.headers.get("etag") };
+  const header = { "If-None-Match": first.response.headers.get("etag")! };
   const again = await client.GET("/v1/jobs/{job_id}", { params: { path: scored, header } });
   equal(again.response.status, 304);
 });
@@ -102,7 +102,8 @@ await step("validate", async () => {
   const params = { header: { Prefer: "wait=30" } };
   const body = { file, priority: "stat" } as const;
   const made = ok(await client.POST("/v1/validate", { params, body, bodySerializer }));
-  await until(async () => ((await job(made.id)).status === "succeeded" ? true : undefined));
+  await until(async () => (await job(made.id)).finished_at ?? undefined);
+  equal((await job(made.id)).status, "succeeded");
   const path = { job_id: made.id };
   equal(ok(await client.GET("/v1/jobs/{job_id}/inspection", { params: { path } })).shape!.length, 3);
 });
@@ -111,9 +112,9 @@ await step("callback", async () => {
   const params = { path: { job_id: jobId! } };
   const delivered = (times: number) => async () => {
     const found = ok(await client.GET("/v1/jobs/{job_id}/callback", { params }));
-    return found.status === "delivered" && found.attempts.length >= times ? found : undefined;
+    return found.status === "delivered" && found.attempts!.length >= times ? found : undefined;
   };
-  equal((await until(delivered(1))).attempts[0]!.outcome, "delivered");
+  equal((await until(delivered(1))).attempts![0]!.outcome, "delivered");
   ok(await client.POST("/v1/jobs/{job_id}/callback/redeliver", { params }));
   await until(delivered(2));
 });
@@ -140,7 +141,7 @@ await step("range", async () => {
 
 await step("list", async () => {
   const first = ok(await client.GET("/v1/jobs", { params: { query: { limit: 1, sort: "created_at" } } }));
-  const query = { limit: 1, sort: "created_at", cursor: first.next_cursor } as const;
+  const query = { limit: 1, sort: "created_at", cursor: first.next_cursor! } as const;
   const second = ok(await client.GET("/v1/jobs", { params: { query } }));
   require(first.items[0]!.id < second.items[0]!.id, "the second page is not after the first");
   const chosen = await client.GET("/v1/jobs", {
@@ -153,7 +154,6 @@ await step("batch", async () => {
   const items = [world.source_url, world.refused_url].map((url) => ({
     source: { url },
     client_reference: "a batch",
-    priority: "batch" as const,
   }));
   const made = ok(await client.POST("/v1/batches", { body: { items } }));
   const params = { path: { batch_id: made.id } };
@@ -167,5 +167,5 @@ await step("problem", async () => {
   const missing = await client.GET("/v1/jobs/{job_id}", { params: { path: { job_id: "unknown" } } });
   equal([missing.error!.status, missing.error!.type], [404, "/problems/job-not-found"]);
   const { error } = await client.GET("/v1/jobs", { params: { query: { cursor: "none" } } });
-  equal([error!.status, error!.errors[0]!.pointer], [422, "/query/cursor"]);
+  equal([error!.status, error!.errors![0]!.pointer], [422, "/query/cursor"]);
 });

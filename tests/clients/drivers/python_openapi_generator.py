@@ -104,11 +104,8 @@ def poll() -> None:
 def validate() -> None:
     job = jobs.validate_scan(file=("scan.nii.gz", SCAN.read_bytes()), priority=models.Priority.STAT, prefer="wait=30")
 
-    def found() -> models.Job | None:
-        now = jobs.get_job(job.id)
-        return now if now.status == models.JobStatus.SUCCEEDED else None
-
-    until(found)
+    until(lambda: jobs.get_job(job.id).finished_at)
+    assert jobs.get_job(job.id).status == models.JobStatus.SUCCEEDED
     seen = results.get_inspection(job.id)
     assert len(seen.shape) == 3
 

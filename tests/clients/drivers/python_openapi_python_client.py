@@ -112,7 +112,8 @@ def poll() -> None:
 def validate() -> None:
     submission = models.UploadSubmission(file=scan(), priority=models.Priority.STAT)
     job = operation("jobs.validate_scan").sync(client=client, body=submission, prefer="wait=30")
-    until(lambda: get_job(job.id).status == models.JobStatus.SUCCEEDED or None)
+    until(lambda: get_job(job.id).finished_at)
+    assert get_job(job.id).status == models.JobStatus.SUCCEEDED
     seen = operation("results.get_inspection").sync(job.id, client=client)
     assert len(seen.shape) == 3
 
