@@ -284,7 +284,7 @@ func main() {
 		must(err)
 		require(first.Items[0].Id < second.Items[0].Id, "the second page is not after the first")
 		chosen, _, err := api.JobsAPI.ListJobs(ctx).
-			Status(lobewise.JOBSTATUS_SUCCEEDED).Priority(lobewise.PRIORITY_ROUTINE).Limit(200).Execute()
+			Status([]lobewise.JobStatus{lobewise.JOBSTATUS_SUCCEEDED}).Priority(lobewise.PRIORITY_ROUTINE).Limit(200).Execute()
 		must(err)
 		for _, found := range chosen.Items {
 			if found.Id == scored {

@@ -130,7 +130,7 @@ await step("list", async () => {
   const first = await api.invoke(fn.listJobs, { limit: 1, sort: "created_at" });
   const second = await api.invoke(fn.listJobs, { limit: 1, sort: "created_at", cursor: first.next_cursor! });
   require(first.items[0]!.id < second.items[0]!.id, "the second page is not after the first");
-  const chosen = await api.invoke(fn.listJobs, { status: "succeeded", priority: "routine", limit: 200 });
+  const chosen = await api.invoke(fn.listJobs, { status: ["succeeded"], priority: "routine", limit: 200 });
   require(chosen.items.some(({ id }) => id === scored.job_id), "the scored job is not in the list");
 });
 

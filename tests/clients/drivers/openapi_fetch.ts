@@ -145,7 +145,7 @@ await step("list", async () => {
   const second = ok(await client.GET("/v1/jobs", { params: { query } }));
   require(first.items[0]!.id < second.items[0]!.id, "the second page is not after the first");
   const chosen = await client.GET("/v1/jobs", {
-    params: { query: { status: "succeeded", priority: "routine", limit: 200 } },
+    params: { query: { status: ["succeeded"], priority: "routine", limit: 200 } },
   });
   require(ok(chosen).items.some(({ id }) => id === scored.job_id), "the scored job is not in the list");
 });

@@ -106,7 +106,7 @@ await step("list", async () => {
   const { data: first } = ok(await api.listJobs({ limit: 1, sort }), 200);
   const { data: second } = ok(await api.listJobs({ limit: 1, sort, cursor: first.next_cursor! }), 200);
   require(first.items[0]!.id < second.items[0]!.id, "the second page is not after the first");
-  const { data } = ok(await api.listJobs({ status: "succeeded", priority: "routine", limit: 200 }), 200);
+  const { data } = ok(await api.listJobs({ status: ["succeeded"], priority: "routine", limit: 200 }), 200);
   require(data.items.some(({ id }) => id === scored), "the scored job is not in the list");
 });
 

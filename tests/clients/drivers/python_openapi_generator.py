@@ -145,7 +145,7 @@ def lists() -> None:
     second = jobs.list_jobs(limit=1, sort="created_at", cursor=first.next_cursor)
     assert (len(first.items), len(second.items)) == (1, 1)
     assert first.items[0].id < second.items[0].id
-    succeeded = jobs.list_jobs(status=models.JobStatus.SUCCEEDED, priority=models.Priority.ROUTINE, limit=200)
+    succeeded = jobs.list_jobs(status=[models.JobStatus.SUCCEEDED], priority=models.Priority.ROUTINE, limit=200)
     assert WORLD.scored.job_id in [job.id for job in succeeded.items]
 
 

@@ -153,7 +153,7 @@ def lists() -> None:
     first = call(client=client, limit=1, sort=oldest)
     second = call(client=client, limit=1, sort=oldest, cursor=first.next_cursor)
     assert first.items[0].id < second.items[0].id
-    chosen = call(client=client, limit=200, status=models.JobStatus.SUCCEEDED, priority=models.Priority.ROUTINE)
+    chosen = call(client=client, limit=200, status=[models.JobStatus.SUCCEEDED], priority=models.Priority.ROUTINE)
     assert WORLD.scored.job_id in [job.id for job in chosen.items]
 
 

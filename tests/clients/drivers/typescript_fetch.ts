@@ -129,7 +129,7 @@ await step("list", async () => {
   const first = await jobs.listJobs({ limit: 1, sort: api.ListJobsSortEnum.OLDEST_FIRST });
   const second = await jobs.listJobs({ limit: 1, sort: api.ListJobsSortEnum.OLDEST_FIRST, cursor: first.nextCursor! });
   require(first.items[0]!.id < second.items[0]!.id, "the second page is not after the first");
-  const chosen = await jobs.listJobs({ status: "succeeded", priority: "routine", limit: 200 });
+  const chosen = await jobs.listJobs({ status: ["succeeded"], priority: "routine", limit: 200 });
   require(chosen.items.some((job) => job.id === scored), "the scored job is not in the list");
 });
 
