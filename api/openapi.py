@@ -214,7 +214,7 @@ def install(app: FastAPI) -> None:
             for path in document["paths"].values():
                 for operation in path.values():
                     for parameter in operation.get("parameters", ()):
-                        # What may be left out of an address or a header is never null: some clients would send the word.
+                        # What may be left out of an address or a header is never null: some would send the word.
                         kinds = [kind for kind in parameter["schema"].get("anyOf", ()) if kind != {"type": "null"}]
                         if len(kinds) == 1:
                             parameter["schema"].update(kinds[0])

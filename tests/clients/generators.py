@@ -123,7 +123,7 @@ CLIENTS: Final = (
         "openapi-typescript",
         "openapi_fetch",
         ("openapi-typescript", "../openapi.json", "-o", "schema.ts", "--default-non-nullable=false"),
-        options="`--default-non-nullable=false`, or else what has a default is required in requests too; `tsc --strict`",
+        options="`--default-non-nullable=false`, or else what has a default must be sent; `tsc --strict`",
     ),
     _typescript("orval", "orval", "orval", ("orval", "--config", "{drivers}/orval.config.ts")),
     _typescript(
