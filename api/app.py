@@ -11,6 +11,7 @@ from typing import Final
 import anyio
 import uvicorn
 from fastapi import FastAPI
+from fastapi.responses import PlainTextResponse
 from fastapi_offline import FastAPIOffline
 
 from api import errors, openapi
@@ -46,7 +47,11 @@ def create_app(settings: ApiSettings | None = None, jobs: Connection | None = No
         version=__version__,
         summary="Severity of lung opacities on chest CT, per lobe.",
         description=openapi.DESCRIPTION,
+        contact={"name": "The maintainers of Lobewise"},
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        # A generated client begins with the first; where a proxy adds a prefix, the framework puts that one before it.
+        servers=[{"url": str(settings.public_url).rstrip("/") if settings.public_url else settings.root_path or "/"}],
+        root_path_in_servers=settings.public_url is None,
         openapi_tags=openapi.TAGS,
         redirect_slashes=False,
         redoc_url=None,
@@ -72,6 +77,8 @@ def create_app(settings: ApiSettings | None = None, jobs: Connection | None = No
     app.webhooks.include_router(callbacks.webhooks)
     errors.install(app)
     openapi.install(app)
+    # Beside the document, and not in it, as /docs is.
+    app.add_route("/llms.txt", lambda _request: PlainTextResponse(openapi.for_language_models(app)))
     app.add_middleware(RequestEnvelope, metrics=app.state.metrics, upload_limiter=app.state.upload_limiter)
     # Outside of the other: its answers, too, name the path that the client asked for.
     app.add_middleware(ForwardedHeaders, settings=settings)

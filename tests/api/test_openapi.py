@@ -69,8 +69,9 @@ def test_an_example_follows_its_schema(where: str, value: Any, schema: dict[str,
     jsonschema.Draft202012Validator({**schema, "components": DOCUMENT["components"]}).validate(value)
 
 
-def test_the_message_to_a_receiver_is_described_as_a_webhook() -> None:
-    message = DOCUMENT["webhooks"]["job-ended"]["post"]
+def test_the_message_to_a_receiver_is_described_as_a_callback() -> None:
+    told = DOCUMENT["paths"]["/v1/jobs/from-source"]["post"]["callbacks"]
+    message = told["job-ended"]["{$request.body#/callback_url}"]["post"]
     assert {parameter["name"] for parameter in message["parameters"]} == {
         "webhook-id", "webhook-timestamp", "webhook-signature",
     }  # fmt: skip
