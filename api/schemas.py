@@ -202,6 +202,37 @@ class JobList(Schema):
     next_cursor: str | None = Field(description="give it as `cursor` to get the next page; null on the last")
 
 
+class FeedEvent(Schema):
+    """One change of one job. There is nothing about the patient in it."""
+
+    id: str = Field(description="rises from change to change", examples=["1772444712000-0"])
+    time: datetime
+    type: Literal[
+        "lobewise.job.created",
+        "lobewise.job.queued",
+        "lobewise.job.running",
+        "lobewise.job.succeeded",
+        "lobewise.job.failed",
+        "lobewise.job.cancelled",
+        "lobewise.job.purged",
+    ] = Field(description="`queued`: again, since its worker was lost or stopped; `purged`: it was deleted")
+    job_id: str
+    status: JobStatus | None = Field(description="that the job came to; null once it was deleted")
+    client_reference: str | None = Field(description="null also of a job that was deleted since")
+    severity: SeverityScores | None = Field(
+        description="of `succeeded`, the scores of the whole lungs; null also of a job that was deleted since, or that "
+        "only validated its scan"
+    )
+
+
+class FeedPage(Schema):
+    """Some changes, oldest first."""
+
+    items: list[FeedEvent]
+    next_cursor: str = Field(description="keep it, and give it as `cursor` to get what comes after these")
+    has_more: bool = Field(description="more is there already: ask again at once")
+
+
 class BatchItemView(Schema):
     """One scan of a batch, in the order in which they were sent."""
 

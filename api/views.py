@@ -12,6 +12,8 @@ from api.schemas import (
     BatchCountsView,
     BatchItemView,
     BatchLinks,
+    FeedEvent,
+    FeedPage,
     Job,
     JobLinks,
     Upload,
@@ -19,6 +21,7 @@ from api.schemas import (
     UploadPart,
 )
 from jobs.batches import BatchCounts, BatchRecord
+from jobs.live.feed import Changes, ChangeType
 from jobs.models import JobState, JobStatus, JobTask, MaskName, Report
 from jobs.states import MultipartUploadState, UrlSignature
 
@@ -59,6 +62,25 @@ def batch_view(
         next_cursor=str(end) if end < len(record.items) else None,
         links=BatchLinks(self=addresses.batch(record.id), cancel=addresses.batch(record.id, "cancel")),
     )
+
+
+def feed_view(changes: Changes, states: Sequence[JobState | None]) -> FeedPage:
+    """`states` are those of the changes' jobs now; None where there is none any more."""
+    items = []
+    for change, state in zip(changes.items, states, strict=True):
+        status = {ChangeType.CREATED: JobStatus.QUEUED, ChangeType.PURGED: None}.get(change.type, change.type.value)
+        known = None if change.type is ChangeType.PURGED else state
+        fields = {
+            "id": change.id,
+            "time": change.at,
+            "type": f"lobewise.job.{change.type}",
+            "job_id": change.job_id,
+            "status": status,
+            "client_reference": known.client_reference if known else None,
+            "severity": known.severity if known and change.type is ChangeType.SUCCEEDED else None,
+        }
+        items.append(FeedEvent.model_validate(fields))
+    return FeedPage(items=items, next_cursor=changes.next_cursor, has_more=changes.has_more)
 
 
 def report_view(report: Report, addresses: Addresses) -> Report:

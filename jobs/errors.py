@@ -9,6 +9,7 @@ JobsError
 ├── IdempotencyMismatchError      the key was used with another request
 ├── IdempotencyInFlightError      the first request with this key is still being accepted
 ├── InvalidCursorError            a page cursor that this service did not make
+├── CursorExpiredError            a cursor of the feed after which changes are gone
 │   an attempt must stop:
 ├── LeaseLostError                another worker owns the job now; its work must not be published
 ├── RequeueRequestedError         the worker has to stop: another shall do it
@@ -115,6 +116,13 @@ class CancelRequestedError(JobsError):
 
 class InvalidCursorError(JobsError):
     problem = problems.INVALID_PARAMETERS
+
+
+class CursorExpiredError(JobsError):
+    problem = problems.CURSOR_EXPIRED
+
+    def __init__(self) -> None:
+        super().__init__("what followed this cursor is not all known any more")
 
 
 class SettingsError(JobsError):

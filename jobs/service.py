@@ -24,6 +24,7 @@ from jobs.errors import (
     WrongStateError,
 )
 from jobs.live.events import JobEvent
+from jobs.live.feed import Changes
 from jobs.live.pagination import Query, id_of
 from jobs.live.status_batcher import StatusBatcher
 from jobs.models import Inspection, JobRecord, JobState, JobStatus, Manifest, MaskLabels, MaskName, Priority, Report
@@ -223,6 +224,25 @@ class JobService:
                 if latest := self.event_log.latest(job_id):
                     return [latest]
         return [JobEvent(None, self.get(job_id))]
+
+    def changes(
+        self, cursor: str | None, *, limit: int, from_oldest: bool = True
+    ) -> tuple[Changes, Sequence[JobState | None]]:
+        """Up to `limit` changes of all jobs that followed a cursor, and what is shown of each one's job now.
+
+        Without a cursor they begin with the oldest that is kept; or there is none, and the cursor leads to those to
+        come. A job that was deleted since is None.
+
+        Raises:
+            InvalidCursorError, CursorExpiredError: as `Feed.after`.
+            BrokerUnavailableError: the feed is part of the live view.
+        """
+        feed = self._live.feed
+        if cursor is not None:
+            found = feed.after(cursor, limit)
+        else:
+            found = feed.oldest(limit) if from_oldest else feed.newest()
+        return found, self._live.get_many([change.job_id for change in found.items])
 
     def cancel(self, job_id: str) -> JobState:
         """Queued: cancelled at once. Running: requested. Already requested: as it stands. Final: WrongStateError."""

@@ -4,6 +4,8 @@
 lobewise:epoch                          set once the view is whole; missing after a wipe
 lobewise:job:{id}                       hash: state, status, attempt, cancel, since_ms, published_ms, retry_ms
 lobewise:events:{id}                    stream of the states that the job had; gone some time after the last
+lobewise:feed                           stream of the changes of all jobs: job, type, and the id of the one before
+lobewise:feed                           channel, too: there is a new change
 lobewise:changed                        channel: the id of a job that has a new event
 lobewise:lease:{id}                     "{attempt}:{token}" with a time to live
 lobewise:purged:{id}                    nothing is shown of this job any more; with a time to live
@@ -28,6 +30,7 @@ from typing import Final, Literal
 PREFIX: Final = "lobewise:"
 EPOCH: Final = PREFIX + "epoch"
 CHANGED: Final = PREFIX + "changed"
+FEED: Final = PREFIX + "feed"
 WORKERS: Final = PREFIX + "workers"
 METRICS: Final = PREFIX + "figures"
 CALLBACKS: Final = PREFIX + "callbacks"

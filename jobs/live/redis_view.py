@@ -16,8 +16,9 @@ from jobs.errors import BrokerUnavailableError
 from jobs.live.callback_schedule import CallbackSchedule
 from jobs.live.connection import Script, ViewFreshness, broker_errors
 from jobs.live.events import EVENTS_KEPT, KEPT_SECONDS, EventLog
+from jobs.live.feed import Feed, FeedLimits
 from jobs.live.job_metrics import Monitoring, counts_of
-from jobs.live.keys import CALLBACKS, CHANGED, EPOCH, METRICS, PREFIX, key
+from jobs.live.keys import CALLBACKS, CHANGED, EPOCH, FEED, METRICS, PREFIX, key
 from jobs.live.pagination import Query, severity_member
 from jobs.live.recovery_view import BrokerMessages, RecoveryView
 from jobs.live.workers import ReadyWorkers
@@ -41,8 +42,11 @@ _STAGES: Final = frozenset(Stage)
 class LiveView:
     """Every method raises BrokerUnavailableError when Redis does not answer in time."""
 
-    def __init__(self, url: str, timeout_seconds: float, view_freshness: ViewFreshness) -> None:
+    def __init__(
+        self, url: str, timeout_seconds: float, view_freshness: ViewFreshness, feed_limits: FeedLimits
+    ) -> None:
         self.view_freshness = view_freshness
+        self._feed_limits = {"feed_events": feed_limits.events, "feed_ms": 1000 * feed_limits.seconds}
         # One retry, at once and only for a broken connection: a pooled connection may be older than the server.
         retry = Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,))
         self._redis = redis.Redis.from_url(
@@ -54,12 +58,14 @@ class LiveView:
             redis_connect_func=self._connected,
         )
         self.events = EventLog(self._redis, _read_state)
+        self.feed = Feed(self._redis)
         self.callbacks = CallbackSchedule(self._redis)
         self.workers = ReadyWorkers(self._redis)
         self.recovery = RecoveryView(self._redis)
         self.messages = BrokerMessages(self._redis)
         self.monitoring = Monitoring(self._redis, self.get_many, self.workers)
         self._put_state = Script(self._redis, "put_state")
+        self._mark_purged = Script(self._redis, "mark_purged")
         self._read_states = Script(self._redis, "read_states")
         self._request_cancel = Script(self._redis, "request_cancel")
         self._renew_lease = Script(self._redis, "renew_lease")
@@ -97,6 +103,7 @@ class LiveView:
             events=key("events", state.id),
             metrics=METRICS,
             tombstone=key("purged", state.id),
+            feed=FEED,
             prefix=PREFIX,
             job_id=state.id,
             priority=state.priority,
@@ -108,6 +115,7 @@ class LiveView:
             retry_after_ms="" if retry_after_seconds is None else round(retry_after_seconds * 1000),
             has_callback="1" if state.callback_url else "",
             **_EVENTS,
+            **self._feed_limits,
         )
         return bool(is_shown)
 
@@ -158,7 +166,14 @@ class LiveView:
     def remove_traces(self, job_id: str) -> None:
         """Remove a job that was deleted, and from now on show nothing that others may still say of it."""
         with broker_errors():
-            self._redis.set(key("purged", job_id), "1", ex=TRACES_REMOVED_SECONDS)
+            self._mark_purged(
+                job=key("job", job_id),
+                tombstone=key("purged", job_id),
+                feed=FEED,
+                job_id=job_id,
+                seconds=TRACES_REMOVED_SECONDS,
+                **self._feed_limits,
+            )
         self.remove(job_id)
 
     def remove(self, job_id: str) -> None:

@@ -28,7 +28,7 @@ def test_operations_have_names_for_clients() -> None:
         "head_mask", "get_mask_url", "create_upload", "get_upload", "put_upload_part", "complete_upload",
         "abort_upload", "get_callback", "redeliver_callback", "create_batch", "get_batch",
         "cancel_batch", "validate_scan", "get_inspection", "create_job_from_source", "validate_scan_from_source",
-        "get_labels",
+        "get_labels", "list_events",
         "list_models", "get_health", "get_readiness", "get_metrics", "get_problem_type",
     }  # fmt: skip
 

@@ -1,4 +1,5 @@
--- Shows a state of a job, and in the same step its order in lists, its event, its callback and what it counts for.
+-- Shows a state of a job, and in the same step its order in lists, its event, its change in the feed, its callback and
+-- what it counts for.
 -- Answers 1, or 0 if nothing was changed: the job has ended, a later attempt runs, it was deleted, or `guard` forbids it.
 --
 -- KEYS[1] job
@@ -6,6 +7,7 @@
 -- KEYS[3] events
 -- KEYS[4] metrics
 -- KEYS[5] tombstone
+-- KEYS[6] feed
 -- ARGV[1] prefix              of all keys
 -- ARGV[2] job_id
 -- ARGV[3] priority
@@ -20,10 +22,13 @@
 -- ARGV[11] events_kept_ms
 -- ARGV[12] channel
 -- ARGV[13] has_callback       1 if somebody wants to be told of its end
--- ARGV[14...]                 metrics and by how much they grow at the job's end, in pairs
-local job, lease_key, events, metrics, tombstone = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+-- ARGV[14] feed_events        kept
+-- ARGV[15] feed_ms            for which they are kept
+-- ARGV[16...]                 metrics and by how much they grow at the job's end, in pairs
+local job, lease_key, events, metrics, tombstone, feed = unpack(KEYS)
 local prefix, job_id, priority, status, attempt, state, guard = unpack(ARGV, 1, 7)
 local severity_member, retry_after_ms, events_kept, events_kept_ms, channel, has_callback = unpack(ARGV, 8, 13)
+local feed_events, feed_ms = unpack(ARGV, 14, 15)
 
 local function is_final(name) return name == 'succeeded' or name == 'failed' or name == 'cancelled' end
 
@@ -52,6 +57,20 @@ if old_status ~= status then
   redis.call('HDEL', job, 'published_ms', 'retry_ms')
   if is_final(status) and has_callback == '1' then redis.call('ZADD', prefix .. 'callbacks', 'NX', now, job_id) end
   if retry_after_ms ~= '' then redis.call('HSET', job, 'retry_ms', now + tonumber(retry_after_ms)) end
+  -- Not while a wiped view is rebuilt: no cursor leads there, and each job that there is would be told anew.
+  if redis.call('EXISTS', prefix .. 'epoch') == 1 then
+    local types = {}
+    if not old_status then types[1] = 'created' end
+    if old_status or status ~= 'queued' then types[#types + 1] = status end
+    for _, kind in ipairs(types) do
+      -- Each names the one before it, so that a reader can tell whether some were dropped in between.
+      local last = redis.call('XREVRANGE', feed, '+', '-', 'COUNT', 1)[1]
+      local prev = last and last[1] or '0-0'
+      redis.call('XADD', feed, 'MAXLEN', '~', feed_events, '*', 'job', job_id, 'type', kind, 'prev', prev)
+    end
+    redis.call('XTRIM', feed, 'MINID', '~', now - feed_ms)
+    redis.call('PUBLISH', feed, job_id)
+  end
   for _, list in ipairs({'*', priority}) do
     if old_status then redis.call('ZREM', prefix .. 'index:' .. old_status .. ':' .. list, job_id) end
     redis.call('ZADD', prefix .. 'index:' .. status .. ':' .. list, 0, job_id)
@@ -63,7 +82,7 @@ if is_final(status) then
   redis.call('DEL', lease_key)
   -- A job that a rebuild brings back was counted when it ended.
   if not is_new then
-    for i = 14, #ARGV, 2 do redis.call('HINCRBY', metrics, ARGV[i], ARGV[i + 1]) end
+    for i = 16, #ARGV, 2 do redis.call('HINCRBY', metrics, ARGV[i], ARGV[i + 1]) end
   end
 end
 local cancel = redis.call('HGET', job, 'cancel') or ''
