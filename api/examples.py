@@ -12,6 +12,7 @@ from jobs.batches import BatchCounts, BatchItem, BatchRecord
 from jobs.live.events import JobEvent
 from jobs.live.feed import Change, Changes, ChangeType
 from jobs.models import (
+    BatchCallback,
     Callback,
     CallbackAttempt,
     CallbackFault,
@@ -313,6 +314,16 @@ def batch_examples() -> dict[str, Any]:
 
 def callback_examples(*names: str) -> dict[str, Any]:
     return {name: {"summary": f"a {name} callback", "value": as_json(_CALLBACKS[name])} for name in names}
+
+
+def batch_callback_examples(*names: str) -> dict[str, Any]:
+    return {
+        name: {
+            "summary": f"a {name} callback",
+            "value": as_json(BatchCallback(batch_id=BATCH_ID, **_CALLBACKS[name].model_dump(exclude={"job_id"}))),
+        }
+        for name in names
+    }
 
 
 def mask_address_example() -> Any:

@@ -180,10 +180,11 @@ def install(app: FastAPI) -> None:
                         del operation["responses"]["422"]
                     for answer in operation["responses"].values():
                         answer.setdefault("headers", {}).update(headers("X-Request-ID"))
-            message = document["webhooks"]["job-ended"]["post"]
-            (value,) = message["requestBody"]["content"].values()
-            message["requestBody"]["content"] = {"application/cloudevents+json": value}
-            message["responses"] = {"204": {"description": "taken; any 2xx will do"}}
+            for webhook in document["webhooks"].values():
+                message = webhook["post"]
+                (value,) = message["requestBody"]["content"].values()
+                message["requestBody"]["content"] = {"application/cloudevents+json": value}
+                message["responses"] = {"204": {"description": "taken; any 2xx will do"}}
             for route in app.state.routes:
                 for method in route.methods or ():
                     operation = document["paths"][route.path][method.lower()]

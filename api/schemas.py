@@ -111,6 +111,11 @@ class BatchSubmission(Schema):
     """Many scans in one call."""
 
     items: list[BatchItemSubmission] = Field(min_length=1, max_length=1000)
+    callback_url: CallbackUrl | None = Field(
+        default=None,
+        description="an address that the operator allows; told by one signed POST that all jobs of the batch have "
+        "ended, besides what its jobs tell by their own",
+    )
 
 
 class UploadRequest(Schema):
@@ -185,6 +190,7 @@ class Job(Schema):
     input: InputInfo
     client_reference: str | None
     callback_url: str | None = Field(description="who is told how it ended")
+    batch_id: str | None = Field(description="the batch that it came in")
     stage: Stage | None = Field(description="what the worker is doing; null unless running")
     progress: float = Field(ge=0, le=1, description="share of the whole work that is done")
     queue_position: int | None = Field(ge=1, description="1 is next; null when not queued or not known")
@@ -256,6 +262,7 @@ class BatchCountsView(Schema):
 class BatchLinks(Schema):
     self_: Url = Field(alias="self")
     cancel: Url = Field(description="POST here to stop all that is not finished")
+    callback: Url | None = Field(description="whom it tells that all have ended; null without `callback_url`")
 
 
 class Batch(Schema):
@@ -263,6 +270,7 @@ class Batch(Schema):
 
     id: str
     created_at: datetime
+    callback_url: str | None = Field(description="who is told that all its jobs have ended")
     counts: BatchCountsView
     items: list[BatchItemView] = Field(description="one page of them")
     next_cursor: str | None = Field(description="give it as `cursor` to get the next page; null on the last")
@@ -294,6 +302,30 @@ class JobEnded(Schema):
     time: datetime
     datacontenttype: Literal["application/json"]
     data: JobEndedData
+
+
+class BatchEndedData(Schema):
+    """How a batch ended. There is nothing about the patients in it."""
+
+    id: str
+    ended_at: datetime = Field(description="when it was found that none of its jobs is open any more")
+    counts: BatchCountsView
+    links: dict[Literal["self"], str]
+
+
+class BatchEnded(Schema):
+    """What is sent to a batch's `callback_url`: a CloudEvent (1.0, structured JSON)."""
+
+    specversion: Literal["1.0"]
+    id: str = Field(
+        description="the same however often it is sent", examples=["msg_01935f3a-7c1e-7b6a-9d53-2f1c7e0a4b77"]
+    )
+    source: str
+    type: Literal["lobewise.batch.ended"]
+    subject: str = Field(description="`id` of the batch")
+    time: datetime
+    datacontenttype: Literal["application/json"]
+    data: BatchEndedData
 
 
 class ModelList(Schema):

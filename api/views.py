@@ -55,12 +55,17 @@ def batch_view(
     return Batch(
         id=record.id,
         created_at=record.created_at,
+        callback_url=record.callback_url,
         counts=BatchCountsView(
             **{status.value: n for status, n in counts.by_status.items()}, purged=counts.purged, refused=counts.refused
         ),
         items=items,
         next_cursor=str(end) if end < len(record.items) else None,
-        links=BatchLinks(self=addresses.batch(record.id), cancel=addresses.batch(record.id, "cancel")),
+        links=BatchLinks(
+            self=addresses.batch(record.id),
+            cancel=addresses.batch(record.id, "cancel"),
+            callback=addresses.batch(record.id, "callback") if record.callback_url else None,
+        ),
     )
 
 

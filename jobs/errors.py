@@ -5,7 +5,7 @@ JobsError
 ├── JobPurgedError                it was deleted, with all that belonged to it
 ├── WrongStateError               the job's status does not allow this
 ├── BatchNotFoundError            no such batch was ever accepted
-├── NoCallbackError               the job tells nobody how it ended
+├── NoCallbackError               the job, or the batch, tells nobody how it ended
 ├── IdempotencyMismatchError      the key was used with another request
 ├── IdempotencyInFlightError      the first request with this key is still being accepted
 ├── InvalidCursorError            a page cursor that this service did not make
@@ -90,8 +90,8 @@ class BatchNotFoundError(JobsError):
 class NoCallbackError(JobsError):
     problem = problems.NO_CALLBACK
 
-    def __init__(self, job_id: str) -> None:
-        super().__init__(f"job {job_id} was posted without a callback_url")
+    def __init__(self, id_: str) -> None:
+        super().__init__(f"{id_} was posted without a callback_url")
 
 
 class IdempotencyMismatchError(JobsError):

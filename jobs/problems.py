@@ -211,8 +211,8 @@ NO_CALLBACK: Final = ProblemType(
     "no-callback",
     409,
     "The job calls nobody back",
-    "The job was posted without a `callback_url`.",
-    "Give a `callback_url` when you post the scan.",
+    "The job, or the batch, was posted without a `callback_url`.",
+    "Give a `callback_url` when you post the scan, or the batch.",
 )
 RANGE_NOT_SATISFIABLE: Final = ProblemType(
     "range-not-satisfiable",

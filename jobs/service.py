@@ -76,8 +76,8 @@ class JobService:
         self.settings = backends.settings
         self.workers, self.monitoring, self.event_log = self._live.workers, self._live.monitoring, self._live.events
         self.uploads = MultipartUploads(backends.store.blobs, backends.settings)
-        self.callbacks = Callbacks(backends.store, backends.live, backends.settings)
         self.batches = Batches(backends.store, backends.live, self.accept_once)
+        self.callbacks = Callbacks(backends.store, backends.live, backends.settings, self.batches)
         self.idempotency = Idempotency(backends.store, backends.settings.in_flight_seconds)
 
     def readiness(self) -> Readiness:

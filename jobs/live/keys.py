@@ -15,7 +15,8 @@ lobewise:workers                        ready workers by the time at which their
 lobewise:models:{worker}                the models it has loaded, JSON, with a time to live
 lobewise:vitals:{worker}                its memory and GPU, JSON, with a time to live
 lobewise:figures                        hash of counts since the server was last empty (`job_metrics`)
-lobewise:callbacks                      ids of jobs that have to tell how they ended, by when it is due, ms
+lobewise:callbacks                      ids of jobs, and `batch:{id}`, that have to tell their end, by when that is due
+lobewise:batch:{id}                     set of its jobs that are not finished, where it wants to tell of its end
 lobewise:callback-outcomes              hash: how many attempts ended in each way since the server was last empty
 lobewise:reaper                         who looks for lost jobs now
 lobewise:rebuild:{mark}                 a rebuild is under way, and the server was not wiped since it began
@@ -40,7 +41,7 @@ LEADER: Final = PREFIX + "reaper"
 #: Token of a lease that a rebuild grants, in place of the worker's own that was wiped.
 REBUILT: Final = "rebuilt"
 
-Kind = Literal["job", "events", "lease", "purged", "index", "severity", "models", "vitals", "rebuild"]
+Kind = Literal["job", "events", "lease", "purged", "index", "severity", "models", "vitals", "rebuild", "batch"]
 
 
 def key(kind: Kind, *parts: str) -> str:

@@ -114,6 +114,7 @@ class LiveView:
             severity_member=severity_member(state) or "",
             retry_after_ms="" if retry_after_seconds is None else round(retry_after_seconds * 1000),
             has_callback="1" if state.callback_url else "",
+            batch_id=state.batch_id or "",
             **_EVENTS,
             **self._feed_limits,
         )
@@ -170,6 +171,7 @@ class LiveView:
                 job=key("job", job_id),
                 tombstone=key("purged", job_id),
                 feed=FEED,
+                prefix=PREFIX,
                 job_id=job_id,
                 seconds=TRACES_REMOVED_SECONDS,
                 **self._feed_limits,

@@ -28,7 +28,7 @@ def test_operations_have_names_for_clients() -> None:
         "head_mask", "get_mask_url", "create_upload", "get_upload", "put_upload_part", "complete_upload",
         "abort_upload", "get_callback", "redeliver_callback", "create_batch", "get_batch",
         "cancel_batch", "validate_scan", "get_inspection", "create_job_from_source", "validate_scan_from_source",
-        "get_labels", "list_events",
+        "get_labels", "list_events", "get_batch_callback", "redeliver_batch_callback",
         "list_models", "get_health", "get_readiness", "get_metrics", "get_problem_type",
     }  # fmt: skip
 
@@ -68,13 +68,14 @@ def test_an_example_follows_its_schema(where: str, value: Any, schema: dict[str,
     jsonschema.Draft202012Validator({**schema, "components": DOCUMENT["components"]}).validate(value)
 
 
-def test_the_message_to_a_receiver_is_described_as_a_webhook() -> None:
-    message = DOCUMENT["webhooks"]["job-ended"]["post"]
+@pytest.mark.parametrize(("name", "schema_name"), [("job-ended", "JobEnded"), ("batch-ended", "BatchEnded")])
+def test_the_message_to_a_receiver_is_described_as_a_webhook(name: str, schema_name: str) -> None:
+    message = DOCUMENT["webhooks"][name]["post"]
     assert {parameter["name"] for parameter in message["parameters"]} == {
         "webhook-id", "webhook-timestamp", "webhook-signature",
     }  # fmt: skip
     schema = message["requestBody"]["content"]["application/cloudevents+json"]["schema"]
-    assert schema["$ref"] == "#/components/schemas/JobEnded"
+    assert schema["$ref"] == f"#/components/schemas/{schema_name}"
 
 
 def test_the_gateway_serves_it(shared: Service) -> None:

@@ -24,11 +24,12 @@
 -- ARGV[13] has_callback       1 if somebody wants to be told of its end
 -- ARGV[14] feed_events        kept
 -- ARGV[15] feed_ms            for which they are kept
--- ARGV[16...]                 metrics and by how much they grow at the job's end, in pairs
+-- ARGV[16] batch_id           that the job came in, or ''
+-- ARGV[17...]                 metrics and by how much they grow at the job's end, in pairs
 local job, lease_key, events, metrics, tombstone, feed = unpack(KEYS)
 local prefix, job_id, priority, status, attempt, state, guard = unpack(ARGV, 1, 7)
 local severity_member, retry_after_ms, events_kept, events_kept_ms, channel, has_callback = unpack(ARGV, 8, 13)
-local feed_events, feed_ms = unpack(ARGV, 14, 15)
+local feed_events, feed_ms, batch_id = unpack(ARGV, 14, 16)
 
 local function is_final(name) return name == 'succeeded' or name == 'failed' or name == 'cancelled' end
 
@@ -56,6 +57,13 @@ if old_status ~= status then
   redis.call('HSET', job, 'since_ms', now)
   redis.call('HDEL', job, 'published_ms', 'retry_ms')
   if is_final(status) and has_callback == '1' then redis.call('ZADD', prefix .. 'callbacks', 'NX', now, job_id) end
+  if is_final(status) and batch_id ~= '' then
+    local open_jobs = prefix .. 'batch:' .. batch_id
+    -- The last job of a batch that wants to tell of its end, for only such a one is watched.
+    if redis.call('SREM', open_jobs, job_id) == 1 and redis.call('EXISTS', open_jobs) == 0 then
+      redis.call('ZADD', prefix .. 'callbacks', 'NX', now, 'batch:' .. batch_id)
+    end
+  end
   if retry_after_ms ~= '' then redis.call('HSET', job, 'retry_ms', now + tonumber(retry_after_ms)) end
   -- Not while a wiped view is rebuilt: no cursor leads there, and each job that there is would be told anew.
   if redis.call('EXISTS', prefix .. 'epoch') == 1 then
@@ -82,7 +90,7 @@ if is_final(status) then
   redis.call('DEL', lease_key)
   -- A job that a rebuild brings back was counted when it ended.
   if not is_new then
-    for i = 16, #ARGV, 2 do redis.call('HINCRBY', metrics, ARGV[i], ARGV[i + 1]) end
+    for i = 17, #ARGV, 2 do redis.call('HINCRBY', metrics, ARGV[i], ARGV[i + 1]) end
   end
 end
 local cancel = redis.call('HGET', job, 'cancel') or ''
