@@ -82,6 +82,7 @@ def feed_view(changes: Changes, states: Sequence[JobState | None]) -> FeedPage:
             "job_id": change.job_id,
             "status": status,
             "client_reference": known.client_reference if known else None,
+            "batch_id": known.batch_id if known else None,
             "severity": known.severity if known and change.type is ChangeType.SUCCEEDED else None,
         }
         items.append(FeedEvent.model_validate(fields))

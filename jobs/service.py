@@ -242,7 +242,9 @@ class JobService:
             found = feed.after(cursor, limit)
         else:
             found = feed.oldest(limit) if from_oldest else feed.newest()
-        return found, self._live.get_many([change.job_id for change in found.items])
+        job_ids = list(dict.fromkeys(change.job_id for change in found.items))
+        shown = dict(zip(job_ids, self._live.get_many(job_ids), strict=True))
+        return found, [shown[change.job_id] for change in found.items]
 
     def cancel(self, job_id: str) -> JobState:
         """Queued: cancelled at once. Running: requested. Already requested: as it stands. Final: WrongStateError."""

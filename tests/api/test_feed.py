@@ -42,6 +42,7 @@ def test_a_client_that_keeps_its_cursor_gets_each_change(shared: Service) -> Non
         "job_id": "",
         "status": None,
         "client_reference": None,
+        "batch_id": None,
         "severity": None,
     }
 
