@@ -225,9 +225,7 @@ class FeedEvent(Schema):
     job_id: str
     status: JobStatus | None = Field(description="that the job came to; null once it was deleted")
     client_reference: str | None = Field(description="null also of a job that was deleted since")
-    batch_id: str | None = Field(
-        description="that the job came in; null also of a job that was deleted since"
-    )
+    batch_id: str | None = Field(description="that the job came in; null also of a job that was deleted since")
     severity: SeverityScores | None = Field(
         description="of `succeeded`, the scores of the whole lungs; null also of a job that was deleted since, or that "
         "only validated its scan"
