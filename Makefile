@@ -6,7 +6,7 @@ STATES ?= 3000
 FILES ?= 5500
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types layers unit test-states test-files test-monitoring images chaos chaos-small soak k8s-check load load-check format constraints clean
+.PHONY: help install demo test lint types layers unit test-states test-files test-monitoring docs images chaos chaos-small soak k8s-check load load-check test-clients format constraints clean
 
 help: ## show the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -47,6 +47,10 @@ test-states: install ## jobs in every order of steps, a quarter of an hour: make
 
 test-files: install ## generated files of every format, half an hour: make test-files [FILES=5500]
 	LOBEWISE_TEST_FILES=$(FILES) $(BIN)/pytest -q tests/pipeline/io/formats/test_generated_files.py tests/pipeline/io/formats/test_dicom_worlds.py
+
+docs: install ## the documentation as a site, in build/site; strict: no dead link, nothing from elsewhere
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	$(BIN)/python -m tests.support.site_check build/site
 
 test-monitoring: install ## alert rules and metric names, with promtool (Debian: prometheus)
 	command -v promtool
@@ -98,5 +102,14 @@ format: install ## let ruff mend what it can
 constraints: ## pin what .venv holds now into constraints.txt
 	$(BIN)/pip freeze --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//' > constraints.txt
 
+test-clients: install .venv-clients/.installed ## generate clients with ten generators, drive each against a service: make test-clients [ONLY=orval] [WRITE=1]
+	$(BIN)/python -m tests.clients $(if $(ONLY),--only "$(ONLY)") $(if $(WRITE),--write) $(if $(ALL),--all)
+
+.venv-clients/.installed: tests/clients/requirements.txt tests/clients/package-lock.json
+	$(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/pip install --quiet --disable-pip-version-check -r tests/clients/requirements.txt
+	cd tests/clients && PATH="$(CURDIR)/.venv-clients/bin:$$PATH" npm ci --no-audit --no-fund --ignore-scripts --loglevel=error
+	@touch $@
+
 clean: ## remove .venv and everything that was generated
-	rm -rf .venv .venv-k8s .venv-load .images out build *.egg-info lobewise-data .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-k8s .venv-load .venv-clients tests/clients/node_modules tests/clients/build .images out build *.egg-info lobewise-data .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

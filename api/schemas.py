@@ -1,10 +1,14 @@
 """What travels over HTTP, version 1. Reports are `jobs.models.Report`; everything else is here."""
 
-from datetime import datetime
-from typing import Annotated, Any, Literal, Self
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
+    AfterValidator,
+    AwareDatetime,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
@@ -47,6 +51,25 @@ CallbackUrl = Annotated[
         examples=["https://pacs.example/lobewise/finished"],
     ),
 ]
+_RFC3339: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+
+
+def _require_rfc3339(value: object) -> object:
+    # pydantic takes seconds since 1970 too, and times without a zone, which would be anybody's.
+    if isinstance(value, datetime) or (isinstance(value, str) and _RFC3339.fullmatch(value)):
+        return value
+    raise ValueError("a time as RFC 3339 has it, with its zone, such as 2026-03-02T09:30:00Z")
+
+
+def _as_utc(moment: datetime) -> datetime:
+    try:
+        moment = moment.astimezone(UTC)
+    except OverflowError:  # its zone would make it a year before 1 or after 9999
+        raise ValueError("a time that no calendar has") from None
+    return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+
+
+Moment = Annotated[AwareDatetime, BeforeValidator(_require_rfc3339), AfterValidator(_as_utc)]
 Url = Annotated[str, Field(json_schema_extra={"format": "uri"})]
 
 
@@ -62,6 +85,18 @@ class JobOptions(Schema):
     )
     client_reference: ClientReference | None = None
     callback_url: CallbackUrl | None = None
+    not_after: Moment | None = Field(
+        default=None,
+        description="a time to come (RFC 3339, with its zone): a job that no worker has begun by then fails with "
+        "`deadline-passed` and is never computed. One that has been begun runs on",
+        examples=["2030-03-02T18:00:00Z"],
+    )
+
+    @model_serializer(mode="wrap")
+    def _given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # As it was before there were these options: the key of a batch remembers a hash of this.
+        later = {"not_after": None}
+        return {name: value for name, value in handler(self).items() if value != later.get(name, ...)}
 
 
 # One type with optional fields, and no union, of which most generators of clients make something that cannot be used.
@@ -191,6 +226,9 @@ class Job(Schema):
     client_reference: str | None
     callback_url: str | None = Field(description="who is told how it ended")
     batch_id: str | None = Field(description="the batch that it came in")
+    not_after: datetime | None = Field(
+        description="if no worker has begun it by then, it fails; null: it waits for as long as it takes"
+    )
     stage: Stage | None = Field(description="what the worker is doing; null unless running")
     progress: float = Field(ge=0, le=1, description="share of the whole work that is done")
     queue_position: int | None = Field(ge=1, description="1 is next; null when not queued or not known")

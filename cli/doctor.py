@@ -50,8 +50,8 @@ def examine() -> Iterator[Check]:
         return
     wrong = misspelt((JobsSettings, ApiSettings))
     yield Check("settings", "warning" if wrong else "ok", " ".join(wrong) or "as they should be")
-    parts: tuple[Callable[[JobsSettings], Iterator[Check]], ...] = (_broker, _blobs, _disk, _weights, _device, _traces)
-    for part in parts:
+    parts: list[Callable[[JobsSettings], Iterator[Check]]] = [_broker, _blobs, _disk, _weights, _device, _sandbox]
+    for part in [*parts, _traces]:
         try:
             yield from part(settings)
         except JobsError as error:
@@ -167,6 +167,18 @@ def _device(settings: JobsSettings) -> Iterator[Check]:
         return
     slow = ": no GPU is used; a scan takes tens of seconds" if device.type == "cpu" else ""
     yield Check("device", "ok", f"{device}{slow}")
+
+
+def _sandbox(settings: JobsSettings) -> Iterator[Check]:
+    if find_spec("torch") is None:
+        return
+    from pipeline.io.confinement import Protection
+    from pipeline.io.sandbox import protections_here
+
+    missing = sorted(set(Protection) - protections_here())
+    result: Result = "ok" if not missing else "wrong" if settings.sandbox == "required" else "warning"
+    found = f"the reader reaches: {', '.join(missing)}" if missing else "the reader reaches nothing but its scan"
+    yield Check("sandbox", result, found, "have Linux 5.13 or newer with Landlock, and libseccomp")
 
 
 def _traces(_settings: JobsSettings) -> Iterator[Check]:

@@ -231,6 +231,7 @@ class JobRecord(Model):
     callback_url: str | None = Field(default=None, description="who is told how it ended")
     batch_id: str | None = Field(default=None, description="the batch that it came in")
     address: str | None = Field(default=None, description="of the job, as its client reaches the gateway")
+    not_after: datetime | None = Field(default=None, description="no worker begins it from then on")
     traceparent: str | None = Field(default=None, description="the trace that the job belongs to, where there are any")
 
 
@@ -269,6 +270,7 @@ class JobState(Model):
     client_reference: str | None = None
     callback_url: str | None = None
     batch_id: str | None = None
+    not_after: datetime | None = None
     stage: Stage | None = None
     progress: float = Field(default=0.0, ge=0.0, le=1.0, description="share of the whole work that is done")
     queue_position: int | None = Field(

@@ -366,6 +366,16 @@ ATTEMPTS_EXHAUSTED: Final = ProblemType(
     retryable=True,
     ends_job=True,
 )
+DEADLINE_PASSED: Final = ProblemType(
+    "deadline-passed",
+    None,
+    "The job was not begun in time",
+    "No worker had begun the job by its `not_after`, so that it was never computed.",
+    "Submit the scan again with a later `not_after`, or without one, if its scores are still of use; a more urgent "
+    "`priority` waits less.",
+    retryable=True,
+    ends_job=True,
+)
 
 PROBLEM_TYPES: Final[tuple[ProblemType, ...]] = tuple(
     value for value in list(globals().values()) if isinstance(value, ProblemType)

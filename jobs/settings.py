@@ -159,6 +159,11 @@ class JobsSettings(BaseSettings):
     lung_stage: Literal["di2in", "lungmask"] = Field(
         default="di2in", description="who draws lungs and lobes; `lungmask` needs the extra of that name"
     )
+    sandbox: Literal["auto", "required"] = Field(
+        default="auto",
+        description="`required`: a worker starts only where the kernel keeps the process that reads scans from other "
+        "files, the network and other processes; `auto`: it starts, and warns of what is missing",
+    )
     weights_dir: Path | None = Field(default=None, description="other weights than those that come with the package")
 
     @field_validator("redis_url", "blob_url")

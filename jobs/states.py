@@ -78,6 +78,7 @@ def _of_record(record: JobRecord) -> dict[str, Any]:
         "client_reference": record.client_reference,
         "callback_url": record.callback_url,
         "batch_id": record.batch_id,
+        "not_after": record.not_after,
     }
 
 

@@ -33,7 +33,7 @@ class WorkerApi:
         Raises:
             JobNotFoundError, JobPurgedError: there is nothing to do.
             NewerSchemaError: there is, for a newer worker; this is no attempt.
-            WrongStateError: the job is final, or has just become so: cancelled, or attempted too often.
+            WrongStateError: the job is final, or has just become so: cancelled, attempted too often, or too late.
             LeaseLostError: another worker has it.
             BrokerUnavailableError: leases cannot be had now.
         """
@@ -70,6 +70,9 @@ class WorkerApi:
         if files.cancel_requested:
             finalize.end_job(backends, record, finalize.cancelled(record, files.attempt))
             raise WrongStateError("cancelled", "the job was cancelled")
+        # By the moment that the claim will name: a job that it shows begun before its deadline was begun in time.
+        if finalize.end_if_too_late(backends, record, files, lease.claim.started_at):
+            raise WrongStateError("failed", "the job was not begun in time")
         previous = self._store.attempts.last_claim(files)
         if previous is not None:
             # Its lease ran out, but its worker may live: from now on its fence finds the ending, and it publishes

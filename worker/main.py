@@ -14,12 +14,15 @@ from celery.signals import worker_shutting_down
 from celery.worker import state
 
 from jobs.bootstrap import connect
+from jobs.errors import SettingsError
 from jobs.liveness import alive
 from jobs.logs import configure_logging
 from jobs.proxies import proxy_of
 from jobs.settings import JobsSettings, misspelt, read_settings
 from jobs.tracing import configure_tracing, stop_tracing
 from jobs.worker_api import WorkerApi
+from pipeline.io.confinement import Protection
+from pipeline.io.sandbox import protections_here
 from worker.celery_app import SERVICE, build_app, process_name
 from worker.shutdown import requeue_after
 from worker.task import Load, load_pipeline
@@ -51,6 +54,11 @@ def run(
             proxy_of(prefix)  # raises now what every such job would meet
     for sentence in misspelt((JobsSettings,)):
         log.warning("%s", sentence)
+    if missing := sorted(set(Protection) - protections_here()):
+        sentence = f"This kernel does not keep the process that reads scans from: {', '.join(missing)}."
+        if settings.sandbox == "required":
+            raise SettingsError(f"{sentence} LOBEWISE_SANDBOX=required asks for all; docs/deployment.md says how.")
+        log.warning("%s A file that takes the reader over reaches them (docs/deployment.md)", sentence)
     connection = connect(settings)
     jobs = connection.worker
 

@@ -32,7 +32,7 @@ from jobs.worker_api import WorkerApi
 from pipeline.errors import PipelineError
 from pipeline.geometry import LobeLabels, Scan
 from pipeline.io.overview import draw_slices
-from pipeline.io.read import read_ct
+from pipeline.io.read import ReadLimits, read_ct
 from pipeline.io.write import write_mask
 from pipeline.labels import LABELS
 from worker.report import inspection_of, mask_labels, masks_of, models_of, report_of
@@ -79,13 +79,14 @@ class Pipeline:
     """The analysis of the paper."""
 
     models: "Models"
+    limits: ReadLimits
 
     @property
     def loaded_models(self) -> Sequence[ModelProvenance]:
         return models_of(self.models.infos)
 
     def read(self, path: Path) -> Scan:
-        return read_ct(path)
+        return read_ct(path, self.limits)
 
     def quantify(self, scan: Scan, progress: "Progress", *, low_memory: bool) -> "Quantification":
         from pipeline.quantify import quantify
@@ -97,7 +98,8 @@ def load_pipeline(settings: JobsSettings, device: str) -> Pipeline:
     """Raises WeightsError or ValueError when the models cannot be had or the device is not there."""
     from pipeline.quantify import load_models
 
-    return Pipeline(load_models(device, settings.weights_dir, settings.lung_stage))
+    limits = ReadLimits(is_sandbox_required=settings.sandbox == "required")
+    return Pipeline(load_models(device, settings.weights_dir, settings.lung_stage), limits)
 
 
 @dataclass(frozen=True)

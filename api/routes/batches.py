@@ -12,7 +12,7 @@ from api import examples, openapi
 from api.dependencies import Addresses, AddressesDep, JobsDep, MetricsDep, SettingsDep, one_of_each
 from api.errors import ApiError, problem_of
 from api.request_body import MAX_BATCH_BYTES, read_json
-from api.routes.submission import IdempotencyKey, job_record, open_input, require_callback_allowed
+from api.routes.submission import IdempotencyKey, job_record, open_input, require_options
 from api.schemas import Batch, BatchSubmission, Schema
 from api.views import batch_view, json_response
 from jobs import problems, states, tracing
@@ -175,7 +175,7 @@ def _accept(
     for item in submission.items:
         job_id = states.new_id()
         try:
-            require_callback_allowed(jobs, item)
+            require_options(jobs, item)
             record = job_record(job_id, open_input(jobs, item.source, job_id), item)
             traceparent = tracing.branch("job of a batch", {tracing.JOB_ID: job_id})
             address = addresses.job(job_id)

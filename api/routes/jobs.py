@@ -43,6 +43,8 @@ class ListQuery(Schema):
         default="-created_at",
         description="`-created_at`: newest first; `created_at`: oldest first; `severity`: succeeded jobs, "
         "those with the highest percentage of opacity first",
+        # Generators of clients make the same name of the first two, or a number.
+        json_schema_extra={"x-enum-varnames": ["NEWEST_FIRST", "OLDEST_FIRST", "SEVERITY"]},
     )
 
 

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Depends, Header, Request, Response
 from api import examples, openapi
 from api.conditional import wait_seconds
 from api.dependencies import AddressesDep, JobsDep, MetricsDep, SettingsDep, UploadLimiterDep
-from api.errors import ApiError
+from api.errors import ApiError, invalid_parameter
 from api.request_body import (
     FORM_OVERHEAD_BYTES,
     HEAD_BYTES,
@@ -234,11 +234,11 @@ class Submission:
         scan: InputInfo
         options: JobOptions
         if self.is_form:
-            require = partial(require_callback_allowed, self.jobs)
+            require = partial(require_options, self.jobs, is_repeated=not job_id)
             scan, options = await read_form(chunks, boundary_of(self.request), sink, require)
         else:
             options = submission = await read_submission(chunks)
-            require_callback_allowed(self.jobs, options)
+            require_options(self.jobs, options, is_repeated=not job_id)
             # A repeated request has no `job_id`, and its upload is gone: its id is all that is compared.
             is_gone = submission.source.upload_id is not None and not job_id
             scan = InputInfo() if is_gone else await run_sync(open_input, self.jobs, submission.source, job_id)
@@ -315,8 +315,11 @@ async def validate_scan_from_source(submission: SubmissionDep) -> Response:
     return await submission.answer_json(JobTask.VALIDATE, "/v1/validate")
 
 
-def require_callback_allowed(jobs: JobService, options: JobOptions) -> None:
-    """Raises ApiError (callback-not-allowed)."""
+def require_options(jobs: JobService, options: JobOptions, *, is_repeated: bool = False) -> None:
+    """Raises ApiError (callback-not-allowed; invalid-parameters: `not_after` is over)."""
+    # A repeated request gets the first one's answer, though its time may be over by now.
+    if options.not_after is not None and options.not_after <= states.now() and not is_repeated:
+        raise invalid_parameter("/body/not_after", "this time is over: name one to come, or none")
     if options.callback_url is not None and not jobs.callbacks.is_allowed(options.callback_url):
         raise ApiError(problems.CALLBACK_NOT_ALLOWED, "the operator has not allowed this address")
 
@@ -345,5 +348,6 @@ def job_record(job_id: str, scan: InputInfo, options: JobOptions) -> JobRecord:
         input=scan,
         client_reference=options.client_reference,
         callback_url=options.callback_url,
+        not_after=options.not_after,
         upload_id=options.source.upload_id if isinstance(options, SourceSubmission) else None,
     )

@@ -17,6 +17,7 @@ lobewise:vitals:{worker}                its memory and GPU, JSON, with a time to
 lobewise:figures                        hash of counts since the server was last empty (`job_metrics`)
 lobewise:callbacks                      ids of jobs, and `batch:{id}`, that have to tell their end, by when that is due
 lobewise:batch:{id}                     set of its jobs that are not finished, where it wants to tell of its end
+lobewise:deadlines                      ids of jobs that no worker has begun, by the time until which one may, ms
 lobewise:callback-outcomes              hash: how many attempts ended in each way since the server was last empty
 lobewise:reaper                         who looks for lost jobs now
 lobewise:rebuild:{mark}                 a rebuild is under way, and the server was not wiped since it began
@@ -35,6 +36,7 @@ FEED: Final = PREFIX + "feed"
 WORKERS: Final = PREFIX + "workers"
 METRICS: Final = PREFIX + "figures"
 CALLBACKS: Final = PREFIX + "callbacks"
+DEADLINES: Final = PREFIX + "deadlines"
 CALLBACK_OUTCOMES: Final = PREFIX + "callback-outcomes"
 LEADER: Final = PREFIX + "reaper"
 

@@ -11,7 +11,7 @@ from typing import Final, cast
 import redis
 
 from jobs.live.connection import Script, broker_errors
-from jobs.live.keys import EPOCH, LEADER, key
+from jobs.live.keys import DEADLINES, EPOCH, LEADER, key
 from jobs.models import JobStatus
 
 #: The mark of a rebuild whose process died must go by itself, and no rebuild takes a day.
@@ -87,6 +87,12 @@ class RecoveryView:
             silent_for_ms = now_ms - (published or since or now_ms)
             found.append(Waiting(job_id, silent_for_ms, max(retry - now_ms, 0) if retry else None))
         return found
+
+    @broker_errors()
+    def past_deadline(self) -> list[str]:
+        """Jobs that no worker has begun, though their `not_after` is over."""
+        seconds, microseconds = self._redis.time()
+        return cast("list[str]", self._redis.zrangebyscore(DEADLINES, "-inf", seconds * 1000 + microseconds // 1000))
 
     @broker_errors()
     def all_ids(self) -> list[str]:

@@ -18,7 +18,7 @@ from jobs.live.connection import Script, ViewFreshness, broker_errors
 from jobs.live.events import EVENTS_KEPT, KEPT_SECONDS, EventLog
 from jobs.live.feed import Feed, FeedLimits
 from jobs.live.job_metrics import Monitoring, counts_of
-from jobs.live.keys import CALLBACKS, CHANGED, EPOCH, FEED, METRICS, PREFIX, key
+from jobs.live.keys import CALLBACKS, CHANGED, DEADLINES, EPOCH, FEED, METRICS, PREFIX, key
 from jobs.live.pagination import Query, severity_member
 from jobs.live.recovery_view import BrokerMessages, RecoveryView
 from jobs.live.workers import ReadyWorkers
@@ -96,6 +96,8 @@ class LiveView:
             stage_seconds: of the attempt that ended the job, for the job metrics.
         """
         counts = counts_of(state, stage_seconds or {}) if state.status.is_final else {}
+        # A job that was begun runs on, also where it has to be queued again.
+        has_deadline = state.not_after is not None and state.status is JobStatus.QUEUED and state.attempt == 0
         is_shown = self._put_state(
             *(item for pair in counts.items() for item in pair),
             job=key("job", state.id),
@@ -115,6 +117,7 @@ class LiveView:
             retry_after_ms="" if retry_after_seconds is None else round(retry_after_seconds * 1000),
             has_callback="1" if state.callback_url else "",
             batch_id=state.batch_id or "",
+            not_after_ms=round(1000 * state.not_after.timestamp()) if state.not_after and has_deadline else "",
             **_EVENTS,
             **self._feed_limits,
         )
@@ -186,6 +189,7 @@ class LiveView:
                 pipe.delete(key("job", state.id), key("events", state.id))
                 pipe.publish(CHANGED, state.id)
                 pipe.zrem(CALLBACKS, state.id)
+                pipe.zrem(DEADLINES, state.id)
                 for priority in ("*", state.priority):
                     for status in ("*", *JobStatus):
                         pipe.zrem(key("index", status, priority), state.id)

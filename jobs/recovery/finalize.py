@@ -12,7 +12,7 @@ from jobs import problems, states, tracing
 from jobs.backends import Backends
 from jobs.errors import BrokerUnavailableError, JobPurgedError, UnavailableError
 from jobs.models import InputInfo, JobError, JobRecord, JobState, Manifest
-from jobs.store.job_store import Claim, Ending
+from jobs.store.job_store import Claim, Ending, JobFiles
 from jobs.store.multipart_uploads import MultipartUploads
 
 log = logging.getLogger(__name__)
@@ -95,12 +95,13 @@ def cancelled(record: JobRecord, attempt: int, started_at: datetime | None = Non
     )
 
 
-def failed(record: JobRecord, claim: Claim, error: JobError, scan: InputInfo | None = None) -> Manifest:
+def failed(record: JobRecord, claim: Claim | None, error: JobError, scan: InputInfo | None = None) -> Manifest:
+    """Without a claim: before any worker began it."""
     return Manifest(
         job_id=record.id,
         outcome="failed",
-        attempt=claim.attempt,
-        started_at=claim.started_at,
+        attempt=claim.attempt if claim else 0,
+        started_at=claim.started_at if claim else None,
         finished_at=states.now(),
         error=error,
         input_sha256=scan.sha256 if scan else None,
@@ -149,6 +150,20 @@ def end_if_decided(backends: Backends, record: JobRecord, claim: Claim) -> bool:
         end_job(backends, record, cancelled(record, claim.attempt, claim.started_at))
     else:
         return False
+    return True
+
+
+def end_if_too_late(backends: Backends, record: JobRecord, files: JobFiles, now: datetime) -> bool:
+    """Whether the job's `not_after` was over by `now` and no worker had begun it: then it ends here, uncomputed.
+
+    Whoever calls holds the lease, so that no worker begins it meanwhile. A job that was begun once runs on, also where
+    its worker was lost: what was spent on it is not thrown away, and clients have seen it running.
+    """
+    if record.not_after is None or now < record.not_after or files.attempt:
+        return False
+    detail = f"No worker had begun the job by {record.not_after.isoformat()}."
+    error = JobError.of(problems.DEADLINE_PASSED, detail, {"not_after": record.not_after.isoformat()})
+    end_job(backends, record, cancelled(record, 0) if files.cancel_requested else failed(record, None, error))
     return True
 
 

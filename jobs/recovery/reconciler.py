@@ -1,4 +1,7 @@
-"""Finds what was lost: jobs that run without a worker or wait without a message, and a live view that was wiped."""
+"""Finds what was lost: jobs that run without a worker or wait without a message, and a live view that was wiped.
+
+It also ends jobs that no worker began in time.
+"""
 
 import logging
 import secrets
@@ -54,6 +57,9 @@ class Reconciler:
             self._cleanup.clean_up()
         found = self._rebuild_if_due()
         found += sum(self._recover(job_id) for job_id in recovery.running_without_lease())
+        # Before messages are looked for: a job that is too late needs none.
+        for job_id in recovery.past_deadline():
+            self._end_if_too_late(job_id)
         waiting = recovery.waiting()
         due = [job.job_id for job in waiting if job.retry_in_ms == 0]
         # The message of a job that waits for longer than a look apart, if there is one, should have reached a worker.
@@ -172,6 +178,23 @@ class Reconciler:
         except Exception:  # one job that cannot be read must not keep all others from being found
             log.exception("job %s cannot be brought back", job_id)
         return False
+
+    def _end_if_too_late(self, job_id: str) -> None:
+        """A job that the live view shows as never begun though its `not_after` is over."""
+        backends, value = self._backends, f"0:{self._who}"
+        # As a worker that claims: either it begins the job now, or we end it.
+        if not backends.live.lease(job_id, value, backends.settings.lease_seconds):
+            return
+        try:
+            record, files = backends.store.record(job_id), backends.store.files(job_id)
+            if finalize.end_if_too_late(backends, record, files, states.now()):
+                log.info("job %s was not begun in time", job_id)
+        except (JobNotFoundError, JobPurgedError):
+            self._remove_if_gone(job_id)
+        except NewerSchemaError as error:
+            log.warning("job %s is left to newer processes: %s", job_id, error)
+        finally:
+            backends.live.drop_lease(job_id, value)
 
     def _publish(self, job_id: str) -> bool:
         state = self._backends.live.get(job_id)

@@ -5,6 +5,7 @@ and what was noticed as JSON. Nothing about the patient comes back: of what name
 and keeps a digest of it to tell patients apart.
 """
 
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,10 @@ from pipeline.errors import DamagedFileError
 from pipeline.findings import findings_of_scan
 from pipeline.geometry import Finding, GeometrySource, Grid, NiftiGeometry, Scan, Triple, Volume
 from pipeline.intensities import normalise
-from pipeline.io.sandbox import Confinement, call_confined
+from pipeline.io.sandbox import Confinement, call_confined, open_left
 
 _READER = "pipeline.io.formats.scan:leave_hounsfield"
-_HU_FILE = "hu.npy"
+_HU_FILE = "hu.raw"
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class ReadLimits:
         max_files: in a zip or a folder.
         seconds: until the reader must have finished.
         memory_bytes: address space of the reader.
+        is_sandbox_required: nothing is read unless the kernel gives all protections of `confinement`.
     """
 
     max_voxels: int = 512 * 512 * 2000
@@ -39,6 +41,7 @@ class ReadLimits:
     max_files: int = 10_000
     seconds: float = 120.0
     memory_bytes: int = 10 << 30
+    is_sandbox_required: bool = False
 
 
 def read_ct(path: Path, limits: ReadLimits = ReadLimits()) -> Scan:
@@ -54,6 +57,7 @@ def read_ct(path: Path, limits: ReadLimits = ReadLimits()) -> Scan:
         ScanTooLargeError: over the limits.
         NotChestCTError: DICOM of another modality.
         FileNotFoundError: there is no such path.
+        SandboxMissingError: the sandbox is required, and the kernel does not give it whole.
     """
     stored = read_volume(path, limits)
     volume, corrections = normalise(stored.volume)
@@ -69,24 +73,37 @@ def read_volume(path: Path, limits: ReadLimits = ReadLimits()) -> Scan:
     """
     with tempfile.TemporaryDirectory(prefix="lobewise-read-") as name:
         folder = Path(name)
+        scan = str(path.resolve(strict=True))
         arguments = {
-            "path": str(path.resolve(strict=True)),
+            "path": scan,
             "max_voxels": limits.max_voxels,
             "max_bytes": limits.max_bytes,
             "max_files": limits.max_files,
         }
-        confinement = Confinement(limits.memory_bytes, limits.max_bytes, limits.seconds)
+        confinement = Confinement(
+            limits.memory_bytes,
+            limits.max_bytes,
+            limits.seconds,
+            readable=(scan,),
+            is_required=limits.is_sandbox_required,
+        )
         answer = call_confined(_READER, arguments, folder, confinement)
-        z, y, x = answer["grid"]["shape"]
-        rows = [_triple(row) for row in answer["grid"]["direction"]]
-        spacing_mm, origin_mm = _triple(answer["grid"]["spacing_mm"]), _triple(answer["grid"]["origin_mm"])
-        grid = Grid((z, y, x), spacing_mm, origin_mm, (rows[0], rows[1], rows[2]))
         # The child met bytes that nobody vouches for, so what it left is checked too.
-        hu = np.load(folder / _HU_FILE, allow_pickle=False)
-        if hu.dtype != np.int16 or hu.shape != grid.shape:
-            raise DamagedFileError("The reader did not leave what it announced.")
-        volume = Volume(np.asarray(hu), grid)
-    return Scan(volume, tuple(Finding(**finding) for finding in answer["findings"]), _source(answer["source"]))
+        try:
+            z, y, x = map(int, answer["grid"]["shape"])
+            rows = [_triple(row) for row in answer["grid"]["direction"]]
+            spacing_mm, origin_mm = _triple(answer["grid"]["spacing_mm"]), _triple(answer["grid"]["origin_mm"])
+            grid = Grid((z, y, x), spacing_mm, origin_mm, (rows[0], rows[1], rows[2]))
+            findings = tuple(Finding(**finding) for finding in answer["findings"])
+            source = _source(answer["source"])
+            with open_left(folder, _HU_FILE) as left:
+                size_bytes = os.fstat(left.fileno()).st_size
+                if min(z, y, x) < 1 or z * y * x > limits.max_voxels or size_bytes != 2 * z * y * x:
+                    raise ValueError(f"{size_bytes} bytes of a grid of {grid.shape}")
+                hu = np.fromfile(left, np.int16).reshape(grid.shape)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DamagedFileError("The reader did not leave what it announced.") from error
+    return Scan(Volume(hu, grid), findings, source)
 
 
 def _source(answer: dict[str, Any]) -> GeometrySource:

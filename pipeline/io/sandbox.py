@@ -1,6 +1,7 @@
 """Runs a function on bytes nobody vouches for: in a child process with little memory, little time and no way back.
 
-The child has a private folder, a stripped environment and hard limits on memory, CPU time, file size and open files.
+The child has a private folder, a stripped environment and hard limits on memory, CPU time, file size and open files,
+and reaches neither other files nor the network nor other processes, as far as the kernel can see to it (`confinement`).
 It answers through files in that folder. If it crashes or dawdles, that is a fault of the input; if somebody ends it
 (the kernel, out of memory; an operator), it is not.
 
@@ -13,13 +14,15 @@ import logging
 import os
 import resource
 import signal
+import stat
 import subprocess
 import sys
+import tempfile
 import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from pipeline.errors import (
     DamagedFileError,
@@ -29,12 +32,15 @@ from pipeline.errors import (
     UnreadableScanError,
     UnsupportedFormatError,
 )
+from pipeline.io.confinement import Protection, confine
 
 logger = logging.getLogger(__name__)
 
 _REQUEST: Final = "request.json"
 _ANSWER: Final = "answer.json"
 _FAULT: Final = "fault.txt"
+#: Of an answer: the grid, findings, and a table of what was seen.
+_ANSWER_BYTES: Final = 16 << 20
 
 _ERRORS: Final[Mapping[str, type[PipelineError]]] = {
     kind.code: kind
@@ -59,6 +65,13 @@ class ReaderKilledError(MemoryError):
     """
 
 
+class SandboxMissingError(OSError):
+    """The kernel does not give all protections, and it was asked that nothing is read without them.
+
+    No fault of the scan, so no `PipelineError`.
+    """
+
+
 @dataclass(frozen=True)
 class Confinement:
     """What a child may use.
@@ -67,13 +80,17 @@ class Confinement:
         memory_bytes: address space, libraries included (they take about 1 GiB).
         file_bytes: size of any one file that it writes.
         seconds: wall time; CPU time has the same limit.
+        readable: paths of files and folders that it may read, besides its own folder and Python.
         open_files: file descriptors.
+        is_required: nothing is run unless the kernel gives all protections.
     """
 
     memory_bytes: int
     file_bytes: int
     seconds: float
+    readable: tuple[str, ...] = ()
     open_files: int = 256
+    is_required: bool = False
 
 
 def call_confined(function: str, arguments: Mapping[str, Any], folder: Path, limits: Confinement) -> Any:
@@ -87,18 +104,56 @@ def call_confined(function: str, arguments: Mapping[str, Any], folder: Path, lim
         PipelineError: what the function raised.
         DamagedFileError: the child crashed or did not finish in time.
         ReaderKilledError: the child was killed from outside.
+        SandboxMissingError: protections are required, and the kernel does not give all.
     """
+    return _answer_of(function, arguments, folder, limits)["result"]
+
+
+def protections_here() -> frozenset[Protection]:
+    """What a child is protected from on this machine, tried in one."""
+    with tempfile.TemporaryDirectory(prefix="lobewise-sandbox-") as name:
+        answer = _answer_of("os:getcwd", {}, Path(name), Confinement(1 << 30, 1 << 20, 60.0))
+    return frozenset(map(Protection, answer["protections"]))
+
+
+def open_left(folder: Path, name: str) -> IO[bytes]:
+    """A file that a child left in its folder, opened only if it is a plain one.
+
+    A link would lead to other files than the child may read, a FIFO would never end.
+
+    Raises:
+        DamagedFileError: it is not there, or something else.
+    """
+    try:
+        left = os.fdopen(os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    except OSError as error:
+        raise DamagedFileError("The reader did not leave what it announced.") from error
+    if not stat.S_ISREG(os.fstat(left.fileno()).st_mode):
+        left.close()
+        raise DamagedFileError("The reader did not leave what it announced.")
+    return left
+
+
+def _answer_of(function: str, arguments: Mapping[str, Any], folder: Path, limits: Confinement) -> dict[str, Any]:
     request = {"function": function, "arguments": dict(arguments), "limits": asdict(limits)}
     (folder / _REQUEST).write_text(json.dumps(request), encoding="utf-8")
     exit_code = _run_child(folder, limits.seconds)
-    answer = folder / _ANSWER
-    if exit_code != 0 or not answer.is_file():
+    if exit_code != 0:
         raise _failure(exit_code, folder)
-    left = json.loads(answer.read_text(encoding="utf-8"))
+    with open_left(folder, _ANSWER) as file:
+        text = file.read(_ANSWER_BYTES + 1)
+    if len(text) > _ANSWER_BYTES:
+        raise DamagedFileError("The reader's answer is larger than any of a scan.")
+    try:
+        left: dict[str, Any] = json.loads(text)
+    except ValueError as error:
+        raise DamagedFileError("The reader did not leave what it announced.") from error
+    if missing := left.get("missing"):
+        raise SandboxMissingError(f"The reader cannot be kept from {', '.join(missing)} on this machine.")
     if "error" not in left:
-        return left["result"]
-    error = left["error"]
-    raise _ERRORS.get(error["code"], DamagedFileError)(error["detail"], evidence=error["evidence"])
+        return left
+    told = left["error"]
+    raise _ERRORS.get(told["code"], DamagedFileError)(told["detail"], evidence=told["evidence"])
 
 
 def _run_child(folder: Path, seconds: float) -> int:
@@ -133,7 +188,6 @@ def _run_child(folder: Path, seconds: float) -> int:
 
 
 def _failure(exit_code: int, folder: Path) -> PipelineError | ReaderKilledError:
-    fault = folder / _FAULT
     if exit_code < 0:
         # Real-time signals have no name.
         name = signal.Signals(-exit_code).name if -exit_code in set(signal.Signals) else f"signal {-exit_code}"
@@ -141,7 +195,11 @@ def _failure(exit_code: int, folder: Path) -> PipelineError | ReaderKilledError:
             logger.warning("the confined reader was ended by %s from outside", name)
             return ReaderKilledError(f"The reader was ended by {name} from outside: most often the memory ran out.")
         return DamagedFileError(f"The reader was ended by {name} while it read the file.", evidence={"signal": name})
-    where = fault.read_text(encoding="utf-8") if fault.is_file() else f"exit status {exit_code}"
+    try:
+        with open_left(folder, _FAULT) as fault:
+            where = fault.read(2000).decode(errors="replace")
+    except DamagedFileError:
+        where = f"exit status {exit_code}"
     logger.warning("the confined reader failed: %s", where)
     return DamagedFileError("The reader failed on what the file holds.", evidence={"exit_status": exit_code})
 
@@ -164,11 +222,16 @@ def main(request_name: str) -> int:
         _, hard = resource.getrlimit(what)
         top = amount + to_die if hard == resource.RLIM_INFINITY else min(amount + to_die, hard)
         resource.setrlimit(what, (min(amount, top), top))
+    protections = confine(Path.cwd(), [Path(path) for path in limits.readable])
+    if limits.is_required and (missing := sorted(set(Protection) - set(protections))):
+        Path(_ANSWER).write_text(json.dumps({"missing": missing}), encoding="utf-8")
+        return 0
+    answer: dict[str, Any]
     try:
         module, _, name = request["function"].partition(":")
         function = getattr(importlib.import_module(module), name)
         try:
-            answer = {"result": function(**request["arguments"])}
+            answer = {"result": function(**request["arguments"]), "protections": protections}
         except PipelineError as error:
             answer = {"error": {"code": error.code, "detail": error.detail, "evidence": error.evidence}}
         except MemoryError:

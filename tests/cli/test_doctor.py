@@ -39,7 +39,7 @@ def test_all_is_well_on_a_fresh_machine(lobewise: Run) -> None:
     result = lobewise("doctor", "--json")
     assert result.returncode == 0, result.stdout + result.stderr
     found = verdicts(result)
-    assert set(found) == {"settings", "broker", "clock", "blobs", "disk", "weights", "device"}
+    assert set(found) == {"settings", "broker", "clock", "blobs", "disk", "weights", "device", "sandbox"}
     assert found["weights"] == ["ok"] * 3
     assert found["broker"] == ["ok"]
 

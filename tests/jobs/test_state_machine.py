@@ -125,6 +125,8 @@ class Seen:
     """What a client and the disk have shown of a job so far."""
 
     id: str
+    is_late: bool = False
+    """Its deadline is over: no worker may begin it."""
     accepted: bool = False
     purged: bool = False
     may_be_shown: bool = False
@@ -264,15 +266,16 @@ class JobMachine(RuleBasedStateMachine):
     orders = st.sampled_from(["go", "go", "kill", "fail-before", "fail-after"])
 
     @precondition(lambda self: len(self.seen) < 3)
-    @rule(priority=st.sampled_from(Priority), steps=steps, order=orders)
-    def accept(self, priority: Priority, steps: int, order: str) -> None:
-        job = Seen(self.next_id())
+    @rule(priority=st.sampled_from(Priority), steps=steps, order=orders, is_late=st.sampled_from([False, False, True]))
+    def accept(self, priority: Priority, steps: int, order: str, is_late: bool = False) -> None:
+        job = Seen(self.next_id(), is_late=is_late)
         self.seen.append(job)
         scan = b"the scan of " + job.id.encode()
         record = JobRecord(
             id=job.id,
             created_at=states.now(),
             priority=priority,
+            not_after=states.now() if is_late else None,
             input=InputInfo(size_bytes=len(scan), sha256=hashlib.sha256(scan).hexdigest()),
         )
 
@@ -418,7 +421,7 @@ class JobMachine(RuleBasedStateMachine):
             return
         numbers = sorted(int(path.parent.name) for path in self.folder(job).glob("attempts/*/claim.json"))
         assert numbers == list(range(1, len(numbers) + 1))
-        assert len(numbers) <= MAX_ATTEMPTS
+        assert len(numbers) <= (0 if job.is_late else MAX_ATTEMPTS)
 
     def results_are_whole(self, job: Seen) -> None:
         data = self.document(job, "manifest.json")
@@ -505,6 +508,7 @@ class JobMachine(RuleBasedStateMachine):
                 state = self.jobs.service.get(job.id)
                 assert state.status.is_final, f"it is still {state.status}"
                 assert state == self.parts.store.state(job.id)
+                assert not job.is_late or state.status in (JobStatus.FAILED, JobStatus.CANCELLED)
                 final[job.id] = state.status
             else:
                 assert not job.accepted

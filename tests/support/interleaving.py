@@ -166,7 +166,7 @@ def _gated(kind: type, *names: str) -> type:
 
 _STATES = ("put", "get", "get_many", "status", "statuses", "request_cancel", "remove_traces", "remove", "page")
 _LEASES = ("lease", "renew_lease", "drop_lease")
-_RECOVERY = ("lead", "is_whole", "begin_rebuild", "declare_whole", "running_without_lease", "waiting")
+_RECOVERY = ("lead", "is_whole", "begin_rebuild", "declare_whole", "running_without_lease", "past_deadline", "waiting")
 _GatedRecovery = _gated(RecoveryView, *_RECOVERY, "all_ids", "mark_published")
 _GatedMessages = _gated(BrokerMessages, "waiting", "delivered")
 

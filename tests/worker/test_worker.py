@@ -21,9 +21,12 @@ import SimpleITK as sitk
 
 from jobs import states
 from jobs.bootstrap import Connection, connect
+from jobs.errors import SettingsError
 from jobs.models import InputInfo, JobRecord, JobStatus, JobTask, MaskName, Priority
 from jobs.settings import JobsSettings
+from pipeline.io.confinement import Protection
 from tests.support.processes import until
+from worker.main import run
 
 TINY_WORKER = Path(__file__).parents[1] / "support" / "tiny_worker.py"
 FAST = {
@@ -231,6 +234,12 @@ def test_what_needs_too_much_memory_twice_fails_and_says_so(service: Service) ->
     assert (state.status, state.attempt) == (JobStatus.FAILED, 2)
     assert state.error is not None
     assert (state.error.type, state.error.retryable) == ("/problems/out-of-memory", False)
+
+
+def test_a_worker_without_the_sandbox_that_is_required_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.main.protections_here", lambda: frozenset({Protection.FILES}))
+    with pytest.raises(SettingsError, match=r"from: network, processes\. LOBEWISE_SANDBOX=required"):
+        run(JobsSettings(sandbox="required"))
 
 
 def test_a_worker_that_is_told_to_stop_finishes_the_job_in_hand(tmp_path: Path) -> None:

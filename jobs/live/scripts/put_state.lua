@@ -22,14 +22,15 @@
 -- ARGV[11] events_kept_ms
 -- ARGV[12] channel
 -- ARGV[13] has_callback       1 if somebody wants to be told of its end
--- ARGV[14] feed_events        kept
--- ARGV[15] feed_ms            for which they are kept
--- ARGV[16] batch_id           that the job came in, or ''
--- ARGV[17...]                 metrics and by how much they grow at the job's end, in pairs
+-- ARGV[14] not_after_ms       of a job that no worker has begun, or ''
+-- ARGV[15] feed_events        kept
+-- ARGV[16] feed_ms            for which they are kept
+-- ARGV[17] batch_id           that the job came in, or ''
+-- ARGV[18...]                 metrics and by how much they grow at the job's end, in pairs
 local job, lease_key, events, metrics, tombstone, feed = unpack(KEYS)
 local prefix, job_id, priority, status, attempt, state, guard = unpack(ARGV, 1, 7)
-local severity_member, retry_after_ms, events_kept, events_kept_ms, channel, has_callback = unpack(ARGV, 8, 13)
-local feed_events, feed_ms, batch_id = unpack(ARGV, 14, 16)
+local severity_member, retry_after_ms, events_kept, events_kept_ms, channel, has_callback, not_after_ms = unpack(ARGV, 8, 14)
+local feed_events, feed_ms, batch_id = unpack(ARGV, 15, 17)
 
 local function is_final(name) return name == 'succeeded' or name == 'failed' or name == 'cancelled' end
 
@@ -64,6 +65,11 @@ if old_status ~= status then
       redis.call('ZADD', prefix .. 'callbacks', 'NX', now, 'batch:' .. batch_id)
     end
   end
+  if not_after_ms ~= '' then
+    redis.call('ZADD', prefix .. 'deadlines', not_after_ms, job_id)
+  else
+    redis.call('ZREM', prefix .. 'deadlines', job_id)
+  end
   if retry_after_ms ~= '' then redis.call('HSET', job, 'retry_ms', now + tonumber(retry_after_ms)) end
   -- Not while a wiped view is rebuilt: no cursor leads there, and each job that there is would be told anew.
   if redis.call('EXISTS', prefix .. 'epoch') == 1 then
@@ -90,7 +96,7 @@ if is_final(status) then
   redis.call('DEL', lease_key)
   -- A job that a rebuild brings back was counted when it ended.
   if not is_new then
-    for i = 17, #ARGV, 2 do redis.call('HINCRBY', metrics, ARGV[i], ARGV[i + 1]) end
+    for i = 18, #ARGV, 2 do redis.call('HINCRBY', metrics, ARGV[i], ARGV[i + 1]) end
   end
 end
 local cancel = redis.call('HGET', job, 'cancel') or ''

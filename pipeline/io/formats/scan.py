@@ -5,8 +5,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
 from pipeline.errors import UnsupportedFormatError
 from pipeline.geometry import Scan
 from pipeline.io.formats.archive import FileMember, Member, members_of_folder, members_of_zip, open_zip
@@ -15,13 +13,13 @@ from pipeline.io.formats.dicom import read_series
 from pipeline.io.formats.images import read_image
 from pipeline.io.formats.limits import SizeLimits
 
-HU_FILE: Final = "hu.npy"
+HU_FILE: Final = "hu.raw"
 
 READ_AS: Final = "NIfTI (.nii, .nii.gz), NRRD, MetaImage (.mha) and DICOM series (a zip or a folder)"
 
 
 def leave_hounsfield(path: str, max_voxels: int, max_bytes: int, max_files: int) -> dict[str, Any]:
-    """Read `path`, write `hu.npy` (int16, z-y-x) to the working folder and say where it lies.
+    """Read `path`, write `hu.raw` (int16 of this machine, z-y-x) to the working folder and say where it lies.
 
     Returns:
         `grid`, `findings` and `source`, as JSON holds them.
@@ -31,7 +29,7 @@ def leave_hounsfield(path: str, max_voxels: int, max_bytes: int, max_files: int)
     """
     limits = SizeLimits(max_voxels, max_bytes, max_files)
     scan = _read(Path(path), Path.cwd(), limits)
-    np.save(HU_FILE, scan.volume.hu, allow_pickle=False)
+    scan.volume.hu.tofile(HU_FILE)
     return {
         "grid": asdict(scan.volume.grid),
         "findings": [asdict(finding) for finding in scan.findings],
