@@ -11,6 +11,7 @@ from typing import Final
 import anyio
 import uvicorn
 from fastapi import FastAPI
+from fastapi.responses import PlainTextResponse
 from fastapi_offline import FastAPIOffline
 
 from api import errors, openapi
@@ -72,6 +73,8 @@ def create_app(settings: ApiSettings | None = None, jobs: Connection | None = No
     app.webhooks.include_router(callbacks.webhooks)
     errors.install(app)
     openapi.install(app)
+    # Beside the document, and not in it, as /docs is.
+    app.add_route("/llms.txt", lambda _request: PlainTextResponse(openapi.for_language_models(app)))
     app.add_middleware(RequestEnvelope, metrics=app.state.metrics, upload_limiter=app.state.upload_limiter)
     # Outside of the other: its answers, too, name the path that the client asked for.
     app.add_middleware(ForwardedHeaders, settings=settings)

@@ -170,6 +170,23 @@ def problem_answers(*types: ProblemType) -> Responses:
     return answers
 
 
+def for_language_models(app: FastAPI) -> str:
+    """What `/llms.txt` says, as https://llmstxt.org has it: what this is, and where more stands.
+
+    The links are relative, so that they lead right behind a proxy that takes a prefix off, too.
+    """
+    return f"""# {app.title}
+
+> {app.summary} Version {app.version}.
+{app.description}
+## More
+
+- [OpenAPI document](openapi.json): every call, with its errors and examples
+- [The same for people](docs)
+- [The networks](v1/models) that scores come from
+"""
+
+
 def install(app: FastAPI) -> None:
     """Make `app.openapi()` return the completed document."""
     generate = app.openapi
