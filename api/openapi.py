@@ -1,11 +1,13 @@
 """Completes the OpenAPI document: what FastAPI cannot see, such as problems, headers and streamed bodies."""
 
+import copy
 from typing import Any, Final
 
 from fastapi import FastAPI
 
 from api import examples
 from api.errors import MEDIA_TYPE
+from api.portable_schemas import make_portable
 from api.schemas import BatchSubmission, ExportedReport, Problem, SourceSubmission, UploadRequest
 from jobs import problems
 from jobs.problems import ProblemType
@@ -103,6 +105,11 @@ def json_body(schema: str, examples: dict[str, Any]) -> dict[str, Any]:
     """The body of an operation that reads it itself, since FastAPI holds bodies of any length in memory."""
     content = {"schema": {"$ref": f"#/components/schemas/{schema}"}, "examples": examples}
     return {"requestBody": {"required": True, "content": {"application/json": content}}}
+
+
+def callbacks(*names: str) -> dict[str, Any]:
+    """Messages to the receiver that a body names; `install` completes them."""
+    return {name: {} for name in names}
 
 
 def headers(*names: str) -> dict[str, Any]:
@@ -213,11 +220,24 @@ def install(app: FastAPI) -> None:
                         del operation["responses"]["422"]
                     for answer in operation["responses"].values():
                         answer.setdefault("headers", {}).update(headers("X-Request-ID"))
-            for webhook in document["webhooks"].values():
-                message = webhook["post"]
-                (value,) = message["requestBody"]["content"].values()
-                message["requestBody"]["content"] = {"application/cloudevents+json": value}
-                message["responses"] = {"204": {"description": "taken; any 2xx will do"}}
+            # Messages to a receiver stand as callbacks of what names its address. Of webhooks, generators make methods
+            # that nobody can call, in the place of others with their tag.
+            # Each stands where it belongs, whole: generators do not follow a reference there.
+            webhooks = document.pop("webhooks")
+            for path in document["paths"].values():
+                for operation in path.values():
+                    for name in operation.get("callbacks", {}):
+                        message = copy.deepcopy(webhooks[name]["post"])
+                        (value,) = message["requestBody"]["content"].values()
+                        message["requestBody"]["content"] = {"application/cloudevents+json": value}
+                        message["responses"] = {
+                            "204": {"description": "taken; any 2xx will do"},
+                            "410": {"description": "nothing more is sent to this address, for any job"},
+                        }
+                        message["operationId"] = f"{operation['operationId']}_{message['operationId']}"
+                        operation["callbacks"][name] = {"{$request.body#/callback_url}": {"post": message}}
+            # There is no authentication yet.
+            document["security"] = []
             for route in app.state.routes:
                 for method in route.methods or ():
                     operation = document["paths"][route.path][method.lower()]
@@ -227,6 +247,7 @@ def install(app: FastAPI) -> None:
                             if "examples" in content:
                                 restored = operation["responses"][str(status)]["content"][media_type]
                                 restored["examples"] = content["examples"]
+            make_portable(document)
             app.openapi_schema = document
         return app.openapi_schema
 

@@ -56,7 +56,7 @@ class BatchQuery(Schema):
             problems.STORAGE_UNAVAILABLE,
         ),
     },
-    openapi_extra=openapi.json_body("BatchSubmission", _TWO_SCANS),
+    openapi_extra=openapi.json_body("BatchSubmission", _TWO_SCANS) | {"callbacks": openapi.callbacks("batch-ended")},
 )
 async def create_batch(
     request: Request,

@@ -69,9 +69,13 @@ def test_an_example_follows_its_schema(where: str, value: Any, schema: dict[str,
     jsonschema.Draft202012Validator({**schema, "components": DOCUMENT["components"]}).validate(value)
 
 
-@pytest.mark.parametrize(("name", "schema_name"), [("job-ended", "JobEnded"), ("batch-ended", "BatchEnded")])
-def test_the_message_to_a_receiver_is_described_as_a_webhook(name: str, schema_name: str) -> None:
-    message = DOCUMENT["webhooks"][name]["post"]
+@pytest.mark.parametrize(
+    ("path", "name", "schema_name"),
+    [("/v1/jobs/from-source", "job-ended", "JobEnded"), ("/v1/batches", "batch-ended", "BatchEnded")],
+)
+def test_the_message_to_a_receiver_is_described_as_a_callback(path: str, name: str, schema_name: str) -> None:
+    told = DOCUMENT["paths"][path]["post"]["callbacks"]
+    message = told[name]["{$request.body#/callback_url}"]["post"]
     assert {parameter["name"] for parameter in message["parameters"]} == {
         "webhook-id", "webhook-timestamp", "webhook-signature",
     }  # fmt: skip
