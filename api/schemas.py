@@ -313,16 +313,28 @@ class BatchLinks(Schema):
     callback: Url | None = Field(description="whom it tells that all have ended; null without `callback_url`")
 
 
-class Batch(Schema):
-    """Many scans that came in one call, each with a job of its own."""
+class BatchSummary(Schema):
+    """Many scans that came in one call, and how many of them stand where."""
 
     id: str
-    created_at: datetime
+    created_at: datetime = Field(description="when its request came")
     callback_url: str | None = Field(description="who is told that all its jobs have ended")
     counts: BatchCountsView
+    links: BatchLinks
+
+
+class Batch(BatchSummary):
+    """Many scans that came in one call, each with a job of its own."""
+
     items: list[BatchItemView] = Field(description="one page of them")
     next_cursor: str | None = Field(description="give it as `cursor` to get the next page; null on the last")
-    links: BatchLinks
+
+
+class BatchList(Schema):
+    """One page of batches."""
+
+    items: list[BatchSummary]
+    next_cursor: str | None = Field(description="give it as `cursor` to get the next page; null on the last")
 
 
 class JobEndedData(Schema):
