@@ -27,7 +27,6 @@ SERVICE: Final = "http://127.0.0.1:8000"
 START_SECONDS: Final = 300.0
 SCORE_SECONDS: Final = 1500.0
 NIFTI_HEADER_BYTES: Final = 352
-MASKS: Final = ("lungs", "lobes", "lesions", "high-opacity")
 FAR_OFF_POINTS: Final = 10.0
 PASSWORD: Final = "of-one-run"
 ENVIRONMENT: Final = {"LOBEWISE_SECRETS_DIR": "/etc/lobewise/secrets", "LOBEWISE_BLOB_URL": "file:///blobs"}
