@@ -80,7 +80,6 @@ _UPLOAD: Final = {
             "type": "string",
             "format": "binary",
             "contentMediaType": "application/octet-stream",
-            "minLength": 1,
             "description": "NIfTI (`.nii`, `.nii.gz`), NRRD, MetaImage (`.mha`), or a zip file of one DICOM series. "
             "Its name is not looked at.",
         },
@@ -213,8 +212,20 @@ def install(app: FastAPI) -> None:
             schemas["UploadSubmission"] = _UPLOAD
             for unused in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(unused, None)
+            for schema in schemas.values():
+                for name, field in schema.get("properties", {}).items():
+                    # Of an integer without a format most languages make one of 32 bits, too few for 2 GiB.
+                    for kind in field.get("anyOf", [field]) if name.endswith("_bytes") else ():
+                        if kind["type"] == "integer":
+                            kind["format"] = "int64"
             for path in document["paths"].values():
                 for operation in path.values():
+                    for parameter in operation.get("parameters", ()):
+                        # What may be left out of an address or a header is never null: some would send the word.
+                        kinds = [kind for kind in parameter["schema"].get("anyOf", ()) if kind != {"type": "null"}]
+                        if len(kinds) == 1:
+                            parameter["schema"].update(kinds[0])
+                            del parameter["schema"]["anyOf"]
                     # Drop FastAPI's own 422, which is never answered; every answer has a request id.
                     if "application/json" in operation["responses"].get("422", {}).get("content", {}):
                         del operation["responses"]["422"]
