@@ -116,6 +116,18 @@ FAILED: Final = _state(
     JobStatus.FAILED, updated_at=_moment(12), started_at=_moment(2), finished_at=_moment(12), attempt=1, error=FAILURE
 )
 
+REUSED: Final = SUCCEEDED.model_copy(
+    update={
+        "id": "01935f3a-9d20-7c4e-8a11-6b0f5c2d9e33",
+        "created_at": _moment(55),
+        "updated_at": _moment(55),
+        "started_at": None,
+        "finished_at": _moment(55),
+        "attempt": 0,
+        "reused_from": JOB_ID,
+    }
+)
+
 _LOBES: Final = [
     _lobe("left_upper", 1, 1101.0, (3.0, 0.2), (1, 0)),
     _lobe("left_lower", 2, 1090.5, (21.4, 4.3), (1, 1)),
@@ -261,6 +273,11 @@ def job_examples(*states: JobState) -> dict[str, Any]:
         state.status.value: {"summary": f"a {state.status.value} job", "value": as_json(job_view(state, ADDRESSES))}
         for state in states
     }
+
+
+def reused_example() -> dict[str, Any]:
+    summary = "one that was given the result of an earlier job at once"
+    return {"reused": {"summary": summary, "value": as_json(job_view(REUSED, ADDRESSES))}}
 
 
 def event_example() -> str:

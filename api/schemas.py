@@ -91,11 +91,16 @@ class JobOptions(Schema):
         "`deadline-passed` and is never computed. One that has been begun runs on",
         examples=["2030-03-02T18:00:00Z"],
     )
+    reuse: bool = Field(
+        default=True,
+        description="whether a scan that was scored before, by the same software and weights, may be given that "
+        "result; `false` has it computed",
+    )
 
     @model_serializer(mode="wrap")
     def _given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # As it was before there were these options: the key of a batch remembers a hash of this.
-        later = {"not_after": None}
+        later = {"not_after": None, "reuse": True}
         return {name: value for name, value in handler(self).items() if value != later.get(name, ...)}
 
 
@@ -230,6 +235,9 @@ class Job(Schema):
     cancel_requested: bool
     error: JobError | None = Field(description="why it failed; null unless failed")
     severity: SeverityScores | None = Field(description="the scores of the whole lungs; null unless succeeded")
+    reused_from: str | None = Field(
+        description="the job that computed this result for the same scan; null where this job did, or has none"
+    )
     links: JobLinks
 
 

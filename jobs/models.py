@@ -231,6 +231,7 @@ class JobRecord(Model):
     callback_url: str | None = Field(default=None, description="who is told how it ended")
     address: str | None = Field(default=None, description="of the job, as its client reaches the gateway")
     not_after: datetime | None = Field(default=None, description="no worker begins it from then on")
+    reuse: bool = Field(default=True, description="whether it may be given the result of an earlier job")
     traceparent: str | None = Field(default=None, description="the trace that the job belongs to, where there are any")
 
 
@@ -281,6 +282,9 @@ class JobState(Model):
     error: JobError | None = None
     severity: SeverityScores | None = Field(
         default=None, description="present once succeeded, unless `task` is `validate`"
+    )
+    reused_from: str | None = Field(
+        default=None, description="the job whose result this is, where it was not computed again"
     )
     revision: str = Field(description="changes whenever any other field does")
 
@@ -337,6 +341,10 @@ class Provenance(Model):
     device: str
     seconds: dict[str, float] = Field(description="by stage")
     geometry: ScanGeometry | None = Field(default=None, description="null in reports of earlier versions")
+    reused_from: str | None = Field(
+        default=None,
+        description="`id` of the job that computed this result for the same scan; null where this job did",
+    )
 
 
 class ValueHistogram(Model):
@@ -430,6 +438,8 @@ class Manifest(Model):
     inspection_key: str | None = None
     masks: list[MaskBlob] = Field(default_factory=list)
     error: JobError | None = None
+    reused_from: str | None = Field(default=None, description="the job that was computed, if not this one")
+    index_key: str | None = Field(default=None, description="of the blob by which others find this result")
     input_sha256: str | None = None
     input_size_bytes: int | None = None
 

@@ -64,6 +64,7 @@ def final(record: JobRecord, manifest: Manifest) -> JobState:
         cancel_requested=manifest.outcome == "cancelled",
         error=manifest.error,
         severity=manifest.severity,
+        reused_from=manifest.reused_from,
     )
 
 
