@@ -98,7 +98,7 @@ def _lobe(
     )
 
 
-QUEUED: Final = _state(JobStatus.QUEUED, queue_position=1)
+QUEUED: Final = _state(JobStatus.QUEUED, queue_position=1, estimated_start_at=_moment(20))
 RUNNING: Final = _state(
     JobStatus.RUNNING, updated_at=_moment(9), started_at=_moment(2), stage=Stage.LUNGS, progress=0.4, attempt=1
 )

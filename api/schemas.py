@@ -231,6 +231,10 @@ class Job(Schema):
     stage: Stage | None = Field(description="what the worker is doing; null unless running")
     progress: float = Field(ge=0, le=1, description="share of the whole work that is done")
     queue_position: int | None = Field(ge=1, description="1 is next; null when not queued or not known")
+    estimated_start_at: datetime | None = Field(
+        description="when a worker may begin it, from its position, the ready workers and how long they took for the "
+        "last jobs; null when not queued, or not known. It alone does not change the `ETag`"
+    )
     attempt: int = Field(ge=0, description="how many times a worker has begun it")
     cancel_requested: bool
     error: JobError | None = Field(description="why it failed; null unless failed")

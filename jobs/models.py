@@ -277,6 +277,9 @@ class JobState(Model):
         ge=1,
         description="1 is next, give or take a turn that less urgent jobs are given; null when not queued or not known",
     )
+    estimated_start_at: datetime | None = Field(
+        default=None, description="when a worker may begin it, as things stand; null when not queued or not known"
+    )
     attempt: int = Field(default=0, ge=0, description="how many times a worker has begun it")
     cancel_requested: bool = False
     error: JobError | None = None

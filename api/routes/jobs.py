@@ -11,7 +11,7 @@ from api.conditional import is_known, quoted
 from api.dependencies import AddressesDep, JobsDep, SettingsDep, StatusBatcherDep, one_of_each
 from api.schemas import Job, JobList, Schema
 from api.views import job_view, json_response
-from jobs import problems
+from jobs import problems, states
 from jobs.models import JobState, JobStatus, Priority
 from jobs.settings import ApiSettings
 from jobs.states import Sort
@@ -27,6 +27,8 @@ IfNoneMatch = Annotated[
         examples=[quoted(examples.REVISION)],
     ),
 ]
+#: Retry-After of a job that will wait for long, in those of one that runs.
+LONGEST_POLLS: Final = 10
 READ_PROBLEMS: Final = (problems.JOB_NOT_FOUND, problems.JOB_PURGED, problems.STORAGE_UNAVAILABLE)
 
 
@@ -147,5 +149,11 @@ def delete_job(job_id: JobId, jobs: JobsDep) -> Response:
 
 def state_headers(state: JobState, settings: ApiSettings) -> dict[str, str]:
     """Which version this is, and when to ask for the next one."""
-    headers = {"ETag": quoted(state.revision)}
-    return headers if state.status.is_final else headers | {"Retry-After": str(settings.poll_seconds)}
+    headers, seconds = {"ETag": quoted(state.revision)}, settings.poll_seconds
+    if state.status.is_final:
+        return headers
+    if state.estimated_start_at is not None:
+        # Half of the wait, for it is an estimate; and not for long, for others may leave the queue.
+        left_seconds = (state.estimated_start_at - states.now()).total_seconds()
+        seconds = max(seconds, min(int(left_seconds / 2), LONGEST_POLLS * seconds))
+    return headers | {"Retry-After": str(seconds)}

@@ -14,6 +14,7 @@ lobewise:models:{worker}                the models it has loaded, JSON, with a t
 lobewise:vitals:{worker}                its memory and GPU, JSON, with a time to live
 lobewise:figures                        hash of counts since the server was last empty (`job_metrics`)
 lobewise:deadlines                      ids of jobs that no worker has begun, by the time until which one may, ms
+lobewise:recent                         list: how long workers had the last jobs that they ended, ms
 lobewise:callbacks                      ids of jobs that have to tell how they ended, by when it is due, ms
 lobewise:callback-outcomes              hash: how many attempts ended in each way since the server was last empty
 lobewise:reaper                         who looks for lost jobs now
@@ -33,6 +34,7 @@ WORKERS: Final = PREFIX + "workers"
 METRICS: Final = PREFIX + "figures"
 CALLBACKS: Final = PREFIX + "callbacks"
 DEADLINES: Final = PREFIX + "deadlines"
+RECENT: Final = PREFIX + "recent"
 CALLBACK_OUTCOMES: Final = PREFIX + "callback-outcomes"
 LEADER: Final = PREFIX + "reaper"
 
