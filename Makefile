@@ -6,7 +6,7 @@ STATES ?= 3000
 FILES ?= 5500
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types layers unit test-states test-files test-monitoring docs images chaos chaos-small soak k8s-check load load-check test-clients format constraints clean
+.PHONY: help install demo test lint types layers unit test-states test-files test-monitoring test-proxies first-hour docs images chaos chaos-small soak k8s-check load load-check test-clients format constraints clean
 
 help: ## show the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -48,6 +48,13 @@ test-states: install ## jobs in every order of steps, a quarter of an hour: make
 test-files: install ## generated files of every format, half an hour: make test-files [FILES=5500]
 	LOBEWISE_TEST_FILES=$(FILES) $(BIN)/pytest -q tests/pipeline/io/formats/test_generated_files.py tests/pipeline/io/formats/test_dicom_worlds.py
 
+first-hour: install clients/postman/node_modules/.installed ## a notebook and a collection of all calls, run against a service (npm)
+	$(BIN)/python -m tests.first_hour
+
+clients/postman/node_modules/.installed: clients/postman/package.json
+	npm install --prefix clients/postman --no-package-lock --no-fund --no-audit --silent
+	@touch $@
+
 docs: install ## the documentation as a site, in build/site; strict: no dead link, nothing from elsewhere
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	$(BIN)/python -m tests.support.site_check build/site
@@ -70,6 +77,10 @@ chaos-small: install ## the same in minutes: 100 scans and 20 faults, small dril
 
 soak: install ## an hour of mixed load: does anything grow?
 	$(CHAOS) tests.chaos.soak
+
+test-proxies: install ## behind a real nginx and a real HAProxy (Debian: nginx-light haproxy)
+	PATH=$$PATH:/usr/sbin; command -v nginx && command -v haproxy
+	$(BIN)/pytest tests/proxies
 
 images: install ## build the images, score a scan with them (as root; Debian: buildah crun debootstrap iproute2)
 	$(BIN)/python -m tests.images.make $(if $(ONLY),--only $(ONLY))
@@ -112,4 +123,4 @@ test-clients: install .venv-clients/.installed ## generate clients with ten gene
 	@touch $@
 
 clean: ## remove .venv and everything that was generated
-	rm -rf .venv .venv-k8s .venv-load .venv-clients tests/clients/node_modules tests/clients/build .images out build *.egg-info lobewise-data .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv clients/postman/node_modules .venv-k8s .venv-load .venv-clients tests/clients/node_modules tests/clients/build .images out build *.egg-info lobewise-data .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

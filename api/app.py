@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from api import errors, openapi
+from api.forwarded import ForwardedHeaders
 from api.listening import require_free
 from api.metrics import Metrics
 from api.middleware import RequestEnvelope
@@ -72,6 +73,8 @@ def create_app(settings: ApiSettings | None = None, jobs: Connection | None = No
     errors.install(app)
     openapi.install(app)
     app.add_middleware(RequestEnvelope, metrics=app.state.metrics, upload_limiter=app.state.upload_limiter)
+    # Outside of the other: its answers, too, name the path that the client asked for.
+    app.add_middleware(ForwardedHeaders, settings=settings)
     return app
 
 
@@ -91,14 +94,13 @@ def run(host: str | None = None, port: int | None = None, jobs_settings: JobsSet
             app,
             host=settings.host,
             port=settings.port,
-            root_path=settings.root_path,
-            http="api.upload_limits:PiecewiseProtocol",
+            http="api.protocol:PiecewiseProtocol",
             log_config=None,
             # The middleware logs each request itself; uvicorn's line would show paths, queries and signatures.
             access_log=False,
             server_header=False,
-            proxy_headers=True,
-            forwarded_allow_ips=settings.forwarded_allow_ips,
+            # `ForwardedHeaders` reads more of them, and has to see who the peer really is.
+            proxy_headers=False,
             timeout_graceful_shutdown=settings.shutdown_seconds,
         )
         server = _Server(config, app.state.streams)

@@ -17,7 +17,8 @@ from jobs.service import JobService
 from jobs.settings import ApiSettings
 from jobs.states import UrlSignature
 
-_HOST: Final = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
+#: What a Host header may be.
+HOST: Final = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
 
 
 class Addresses:
@@ -54,7 +55,7 @@ async def _addresses(request: Request) -> Addresses:
     # The client writes Host, so what cannot be one is not repeated: the addresses are relative then.
     host = request.headers.get("host", "")
     root = request.scope.get("root_path", "").rstrip("/")
-    return Addresses(f"{request.url.scheme}://{host}{root}" if _HOST.fullmatch(host) else root)
+    return Addresses(f"{request.url.scheme}://{host}{root}" if HOST.fullmatch(host) else root)
 
 
 async def one_of_each(request: Request) -> None:

@@ -8,21 +8,27 @@ other, and a flood of `stat` leaves `routine` three sixteenths of the workers an
 """
 
 import json
+import logging
 from collections.abc import Sequence
+from contextlib import suppress
+from queue import Empty
 from typing import Any, Final
 
 from celery import Celery
 from kombu.entity import Queue
 from kombu.exceptions import OperationalError
+from kombu.transport import redis
 from kombu.utils.scheduling import round_robin_cycle
 from opentelemetry.trace import SpanKind
 
-from jobs import tracing
+from jobs import states, tracing
 from jobs.errors import BrokerUnavailableError
 from jobs.live.connection import broker_errors
 from jobs.live.redis_view import LiveView
 from jobs.models import Priority
 from jobs.settings import JobsSettings
+
+log = logging.getLogger(__name__)
 
 TASK_NAME: Final = "lobewise.score"
 #: A worker that was killed at the hard limit needs a moment more until it is gone.
@@ -64,10 +70,45 @@ class FairQueues(round_robin_cycle):
         return last_used
 
 
+class _Channel(redis.Channel):
+    """Drops a message that is no JSON, where kombu's would end the worker."""
+
+    def _brpop_read(self, **options: Any) -> bool:
+        try:
+            return bool(super()._brpop_read(**options))  # type: ignore[no-untyped-call]
+        except ValueError as error:
+            # It is off the queue already. A job that it stood for is found and sent again by the reconciler.
+            log.warning("a message that is no JSON was dropped: %s", type(error).__name__)
+            raise Empty from error
+
+
+class Transport(redis.Transport):
+    """kombu's Redis, but whatever anybody put into a queue, the worker goes on."""
+
+    Channel = _Channel
+
+    def _deliver(self, message: Any, queue: str) -> None:
+        if _id_of(message) is not None:
+            super()._deliver(message, queue)  # type: ignore[no-untyped-call]
+        else:
+            log.warning("a message of %s that is no task was dropped", queue)
+
+
+def _id_of(message: Any) -> str | None:
+    """Of the job that a message of a queue stands for; None unless Celery can read the message as our task."""
+    with suppress(KeyError, TypeError):
+        headers, properties = message["headers"], message["properties"]
+        is_ours = headers["task"] == TASK_NAME and isinstance(message["body"], str)
+        if is_ours and properties["delivery_tag"] and {*properties["delivery_info"]} and states.is_id(headers["id"]):
+            return str(headers["id"])
+    return None
+
+
 def celery_config(settings: JobsSettings) -> dict[str, Any]:
     """What both ends of the broker must agree on."""
     return {
         "broker_url": settings.redis_url,
+        "broker_transport": f"{__name__}:{Transport.__name__}",
         "task_queues": [Queue(name, routing_key=name) for name in QUEUES],  # type: ignore[no-untyped-call]
         "task_default_queue": queue_name(Priority.ROUTINE),
         # A misspelt queue would be made, and nobody would listen to it.
@@ -125,9 +166,14 @@ class JobQueue:
 
     def present(self, delivered_within_seconds: float) -> set[str]:
         """Ids of the jobs with a message in a queue, or delivered to a worker lately."""
-        waiting = [json.loads(raw) for raw in self._live.messages.waiting(QUEUES)]
-        delivered = [json.loads(raw)[0] for raw in self._live.messages.delivered(delivered_within_seconds)]
-        return {message["headers"]["id"] for message in (*waiting, *delivered)}
+        ids = set()
+        for raw in self._live.messages.waiting(QUEUES):
+            with suppress(ValueError):
+                ids.add(_id_of(json.loads(raw)))
+        for raw in self._live.messages.delivered(delivered_within_seconds):
+            with suppress(ValueError, LookupError, TypeError):
+                ids.add(_id_of(json.loads(raw)[0]))
+        return {found for found in ids if found is not None}
 
     def close(self) -> None:
         self._app.close()

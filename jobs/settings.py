@@ -6,9 +6,11 @@ A secret may lie in a file named as its variable (`LOBEWISE_SIGNING_KEY`, in cap
 
 import difflib
 import os
+import re
 from base64 import b64decode
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
@@ -39,6 +41,10 @@ SECRETS_VARIABLE: Final = "LOBEWISE_SECRETS_DIR"
 SECRETS_DIR: Final = Path("/run/secrets")
 #: Variables of ours that are no settings of a process: of the client, of the command line, of the tests.
 OTHERS: Final = (SECRETS_VARIABLE, "LOBEWISE_SERVICE", "LOBEWISE_SUPERVISOR_PID", "LOBEWISE_DATA")
+
+#: A prefix of paths, without a slash at its end.
+PREFIX: Final = re.compile(r"(?:/(?!\.\.?(?:/|$))[A-Za-z0-9._~-]+)+")
+ForwardedHeader = Literal["forwarded", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-forwarded-prefix"]
 
 _SCHEMES: Final = {"redis_url": ("redis://", "rediss://", "unix://"), "blob_url": ("file:///", "s3://")}
 
@@ -219,13 +225,25 @@ class ApiSettings(BaseSettings):
     # The loopback address: there is no authentication in front of patients' scans until a proxy brings it.
     host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0 lets other machines in")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 takes any free one")
-    root_path: str = Field(default="", description="prefix that a proxy strips from the path, such as /lobewise")
+    root_path: str = Field(
+        default="",
+        description="prefix of the path before a proxy, such as /lobewise, which that may strip or leave; without it "
+        "the path of `LOBEWISE_API_PUBLIC_URL`",
+    )
     public_url: HttpUrl | None = Field(
         default=None,
         description="what the links in answers begin with; without it they begin with the request's Host header",
     )
     forwarded_allow_ips: str = Field(
-        default="127.0.0.1", description="proxies whose X-Forwarded headers are believed, separated by commas"
+        default="127.0.0.1",
+        description="addresses and networks of the proxies whose headers are believed, separated by commas; `*` is all",
+    )
+    # Few proxies take away what they do not set, so a header more would be the client's word.
+    forwarded_headers: Annotated[tuple[ForwardedHeader, ...], NoDecode] = Field(
+        default=("x-forwarded-for", "x-forwarded-proto"),
+        description="which of their headers, separated by spaces; name those alone that the proxy writes itself, "
+        "whatever its client sent: `x-forwarded-for`, `x-forwarded-proto`, `x-forwarded-host`, `x-forwarded-prefix`, "
+        "or `forwarded` (RFC 7239) in place of the first three",
     )
     max_wait_seconds: NonNegativeInt = Field(
         default=60, description="the longest `Prefer: wait` that is granted; 0 grants none"
@@ -248,6 +266,44 @@ class ApiSettings(BaseSettings):
     unavailable_seconds: PositiveInt = Field(default=5, description="Retry-After while a part is down")
     idle_seconds: PositiveFloat = Field(default=60.0, description="a body that stands still for longer ends in 408")
     shutdown_seconds: PositiveInt = Field(default=10, description="how long requests may finish when the gateway stops")
+
+    @property
+    def prefix(self) -> str:
+        """What stands before every path, without a slash at its end."""
+        return self.root_path or ((self.public_url.path or "").rstrip("/") if self.public_url else "")
+
+    @field_validator("root_path")
+    @classmethod
+    def _require_prefix(cls, root_path: str) -> str:
+        root_path = root_path.rstrip("/")
+        # With /v1 nobody could tell whether a proxy has stripped it.
+        if root_path and (not PREFIX.fullmatch(root_path) or f"{root_path}/".startswith("/v1/")):
+            raise ValueError("it must be a path such as /lobewise, of letters, digits and . _ ~ -, and not below /v1")
+        return root_path
+
+    @field_validator("forwarded_allow_ips")
+    @classmethod
+    def _require_addresses(cls, entries: str) -> str:
+        for entry in filter(None, map(str.strip, entries.split(","))):
+            try:
+                _ = entry == "*" or ip_network(entry, strict=False)
+            except ValueError as error:
+                raise ValueError("each must be an address, a network such as 10.0.0.0/8, or *") from error
+        return entries
+
+    @field_validator("forwarded_headers", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(value.lower().split()) if isinstance(value, str) else value
+
+    @field_validator("forwarded_headers")
+    @classmethod
+    def _require_one_family(cls, names: tuple[ForwardedHeader, ...]) -> tuple[ForwardedHeader, ...]:
+        others = {"x-forwarded-for", "x-forwarded-proto", "x-forwarded-host"} & set(names)
+        # Two that contradict each other: one of them would be the client's.
+        if "forwarded" in names and others:
+            raise ValueError("either forwarded or x-forwarded-for, x-forwarded-proto and x-forwarded-host")
+        return names
 
 
 @dataclass(frozen=True)

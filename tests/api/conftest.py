@@ -83,12 +83,12 @@ class Service:
 
 
 @contextmanager
-def serving(app: object, root_path: str = "") -> Iterator[str]:
+def serving(app: object) -> Iterator[str]:
     """The address of `app`, served by uvicorn in a thread."""
-    protocol = "api.upload_limits:PiecewiseProtocol"
+    protocol = "api.protocol:PiecewiseProtocol"
     server = uvicorn.Server(
         uvicorn.Config(
-            app, host="127.0.0.1", port=0, http=protocol, log_level="warning", access_log=False, root_path=root_path
+            app, host="127.0.0.1", port=0, http=protocol, log_level="warning", access_log=False, proxy_headers=False
         )
     )
     thread = threading.Thread(target=server.run)
@@ -114,7 +114,7 @@ def running_service(
     (masks := folder / "masks").mkdir(parents=True)
     try:
         with (
-            serving(create_app(settings, jobs), settings.root_path) as address,
+            serving(create_app(settings, jobs)) as address,
             httpx.Client(base_url=address, timeout=30) as client,
         ):
             yield Service(jobs, client, Worker(jobs, masks), folder / "blobs")

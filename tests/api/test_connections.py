@@ -11,7 +11,7 @@ import httpx
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from api.upload_limits import PIECE_BYTES
+from api.protocol import PIECE_BYTES
 from tests.api.conftest import serving
 
 MIB = 1 << 20
@@ -73,3 +73,26 @@ def test_what_is_no_http_is_refused(address: str) -> None:
     with socket.create_connection((urlsplit(address).hostname, urlsplit(address).port)) as connection:
         connection.sendall(b"no HTTP\r\n\r\n")
         assert b"".join(iter(lambda: connection.recv(4096), b"")).startswith(b"HTTP/1.1 400")
+
+
+@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
+def test_whoever_still_sends_when_the_answer_comes_gets_it(version: bytes) -> None:
+    """A connection that is closed with bytes unread is reset, and what was written into it may be lost."""
+
+    async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await receive()
+            await send({"type": "http.response.start", "status": 413, "headers": [(b"connection", b"close")]})
+            await send({"type": "http.response.body", "body": b"too large"})
+
+    with (
+        serving(refuse) as address,
+        socket.create_connection((urlsplit(address).hostname, urlsplit(address).port), timeout=20) as connection,
+    ):
+        connection.sendall(b"POST / HTTP/%s\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (version, 8 * MIB))
+        for _ in range(8):
+            connection.sendall(bytes(MIB))
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert b"too large" in answer
+    assert (b"transfer-encoding: chunked" in answer) is (version == b"1.1")

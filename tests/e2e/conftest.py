@@ -1,15 +1,11 @@
 """A whole service as people start it, once for all tests here."""
 
 import os
-import queue
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -17,6 +13,7 @@ import pytest
 from cli.local import free_port
 from tests.support.collector import Collector, collecting
 from tests.support.processes import answers, until
+from tests.support.receiver import Receiver, receiving
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -29,30 +26,11 @@ def service_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("service")
 
 
-@dataclass
-class Receiver:
-    """Where callbacks of the service may go, and the bodies that came."""
-
-    url: str
-    got: "queue.Queue[bytes]"
-
-
 @pytest.fixture(scope="session")
 def receiver() -> Iterator[Receiver]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            got.put(self.rfile.read(int(self.headers["content-length"])))
-            self.send_response(204)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    got: queue.Queue[bytes] = queue.Queue()
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield Receiver(f"http://127.0.0.1:{server.server_port}/ended", got)
-        server.shutdown()
+    """Where callbacks of the service may go."""
+    with receiving() as receiver:
+        yield receiver
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -167,6 +167,31 @@ def test_a_scan_that_cannot_be_scored_fails_with_its_problem_and_is_not_retried(
     assert state.error is not None
     assert (state.error.type, state.error.retryable) == ("/problems/lungs-not-found", False)
     assert state.error.evidence == {"air_ml": 0}
+
+
+def test_a_worker_survives_whatever_lies_in_its_queues(service: Service) -> None:
+    headers = {"id": states.new_id(), "task": "lobewise.score", "lang": "py"}
+    properties = {"delivery_tag": "t", "delivery_info": {"exchange": "", "routing_key": "lobewise.stat"}}
+    task: dict[str, object] = {"body": b64encode(b'[["x"], {}, {}]').decode(), "headers": headers}
+    task |= {"properties": properties, "content-type": "application/json", "content-encoding": "utf-8"}
+    wrong: list[dict[str, object]] = [
+        *({"body": body} for body in ("no base64 !", 7, None, b64encode(b"{}").decode())),
+        *({"headers": value} for value in (None, [], {}, {**headers, "id": 7}, {**headers, "task": "other"})),
+        *({"headers": {**headers, name: value}} for name in ("retries", "eta", "lang") for value in (7, [], "x")),
+        *({"properties": value} for value in (None, {}, {**properties, "delivery_info": None})),
+        {"content-type": "application/x-python-serialize"},
+        {"content-encoding": "none"},
+    ]
+    messages = [b"\xff\xfe", b"", b"not JSON", b"null", b"[]", b"[1, 2]", b"7", b'"text"', b"{}", b'{"body": 1}']
+    messages += [json.dumps({**task, **part}).encode() for part in wrong]
+    (worker,) = service.workers
+    broker = redis.Redis.from_url(service.jobs.settings.redis_url or "")
+    for message in messages:
+        broker.lpush("lobewise.stat", message)
+    # Behind them in the same queue.
+    job_id = service.post({"do": "score"}, priority=Priority.STAT)
+    assert service.jobs.service.wait(job_id, 60).status == JobStatus.SUCCEEDED
+    assert worker.poll() is None
 
 
 def test_a_fault_of_ours_is_retried_and_counted(service: Service) -> None:
