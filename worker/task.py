@@ -176,6 +176,7 @@ def _score(context: WorkerContext, lease: Lease, folder: Path) -> None:
     clock, digest = _Clock(lease), context.result_digest
     try:
         if digest is not None and context.jobs.reuse(lease, digest):
+            log.info("given the result of an earlier job")
             return
         with clock.stage(Stage.FETCH, 0.0):
             path = context.jobs.fetch_input(lease, folder)
