@@ -13,11 +13,11 @@ help: ## show the targets
 
 install: .venv/.installed ## build .venv with everything
 
-.venv/.installed: pyproject.toml constraints.txt
+.venv/.installed: pyproject.toml constraints.txt clients/python/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Lobewise needs Python 3.11 or newer; say which one: make install PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[api,worker,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e clients/python -e '.[api,worker,dev]'
 	@touch $@
 
 demo: install ## score a scan over HTTP: make demo [CT=scan.nii.gz | CT=dicom.zip | CT=dicom-folder/]

@@ -11,6 +11,7 @@ from typing import Final
 import anyio
 import uvicorn
 from fastapi import FastAPI
+from fastapi.responses import PlainTextResponse
 from fastapi_offline import FastAPIOffline
 
 from api import errors, openapi
@@ -18,7 +19,7 @@ from api.forwarded import ForwardedHeaders
 from api.listening import require_free
 from api.metrics import Metrics
 from api.middleware import RequestEnvelope
-from api.routes import batches, callbacks, events, results, service, submission, uploads
+from api.routes import batches, callbacks, events, exports, results, service, submission, uploads
 from api.routes import jobs as job_routes
 from api.sse import Streams
 from api.upload_limits import UploadLimiter
@@ -64,7 +65,7 @@ def create_app(settings: ApiSettings | None = None, jobs: Connection | None = No
     if jobs is not None:
         _use(app, jobs)
     # The router tries its routes in this order, so polls, which are most of the requests, come first.
-    modules = (job_routes, submission, batches, uploads, events, callbacks, results, service)
+    modules = (job_routes, submission, batches, uploads, events, callbacks, results, exports, service)
     routers = [module.router for module in modules]
     app.state.routes = [route for router in routers for route in router.routes]
     for router in routers:
@@ -72,6 +73,8 @@ def create_app(settings: ApiSettings | None = None, jobs: Connection | None = No
     app.webhooks.include_router(callbacks.webhooks)
     errors.install(app)
     openapi.install(app)
+    # Beside the document, and not in it, as /docs is.
+    app.add_route("/llms.txt", lambda _request: PlainTextResponse(openapi.for_language_models(app)))
     app.add_middleware(RequestEnvelope, metrics=app.state.metrics, upload_limiter=app.state.upload_limiter)
     # Outside of the other: its answers, too, name the path that the client asked for.
     app.add_middleware(ForwardedHeaders, settings=settings)

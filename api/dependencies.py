@@ -17,6 +17,8 @@ from jobs.service import JobService
 from jobs.settings import ApiSettings
 from jobs.states import UrlSignature
 
+#: Parameters that may be given several times.
+_LISTS: Final = frozenset({"status"})
 #: What a Host header may be.
 HOST: Final = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
 
@@ -59,13 +61,13 @@ async def _addresses(request: Request) -> Addresses:
 
 
 async def one_of_each(request: Request) -> None:
-    """Of operations whose parameters are no lists: the framework lets the last of several win, and says nothing.
+    """Of parameters that are no lists the framework lets the last of several win, and says nothing.
 
     Raises:
         ApiError (invalid-parameters): a parameter is given more than once.
     """
     counts = Counter(name for name, _ in request.query_params.multi_items())
-    repeated = [name for name, count in counts.items() if count > 1]
+    repeated = [name for name, count in counts.items() if count > 1 and name not in _LISTS]
     if repeated:
         raise invalid_parameters(
             *(FieldError(pointer=pointer(("query", name)), detail="given more than once") for name in repeated)

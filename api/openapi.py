@@ -6,7 +6,7 @@ from fastapi import FastAPI
 
 from api import examples
 from api.errors import MEDIA_TYPE
-from api.schemas import BatchSubmission, Problem, SourceSubmission, UploadRequest
+from api.schemas import BatchSubmission, ExportedReport, Problem, SourceSubmission, UploadRequest
 from jobs import problems
 from jobs.problems import ProblemType
 
@@ -120,6 +120,17 @@ def file_answer(description: str, *header_names: str) -> dict[str, Any]:
     return {"description": description, "headers": headers(*header_names), "content": content}
 
 
+def text_answer(
+    description: str, media_type: str, example: str, schema: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """A success that is a text for people or other programs to read line by line."""
+    content = {
+        "schema": {"type": "string", **(schema or {})},
+        "examples": {"lines": {"summary": "a job", "value": example}},
+    }
+    return {"description": description, "headers": headers("Content-Disposition"), "content": {media_type: content}}
+
+
 def links(*operation_ids: str, parameter: str = "job_id") -> dict[str, Any]:
     """What can be done next with the job, or the upload, that an answer holds."""
     parameters = {parameter: "$response.body#/id"}
@@ -159,6 +170,23 @@ def problem_answers(*types: ProblemType) -> Responses:
     return answers
 
 
+def for_language_models(app: FastAPI) -> str:
+    """What `/llms.txt` says, as https://llmstxt.org has it: what this is, and where more stands.
+
+    The links are relative, so that they lead right behind a proxy that takes a prefix off, too.
+    """
+    return f"""# {app.title}
+
+> {app.summary} Version {app.version}.
+{app.description}
+## More
+
+- [OpenAPI document](openapi.json): every call, with its errors and examples
+- [The same for people](docs)
+- [The networks](v1/models) that scores come from
+"""
+
+
 def install(app: FastAPI) -> None:
     """Make `app.openapi()` return the completed document."""
     generate = app.openapi
@@ -170,6 +198,11 @@ def install(app: FastAPI) -> None:
             for model in (Problem, SourceSubmission, BatchSubmission, UploadRequest):
                 schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
                 schemas.update({**schema.pop("$defs", {}), model.__name__: schema})
+            # What FastAPI knows already is as it is answered.
+            exported = ExportedReport.model_json_schema(
+                mode="serialization", ref_template="#/components/schemas/{model}"
+            )
+            schemas.update({**exported.pop("$defs"), **schemas, "ExportedReport": exported})
             schemas["UploadSubmission"] = _UPLOAD
             for unused in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(unused, None)

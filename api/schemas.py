@@ -26,6 +26,7 @@ from jobs.models import (
     MaskName,
     ModelProvenance,
     Priority,
+    Report,
     SeverityScores,
     Stage,
 )
@@ -70,6 +71,14 @@ def _as_utc(moment: datetime) -> datetime:
 
 
 Moment = Annotated[AwareDatetime, BeforeValidator(_require_rfc3339), AfterValidator(_as_utc)]
+
+
+def _with_plus(value: object) -> object:
+    # Many clients send the + of an offset as it is, and a query has it for a blank.
+    return re.sub(r" (\d\d:\d\d)$", r"+\1", value) if isinstance(value, str) else value
+
+
+QueryMoment = Annotated[Moment, BeforeValidator(_with_plus)]
 Url = Annotated[str, Field(json_schema_extra={"format": "uri"})]
 
 
@@ -313,6 +322,16 @@ class JobEnded(Schema):
     time: datetime
     datacontenttype: Literal["application/json"]
     data: JobEndedData
+
+
+class ExportedReport(Schema):
+    """A line of an export."""
+
+    job_id: str
+    client_reference: str | None
+    created_at: datetime
+    finished_at: datetime
+    report: Report
 
 
 class ModelList(Schema):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cli.output import Exit, err, fail, needs, out, print_report, require
+from cli.output import Exit, ServiceError, err, fail, needs, out, print_report, require
 from jobs.models import Report
 from jobs.version import __version__
 
@@ -39,7 +39,6 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON i
 
 def main() -> None:
     """The entry point of the `lobewise` command."""
-    from cli.client import ServiceError
     from cli.local import end_with_supervisor
     from jobs.errors import SettingsError, UnavailableError
 
@@ -132,12 +131,13 @@ def submit(
     priority: Annotated[str, typer.Option(help="stat, routine or batch.")] = "routine",
 ) -> None:
     """Send one scan to a running service, and wait for its scores. A folder is zipped on the way."""
-    from cli.client import ServiceClient, ServiceError, save_result, score_remotely
+    with needs("submit"):
+        from cli.client import connected, score_remotely
 
     try:
-        with ServiceClient(service) as client:
-            job_id, report = score_remotely(client, scan, priority)
-            paths = save_result(client, job_id, report, out_dir) if out_dir else []
+        with connected(service) as client:
+            result, report = score_remotely(client, scan, priority)
+            paths = result.save(out_dir) if out_dir else []
     except ServiceError as error:
         raise fail(Exit.SERVICE_PROBLEM, str(error), "Start one with: lobewise serve") from error
     _print_result(report, paths, as_json=as_json)
@@ -356,7 +356,8 @@ def demo(
     device: Device = "auto",
 ) -> None:
     """Start the service, send it a scan over HTTP, print its scores, and stop everything again."""
-    from cli.demo import run
+    with needs("submit"):
+        from cli.demo import run
 
     run(scan, folder, device)
 

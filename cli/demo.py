@@ -3,9 +3,9 @@
 import tempfile
 from pathlib import Path
 
-from cli.client import ServiceClient, ServiceError, save_result, score_remotely
+from cli.client import connected, score_remotely
 from cli.local import free_port, local_service, terminated_like_interrupted
-from cli.output import Exit, err, fail, out, print_report
+from cli.output import Exit, ServiceError, err, fail, out, print_report
 from jobs.models import Report
 
 #: Of the phantom that is scored where no scan is given; slices, rows and columns.
@@ -27,9 +27,9 @@ def run(scan: Path | None, folder: Path, device: str) -> None:
             err.print("Starting gateway and worker on this machine ...")
             with local_service("127.0.0.1", free_port(), Path(data_dir), device, logs=folder) as service:
                 err.print(f"Both are ready at {service.address}. Posting {scan} ...", highlight=False)
-                with ServiceClient(service.address) as client:
-                    job_id, report = score_remotely(client, scan)
-                    paths = save_result(client, job_id, report, folder)
+                with connected(service.address) as client:
+                    result, report = score_remotely(client, scan)
+                    paths = result.save(folder)
             from pipeline.geometry import LesionMask, LobeLabels
             from pipeline.io.overview import draw_overview
             from pipeline.io.read import read_ct, read_volume

@@ -14,8 +14,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from cli.client import ServiceClient, ServiceError
-from cli.output import require
+import httpx
+
+from cli.output import ServiceError, require
 from jobs.settings import JobsSettings, read_settings
 
 SUPERVISOR: Final = "LOBEWISE_SUPERVISOR_PID"
@@ -170,9 +171,15 @@ def local_service(
             started("gateway", api, environment, logs and logs / "api.log") as gateway,
             started("worker", ["worker"], environment, logs and logs / "worker.log") as worker,
             started("sender", ["sender"], environment, logs and logs / "sender.log") as sender,
-            ServiceClient(address) as client,
         ):
-            wait_until(client.is_ready, [gateway, worker, sender], READY_SECONDS)
+
+            def is_ready() -> bool:
+                # This machine's own gateway: the environment's proxies have no say.
+                with suppress(httpx.TransportError):
+                    return httpx.get(f"{address}/readyz", timeout=5, trust_env=False).status_code == httpx.codes.OK
+                return False
+
+            wait_until(is_ready, [gateway, worker, sender], READY_SECONDS)
             yield LocalService(address, [gateway, worker, sender])
     finally:
         jobs.close()

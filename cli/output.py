@@ -40,6 +40,10 @@ class Exit(IntEnum):
     SERVICE_PROBLEM = 4
 
 
+class ServiceError(Exception):
+    """The service cannot be reached, refuses, ended or did not become ready; the message is for people."""
+
+
 def fail(code: Exit, sentence: str, *hints: str) -> typer.Exit:
     """Print plain sentences that say why a command ends, and return what to raise."""
     # Escaped, for a path or a label in brackets is no markup; unwrapped, so that a path stays in one piece.

@@ -3,9 +3,11 @@
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from typing import Final
 
 from opentelemetry import trace
@@ -19,17 +21,17 @@ from jobs.errors import (
     IdempotencyInFlightError,
     JobNotFoundError,
     JobPurgedError,
-    NewerSchemaError,
     StorageUnavailableError,
     UnavailableError,
     WrongStateError,
 )
+from jobs.listing import Listing
 from jobs.live.events import JobEvent
-from jobs.live.pagination import Query, id_of
+from jobs.live.pagination import ALL, Query
 from jobs.live.status_batcher import StatusBatcher
-from jobs.models import Inspection, JobRecord, JobState, JobStatus, Manifest, MaskLabels, MaskName, Priority, Report
+from jobs.models import Inspection, JobRecord, JobState, JobStatus, JobTask, Manifest, MaskLabels, MaskName, Report
 from jobs.recovery import finalize
-from jobs.states import JobPage, Readiness, Sort
+from jobs.states import JobPage, Readiness
 from jobs.store.idempotency import Idempotency
 from jobs.store.keys import job_key
 from jobs.store.multipart_uploads import MultipartUploads
@@ -42,6 +44,10 @@ log = logging.getLogger(__name__)
 #: A status is one field in Redis: a client that waits is told soon. A read of the blobs costs several requests.
 _POLL_SECONDS: Final = 0.1
 _SLOW_POLL_SECONDS: Final = 1.0
+
+#: Reports of an export that are in memory, and those that are read at once by all exports.
+READ_TOGETHER: Final = 32
+READ_AT_ONCE: Final = 8
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,8 @@ class JobService:
         self._results = Results(backends.store, backends.settings)
         self.uploads = MultipartUploads(backends.store.blobs, backends.settings)
         self.callbacks = Callbacks(backends.store, backends.live, backends.settings)
+        self._report_readers = ThreadPoolExecutor(READ_AT_ONCE, thread_name_prefix="report-reader")
+        self.listing = Listing(backends.store, backends.live)
         self.batches = Batches(backends.store, backends.live, self.accept_once)
         self.idempotency = Idempotency(backends.store, backends.settings.in_flight_seconds)
 
@@ -184,42 +192,10 @@ class JobService:
         """`get` for an event loop, which must close it."""
         return StatusBatcher(self.settings, self._live.view_freshness, self.get, self._store.state)
 
-    def list(
-        self,
-        *,
-        limit: int,
-        cursor: str | None = None,
-        status: JobStatus | None = None,
-        sort: Sort = "-created_at",
-        priority: Priority | None = None,
-    ) -> JobPage:
-        """A page of jobs. `severity` puts the highest percentage of opacity first and has succeeded jobs only.
-
-        Raises InvalidCursorError: not a cursor of this service, or one of another sort or filter.
-        """
-        query = Query(sort, status, priority)
+    def list(self, query: Query = ALL, *, limit: int, cursor: str | None = None) -> JobPage:
+        """A page of jobs. Raises InvalidCursorError: not a cursor of this service, or one of another query."""
         after = query.decode(cursor) if cursor else None
-        members = None
-        found: list[tuple[str, JobState]] = []
-        try:
-            members = self._live.page(query, after, limit + 1)
-            if members is not None:
-                shown = self._live.get_many([id_of(member) for member in members])
-                found = [(member, state) for member, state in zip(members, shown, strict=True) if state is not None]
-        except BrokerUnavailableError:
-            log.warning("jobs are listed from the blobs, which is slow")
-            members = None
-        # The view is away or not whole: reading every job is slow, but right.
-        if members is None:
-            for files in self._store.all_files():
-                with suppress(JobNotFoundError, JobPurgedError, NewerSchemaError):  # just deleted, or not for us
-                    state = self._store.state(files.job_id, files)
-                    member = query.member(state)
-                    if member is not None:
-                        found.append((member, state))
-            found.sort(key=lambda item: item[0], reverse=query.is_descending)
-            if after is not None:
-                found = [item for item in found if (item[0] < after if query.is_descending else item[0] > after)]
+        found = [*islice(self.listing.walk(query, after, limit + 1), limit + 1)]
         items = tuple(state for _, state in found[:limit])
         return JobPage(items, query.encode(found[limit - 1][0]) if len(found) > limit else None)
 
@@ -275,6 +251,29 @@ class JobService:
     def report(self, job_id: str) -> Report:
         """Raises WrongStateError unless succeeded."""
         return Report.read(self._result(job_id, self._require_scored(job_id).report_key))
+
+    def reports(
+        self, query: Query, *, after: str | None, limit: int | None
+    ) -> Iterator[Sequence[tuple[JobState, Report]]]:
+        """The reports of succeeded jobs, some at a time; at most `limit`, of those that come after a member.
+
+        Complete when it ends: what cannot be read raises, and only jobs that were deleted meanwhile are left out.
+        """
+
+        def read(state: JobState) -> Report | None:
+            with suppress(JobNotFoundError, JobPurgedError):
+                return self.report(state.id)
+            return None
+
+        walk = self.listing.walk(query, after, READ_TOGETHER)
+        found = (state for _, state in walk if state.status is JobStatus.SUCCEEDED and state.task is JobTask.SCORE)
+        left = limit
+        while some := list(islice(found, READ_TOGETHER if left is None else min(left, READ_TOGETHER))):
+            # All at once, since each is a question or two to a store that may be far away.
+            reports = self._report_readers.map(read, some)
+            read_now = [(state, report) for state, report in zip(some, reports, strict=True) if report is not None]
+            left = None if left is None else left - len(read_now)
+            yield read_now
 
     def inspection(self, job_id: str) -> Inspection:
         """Raises WrongStateError unless the job validated its scan, and succeeded."""

@@ -113,6 +113,12 @@ def made_at(job_id: str) -> datetime:
     return datetime.fromtimestamp((uuid.UUID(job_id).int >> 80) / 1000, UTC)
 
 
+def first_id(milliseconds: float) -> str:
+    """What sorts before every id that was made at this moment or later, and after all others."""
+    digits = f"{min(max(int(milliseconds), 0), (1 << 48) - 1):012x}"
+    return f"{digits[:8]}-{digits[8:]}"
+
+
 def is_id(text: str) -> bool:
     """Whether this could be an id of ours. Nothing else may become part of a key."""
     return JOB_ID.fullmatch(text) is not None

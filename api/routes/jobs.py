@@ -1,5 +1,6 @@
 """Looking at jobs, stopping and deleting them."""
 
+from collections.abc import Iterable
 from typing import Annotated, Final
 from urllib.parse import urlencode
 
@@ -9,9 +10,11 @@ from pydantic import Field
 from api import examples, openapi
 from api.conditional import is_known, quoted
 from api.dependencies import AddressesDep, JobsDep, SettingsDep, StatusBatcherDep, one_of_each
-from api.schemas import Job, JobList, Schema
+from api.errors import invalid_parameter
+from api.schemas import ClientReference, Job, JobList, QueryMoment, Schema
 from api.views import job_view, json_response
 from jobs import problems, states
+from jobs.live.pagination import Query as JobQuery
 from jobs.models import JobState, JobStatus, Priority
 from jobs.settings import ApiSettings
 from jobs.states import Sort
@@ -32,15 +35,46 @@ LONGEST_POLLS: Final = 10
 READ_PROBLEMS: Final = (problems.JOB_NOT_FOUND, problems.JOB_PURGED, problems.STORAGE_UNAVAILABLE)
 
 
-class ListQuery(Schema):
+class JobFilters(Schema):
+    """What narrows a list of jobs. All may be given together."""
+
+    client_reference: ClientReference | None = Field(default=None, description="only jobs with exactly this reference")
+    created_after: QueryMoment | None = Field(
+        default=None,
+        description="only jobs whose `created_at` is at this time (RFC 3339) or later",
+        examples=["2026-03-02T00:00:00Z"],
+    )
+    created_before: QueryMoment | None = Field(
+        default=None,
+        description="only jobs whose `created_at` is before this time (RFC 3339)",
+        examples=["2026-03-03T00:00:00Z"],
+    )
+    priority: Priority | None = Field(default=None, description="only jobs with this priority")
+
+    def query(self, sort: Sort, status: Iterable[JobStatus]) -> JobQuery:
+        """Raises ApiError (invalid-parameters)."""
+        if self.created_after and self.created_before and self.created_after >= self.created_before:
+            raise invalid_parameter("/query/created_before", "send a time that is later than `created_after`")
+        return JobQuery(
+            sort,
+            frozenset(status),
+            self.priority,
+            client_reference=self.client_reference,
+            created_after=self.created_after,
+            created_before=self.created_before,
+        )
+
+
+class ListQuery(JobFilters):
     limit: int = Field(default=50, ge=1, le=200, description="how many jobs a page has at most")
     cursor: str | None = Field(
         default=None,
         max_length=512,
         description="`next_cursor` of the page before; keep all other parameters as they were",
     )
-    status: JobStatus | None = Field(default=None, description="only jobs with this status")
-    priority: Priority | None = Field(default=None, description="only jobs with this priority")
+    status: list[JobStatus] = Field(
+        default_factory=list, description="only jobs with this status; several: with any of them"
+    )
     sort: Sort = Field(
         default="-created_at",
         description="`-created_at`: newest first; `created_at`: oldest first; `severity`: succeeded jobs, "
@@ -66,13 +100,15 @@ class ListQuery(Schema):
 def list_jobs(query: Annotated[ListQuery, Query()], jobs: JobsDep, addresses: AddressesDep) -> Response:
     """Jobs in pages. Follow `Link: rel="next"`, or give `next_cursor` back as `cursor`.
 
-    `sort=severity` makes a worklist for triage: the scans with most opacity come first.
+    `sort=severity` makes a worklist for triage: the scans with most opacity come first. All filters may be given
+    together, with every `sort`.
     """
-    page = jobs.list(**dict(query))
+    page = jobs.list(query.query(query.sort, query.status), limit=query.limit, cursor=query.cursor)
     headers = {}
     if page.next_cursor is not None:
         given = query.model_dump(mode="json", exclude_none=True, exclude_unset=True)
-        headers["Link"] = f'<{addresses.jobs(urlencode({**given, "cursor": page.next_cursor}))}>; rel="next"'
+        given["cursor"] = page.next_cursor
+        headers["Link"] = f'<{addresses.jobs(urlencode(given, doseq=True))}>; rel="next"'
     items = [job_view(state, addresses) for state in page.items]
     return json_response(JobList(items=items, next_cursor=page.next_cursor), headers=headers)
 

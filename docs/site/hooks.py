@@ -29,7 +29,7 @@ SWAGGER_FILES: Final = ("swagger-ui-bundle.js", "swagger-ui.css")
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """The navigation: each section of docs/README.md and its links, with the OpenAPI page and each decision."""
-    nav: list[dict[str, Any]] = [{"Lobewise": "README.md"}, {"All pages": INDEX}]
+    nav: list[dict[str, Any]] = [{"What it is": "README.md"}, {"All pages": INDEX}]
     for line in (ROOT / INDEX).read_text(encoding="utf-8").splitlines():
         if heading := re.fullmatch(r"\*\*(.+)\*\*", line):
             nav.append({heading[1]: []})

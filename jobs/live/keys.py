@@ -9,6 +9,8 @@ lobewise:lease:{id}                     "{attempt}:{token}" with a time to live
 lobewise:purged:{id}                    nothing is shown of this job any more; with a time to live
 lobewise:index:{status|*}:{priority|*}  ids, in order
 lobewise:severity:{priority|*}          members of `pagination.severity_member`, in order
+lobewise:delays                         ids by how long after the moment in it the job was created, ms
+lobewise:references                     members of `pagination.reference_member`, in order
 lobewise:workers                        ready workers by the time at which their announcement expires
 lobewise:models:{worker}                the models it has loaded, JSON, with a time to live
 lobewise:vitals:{worker}                its memory and GPU, JSON, with a time to live
@@ -37,6 +39,11 @@ DEADLINES: Final = PREFIX + "deadlines"
 RECENT: Final = PREFIX + "recent"
 CALLBACK_OUTCOMES: Final = PREFIX + "callback-outcomes"
 LEADER: Final = PREFIX + "reaper"
+
+#: Both have every job that a list may name (`REFERENCES` those that have a reference). Versions before them fill the
+#: other lists alone: the view is whole for them only while `DELAYS` is as long as the list of all jobs.
+DELAYS: Final = PREFIX + "delays"
+REFERENCES: Final = PREFIX + "references"
 
 #: Token of a lease that a rebuild grants, in place of the worker's own that was wiped.
 REBUILT: Final = "rebuilt"

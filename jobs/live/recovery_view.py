@@ -11,11 +11,15 @@ from typing import Final, cast
 import redis
 
 from jobs.live.connection import Script, broker_errors
-from jobs.live.keys import DEADLINES, EPOCH, LEADER, key
+from jobs.live.keys import DEADLINES, DELAYS, EPOCH, LEADER, REFERENCES, key
+from jobs.live.pagination import id_of
 from jobs.models import JobStatus
 
 #: The mark of a rebuild whose process died must go by itself, and no rebuild takes a day.
 REBUILD_SECONDS: Final = 24 * 3600
+
+#: Members in one command.
+MAX_REMOVED: Final = 1000
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,32 @@ class RecoveryView:
     def all_ids(self) -> list[str]:
         """Every job that the view has."""
         return self._ids("*")
+
+    @broker_errors()
+    def has_whole_lists(self) -> bool:
+        """False after an earlier version showed or removed a job, which it did not in all lists of this one."""
+        with self._redis.pipeline() as pipe:
+            pipe.zcard(key("index", "*", "*"))
+            pipe.zcard(DELAYS)
+            shown, listed = pipe.execute()
+        return bool(shown == listed)
+
+    @broker_errors()
+    def unlisted(self) -> list[str]:
+        """Jobs that are shown and not in all lists. What the lists have of jobs that are not shown is removed."""
+        with self._redis.pipeline() as pipe:
+            for name in (key("index", "*", "*"), DELAYS, REFERENCES):
+                pipe.zrange(name, 0, -1)
+            shown, listed, references = pipe.execute()
+        known = set(shown)
+        removed = {DELAYS: [i for i in listed if i not in known]}
+        removed[REFERENCES] = [member for member in references if id_of(member) not in known]
+        with self._redis.pipeline() as pipe:
+            for name, members in removed.items():
+                for at in range(0, len(members), MAX_REMOVED):
+                    pipe.zrem(name, *members[at : at + MAX_REMOVED])
+            pipe.execute()
+        return sorted(known.difference(listed))
 
     @broker_errors()
     def mark_published(self, job_id: str) -> None:

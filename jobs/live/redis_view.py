@@ -17,9 +17,22 @@ from jobs.errors import BrokerUnavailableError
 from jobs.live.callback_schedule import CallbackSchedule
 from jobs.live.connection import Script, ViewFreshness, broker_errors
 from jobs.live.events import EVENTS_KEPT, KEPT_SECONDS, EventLog
+from jobs.live.job_lists import JobLists
 from jobs.live.job_metrics import Monitoring, counts_of
-from jobs.live.keys import CALLBACKS, CHANGED, DEADLINES, EPOCH, METRICS, PREFIX, RECENT, WORKERS, key
-from jobs.live.pagination import Query, severity_member
+from jobs.live.keys import (
+    CALLBACKS,
+    CHANGED,
+    DEADLINES,
+    DELAYS,
+    EPOCH,
+    METRICS,
+    PREFIX,
+    RECENT,
+    REFERENCES,
+    WORKERS,
+    key,
+)
+from jobs.live.pagination import Query, delay_ms, reference_member, severity_member
 from jobs.live.recovery_view import BrokerMessages, RecoveryView
 from jobs.live.workers import ReadyWorkers
 from jobs.models import JobState, JobStatus, Priority, Stage
@@ -63,7 +76,9 @@ class LiveView:
         self.recovery = RecoveryView(self._redis)
         self.messages = BrokerMessages(self._redis)
         self.monitoring = Monitoring(self._redis, self.get_many, self.workers)
+        self._lists = JobLists(self._redis, self.get_many)
         self._put_state = Script(self._redis, "put_state")
+        self._list_job = Script(self._redis, "list_job")
         self._read_states = Script(self._redis, "read_states")
         self._request_cancel = Script(self._redis, "request_cancel")
         self._renew_lease = Script(self._redis, "renew_lease")
@@ -113,6 +128,8 @@ class LiveView:
             severity_member=severity_member(state) or "",
             retry_after_ms="" if retry_after_seconds is None else round(retry_after_seconds * 1000),
             has_callback="1" if state.callback_url else "",
+            delay_ms=delay_ms(state),
+            reference_member=reference_member(state) or "",
             not_after_ms=round(1000 * state.not_after.timestamp()) if state.not_after and has_deadline else "",
             **_EVENTS,
         )
@@ -124,6 +141,18 @@ class LiveView:
                 pipe.ltrim(RECENT, 0, RECENT_KEPT - 1)
                 pipe.execute()
         return bool(is_shown)
+
+    @broker_errors()
+    def list_again(self, state: JobState) -> None:
+        """Add a job that is shown to the lists that an earlier version did not keep."""
+        self._list_job(
+            job=key("job", state.id),
+            delays=DELAYS,
+            references=REFERENCES,
+            job_id=state.id,
+            delay_ms=delay_ms(state),
+            reference_member=reference_member(state) or "",
+        )
 
     def get(self, job_id: str) -> JobState | None:
         """None when unknown here."""
@@ -183,6 +212,9 @@ class LiveView:
                 pipe.delete(key("job", state.id), key("events", state.id))
                 pipe.publish(CHANGED, state.id)
                 pipe.zrem(CALLBACKS, state.id)
+                pipe.zrem(DELAYS, state.id)
+                if member := reference_member(state):
+                    pipe.zrem(REFERENCES, member)
                 pipe.zrem(DEADLINES, state.id)
                 for priority in ("*", state.priority):
                     for status in ("*", *JobStatus):
@@ -193,20 +225,7 @@ class LiveView:
 
     def page(self, query: Query, after: str | None, limit: int) -> list[str] | None:
         """Up to `limit` members of a list after one; None when the view is not whole."""
-        priority = query.priority or "*"
-        members_key = key("index", query.status or "*", priority)
-        if query.sort == "severity":
-            if query.status not in (None, JobStatus.SUCCEEDED):
-                return []
-            members_key = key("severity", priority)
-        with broker_errors(), self._redis.pipeline() as pipe:
-            pipe.exists(EPOCH)
-            if query.is_descending:
-                pipe.zrevrangebylex(members_key, f"({after}" if after else "+", "-", 0, limit)
-            else:
-                pipe.zrangebylex(members_key, f"({after}" if after else "-", "+", 0, limit)
-            is_whole, members = pipe.execute()
-        return list(members) if is_whole else None
+        return self._lists.page(query, after, limit)
 
     # Leases
 

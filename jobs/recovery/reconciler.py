@@ -14,6 +14,7 @@ from jobs import states, tracing
 from jobs.backends import Backends
 from jobs.errors import JobNotFoundError, JobPurgedError, NewerSchemaError, UnavailableError
 from jobs.live.keys import REBUILT
+from jobs.live.redis_view import MAX_TOGETHER
 from jobs.models import JobState, JobStatus
 from jobs.recovery import finalize
 from jobs.recovery.cleanup import Cleanup
@@ -56,6 +57,8 @@ class Reconciler:
             self._cleaned_up_at = now
             self._cleanup.clean_up()
         found = self._rebuild_if_due()
+        if not recovery.has_whole_lists():
+            self._complete_lists()
         found += sum(self._recover(job_id) for job_id in recovery.running_without_lease())
         # Before messages are looked for: a job that is too late needs none.
         for job_id in recovery.past_deadline():
@@ -88,6 +91,7 @@ class Reconciler:
         for job_id in backends.live.recovery.all_ids():
             if job_id not in known:
                 self._remove_if_gone(job_id)
+        self._complete_lists()
         backends.live.recovery.declare_whole(mark)
         return restored
 
@@ -114,6 +118,17 @@ class Reconciler:
         if restored:
             log.warning("%d jobs were missing in the live view and are back", restored)
         return restored
+
+    def _complete_lists(self) -> None:
+        """After an upgrade, and while processes of an earlier version show jobs: it does not know all lists."""
+        live = self._backends.live
+        unlisted = live.recovery.unlisted()
+        for at in range(0, len(unlisted), MAX_TOGETHER):
+            for state in live.get_many(unlisted[at : at + MAX_TOGETHER]):
+                if state is not None:
+                    live.list_again(state)
+        if unlisted:
+            log.info("%d jobs were not in all lists, and are now", len(unlisted))
 
     def _show_end(self, job_id: str) -> bool:
         """A job that ended while the broker was away."""

@@ -21,6 +21,8 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
     (folder / "openapi.json").write_text(json.dumps(DOCUMENT))
     (folder / "config.yml").write_text(
         f"package_name_override: {PACKAGE}\nproject_name_override: client\npost_hooks: []\n"
+        # The generator knows no lines of JSON: they are bytes to it.
+        "content_type_overrides: {application/x-ndjson: application/octet-stream}\n"
     )
     done = subprocess.run(
         [sys.executable, "-m", "openapi_python_client", "generate", "--path", "openapi.json", "--config", "config.yml"],
@@ -69,8 +71,15 @@ def test_it_drives_submit_poll_report_and_masks(generated: ModuleType, shared: S
     for name in models.MaskName:
         mask = module("api.results.get_mask").sync(job.id, name, client=client)
         assert mask.payload.read() == mask_bytes(name.value)
-    page = api["jobs.list_jobs"].sync(client=client, limit=1, sort=models.ListJobsSort.SEVERITY)
-    assert len(page.items) == 1
+    wanted = {"created_after": job.created_at, "client_reference": "generated", "status": [models.JobStatus.SUCCEEDED]}
+    page = api["jobs.list_jobs"].sync(client=client, limit=1, sort=models.ListJobsSort.SEVERITY, **wanted)
+    assert [found.id for found in page.items] == [job.id]
+
+    table = module("api.results.export_reports_csv").sync(client=client, client_reference="generated")
+    assert table.count("\r\n") == 2
+    lines = module("api.results.export_reports_ndjson").sync(client=client, client_reference="generated")
+    exported = models.ExportedReport.from_dict(json.loads(lines.payload.read()))
+    assert exported.report == report
 
 
 def test_it_knows_problems(generated: ModuleType, shared: Service) -> None:

@@ -131,10 +131,22 @@ def test_the_worst_lungs_come_first(alone: Service) -> None:
         ("limit=0", "/query/limit"),
         ("limit=201", "/query/limit"),
         ("limit=ten", "/query/limit"),
-        ("status=done", "/query/status"),
+        ("status=done", "/query/status/0"),
         ("priority=high", "/query/priority"),
         ("sort=name", "/query/sort"),
         ("cursor=forged", "/query/cursor"),
+        ("client_reference=", "/query/client_reference"),
+        ("client_reference=a&client_reference=b", "/query/client_reference"),
+        ("status=queued&status=done", "/query/status/1"),
+        ("created_after=", "/query/created_after"),
+        ("created_after=2026-03-02", "/query/created_after"),
+        ("created_after=2026-03-02T09:30:00", "/query/created_after"),
+        ("created_after=1772444700", "/query/created_after"),
+        ("created_before=2026-13-02T09:30:00Z", "/query/created_before"),
+        (
+            "created_after=2026-03-02T09:30:00Z&created_before=2026-03-02T10:30:00%2B01:00",
+            "/query/created_before",
+        ),
         ("statuss=failed", "/query/statuss"),
     ],
 )
@@ -143,12 +155,30 @@ def test_a_wrong_parameter_is_pointed_at(shared: Service, query: str, pointer: s
     assert [error["pointer"] for error in problem["errors"]] == [pointer]
 
 
+def test_filters_go_together_and_along_the_links(alone: Service) -> None:
+    for percent, name in [(3.0, "mine"), (9.0, "yours"), (6.0, "mine"), (1.0, "mine")]:
+        alone.succeeded(percent, client_reference=name)
+    alone.client.post(f"/v1/jobs/{alone.submit(client_reference='mine')}/cancel")
+    waiting = alone.submit(client_reference="mine", priority="stat")
+    first, *_, last = [job["created_at"] for job in alone.client.get("/v1/jobs?sort=created_at").json()["items"]]
+    query = f"client_reference=mine&created_after={first}&limit=1"
+    assert len(pages(alone, query)) == 5
+    assert len(pages(alone, f"{query}&created_before={last}")) == 4
+    assert len(pages(alone, f"{query}&status=cancelled&status=queued&sort=created_at")) == 2
+    found = alone.client.get("/v1/jobs", params={"client_reference": "mine", "sort": "severity"}).json()["items"]
+    assert [job["severity"]["percent_opacity"] for job in found] == [6.0, 3.0, 1.0]
+    # The offset's + arrives as a blank where a client did not encode it.
+    found = alone.client.get(f"/v1/jobs?created_after={last.replace('Z', '+00:00')}&priority=stat").json()["items"]
+    assert [job["id"] for job in found] == [waiting]
+
+
 def test_a_cursor_belongs_to_its_query(alone: Service) -> None:
     alone.submit()
     alone.submit()
     cursor = alone.client.get("/v1/jobs?limit=1").json()["next_cursor"]
-    answer = alone.client.get("/v1/jobs", params={"cursor": cursor, "sort": "created_at"})
-    require_problem(answer, 422, "invalid-parameters")
+    for other in ({"sort": "created_at"}, {"client_reference": "mine"}, {"status": "queued"}):
+        answer = alone.client.get("/v1/jobs", params={"cursor": cursor, **other})
+        require_problem(answer, 422, "invalid-parameters")
 
 
 @pytest.mark.parametrize("priority", list(Priority))

@@ -38,6 +38,15 @@ def test_it_is_ready_once_a_worker_is(alone: Service) -> None:
     assert named == {model.name: model.sha256 for model in examples.MODELS}
 
 
+def test_llms_txt_says_what_it_is_and_leads_on(alone: Service) -> None:
+    answer = alone.client.get("/llms.txt")
+    assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+    assert re.match(r"# Lobewise\n\n> .+\n\n", answer.text)
+    links = re.findall(r"\]\(([^)]+)\)", answer.text)
+    assert len(links) == 3
+    assert [alone.client.get(f"/{link}").status_code for link in links] == [200, 200, 200]
+
+
 def figures(service: Service) -> dict[str, float]:
     lines = service.client.get("/metrics").text.splitlines()
     return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from cli.client import ServiceClient
+from cli.client import connected
 from jobs.errors import SettingsError
 from tests.support.processes import answers, free_ports, running, until
 
@@ -102,8 +102,8 @@ def test_a_proxy_that_does_not_answer_is_named_by_its_variable(
 
 @pytest.mark.parametrize("address", ["pacs.example", "ftp://pacs.example", "http://", "http://x:port", "http://::1:80"])
 def test_an_address_that_is_none_is_said_so(address: str) -> None:
-    with pytest.raises(SettingsError, match="is no address of a service"):
-        ServiceClient(address)
+    with pytest.raises(SettingsError, match="is no address of a service"), connected(address):
+        pass
 
 
 @pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6 loopback")
@@ -123,8 +123,8 @@ def test_a_gateway_listens_on_ipv6_and_links_to_itself(host: str, scan: Path, tm
             [sys.executable, "-m", "api.health"], env={**os.environ, **environment}, timeout=60, check=False
         )
         assert probe.returncode == 0
-        with ServiceClient(address + "/") as client:
-            job_id = client.submit(scan, "routine", lambda _sent, _size: None).id
+        with connected(address + "/") as client:
+            job_id = client.submit(scan).id
         link = httpx.get(f"{address}/v1/jobs/{job_id}").json()["links"]["self"]
         assert link == f"{address}/v1/jobs/{job_id}"
 

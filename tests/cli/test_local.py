@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cli.client import ServiceError
 from cli.local import Child, free_port, started, terminated_like_interrupted, wait_until
+from cli.output import ServiceError
 from tests.support.processes import until
 
 

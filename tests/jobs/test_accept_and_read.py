@@ -12,6 +12,7 @@ import redis
 from jobs import states
 from jobs.bootstrap import Connection, connect
 from jobs.errors import BrokerUnavailableError, JobNotFoundError, JobPurgedError, UploadTooLargeError, WrongStateError
+from jobs.live.pagination import Query
 from jobs.models import InputInfo, JobRecord, JobStatus, MaskName, Priority, Stage
 from jobs.queue import QUEUES
 from jobs.states import is_id, new_id
@@ -136,7 +137,7 @@ def test_a_purged_job_leaves_a_tombstone_and_nothing_else(
         with pytest.raises(JobPurgedError):
             read(job_id)
     assert jobs.service.list(limit=5).items == ()
-    assert jobs.service.list(limit=5, sort="severity").items == ()
+    assert jobs.service.list(Query("severity"), limit=5).items == ()
 
 
 def test_a_running_job_that_is_purged_stops_and_leaves_nothing(
@@ -163,7 +164,7 @@ class TestWithoutBroker:
         assert without_broker.service.report(done).severity.percent_opacity == 40.0
         assert b"".join(without_broker.service.mask(done, MaskName.LUNGS).read()) == b"a mask"
         assert [state.id for state in without_broker.service.list(limit=9).items] == [queued, done]
-        assert [state.id for state in without_broker.service.list(limit=9, sort="severity").items] == [done]
+        assert [state.id for state in without_broker.service.list(Query("severity"), limit=9).items] == [done]
         assert without_broker.service.wait(done, 5).status == JobStatus.SUCCEEDED
 
     def test_the_check_says_so(self, without_broker: Connection) -> None:

@@ -19,6 +19,7 @@ from jobs.errors import (
     WrongStateError,
 )
 from jobs.live.keys import PREFIX
+from jobs.live.pagination import Query
 from jobs.models import InputInfo, JobRecord, JobStatus, Manifest, Stage
 from jobs.recovery import finalize
 from jobs.recovery.finalize import cancelled
@@ -75,7 +76,7 @@ class TestDeletedJobs:
         without_broker.service.purge(job_id)
         jobs.reconciler.rebuild()
         assert is_gone(jobs, job_id)
-        assert jobs.service.list(limit=9).items == jobs.service.list(limit=9, sort="severity").items == ()
+        assert jobs.service.list(limit=9).items == jobs.service.list(Query("severity"), limit=9).items == ()
 
     def test_a_gateway_that_is_killed_after_the_tombstone_leaves_nothing_that_is_still_shown(
         self, jobs: Connection, finished: Post

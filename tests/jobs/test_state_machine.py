@@ -42,6 +42,7 @@ from jobs.bootstrap import Connection, assemble
 from jobs.errors import IdempotencyInFlightError, JobNotFoundError, JobPurgedError, UnavailableError, WrongStateError
 from jobs.live.connection import ViewFreshness
 from jobs.live.keys import PREFIX
+from jobs.live.pagination import Query
 from jobs.live.workers import WorkerStats
 from jobs.models import (
     InputInfo,
@@ -529,9 +530,9 @@ class JobMachine(RuleBasedStateMachine):
                 final[job.id] = state.status
             else:
                 assert not job.accepted
-        for status in (None, *JobStatus):
-            listed = {state.id for state in self.jobs.service.list(limit=99, status=status).items}
-            assert listed == {i for i, s in final.items() if status in (None, s)}
+        for wanted in (frozenset[JobStatus](), *(frozenset({status}) for status in JobStatus)):
+            listed = {state.id for state in self.jobs.service.list(Query(status=wanted), limit=99).items}
+            assert listed == {i for i, s in final.items() if not wanted or s in wanted}
         assert self.server.exists(PREFIX + "epoch")
 
     def traces(self, job_id: str) -> list[str]:

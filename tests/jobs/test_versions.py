@@ -13,6 +13,7 @@ import redis
 from jobs import states
 from jobs.bootstrap import Connection, connect
 from jobs.errors import JobPurgedError, NewerSchemaError, WrongStateError
+from jobs.live.pagination import Query
 from jobs.models import JobStatus, MaskName, Priority, Stage
 from jobs.queue import QUEUES, TASK_NAME
 from jobs.settings import JobsSettings
@@ -61,7 +62,7 @@ class TestRecordsOfTheFirstVersion:
         found = {name: first.service.get(IDS[name]).status for name in STATUS}
         assert found == STATUS
         assert {state.id for state in first.service.list(limit=99).items} == {IDS[name] for name in STATUS}
-        assert [state.id for state in first.service.list(limit=9, sort="severity").items] == [IDS["succeeded"]]
+        assert [state.id for state in first.service.list(Query("severity"), limit=9).items] == [IDS["succeeded"]]
         with pytest.raises(JobPurgedError):
             first.service.get(IDS["purged"])
 

@@ -21,10 +21,13 @@
 -- ARGV[12] channel
 -- ARGV[13] has_callback       1 if somebody wants to be told of its end
 -- ARGV[14] not_after_ms       of a job that no worker has begun, or ''
--- ARGV[15...]                 metrics and by how much they grow at the job's end, in pairs
+-- ARGV[15] delay_ms           how long after the moment in its id the job was created
+-- ARGV[16] reference_member   of the list by reference, or ''
+-- ARGV[17...]                 metrics and by how much they grow at the job's end, in pairs
 local job, lease_key, events, metrics, tombstone = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local prefix, job_id, priority, status, attempt, state, guard = unpack(ARGV, 1, 7)
 local severity_member, retry_after_ms, events_kept, events_kept_ms, channel, has_callback, not_after_ms = unpack(ARGV, 8, 14)
+local delay_ms, reference_member = unpack(ARGV, 15, 16)
 
 local function is_final(name) return name == 'succeeded' or name == 'failed' or name == 'cancelled' end
 
@@ -64,12 +67,14 @@ if old_status ~= status then
     redis.call('ZADD', prefix .. 'index:*:' .. list, 0, job_id)
     if severity_member ~= '' then redis.call('ZADD', prefix .. 'severity:' .. list, 0, severity_member) end
   end
+  redis.call('ZADD', prefix .. 'delays', delay_ms, job_id)
+  if reference_member ~= '' then redis.call('ZADD', prefix .. 'references', 0, reference_member) end
 end
 if is_final(status) then
   redis.call('DEL', lease_key)
   -- A job that a rebuild brings back was counted when it ended.
   if not is_new then
-    for i = 15, #ARGV, 2 do redis.call('HINCRBY', metrics, ARGV[i], ARGV[i + 1]) end
+    for i = 17, #ARGV, 2 do redis.call('HINCRBY', metrics, ARGV[i], ARGV[i + 1]) end
   end
 end
 local cancel = redis.call('HGET', job, 'cancel') or ''

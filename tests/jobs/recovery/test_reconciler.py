@@ -8,6 +8,7 @@ import redis
 
 from jobs.bootstrap import Connection, connect
 from jobs.errors import BrokerUnavailableError, JobPurgedError
+from jobs.live.pagination import Query
 from jobs.models import JobError, JobStatus, Priority, Stage
 from jobs.queue import QUEUES
 from tests.support.processes import until
@@ -59,7 +60,7 @@ def test_a_job_that_was_published_but_not_shown_is_shown(
     assert jobs.service.get(job_id).status == JobStatus.RUNNING
     until(lambda: jobs.reconciler.reconcile() > 0)
     assert jobs.service.get(job_id).status == JobStatus.SUCCEEDED
-    assert [state.id for state in jobs.service.list(limit=5, sort="severity").items] == [job_id]
+    assert [state.id for state in jobs.service.list(Query("severity"), limit=5).items] == [job_id]
 
 
 def test_one_reaper_leads_at_a_time(jobs: Connection, post: Post) -> None:
@@ -88,7 +89,7 @@ class TestWipedRedis:
         after = {state.id: state for state in jobs.service.list(limit=99).items}
         assert {i: s.status for i, s in after.items()} == {i: s.status for i, s in before.items()}
         assert after[done] == before[done]
-        assert [s.id for s in jobs.service.list(limit=9, sort="severity").items] == [worse, done]
+        assert [s.id for s in jobs.service.list(Query("severity"), limit=9).items] == [worse, done]
         assert jobs.backends.queue.present(0) == set(waiting)
         assert [server.llen(queue) for queue in QUEUES] == [1, 1, 1]
         assert jobs.reconciler.rebuild() == 0
