@@ -47,7 +47,11 @@ def create_app(settings: ApiSettings | None = None, jobs: Connection | None = No
         version=__version__,
         summary="Severity of lung opacities on chest CT, per lobe.",
         description=openapi.DESCRIPTION,
+        contact={"name": "The maintainers of Lobewise"},
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        # A generated client begins with the first; where a proxy adds a prefix, the framework puts that one before it.
+        servers=[{"url": str(settings.public_url).rstrip("/") if settings.public_url else settings.root_path or "/"}],
+        root_path_in_servers=settings.public_url is None,
         openapi_tags=openapi.TAGS,
         redirect_slashes=False,
         redoc_url=None,

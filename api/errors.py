@@ -151,6 +151,8 @@ def _on_http_exception(request: Request, error: HTTPException) -> Response:
     if problem is problems.METHOD_NOT_ALLOWED:
         # The router names the methods of the first route with this path; a path may have several routes.
         routes = [route for route in request.app.state.routes if route.matches(request.scope)[0] is not Match.NONE]
+        # A path that stands as it is goes before the ids that it might be taken for.
+        routes = [route for route in routes if "{" not in route.path] or routes
         methods = {method for route in routes for method in getattr(route, "methods", None) or ()}
         headers["Allow"] = ", ".join(sorted(methods))
     return problem_response(request, ApiError(problem, problem.meaning, headers=headers))

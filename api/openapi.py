@@ -1,11 +1,13 @@
 """Completes the OpenAPI document: what FastAPI cannot see, such as problems, headers and streamed bodies."""
 
+import copy
 from typing import Any, Final
 
 from fastapi import FastAPI
 
 from api import examples
 from api.errors import MEDIA_TYPE
+from api.portable_schemas import make_portable
 from api.schemas import BatchSubmission, ExportedReport, Problem, SourceSubmission, UploadRequest
 from jobs import problems
 from jobs.problems import ProblemType
@@ -78,7 +80,6 @@ _UPLOAD: Final = {
             "type": "string",
             "format": "binary",
             "contentMediaType": "application/octet-stream",
-            "minLength": 1,
             "description": "NIfTI (`.nii`, `.nii.gz`), NRRD, MetaImage (`.mha`), or a zip file of one DICOM series. "
             "Its name is not looked at.",
         },
@@ -103,6 +104,11 @@ def json_body(schema: str, examples: dict[str, Any]) -> dict[str, Any]:
     """The body of an operation that reads it itself, since FastAPI holds bodies of any length in memory."""
     content = {"schema": {"$ref": f"#/components/schemas/{schema}"}, "examples": examples}
     return {"requestBody": {"required": True, "content": {"application/json": content}}}
+
+
+def callbacks(*names: str) -> dict[str, Any]:
+    """Messages to the receiver that a body names; `install` completes them."""
+    return {name: {} for name in names}
 
 
 def headers(*names: str) -> dict[str, Any]:
@@ -206,17 +212,43 @@ def install(app: FastAPI) -> None:
             schemas["UploadSubmission"] = _UPLOAD
             for unused in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(unused, None)
+            for schema in schemas.values():
+                for name, field in schema.get("properties", {}).items():
+                    # Of an integer without a format most languages make one of 32 bits, too few for 2 GiB.
+                    for kind in field.get("anyOf", [field]) if name.endswith("_bytes") else ():
+                        if kind["type"] == "integer":
+                            kind["format"] = "int64"
             for path in document["paths"].values():
                 for operation in path.values():
+                    for parameter in operation.get("parameters", ()):
+                        # What may be left out of an address or a header is never null: some would send the word.
+                        kinds = [kind for kind in parameter["schema"].get("anyOf", ()) if kind != {"type": "null"}]
+                        if len(kinds) == 1:
+                            parameter["schema"].update(kinds[0])
+                            del parameter["schema"]["anyOf"]
                     # Drop FastAPI's own 422, which is never answered; every answer has a request id.
                     if "application/json" in operation["responses"].get("422", {}).get("content", {}):
                         del operation["responses"]["422"]
                     for answer in operation["responses"].values():
                         answer.setdefault("headers", {}).update(headers("X-Request-ID"))
-            message = document["webhooks"]["job-ended"]["post"]
-            (value,) = message["requestBody"]["content"].values()
-            message["requestBody"]["content"] = {"application/cloudevents+json": value}
-            message["responses"] = {"204": {"description": "taken; any 2xx will do"}}
+            # Messages to a receiver stand as callbacks of what names its address. Of webhooks, generators make methods
+            # that nobody can call, in the place of others with their tag.
+            # Each stands where it belongs, whole: generators do not follow a reference there.
+            webhooks = document.pop("webhooks")
+            for path in document["paths"].values():
+                for operation in path.values():
+                    for name in operation.get("callbacks", {}):
+                        message = copy.deepcopy(webhooks[name]["post"])
+                        (value,) = message["requestBody"]["content"].values()
+                        message["requestBody"]["content"] = {"application/cloudevents+json": value}
+                        message["responses"] = {
+                            "204": {"description": "taken; any 2xx will do"},
+                            "410": {"description": "nothing more is sent to this address, for any job"},
+                        }
+                        message["operationId"] = f"{operation['operationId']}_{message['operationId']}"
+                        operation["callbacks"][name] = {"{$request.body#/callback_url}": {"post": message}}
+            # There is no authentication yet.
+            document["security"] = []
             for route in app.state.routes:
                 for method in route.methods or ():
                     operation = document["paths"][route.path][method.lower()]
@@ -226,6 +258,7 @@ def install(app: FastAPI) -> None:
                             if "examples" in content:
                                 restored = operation["responses"][str(status)]["content"][media_type]
                                 restored["examples"] = content["examples"]
+            make_portable(document)
             app.openapi_schema = document
         return app.openapi_schema
 

@@ -19,19 +19,10 @@ from jobs.live.events import JobEvent
 router = APIRouter(tags=["jobs"])
 
 MEDIA_TYPE: Final = "text/event-stream"
-_EVENT: Final = {
-    "type": "object",
-    "description": "One event of the stream.",
-    "properties": {
-        "id": {"type": "string", "description": "what to send as `Last-Event-ID`; absent while the broker is down"},
-        "event": {"type": "string", "const": "job"},
-        "data": {
-            "type": "string",
-            "contentMediaType": "application/json",
-            "description": "the job, as `get_job` has it",
-        },
-        "retry": {"type": "integer", "description": "milliseconds after which to come back"},
-    },
+_EVENTS: Final = {
+    "type": "string",
+    "description": "Events with `id`, to send as `Last-Event-ID` (absent while the broker is down), `event: job`, "
+    "`data`, the job as `get_job` has it, and `retry`, milliseconds after which to come back.",
 }
 LastEventId = Annotated[
     str | None,
@@ -51,7 +42,7 @@ LastEventId = Annotated[
     responses={
         200: {
             "description": "A stream of server-sent events, each named `job` with the job as JSON.",
-            "content": {MEDIA_TYPE: {"schema": _EVENT, "example": examples.event_example()}},
+            "content": {MEDIA_TYPE: {"schema": _EVENTS, "example": examples.event_example()}},
         },
         204: {"description": "The job is final and you have its last event: do not come back."},
         **openapi.problem_answers(*READ_PROBLEMS, problems.TOO_MANY_STREAMS),

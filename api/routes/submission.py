@@ -67,6 +67,7 @@ Prefer = Annotated[
     ),
 ]
 _FORM: Final = {
+    "callbacks": openapi.callbacks("job-ended"),
     "requestBody": {
         "required": True,
         "content": {
@@ -75,7 +76,7 @@ _FORM: Final = {
                 "encoding": {"file": {"contentType": "application/octet-stream"}},
             }
         },
-    }
+    },
 }
 _SOURCE: Final = openapi.json_body(
     "SourceSubmission",
@@ -92,7 +93,7 @@ _SOURCE: Final = openapi.json_body(
             "value": {"source": {"upload_id": examples.UPLOAD_ID}, "priority": "routine"},
         },
     },
-)
+) | {"callbacks": openapi.callbacks("job-ended")}
 #: When the operations that take a form stopped to take JSON, in seconds since 1970 (RFC 9745). They still do, for one
 #: version more and without a word in the document: of two kinds of bodies, generated clients have only the first.
 #: No `Sunset`: when the next version comes to a hospital is for its operator to say.

@@ -17,7 +17,16 @@ router = APIRouter(tags=["uploads"])
 
 UploadId = Annotated[str, Path(description="`id` of the upload", examples=[examples.UPLOAD_ID])]
 Number = Annotated[int, Path(ge=1, le=10_000, description="`number` of the part", examples=[2])]
-Expires = Annotated[int, Query(ge=0, le=1 << 40, description="as it stands in the part's `url`", examples=[1772444700])]
+Expires = Annotated[
+    int,
+    Query(
+        ge=0,
+        le=1 << 40,
+        description="as it stands in the part's `url`",
+        examples=[1772444700],
+        json_schema_extra={"format": "int64"},
+    ),
+]
 Signature = Annotated[
     str,
     Query(min_length=1, max_length=128, description="as it stands in the part's `url`", examples=[examples.SHA256]),

@@ -26,7 +26,7 @@ def test_operations_have_names_for_clients() -> None:
     assert names == {
         "create_job", "list_jobs", "get_job", "watch_job", "cancel_job", "delete_job", "get_report", "get_mask",
         "head_mask", "get_mask_url", "create_upload", "get_upload", "put_upload_part", "complete_upload",
-        "abort_upload", "get_callback", "redeliver_callback", "create_batch", "get_batch",
+        "abort_upload", "get_callback", "redeliver_callback", "create_batch", "list_batches", "get_batch",
         "export_reports_csv", "export_reports_ndjson",
         "cancel_batch", "validate_scan", "get_inspection", "create_job_from_source", "validate_scan_from_source",
         "get_labels",
@@ -69,8 +69,9 @@ def test_an_example_follows_its_schema(where: str, value: Any, schema: dict[str,
     jsonschema.Draft202012Validator({**schema, "components": DOCUMENT["components"]}).validate(value)
 
 
-def test_the_message_to_a_receiver_is_described_as_a_webhook() -> None:
-    message = DOCUMENT["webhooks"]["job-ended"]["post"]
+def test_the_message_to_a_receiver_is_described_as_a_callback() -> None:
+    told = DOCUMENT["paths"]["/v1/jobs/from-source"]["post"]["callbacks"]
+    message = told["job-ended"]["{$request.body#/callback_url}"]["post"]
     assert {parameter["name"] for parameter in message["parameters"]} == {
         "webhook-id", "webhook-timestamp", "webhook-signature",
     }  # fmt: skip

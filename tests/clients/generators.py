@@ -50,6 +50,7 @@ class Client:
 
 _JAR: Final = ("openapi-generator-cli", "generate", "-i", "../openapi.json", "-o", ".")
 _CODE_ALONE: Final = ("--global-property", "apiTests=false,modelTests=false,apiDocs=false,modelDocs=false")
+_GO_OPTIONS: Final = "withGoMod=false,enumClassPrefix=true"
 _TSC: Final = (
     *("tsc", "--noEmit", "--strict", "--target", "es2022", "--lib", "es2022,dom,dom.iterable", "--skipLibCheck"),
     *("--module", "esnext", "--moduleResolution", "bundler", "--types", "node", "--experimentalDecorators"),
@@ -93,5 +94,57 @@ CLIENTS: Final = (
         "typescript_fetch",
         (*_JAR, "-g", "typescript-fetch", *_CODE_ALONE),
         ("java",),
+    ),
+    Client(
+        "openapi-python-client",
+        "openapi-python-client",
+        (
+            (
+                "openapi-python-client",
+                "generate",
+                "--path",
+                "../openapi.json",
+                "--config",
+                "{drivers}/openapi_python_client.yml",
+            ),
+            ("mv", "client/generated", "generated"),
+        ),
+        (("{python}", "{drivers}/import_all.py", "generated"),),
+        ("{python}", "{drivers}/python_openapi_python_client.py"),
+    ),
+    _typescript(
+        "hey-api",
+        "@hey-api/openapi-ts",
+        "hey_api",
+        ("openapi-ts", "-i", "../openapi.json", "-o", "generated", "-c", "@hey-api/client-fetch"),
+    ),
+    _typescript(
+        "openapi-typescript, openapi-fetch",
+        "openapi-typescript",
+        "openapi_fetch",
+        ("openapi-typescript", "../openapi.json", "-o", "schema.ts", "--default-non-nullable=false"),
+        options="`--default-non-nullable=false`, or else what has a default must be sent; `tsc --strict`",
+    ),
+    _typescript("orval", "orval", "orval", ("orval", "--config", "{drivers}/orval.config.ts")),
+    _typescript(
+        "ng-openapi-gen",
+        "ng-openapi-gen",
+        "ng_openapi_gen",
+        ("ng-openapi-gen", "--input", "../openapi.json", "--output", "generated"),
+        options="Angular's HttpClient on Node's fetch; `tsc --strict`",
+    ),
+    Client(
+        "openapi-generator go",
+        "openapi-generator-cli",
+        (
+            (*_JAR, "-g", "go", "--package-name", "lobewise", "--additional-properties", _GO_OPTIONS, *_CODE_ALONE),
+            ("mkdir", "drive"),
+            ("cp", "{drivers}/drive.go", "drive"),
+            ("cp", "{drivers}/go.mod.txt", "go.mod"),
+        ),
+        (("go", "vet", "./..."), ("go", "build", "-o", "driver", "./drive")),
+        ("./driver",),
+        ("java",),
+        "`enumClassPrefix`, or else constants of two enums have one name; `go vet`",
     ),
 )

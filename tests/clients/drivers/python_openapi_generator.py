@@ -104,11 +104,8 @@ def poll() -> None:
 def validate() -> None:
     job = jobs.validate_scan(file=("scan.nii.gz", SCAN.read_bytes()), priority=models.Priority.STAT, prefer="wait=30")
 
-    def found() -> models.Job | None:
-        now = jobs.get_job(job.id)
-        return now if now.status == models.JobStatus.SUCCEEDED else None
-
-    until(found)
+    until(lambda: jobs.get_job(job.id).finished_at)
+    assert jobs.get_job(job.id).status == models.JobStatus.SUCCEEDED
     seen = results.get_inspection(job.id)
     assert len(seen.shape) == 3
 
@@ -148,7 +145,7 @@ def lists() -> None:
     second = jobs.list_jobs(limit=1, sort="created_at", cursor=first.next_cursor)
     assert (len(first.items), len(second.items)) == (1, 1)
     assert first.items[0].id < second.items[0].id
-    succeeded = jobs.list_jobs(status=models.JobStatus.SUCCEEDED, priority=models.Priority.ROUTINE, limit=200)
+    succeeded = jobs.list_jobs(status=[models.JobStatus.SUCCEEDED], priority=models.Priority.ROUTINE, limit=200)
     assert WORLD.scored.job_id in [job.id for job in succeeded.items]
 
 

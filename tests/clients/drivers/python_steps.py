@@ -28,9 +28,9 @@ def step(operation: str, run: Callable[[], object]) -> Any:
 
 
 def until(found: Callable[[], Any]) -> Any:
-    """The first answer that is not None."""
+    """The first answer that is something."""
     deadline = time.monotonic() + WAIT_SECONDS
-    while (answer := found()) is None:
+    while not (answer := found()):
         if time.monotonic() > deadline:
             raise TimeoutError
         time.sleep(0.3)

@@ -80,7 +80,7 @@ await step("cancel", async () => equal((await cancelled(jobId!)).status, "cancel
 await step("poll", async () => {
   const answer = await jobs.getJobRaw({ jobId: scored });
   equal((await answer.value()).status, api.JobStatus.Succeeded);
-  const etag = answer.raw.headers.get("etag");
+  const etag = answer.raw.headers.get("etag")!;
   try {
     await jobs.getJobRaw({ jobId: scored, ifNoneMatch: etag });
   } catch (error) {
@@ -93,7 +93,8 @@ await step("poll", async () => {
 
 await step("validate", async () => {
   const { id } = await jobs.validateScan({ file: new Blob([scan]), priority: api.Priority.Stat, prefer: "wait=30" });
-  await until(async () => ((await jobs.getJob({ jobId: id })).status === "succeeded" ? true : undefined));
+  await until(async () => (await jobs.getJob({ jobId: id })).finishedAt ?? undefined);
+  equal((await jobs.getJob({ jobId: id })).status, "succeeded");
   equal((await results.getInspection({ jobId: id })).shape!.length, 3);
 });
 
@@ -126,9 +127,9 @@ await step("range", async () => {
 
 await step("list", async () => {
   const first = await jobs.listJobs({ limit: 1, sort: api.ListJobsSortEnum.OLDEST_FIRST });
-  const second = await jobs.listJobs({ limit: 1, sort: api.ListJobsSortEnum.OLDEST_FIRST, cursor: first.nextCursor });
+  const second = await jobs.listJobs({ limit: 1, sort: api.ListJobsSortEnum.OLDEST_FIRST, cursor: first.nextCursor! });
   require(first.items[0]!.id < second.items[0]!.id, "the second page is not after the first");
-  const chosen = await jobs.listJobs({ status: "succeeded", priority: "routine", limit: 200 });
+  const chosen = await jobs.listJobs({ status: ["succeeded"], priority: "routine", limit: 200 });
   require(chosen.items.some((job) => job.id === scored), "the scored job is not in the list");
 });
 
