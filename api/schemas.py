@@ -62,6 +62,15 @@ def _require_rfc3339(value: object) -> object:
     raise ValueError("a time as RFC 3339 has it, with its zone, such as 2026-03-02T09:30:00Z")
 
 
+def _require_boolean(value: object) -> object:
+    # A form has text only; pydantic takes numbers and other words too, which the document does not.
+    if isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    if isinstance(value, bool):
+        return value
+    raise ValueError("true or false")
+
+
 def _as_utc(moment: datetime) -> datetime:
     try:
         moment = moment.astimezone(UTC)
@@ -100,7 +109,7 @@ class JobOptions(Schema):
         "`deadline-passed` and is never computed. One that has been begun runs on",
         examples=["2030-03-02T18:00:00Z"],
     )
-    reuse: bool = Field(
+    reuse: Annotated[bool, BeforeValidator(_require_boolean)] = Field(
         default=True,
         description="whether a scan that was scored before, by the same software and weights, may be given that "
         "result; `false` has it computed",
