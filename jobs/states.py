@@ -20,11 +20,11 @@ def now() -> datetime:
 
 #: What never changes, or only with the status, so that a version that does not know it has the same revisions; and what
 #: changes with every look.
-_NOT_REVISED: Final = {"revision", "not_after", "reused_from", "estimated_start_at"}
+_NOT_REVISED: Final = {"revision", "batch_id", "not_after", "reused_from", "estimated_start_at"}
 
 
 def make_state(**fields: Any) -> JobState:
-    """A state with its revision, a hash of all other fields."""
+    """A state with its revision, a hash of the other fields."""
     state = JobState(**{**fields, "revision": ""})
     digest = hashlib.sha256(state.model_dump_json(exclude=_NOT_REVISED).encode()).hexdigest()
     return state.model_copy(update={"revision": digest[:16]})
@@ -82,6 +82,7 @@ def _of_record(record: JobRecord) -> dict[str, Any]:
         "input": record.input,
         "client_reference": record.client_reference,
         "callback_url": record.callback_url,
+        "batch_id": record.batch_id,
         "not_after": record.not_after,
     }
 

@@ -41,6 +41,7 @@ from jobs.backends import Backends
 from jobs.bootstrap import Connection, assemble
 from jobs.errors import IdempotencyInFlightError, JobNotFoundError, JobPurgedError, UnavailableError, WrongStateError
 from jobs.live.connection import ViewFreshness
+from jobs.live.feed import FeedLimits
 from jobs.live.keys import PREFIX
 from jobs.live.pagination import Query
 from jobs.live.workers import WorkerStats
@@ -165,7 +166,7 @@ class World:
             retention_seconds=24 * 3600, reap_seconds=600, retry_seconds=600, broker_timeout_seconds=10,
             reuse_results=True,
         )  # fmt: skip
-        self.live = GatedLive(self.embedded.url, 10, ViewFreshness(0.0))
+        self.live = GatedLive(self.embedded.url, 10, ViewFreshness(0.0), FeedLimits(events=1000, seconds=3600))
         self.queue = GatedQueue(self.settings, self.live)
         self.numbers = itertools.count()
 
