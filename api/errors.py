@@ -117,7 +117,7 @@ def _what_to_send(fault: Mapping[str, Any]) -> str:
     kind, given, context = fault["type"], fault.get("input"), fault.get("ctx", {})
     if kind in _WORDS:
         words = [word.strip("'") for word in context["expected"].replace(" or ", ", ").split(", ")]
-        sentence = f"send one of {', '.join(words)}"
+        sentence: str = f"send one of {', '.join(words)}"
         if isinstance(given, str) and given not in words and given.strip().lower() in [word.lower() for word in words]:
             sentence += f'; "{given}" differs in case or blanks only'
         return sentence
@@ -125,7 +125,7 @@ def _what_to_send(fault: Mapping[str, Any]) -> str:
         return "leave it out, or send a text that is not empty"
     if kind == "extra_forbidden" and fault["loc"][-1] in ELSEWHERE:
         return f"leave it out: {ELSEWHERE[fault['loc'][-1]]}"
-    sentence: str = _WANTED[kind].format(**context) if kind in _WANTED else fault["msg"]
+    sentence = _WANTED[kind].format(**context) if kind in _WANTED else fault["msg"]
     if kind.endswith("_type"):
         sentence += f", not {_NAMES.get(type(given), 'something else')}"
     return sentence
