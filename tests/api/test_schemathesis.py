@@ -66,7 +66,11 @@ document = schemathesis.openapi.from_dict(
                 # was not signed, a scan beyond the limit.
                 "positive_data_acceptance": {
                     "expected-statuses": ["2xx", "304", "403", "404", "409", "410", "413", "415", "422"]
-                }
+                },
+                # A size beyond the largest number is beyond the limit, too, and refused as that.
+                "negative_data_rejection": {
+                    "expected-statuses": ["400", "403", "404", "405", "409", "413", "415", "422"]
+                },
             }
         }
     ),
