@@ -38,6 +38,9 @@ class Addresses:
     def job(self, job_id: str, *below: str) -> str:
         return "/".join((self.jobs(), job_id, *below))
 
+    def batches(self, query: str) -> str:
+        return f"{self._base}/v1/batches?{query}"
+
     def batch(self, batch_id: str, *below: str) -> str:
         return "/".join((self._base, "v1/batches", batch_id, *below))
 

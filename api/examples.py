@@ -4,9 +4,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from api.dependencies import Addresses
-from api.schemas import MaskAddress
+from api.schemas import BatchList, MaskAddress
 from api.sse import RETRY, written
-from api.views import as_json, batch_view, job_view, report_view, upload_view
+from api.views import as_json, batch_summary, batch_view, job_view, report_view, upload_view
 from jobs import problems
 from jobs.batches import BatchCounts, BatchItem, BatchRecord
 from jobs.live.events import JobEvent
@@ -286,13 +286,21 @@ BATCH_REQUEST: Final = {
 }
 
 
-def batch_examples() -> dict[str, Any]:
+def _batch() -> tuple[BatchRecord, BatchCounts]:
     refusal = JobError.of(problems.UPLOAD_NOT_FOUND, "there is no such upload, or no longer", {})
     items = [BatchItem(job_id=JOB_ID), BatchItem(error=refusal)]
     record = BatchRecord(id=BATCH_ID, created_at=_moment(0), items=items)
     counts = BatchCounts({status: int(status is JobStatus.SUCCEEDED) for status in JobStatus}, purged=0, refused=1)
-    view = batch_view(record, counts, [SUCCEEDED, None], 0, ADDRESSES)
+    return record, counts
+
+
+def batch_examples() -> dict[str, Any]:
+    view = batch_view(*_batch(), [SUCCEEDED, None], 0, ADDRESSES)
     return {"batch": {"summary": "one has succeeded, one was refused", "value": as_json(view)}}
+
+
+def batch_list_example() -> Any:
+    return as_json(BatchList(items=[batch_summary(*_batch(), ADDRESSES)], next_cursor=CURSOR))
 
 
 def callback_examples(*names: str) -> dict[str, Any]:

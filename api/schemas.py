@@ -274,15 +274,27 @@ class BatchLinks(Schema):
     cancel: Url = Field(description="POST here to stop all that is not finished")
 
 
-class Batch(Schema):
-    """Many scans that came in one call, each with a job of its own."""
+class BatchSummary(Schema):
+    """Many scans that came in one call, and how many of them stand where."""
 
     id: str
-    created_at: datetime
+    created_at: datetime = Field(description="when its request came")
     counts: BatchCountsView
+    links: BatchLinks
+
+
+class Batch(BatchSummary):
+    """Many scans that came in one call, each with a job of its own."""
+
     items: list[BatchItemView] = Field(description="one page of them")
     next_cursor: str | None = Field(description="give it as `cursor` to get the next page; null on the last")
-    links: BatchLinks
+
+
+class BatchList(Schema):
+    """One page of batches."""
+
+    items: list[BatchSummary]
+    next_cursor: str | None = Field(description="give it as `cursor` to get the next page; null on the last")
 
 
 class JobEndedData(Schema):

@@ -12,6 +12,7 @@ from api.schemas import (
     BatchCountsView,
     BatchItemView,
     BatchLinks,
+    BatchSummary,
     Job,
     JobLinks,
     Upload,
@@ -49,14 +50,17 @@ def batch_view(
         for n, (item, state) in enumerate(zip(record.items[first : first + len(states)], states, strict=True))
     ]
     end = first + len(items)
-    return Batch(
+    next_cursor = str(end) if end < len(record.items) else None
+    return Batch(**dict(batch_summary(record, counts, addresses)), items=items, next_cursor=next_cursor)
+
+
+def batch_summary(record: BatchRecord, counts: BatchCounts, addresses: Addresses) -> BatchSummary:
+    return BatchSummary(
         id=record.id,
         created_at=record.created_at,
         counts=BatchCountsView(
             **{status.value: n for status, n in counts.by_status.items()}, purged=counts.purged, refused=counts.refused
         ),
-        items=items,
-        next_cursor=str(end) if end < len(record.items) else None,
         links=BatchLinks(self=addresses.batch(record.id), cancel=addresses.batch(record.id, "cancel")),
     )
 

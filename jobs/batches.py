@@ -7,12 +7,12 @@ nothing behind in it.
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, TypeVar
 
 from pydantic import Field
 
@@ -26,6 +26,7 @@ from jobs.errors import (
     NewerSchemaError,
     WrongStateError,
 )
+from jobs.live.pagination import Query
 from jobs.live.redis_view import LiveView
 from jobs.models import SCHEMA_VERSION, InputInfo, JobError, JobRecord, JobState, JobStatus, Model, SchemaVersion
 from jobs.store.job_store import JobStore
@@ -37,6 +38,10 @@ ACCEPTED_AT_ONCE: Final = 8
 
 #: A batch that is not whole by then was left by its gateway.
 RESUMED_AFTER: Final = timedelta(seconds=60)
+
+
+Thing = TypeVar("Thing")
+Answer = TypeVar("Answer")
 
 
 class BatchItem(Model):
@@ -127,7 +132,24 @@ class Batches:
             raise BatchNotFoundError(batch_id)
         return record
 
-    def states(self, job_ids: Sequence[str]) -> list[JobState | None]:
+    def list(self, query: Query, *, limit: int, cursor: str | None) -> tuple[Sequence[BatchRecord], str | None]:
+        """A page of batches in the times of a query, newest first, and a cursor to the next one.
+
+        Raises InvalidCursorError.
+        """
+        after = query.decode(cursor) if cursor else None
+        wanted = (i for i in self._all_ids() if query.has_time(states.made_at(i)) and (after is None or i < after))
+        found = []
+        for batch_id in sorted(wanted, reverse=True):
+            with suppress(NewerSchemaError):
+                record = self._read(batch_id)
+                if record is not None:
+                    found.append(record)
+            if len(found) > limit:
+                return found[:limit], query.encode(found[limit - 1].id)
+        return found, None
+
+    def states(self, job_ids: Sequence[str]) -> Sequence[JobState | None]:
         """Each job as it stands; None for one that was deleted."""
         try:
             shown = self._live.get_many(job_ids)
@@ -141,10 +163,10 @@ class Batches:
             shown = self._live.statuses(record.job_ids)
         except BrokerUnavailableError:
             shown = [None] * len(record.job_ids)
-        found: Counter[JobStatus | None] = Counter()
-        for job_id, status in zip(record.job_ids, shown, strict=True):
-            state = None if status else self._from_blobs(job_id)
-            found[status or (state.status if state else None)] += 1
+        found: Counter[JobStatus | None] = Counter(status for status in shown if status)
+        unknown = [job_id for job_id, status in zip(record.job_ids, shown, strict=True) if not status]
+        # Several at once: of an old batch all jobs may be deleted, and each is a question to the store.
+        found.update(state.status if state else None for state in _for_all(self._from_blobs, unknown))
         by_status = {status: found[status] for status in JobStatus}
         return BatchCounts(by_status, found[None], len(record.items) - len(record.job_ids))
 
@@ -164,9 +186,8 @@ class Batches:
 
         Batches from before `delete_before` are deleted once all their jobs are; None keeps them.
         """
-        found = filter(states.is_id, {key.removeprefix(BATCHES).partition("/")[0] for key in self._blobs.keys(BATCHES)})
         # The gateway of a younger one may still be at it; two that accept the same jobs do no harm, but twice the work.
-        old = (batch_id for batch_id in found if states.made_at(batch_id) + RESUMED_AFTER <= now)
+        old = (batch_id for batch_id in self._all_ids() if states.made_at(batch_id) + RESUMED_AFTER <= now)
         return sum(self._clean_up_one(batch_id, delete_before) for batch_id in old)
 
     def _clean_up_one(self, batch_id: str, delete_before: datetime | None) -> int:
@@ -189,6 +210,9 @@ class Batches:
         except NewerSchemaError:
             return 0
 
+    def _all_ids(self) -> Iterator[str]:
+        return filter(states.is_id, {key.removeprefix(BATCHES).partition("/")[0] for key in self._blobs.keys(BATCHES)})
+
     def _accept_jobs(self, pending: str, record: BatchRecord, jobs: Sequence[JobRecord]) -> None:
         _for_all(self._ensure, [job for job in jobs if job.id in set(record.job_ids)])
         self._blobs.delete(pending)
@@ -205,8 +229,7 @@ class Batches:
         return self._blobs.read_document(BatchRecord, batch_key(batch_id, "batch.json"))
 
 
-def _for_all(act: Callable[..., object], things: Sequence[object]) -> None:
+def _for_all(act: Callable[[Thing], Answer], things: Sequence[Thing]) -> Sequence[Answer]:
     """Several at once; the first fault is raised once all have ended."""
     with ThreadPoolExecutor(ACCEPTED_AT_ONCE) as pool:
-        for done in [pool.submit(act, thing) for thing in things]:
-            done.result()
+        return [done.result() for done in [pool.submit(act, thing) for thing in things]]

@@ -12,9 +12,10 @@ from api import examples, openapi
 from api.dependencies import Addresses, AddressesDep, JobsDep, MetricsDep, SettingsDep, one_of_each
 from api.errors import ApiError, problem_of
 from api.request_body import MAX_BATCH_BYTES, read_json
+from api.routes.jobs import CURSOR, CreatedBetween, next_page
 from api.routes.submission import IdempotencyKey, job_record, open_input, require_options
-from api.schemas import Batch, BatchSubmission, Schema
-from api.views import batch_view, json_response
+from api.schemas import Batch, BatchList, BatchSubmission, Schema
+from api.views import batch_summary, batch_view, json_response
 from jobs import problems, states, tracing
 from jobs.batches import BatchItem, BatchRecord
 from jobs.errors import JobsError, UnavailableError
@@ -33,6 +34,37 @@ class BatchQuery(Schema):
     cursor: str | None = Field(
         default=None, pattern=r"^[0-9]{1,4}$", description="`next_cursor` of the page before", examples=["100"]
     )
+
+
+class BatchesQuery(CreatedBetween):
+    limit: int = Field(default=20, ge=1, le=100, description="how many batches a page has at most")
+    cursor: str | None = CURSOR
+
+
+@router.get(
+    "/v1/batches",
+    operation_id="list_batches",
+    dependencies=[Depends(one_of_each)],
+    summary="List batches",
+    response_model=BatchList,
+    responses={
+        200: openapi.json_answer(
+            "One page of batches.",
+            {"page": {"summary": "the first of more", "value": examples.batch_list_example()}},
+            "Link",
+        ),
+        **openapi.problem_answers(problems.INVALID_PARAMETERS, problems.STORAGE_UNAVAILABLE),
+    },
+)
+def list_batches(query: Annotated[BatchesQuery, Query()], jobs: JobsDep, addresses: AddressesDep) -> JSONResponse:
+    """Batches in pages, newest first, with their counts; their items are in `get_batch`.
+
+    Follow `Link: rel="next"`, or give `next_cursor` back as `cursor`.
+    """
+    records, next_cursor = jobs.batches.list(query.query(), limit=query.limit, cursor=query.cursor)
+    items = [batch_summary(record, jobs.batches.counts(record), addresses) for record in records]
+    headers = next_page(query, next_cursor, addresses.batches)
+    return json_response(BatchList(items=items, next_cursor=next_cursor), headers=headers)
 
 
 @router.post(
@@ -143,7 +175,9 @@ def _accept(
         except (ApiError, JobsError) as error:
             items.append(BatchItem(error=JobError.of(problem_of(error), str(error), error.evidence)))
     # The batch is stored before its first job, so that a gateway that dies half way leaves all items on record.
-    return jobs.batches.accept(BatchRecord(id=batch_id, created_at=states.now(), items=items), records), False
+    return jobs.batches.accept(
+        BatchRecord(id=batch_id, created_at=states.made_at(batch_id), items=items), records
+    ), False
 
 
 def _page(jobs: JobService, record: BatchRecord, first: int, limit: int, addresses: Addresses) -> Batch:

@@ -106,7 +106,7 @@ def export_reports_csv(query: Annotated[ExportQuery, Query()], jobs: JobsDep) ->
 
 
 def _found(jobs: JobService, query: ExportQuery) -> Iterator[Some]:
-    wanted = query.query("created_at", [JobStatus.SUCCEEDED])
+    wanted = query.query(sort="created_at", status=frozenset({JobStatus.SUCCEEDED}))
     return jobs.reports(wanted, after=query.after, limit=query.limit)
 
 

@@ -1,11 +1,11 @@
 """Looking at jobs, stopping and deleting them."""
 
-from collections.abc import Iterable
-from typing import Annotated, Final
+from collections.abc import Callable
+from typing import Annotated, Any, Final
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Response
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from api import examples, openapi
 from api.conditional import is_known, quoted
@@ -33,43 +33,45 @@ IfNoneMatch = Annotated[
 READ_PROBLEMS: Final = (problems.JOB_NOT_FOUND, problems.JOB_PURGED, problems.STORAGE_UNAVAILABLE)
 
 
-class JobFilters(Schema):
-    """What narrows a list of jobs. All may be given together."""
+CURSOR: Final = Field(
+    default=None,
+    max_length=512,
+    description="`next_cursor` of the page before; keep all other parameters as they were",
+)
 
-    client_reference: ClientReference | None = Field(default=None, description="only jobs with exactly this reference")
+
+class CreatedBetween(Schema):
     created_after: QueryMoment | None = Field(
         default=None,
-        description="only jobs whose `created_at` is at this time (RFC 3339) or later",
+        description="only what has its `created_at` at this time (RFC 3339) or later",
         examples=["2026-03-02T00:00:00Z"],
     )
     created_before: QueryMoment | None = Field(
         default=None,
-        description="only jobs whose `created_at` is before this time (RFC 3339)",
+        description="only what has its `created_at` before this time (RFC 3339)",
         examples=["2026-03-03T00:00:00Z"],
     )
-    priority: Priority | None = Field(default=None, description="only jobs with this priority")
 
-    def query(self, sort: Sort, status: Iterable[JobStatus]) -> JobQuery:
+    def query(self, **more: Any) -> JobQuery:
         """Raises ApiError (invalid-parameters)."""
         if self.created_after and self.created_before and self.created_after >= self.created_before:
             raise invalid_parameter("/query/created_before", "send a time that is later than `created_after`")
-        return JobQuery(
-            sort,
-            frozenset(status),
-            self.priority,
-            client_reference=self.client_reference,
-            created_after=self.created_after,
-            created_before=self.created_before,
-        )
+        return JobQuery(created_after=self.created_after, created_before=self.created_before, **more)
+
+
+class JobFilters(CreatedBetween):
+    """What narrows a list of jobs. All may be given together."""
+
+    client_reference: ClientReference | None = Field(default=None, description="only jobs with exactly this reference")
+    priority: Priority | None = Field(default=None, description="only jobs with this priority")
+
+    def query(self, **more: Any) -> JobQuery:
+        return super().query(client_reference=self.client_reference, priority=self.priority, **more)
 
 
 class ListQuery(JobFilters):
     limit: int = Field(default=50, ge=1, le=200, description="how many jobs a page has at most")
-    cursor: str | None = Field(
-        default=None,
-        max_length=512,
-        description="`next_cursor` of the page before; keep all other parameters as they were",
-    )
+    cursor: str | None = CURSOR
     status: list[JobStatus] = Field(
         default_factory=list, description="only jobs with this status; several: with any of them"
     )
@@ -101,14 +103,13 @@ def list_jobs(query: Annotated[ListQuery, Query()], jobs: JobsDep, addresses: Ad
     `sort=severity` makes a worklist for triage: the scans with most opacity come first. All filters may be given
     together, with every `sort`.
     """
-    page = jobs.list(query.query(query.sort, query.status), limit=query.limit, cursor=query.cursor)
-    headers = {}
-    if page.next_cursor is not None:
-        given = query.model_dump(mode="json", exclude_none=True, exclude_unset=True)
-        given["cursor"] = page.next_cursor
-        headers["Link"] = f'<{addresses.jobs(urlencode(given, doseq=True))}>; rel="next"'
+    page = jobs.list(
+        query.query(sort=query.sort, status=frozenset(query.status)), limit=query.limit, cursor=query.cursor
+    )
     items = [job_view(state, addresses) for state in page.items]
-    return json_response(JobList(items=items, next_cursor=page.next_cursor), headers=headers)
+    return json_response(
+        JobList(items=items, next_cursor=page.next_cursor), headers=next_page(query, page.next_cursor, addresses.jobs)
+    )
 
 
 @router.get(
@@ -185,3 +186,11 @@ def state_headers(state: JobState, settings: ApiSettings) -> dict[str, str]:
     """Which version this is, and when to ask for the next one."""
     headers = {"ETag": quoted(state.revision)}
     return headers if state.status.is_final else headers | {"Retry-After": str(settings.poll_seconds)}
+
+
+def next_page(query: BaseModel, next_cursor: str | None, address: Callable[[str], str]) -> dict[str, str]:
+    """The header that leads to the next page, with the parameters as they were given; none on the last page."""
+    if next_cursor is None:
+        return {}
+    given = query.model_dump(mode="json", exclude_none=True, exclude_unset=True)
+    return {"Link": f'<{address(urlencode({**given, "cursor": next_cursor}, doseq=True))}>; rel="next"'}

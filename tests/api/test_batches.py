@@ -126,3 +126,51 @@ def test_a_batch_that_is_not_there(shared: Service) -> None:
     for name in ("01935f3a-7c1e-7b6a-9d53-2f1c7e0a4b77", "nonsense"):
         require_problem(shared.client.get(f"/v1/batches/{name}"), 404, "batch-not-found")
         require_problem(shared.client.post(f"/v1/batches/{name}/cancel"), 404, "batch-not-found")
+
+
+# Lists
+
+
+def test_batches_are_listed_newest_first_with_their_counts(alone: Service) -> None:
+    batches = [post(alone, [item(n), {"source": {"url": "https://other.example/1.nii"}}]).json() for n in range(5)]
+    alone.client.post(batches[3]["links"]["cancel"])
+    alone.client.delete(f"/v1/jobs/{batches[4]['items'][0]['job']['id']}")
+    found, address = [], "/v1/batches?limit=2"
+    while address:
+        answer = alone.client.get(address)
+        assert answer.status_code == 200, answer.text
+        found.append(answer.json()["items"])
+        address = answer.links.get("next", {}).get("url")
+        assert (answer.json()["next_cursor"] is None) is (address is None)
+    assert [len(page) for page in found] == [2, 2, 1]
+    listed = [batch for page in found for batch in page]
+    assert [batch["id"] for batch in listed] == [batch["id"] for batch in reversed(batches)]
+    for batch in listed:
+        whole = alone.client.get(batch["links"]["self"]).json()
+        assert batch == {name: whole[name] for name in ("id", "created_at", "counts", "links")}
+    assert [batch["counts"][name] for batch, name in zip(listed, ("purged", "cancelled", "queued"), strict=False)] == [
+        1
+    ] * 3
+    assert {batch["counts"]["refused"] for batch in listed} == {1}
+
+    times = {"created_after": batches[1]["created_at"], "created_before": batches[3]["created_at"]}
+    narrowed = alone.client.get("/v1/batches", params={**times, "limit": 1}).json()
+    rest = alone.client.get("/v1/batches", params={**times, "cursor": narrowed["next_cursor"]}).json()
+    assert [batch["id"] for batch in narrowed["items"] + rest["items"]] == [batches[2]["id"], batches[1]["id"]]
+    require_problem(
+        alone.client.get("/v1/batches", params={"cursor": narrowed["next_cursor"]}), 422, "invalid-parameters"
+    )
+
+
+def test_a_list_of_batches_goes_on_while_others_come(alone: Service) -> None:
+    old = [post(alone, [item(n)]).json()["id"] for n in range(4)]
+    page = alone.client.get("/v1/batches?limit=2").json()
+    post(alone, [item(9)])
+    rest = alone.client.get("/v1/batches", params={"limit": 9, "cursor": page["next_cursor"]}).json()
+    assert [batch["id"] for batch in page["items"] + rest["items"]] == old[::-1]
+
+
+@pytest.mark.parametrize("query", ["limit=0", "limit=101", "cursor=20", "created_after=today", "status=queued"])
+def test_a_wrong_parameter_of_the_list_is_pointed_at(shared: Service, query: str) -> None:
+    problem = require_problem(shared.client.get(f"/v1/batches?{query}"), 422, "invalid-parameters")
+    assert [error["pointer"] for error in problem["errors"]] == ["/query/" + query.partition("=")[0]]

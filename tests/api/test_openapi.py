@@ -26,7 +26,7 @@ def test_operations_have_names_for_clients() -> None:
     assert names == {
         "create_job", "list_jobs", "get_job", "watch_job", "cancel_job", "delete_job", "get_report", "get_mask",
         "head_mask", "get_mask_url", "create_upload", "get_upload", "put_upload_part", "complete_upload",
-        "abort_upload", "get_callback", "redeliver_callback", "create_batch", "get_batch",
+        "abort_upload", "get_callback", "redeliver_callback", "create_batch", "list_batches", "get_batch",
         "export_reports_csv", "export_reports_ndjson",
         "cancel_batch", "validate_scan", "get_inspection", "create_job_from_source", "validate_scan_from_source",
         "get_labels",
