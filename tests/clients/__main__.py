@@ -82,7 +82,7 @@ def _build(client: Client, version: str) -> Outcome:
 
 
 def _drive(outcome: Outcome) -> Outcome:
-    if outcome.missing or outcome.fault:
+    if outcome.missing or outcome.fault or not outcome.client.drive:
         return outcome
     began = time.monotonic()
     done = _run((*outcome.client.drive, "../world.json"), _folder(outcome.client))

@@ -35,7 +35,8 @@ class Client:
         package: whose version the matrix tells; of npm if it is in package.json, or else of PyPI.
         needs: programs beyond those of `.venv-clients` and npm.
         generate, build: each must exit with 0.
-        drive: gets the path of the world as its last argument, and prints a JSON line for each operation.
+        drive: gets the path of the world as its last argument, and prints a JSON line for each operation; empty where
+            nothing here can run it.
         options: what differs from the generator's defaults, and why.
     """
 
@@ -171,5 +172,14 @@ CLIENTS: Final = (
         ("java", "javac"),
         "`library=native`, `openApiNullable=false` and `useJakartaEe`, since Debian has what that needs; "
         "`useSingleRequestParameter`, so that parameters have names; HTTP/1.1 where there is no TLS",
+    ),
+    Client(
+        "openapi-generator csharp",
+        "openapi-generator-cli",
+        ((*_JAR, "-g", "csharp", "--additional-properties", "library=httpclient", *_CODE_ALONE),),
+        (),
+        (),
+        ("java",),
+        "`library=httpclient`; generated alone",
     ),
 )
