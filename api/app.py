@@ -19,7 +19,7 @@ from api.forwarded import ForwardedHeaders
 from api.listening import require_free
 from api.metrics import Metrics
 from api.middleware import RequestEnvelope
-from api.routes import batches, callbacks, events, exports, results, service, submission, uploads
+from api.routes import batches, callbacks, events, exports, feed, results, service, submission, uploads
 from api.routes import jobs as job_routes
 from api.sse import Streams
 from api.upload_limits import UploadLimiter
@@ -69,7 +69,7 @@ def create_app(settings: ApiSettings | None = None, jobs: Connection | None = No
     if jobs is not None:
         _use(app, jobs)
     # The router tries its routes in this order, so polls, which are most of the requests, come first.
-    modules = (job_routes, submission, batches, uploads, events, callbacks, results, exports, service)
+    modules = (job_routes, submission, batches, uploads, events, feed, callbacks, results, exports, service)
     routers = [module.router for module in modules]
     app.state.routes = [route for router in routers for route in router.routes]
     for router in routers:

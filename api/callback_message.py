@@ -14,7 +14,9 @@ from typing import Any, Final
 
 from standardwebhooks import Webhook
 
+from jobs.batches import BatchEnd
 from jobs.callbacks import Delivery
+from jobs.models import JobRecord, JobStatus
 from jobs.settings import JobsSettings
 from jobs.store.signed_urls import read_or_make_secret
 
@@ -47,7 +49,7 @@ def signers(settings: JobsSettings) -> list[Webhook]:
 
 
 def compose(delivery: Delivery, signed_by: Sequence[Webhook], now: datetime, traceparent: str | None = None) -> Message:
-    """The message about a job, signed at `now`; the receiver may go on with the trace."""
+    """The message about a job or a batch, signed at `now`; the receiver may go on with the trace."""
     # The id does not change with the attempt: a receiver knows a repetition by it.
     id_, body = f"msg_{delivery.record.id}", json.dumps(event_of(delivery), separators=(",", ":"))
     # Every secret signs, so that receivers may change over one after the other.
@@ -62,26 +64,37 @@ def compose(delivery: Delivery, signed_by: Sequence[Webhook], now: datetime, tra
 
 
 def event_of(delivery: Delivery) -> dict[str, Any]:
-    """The event: how the job ended, its scores or its problem, and where the rest is. Nothing about the patient."""
-    record, manifest = delivery.record, delivery.manifest
-    address = record.address or f"/v1/jobs/{record.id}"
-    outcome = manifest.model_dump(mode="json", include={"severity", "error", "finished_at"})
-    has_report = manifest.outcome == "succeeded" and manifest.inspection_key is None
-    links = {"self": address, "report": f"{address}/report" if has_report else None}
+    """The event: how the job or the batch ended, and where the rest is. Nothing about the patient."""
+    record, end = delivery.record, delivery.end
     # No file names and nothing of the scan's header: a receiver, and every log on the way, may read this.
+    if isinstance(end, BatchEnd):
+        address = record.address or f"/v1/batches/{record.id}"
+        type_, time = "lobewise.batch.ended", end.ended_at
+        counts = {status.value: end.by_status.get(status, 0) for status in JobStatus}
+        data: dict[str, Any] = {
+            "id": record.id,
+            "ended_at": end.model_dump(mode="json", include={"ended_at"})["ended_at"],
+            "counts": {**counts, "purged": end.purged, "refused": end.refused},
+            "links": {"self": address},
+        }
+    else:
+        address = record.address or f"/v1/jobs/{record.id}"
+        type_, time = f"lobewise.job.{end.outcome}", end.finished_at
+        has_report = end.outcome == "succeeded" and end.inspection_key is None
+        data = {
+            "id": record.id,
+            "status": end.outcome,
+            "client_reference": record.client_reference if isinstance(record, JobRecord) else None,
+            **end.model_dump(mode="json", include={"severity", "error", "finished_at"}),
+            "links": {"self": address, "report": f"{address}/report" if has_report else None},
+        }
     return {
         "specversion": "1.0",
         "id": f"msg_{record.id}",
         "source": address.removesuffix(f"/{record.id}"),
-        "type": f"lobewise.job.{manifest.outcome}",
+        "type": type_,
         "subject": record.id,
-        "time": manifest.finished_at.isoformat(),
+        "time": time.isoformat(),
         "datacontenttype": "application/json",
-        "data": {
-            "id": record.id,
-            "status": manifest.outcome,
-            "client_reference": record.client_reference,
-            **outcome,
-            "links": links,
-        },
+        "data": data,
     }

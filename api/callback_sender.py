@@ -22,10 +22,11 @@ from api.callback_message import Message, compose, signers
 from jobs import states, tracing
 from jobs.bootstrap import connect
 from jobs.callbacks import Answer, Callbacks, Delivery
-from jobs.errors import JobNotFoundError, JobPurgedError, SettingsError, UnavailableError
+from jobs.errors import BatchNotFoundError, JobNotFoundError, JobPurgedError, SettingsError, UnavailableError
+from jobs.live.callback_schedule import batch_id_of
 from jobs.liveness import alive
 from jobs.logs import configure_logging
-from jobs.models import CallbackFault
+from jobs.models import CallbackFault, JobRecord
 from jobs.proxies import AsyncRoutedTransport, proxy_of
 from jobs.settings import JobsSettings, misspelt, read_settings
 from jobs.tracing import configure_tracing, stop_tracing
@@ -95,8 +96,8 @@ class Sender:
                         due = await asyncio.to_thread(self._callbacks.take_due, free)
                 except UnavailableError as error:
                     log.warning("cannot look for callbacks: %s", error)
-                for job_id in due:
-                    task = asyncio.create_task(self._deliver(job_id, client, signed_by))
+                for name in due:
+                    task = asyncio.create_task(self._deliver(name, client, signed_by))
                     self._under_way.add(task)
                     task.add_done_callback(self._under_way.discard)
                 with suppress(TimeoutError):
@@ -104,24 +105,25 @@ class Sender:
                         await stop.wait()
             await asyncio.gather(*self._under_way)
 
-    async def _deliver(self, job_id: str, client: httpx.AsyncClient, signed_by: list[Webhook]) -> None:
+    async def _deliver(self, name: str, client: httpx.AsyncClient, signed_by: list[Webhook]) -> None:
         try:
-            delivery = await asyncio.to_thread(self._callbacks.next_delivery, job_id)
+            delivery = await asyncio.to_thread(self._callbacks.next_delivery, name)
             if delivery is None:
                 return
             record = delivery.record
-            span = tracing.entry("callback", record.traceparent, SpanKind.CLIENT, {tracing.JOB_ID: record.id})
+            what = {tracing.JOB_ID: record.id} if isinstance(record, JobRecord) else {"lobewise.batch.id": record.id}
+            span = tracing.entry("callback", record.traceparent, SpanKind.CLIENT, what)
             # Not the address: it may hold a receiver's secret.
             span.set_attributes({"lobewise.callback.round": delivery.round, tracing.ATTEMPT: delivery.number})
             with tracing.ended(span), tracing.active(span):
                 await self._send(delivery, client, signed_by)
-        except (JobNotFoundError, JobPurgedError):
-            log.info("job %s is gone, and with it whom to tell", job_id)
+        except (JobNotFoundError, JobPurgedError, BatchNotFoundError):
+            log.info("%s is gone, and with it whom to tell", _spoken(name))
         except UnavailableError as error:
-            log.warning("job %s: its callback comes later: %s", job_id, error)
+            log.warning("%s: its callback comes later: %s", _spoken(name), error)
         # One message must not stop the others.
         except Exception:
-            log.exception("job %s: its callback stumbled", job_id)
+            log.exception("%s: its callback stumbled", _spoken(name))
 
     async def _send(self, delivery: Delivery, client: httpx.AsyncClient, signed_by: list[Webhook]) -> None:
         fault = await asyncio.to_thread(self._callbacks.barred, delivery)
@@ -130,7 +132,7 @@ class Sender:
             return
         host = urlsplit(delivery.url).netloc
         if self._at_host[host] >= self._share:
-            await asyncio.to_thread(self._callbacks.postpone, delivery.record.id, CROWDED_SECONDS)
+            await asyncio.to_thread(self._callbacks.postpone, delivery.name, CROWDED_SECONDS)
             return
         self._at_host[host] += 1
         try:
@@ -149,9 +151,14 @@ class Sender:
             trace.get_current_span().set_attributes({"http.response.status_code": attempt.http_status})
         # The address is not logged: it may hold a receiver's secret.
         said = attempt.http_status or attempt.fault
-        log.info(
-            "job %s: callback %d.%d %s (%s)", delivery.record.id, delivery.round, delivery.number, attempt.outcome, said
-        )
+        tried = (delivery.round, delivery.number, attempt.outcome, said)
+        log.info("%s: callback %d.%d %s (%s)", _spoken(delivery.name), *tried)
+
+
+def _spoken(name: str) -> str:
+    """`job …` or `batch …`, for the log."""
+    batch_id = batch_id_of(name)
+    return f"job {name}" if batch_id is None else f"batch {batch_id}"
 
 
 async def send(client: httpx.AsyncClient, url: str, message: Message, timeout_seconds: float) -> Answer:

@@ -1,4 +1,4 @@
-"""Conditional requests and ranges (RFC 9110, sections 13 and 14)."""
+"""Conditional requests, ranges (RFC 9110, sections 13 and 14), and preferences (RFC 7240)."""
 
 import re
 from email.utils import parsedate_to_datetime
@@ -10,6 +10,13 @@ from jobs import problems
 _RANGE: Final = re.compile(r"bytes=(\d*)-(\d*)", re.IGNORECASE | re.ASCII)
 #: If-None-Match compares weakly (RFC 9110, section 13.1.2), so a `W/` is left out of what is compared.
 _TAG: Final = re.compile(r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
+_WAIT: Final = re.compile(r'(?:^|,)\s*wait\s*=\s*"?(\d{1,6})"?\s*(?=[,;]|$)', re.IGNORECASE)
+
+
+def wait_seconds(prefer: str | None, most: int) -> int:
+    """How long the client lets its answer be held back; 0 if it asks for no wait. What is not understood is ignored."""
+    match = _WAIT.search(prefer or "")
+    return min(int(match.group(1)), most) if match else 0
 
 
 def quoted(tag: str) -> str:

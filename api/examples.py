@@ -6,11 +6,13 @@ from typing import Any, Final
 from api.dependencies import Addresses
 from api.schemas import BatchList, MaskAddress
 from api.sse import RETRY, written
-from api.views import as_json, batch_summary, batch_view, job_view, report_view, upload_view
+from api.views import as_json, batch_summary, batch_view, feed_view, job_view, report_view, upload_view
 from jobs import problems
 from jobs.batches import BatchCounts, BatchItem, BatchRecord
 from jobs.live.events import JobEvent
+from jobs.live.feed import Change, Changes, ChangeType
 from jobs.models import (
+    BatchCallback,
     Callback,
     CallbackAttempt,
     CallbackFault,
@@ -269,6 +271,21 @@ def event_example() -> str:
     return RETRY + "".join(written(event, ADDRESSES) for event in events)
 
 
+FEED_CURSOR: Final = "5f0c2a9d1b7e4c38.1772444712000-0"
+
+
+def feed_examples() -> dict[str, Any]:
+    moments = (("created", 0), ("running", 2), ("succeeded", 41))
+    times = [(name, round(_moment(seconds).timestamp() * 1000)) for name, seconds in moments]
+    changes = tuple(Change(f"{time}-0", JOB_ID, ChangeType(name)) for name, time in times)
+    page = Changes(changes, f"{FEED_CURSOR.partition('.')[0]}.{changes[-1].id}", has_more=False)
+    none = Changes((), FEED_CURSOR, has_more=False)
+    return {
+        "life": {"summary": "the life of a job", "value": as_json(feed_view(page, [SUCCEEDED] * len(changes)))},
+        "nothing": {"summary": "nothing has happened", "value": as_json(feed_view(none, []))},
+    }
+
+
 def report_example() -> Any:
     return as_json(report_view(REPORT, ADDRESSES))
 
@@ -305,6 +322,16 @@ def batch_list_example() -> Any:
 
 def callback_examples(*names: str) -> dict[str, Any]:
     return {name: {"summary": f"a {name} callback", "value": as_json(_CALLBACKS[name])} for name in names}
+
+
+def batch_callback_examples(*names: str) -> dict[str, Any]:
+    return {
+        name: {
+            "summary": f"a {name} callback",
+            "value": as_json(BatchCallback(batch_id=BATCH_ID, **_CALLBACKS[name].model_dump(exclude={"job_id"}))),
+        }
+        for name in names
+    }
 
 
 def mask_address_example() -> Any:

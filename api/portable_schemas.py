@@ -6,6 +6,7 @@ tuple, a text of a constant, a map of anything where the keys are known, a class
 
 from typing import Any, Final
 
+from jobs.live.feed import ChangeType
 from jobs.models import MaskName
 
 #: Lists of words that pydantic writes anew wherever they are used. Each becomes a schema with this name.
@@ -16,12 +17,15 @@ NAMED_WORDS: Final = {
     ("open", "complete"): "UploadStatus",
     ("succeeded", "failed", "cancelled"): "FinalStatus",
     ("lobewise.job.succeeded", "lobewise.job.failed", "lobewise.job.cancelled"): "JobEndedType",
+    tuple(f"lobewise.job.{change}" for change in ChangeType): "ChangeType",
+    ("oldest", "newest"): "FeedStart",
 }
 #: Maps whose keys are known, by their keys and whether they hold addresses.
 NAMED_MAPS: Final = {
     (tuple(MaskName), True): ("MaskLinks", "Address of each mask."),
     (tuple(MaskName), False): ("LabelsByMask", "What the numbers of each mask stand for."),
     (("self", "report"), True): ("JobEndedLinks", "Addresses of the job, and of its report where it has one."),
+    (("self",), True): ("BatchEndedLinks", "Address of the batch."),
 }
 #: What clients send.
 SENT: Final = frozenset(

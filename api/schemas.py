@@ -155,6 +155,11 @@ class BatchSubmission(Schema):
     """Many scans in one call."""
 
     items: list[BatchItemSubmission] = Field(min_length=1, max_length=1000)
+    callback_url: CallbackUrl | None = Field(
+        default=None,
+        description="an address that the operator allows; told by one signed POST that all jobs of the batch have "
+        "ended, besides what its jobs tell by their own",
+    )
 
 
 class UploadRequest(Schema):
@@ -229,6 +234,7 @@ class Job(Schema):
     input: InputInfo
     client_reference: str | None
     callback_url: str | None = Field(description="who is told how it ended")
+    batch_id: str | None = Field(description="the batch that it came in")
     not_after: datetime | None = Field(
         description="if no worker has begun it by then, it fails; null: it waits for as long as it takes"
     )
@@ -247,6 +253,38 @@ class JobList(Schema):
 
     items: list[Job]
     next_cursor: str | None = Field(description="give it as `cursor` to get the next page; null on the last")
+
+
+class FeedEvent(Schema):
+    """One change of one job. There is nothing about the patient in it."""
+
+    id: str = Field(description="rises from change to change", examples=["1772444712000-0"])
+    time: datetime
+    type: Literal[
+        "lobewise.job.created",
+        "lobewise.job.queued",
+        "lobewise.job.running",
+        "lobewise.job.succeeded",
+        "lobewise.job.failed",
+        "lobewise.job.cancelled",
+        "lobewise.job.purged",
+    ] = Field(description="`queued`: again, since its worker was lost or stopped; `purged`: it was deleted")
+    job_id: str
+    status: JobStatus | None = Field(description="that the job came to; null once it was deleted")
+    client_reference: str | None = Field(description="null also of a job that was deleted since")
+    batch_id: str | None = Field(description="that the job came in; null also of a job that was deleted since")
+    severity: SeverityScores | None = Field(
+        description="of `succeeded`, the scores of the whole lungs; null also of a job that was deleted since, or that "
+        "only validated its scan"
+    )
+
+
+class FeedPage(Schema):
+    """Some changes, oldest first."""
+
+    items: list[FeedEvent]
+    next_cursor: str = Field(description="keep it, and give it as `cursor` to get what comes after these")
+    has_more: bool = Field(description="more is there already: ask again at once")
 
 
 class BatchItemView(Schema):
@@ -272,6 +310,7 @@ class BatchCountsView(Schema):
 class BatchLinks(Schema):
     self_: Url = Field(alias="self")
     cancel: Url = Field(description="POST here to stop all that is not finished")
+    callback: Url | None = Field(description="whom it tells that all have ended; null without `callback_url`")
 
 
 class BatchSummary(Schema):
@@ -279,6 +318,7 @@ class BatchSummary(Schema):
 
     id: str
     created_at: datetime = Field(description="when its request came")
+    callback_url: str | None = Field(description="who is told that all its jobs have ended")
     counts: BatchCountsView
     links: BatchLinks
 
@@ -322,6 +362,30 @@ class JobEnded(Schema):
     time: datetime
     datacontenttype: Literal["application/json"]
     data: JobEndedData
+
+
+class BatchEndedData(Schema):
+    """How a batch ended. There is nothing about the patients in it."""
+
+    id: str
+    ended_at: datetime = Field(description="when it was found that none of its jobs is open any more")
+    counts: BatchCountsView
+    links: dict[Literal["self"], str]
+
+
+class BatchEnded(Schema):
+    """What is sent to a batch's `callback_url`: a CloudEvent (1.0, structured JSON)."""
+
+    specversion: Literal["1.0"]
+    id: str = Field(
+        description="the same however often it is sent", examples=["msg_01935f3a-7c1e-7b6a-9d53-2f1c7e0a4b77"]
+    )
+    source: str
+    type: Literal["lobewise.batch.ended"]
+    subject: str = Field(description="`id` of the batch")
+    time: datetime
+    datacontenttype: Literal["application/json"]
+    data: BatchEndedData
 
 
 class ExportedReport(Schema):

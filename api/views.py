@@ -13,6 +13,8 @@ from api.schemas import (
     BatchItemView,
     BatchLinks,
     BatchSummary,
+    FeedEvent,
+    FeedPage,
     Job,
     JobLinks,
     Upload,
@@ -20,6 +22,7 @@ from api.schemas import (
     UploadPart,
 )
 from jobs.batches import BatchCounts, BatchRecord
+from jobs.live.feed import Changes, ChangeType
 from jobs.models import JobState, JobStatus, JobTask, MaskName, Report
 from jobs.states import MultipartUploadState, UrlSignature
 
@@ -58,11 +61,36 @@ def batch_summary(record: BatchRecord, counts: BatchCounts, addresses: Addresses
     return BatchSummary(
         id=record.id,
         created_at=record.created_at,
+        callback_url=record.callback_url,
         counts=BatchCountsView(
             **{status.value: n for status, n in counts.by_status.items()}, purged=counts.purged, refused=counts.refused
         ),
-        links=BatchLinks(self=addresses.batch(record.id), cancel=addresses.batch(record.id, "cancel")),
+        links=BatchLinks(
+            self=addresses.batch(record.id),
+            cancel=addresses.batch(record.id, "cancel"),
+            callback=addresses.batch(record.id, "callback") if record.callback_url else None,
+        ),
     )
+
+
+def feed_view(changes: Changes, states: Sequence[JobState | None]) -> FeedPage:
+    """`states` are those of the changes' jobs now; None where there is none any more."""
+    items = []
+    for change, state in zip(changes.items, states, strict=True):
+        status = {ChangeType.CREATED: JobStatus.QUEUED, ChangeType.PURGED: None}.get(change.type, change.type.value)
+        known = None if change.type is ChangeType.PURGED else state
+        fields = {
+            "id": change.id,
+            "time": change.at,
+            "type": f"lobewise.job.{change.type}",
+            "job_id": change.job_id,
+            "status": status,
+            "client_reference": known.client_reference if known else None,
+            "batch_id": known.batch_id if known else None,
+            "severity": known.severity if known and change.type is ChangeType.SUCCEEDED else None,
+        }
+        items.append(FeedEvent.model_validate(fields))
+    return FeedPage(items=items, next_cursor=changes.next_cursor, has_more=changes.has_more)
 
 
 def report_view(report: Report, addresses: Addresses) -> Report:

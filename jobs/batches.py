@@ -26,6 +26,7 @@ from jobs.errors import (
     NewerSchemaError,
     WrongStateError,
 )
+from jobs.live.callback_schedule import batch_name
 from jobs.live.pagination import Query
 from jobs.live.redis_view import LiveView
 from jobs.models import SCHEMA_VERSION, InputInfo, JobError, JobRecord, JobState, JobStatus, Model, SchemaVersion
@@ -58,10 +59,23 @@ class BatchRecord(Model):
     id: str
     created_at: datetime
     items: list[BatchItem]
+    callback_url: str | None = Field(default=None, description="who is told that all its jobs have ended")
+    address: str | None = Field(default=None, description="of the batch, as its client reaches the gateway")
+    traceparent: str | None = Field(default=None, description="the trace that its callback belongs to")
 
     @property
     def job_ids(self) -> list[str]:
         return [item.job_id for item in self.items if item.job_id is not None]
+
+
+class BatchEnd(Model):
+    """`ended.json`: created once, when no job of the batch was open any more; what its callback tells."""
+
+    schema_version: SchemaVersion = SCHEMA_VERSION
+    ended_at: datetime
+    by_status: dict[JobStatus, int]
+    purged: int = Field(description="deleted before the last one ended")
+    refused: int
 
 
 class Pending(Model):
@@ -85,9 +99,14 @@ class BatchCounts:
     purged: int
     refused: int
 
+    @property
+    def open(self) -> int:
+        """How many may still change."""
+        return sum(count for status, count in self.by_status.items() if not status.is_final)
+
 
 class Batches:
-    """Raises StorageUnavailableError; the broker is needed for nothing."""
+    """Raises StorageUnavailableError; the broker is needed for callbacks alone."""
 
     def __init__(self, store: JobStore, live: LiveView, ensure: Callable[[JobRecord], None]) -> None:
         """`ensure` accepts a job unless it was accepted before."""
@@ -116,12 +135,14 @@ class Batches:
         batch, pending = batch_key(record.id, "batch.json"), batch_key(record.id, f"pending-{states.new_id()}.json")
         if not jobs:
             self._blobs.create(batch, record.stored())
+            self._watch(record)
             return record
         # The jobs to come are durable before the batch: whoever finds the batch can accept what its gateway left.
         self._blobs.create(pending, Pending(jobs=list(jobs)).stored())
         if not self._blobs.create(batch, record.stored()):
             self._blobs.delete(pending)
             return self.get(record.id)
+        self._watch(record)
         self._accept_jobs(pending, record, jobs)
         return record
 
@@ -170,6 +191,45 @@ class Batches:
         by_status = {status: found[status] for status in JobStatus}
         return BatchCounts(by_status, found[None], len(record.items) - len(record.job_ids))
 
+    def names(self, batch_id: str) -> frozenset[str]:
+        """Which documents it has."""
+        folder = batch_key(batch_id, "")
+        return frozenset(key.removeprefix(folder) for key in self._blobs.keys(folder))
+
+    def end(self, record: BatchRecord) -> BatchEnd | None:
+        """How it ended, once that was found; None before."""
+        return self._blobs.read_document(BatchEnd, batch_key(record.id, "ended.json"))
+
+    def end_or_watch(self, record: BatchRecord) -> BatchEnd | None:
+        """How it ended, if all its jobs have; else its callback is due once they have. Needs the broker."""
+        if (end := self.end(record)) is not None:
+            return end
+        shown = list(zip(record.job_ids, self._live.statuses(record.job_ids), strict=True))
+        # What is shown as open and is not will be shown as it is, and noticed then.
+        unknown = [job_id for job_id, status in shown if status is None]
+        open_jobs = [job_id for job_id, status in shown if status is not None and not status.is_final]
+        open_jobs += [id_ for id_ in unknown if (state := self._from_blobs(id_)) and not state.status.is_final]
+        # Of these some may have ended by now; none is left if all have.
+        if open_jobs and self._live.callbacks.watch_batch(record.id, open_jobs):
+            return None
+        counts = self.counts(record)
+        if counts.open:
+            return None
+        found = BatchEnd(
+            ended_at=states.now(), by_status=dict(counts.by_status), purged=counts.purged, refused=counts.refused
+        )
+        # Of two that find the end one says what it was: the message is the same however often it is sent.
+        self._blobs.create(batch_key(record.id, "ended.json"), found.stored())
+        return self.end(record) or found
+
+    def resume_callbacks(self) -> None:
+        """After a wipe of the live view: look at every batch that wants to tell of its end."""
+        for batch_id in self._all_ids():
+            with suppress(NewerSchemaError):
+                record = self._read(batch_id)
+                if record is not None and record.callback_url is not None:
+                    self._live.callbacks.set_due(batch_name(batch_id), 0)
+
     def cancel(self, batch_id: str, cancel: Callable[[str], object]) -> BatchRecord:
         """Stop all its jobs that are not finished, each by `cancel`. Raises BatchNotFoundError."""
         record = self.get(batch_id)
@@ -193,7 +253,12 @@ class Batches:
     def _clean_up_one(self, batch_id: str, delete_before: datetime | None) -> int:
         try:
             record = self._read(batch_id)
-            pending = [key for key in self._blobs.keys(batch_key(batch_id, "")) if "/pending-" in key]
+            names = self.names(batch_id)
+            pending = [batch_key(batch_id, name) for name in names if name.startswith("pending-")]
+            if record is not None and record.callback_url is not None and "ended.json" not in names:
+                # Whatever was missed of its jobs' ends: the sender looks at it, and forgets it if it goes on.
+                with suppress(BrokerUnavailableError):
+                    self._live.callbacks.set_due(batch_name(batch_id), 0)
             for key in pending:
                 if record is None:  # its request failed, and nobody was told of the batch
                     self._blobs.delete(key)
@@ -216,6 +281,14 @@ class Batches:
     def _accept_jobs(self, pending: str, record: BatchRecord, jobs: Sequence[JobRecord]) -> None:
         _for_all(self._ensure, [job for job in jobs if job.id in set(record.job_ids)])
         self._blobs.delete(pending)
+
+    def _watch(self, record: BatchRecord) -> None:
+        """Before its first job is accepted: so that the end of none is missed."""
+        if record.callback_url is None:
+            return
+        with suppress(BrokerUnavailableError):  # the cleanup looks for it
+            if not self._live.callbacks.watch_batch(record.id, record.job_ids):
+                self._live.callbacks.set_due(batch_name(record.id), 0)
 
     def _from_blobs(self, job_id: str) -> JobState | None:
         try:

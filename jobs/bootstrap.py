@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from jobs import embedded_redis
 from jobs.backends import Backends
 from jobs.live.connection import ViewFreshness
+from jobs.live.feed import FeedLimits
 from jobs.live.redis_view import LiveView
 from jobs.queue import JobQueue
 from jobs.recovery.cleanup import Cleanup
@@ -66,7 +67,8 @@ def connect(settings: JobsSettings | None = None) -> Connection:
         atexit.register(server.close)
     # By then the reconciler has certainly looked: its leader may be lost, and be followed after three of its turns.
     view_freshness = ViewFreshness(resolved.lease_seconds + 3 * resolved.reap_seconds)
-    live = LiveView(resolved.redis_url or "", resolved.broker_timeout_seconds, view_freshness)
+    feed_limits = FeedLimits(resolved.feed_events, resolved.feed_seconds)
+    live = LiveView(resolved.redis_url or "", resolved.broker_timeout_seconds, view_freshness, feed_limits)
     backends = Backends(resolved, JobStore(blobs), live, JobQueue(resolved, live))
     return assemble(backends, on_close=server.close if server else lambda: None)
 

@@ -5,10 +5,11 @@ JobsError
 ├── JobPurgedError                it was deleted, with all that belonged to it
 ├── WrongStateError               the job's status does not allow this
 ├── BatchNotFoundError            no such batch was ever accepted
-├── NoCallbackError               the job tells nobody how it ended
+├── NoCallbackError               the job, or the batch, tells nobody how it ended
 ├── IdempotencyMismatchError      the key was used with another request
 ├── IdempotencyInFlightError      the first request with this key is still being accepted
 ├── InvalidCursorError            a page cursor that this service did not make
+├── CursorExpiredError            a cursor of the feed after which changes are gone
 │   an attempt must stop:
 ├── LeaseLostError                another worker owns the job now; its work must not be published
 ├── RequeueRequestedError         the worker has to stop: another shall do it
@@ -89,8 +90,8 @@ class BatchNotFoundError(JobsError):
 class NoCallbackError(JobsError):
     problem = problems.NO_CALLBACK
 
-    def __init__(self, job_id: str) -> None:
-        super().__init__(f"job {job_id} was posted without a callback_url")
+    def __init__(self, id_: str) -> None:
+        super().__init__(f"{id_} was posted without a callback_url")
 
 
 class IdempotencyMismatchError(JobsError):
@@ -115,6 +116,13 @@ class CancelRequestedError(JobsError):
 
 class InvalidCursorError(JobsError):
     problem = problems.INVALID_PARAMETERS
+
+
+class CursorExpiredError(JobsError):
+    problem = problems.CURSOR_EXPIRED
+
+    def __init__(self) -> None:
+        super().__init__("what followed this cursor is not all known any more")
 
 
 class SettingsError(JobsError):

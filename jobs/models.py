@@ -229,6 +229,7 @@ class JobRecord(Model):
     client_reference: str | None = None
     upload_id: str | None = Field(default=None, description="the upload that became its scan")
     callback_url: str | None = Field(default=None, description="who is told how it ended")
+    batch_id: str | None = Field(default=None, description="the batch that it came in")
     address: str | None = Field(default=None, description="of the job, as its client reaches the gateway")
     not_after: datetime | None = Field(default=None, description="no worker begins it from then on")
     traceparent: str | None = Field(default=None, description="the trace that the job belongs to, where there are any")
@@ -268,6 +269,7 @@ class JobState(Model):
     input: InputInfo
     client_reference: str | None = None
     callback_url: str | None = None
+    batch_id: str | None = None
     not_after: datetime | None = None
     stage: Stage | None = None
     progress: float = Field(default=0.0, ge=0.0, le=1.0, description="share of the whole work that is done")
@@ -435,7 +437,7 @@ class Manifest(Model):
 
 
 class CallbackAttempt(Model):
-    """`callbacks/{round}/{number}.json`: one try to tell a receiver how a job ended."""
+    """`callbacks/{round}/{number}.json`: one try to tell a receiver how a job or a batch ended."""
 
     round: int = Field(ge=1, description="1 at first; one more each time that a redelivery is asked for")
     number: int = Field(ge=1, description="of the attempt within its round")
@@ -447,11 +449,20 @@ class CallbackAttempt(Model):
     next_attempt_at: datetime | None = Field(default=None, description="null unless it will be tried again")
 
 
-class Callback(Model):
-    """Whom a job tells how it ended, and how that went."""
-
-    job_id: str
+class _CallbackLog(Model):
     url: str
     status: CallbackStatus
     next_attempt_at: datetime | None = Field(default=None, description="null unless an attempt is due")
     attempts: list[CallbackAttempt] = Field(default_factory=list, description="oldest first")
+
+
+class Callback(_CallbackLog):
+    """Whom a job tells how it ended, and how that went."""
+
+    job_id: str
+
+
+class BatchCallback(_CallbackLog):
+    """Whom a batch tells that all its jobs have ended, and how that went."""
+
+    batch_id: str

@@ -153,6 +153,15 @@ JOB_PURGED: Final = ProblemType(
     "The job was deleted with its scan, report and masks. They cannot be brought back.",
     "Submit the scan again if you still need its scores.",
 )
+CURSOR_EXPIRED: Final = ProblemType(
+    "cursor-expired",
+    410,
+    "Changes after this cursor are no longer known",
+    "The feed keeps so many changes and for so long as the operator decides, and none from before a loss of the "
+    "broker's data. Some that followed this cursor are gone: what is left would look complete and is not.",
+    "Get a new cursor with `GET /v1/events?start=newest`, then list all jobs with `GET /v1/jobs`, then follow the "
+    "cursor.",
+)
 WRONG_STATE: Final = ProblemType(
     "wrong-state",
     409,
@@ -202,8 +211,8 @@ NO_CALLBACK: Final = ProblemType(
     "no-callback",
     409,
     "The job calls nobody back",
-    "The job was posted without a `callback_url`.",
-    "Give a `callback_url` when you post the scan.",
+    "The job, or the batch, was posted without a `callback_url`.",
+    "Give a `callback_url` when you post the scan, or the batch.",
 )
 RANGE_NOT_SATISFIABLE: Final = ProblemType(
     "range-not-satisfiable",

@@ -26,6 +26,7 @@ from jobs.errors import (
 )
 from jobs.listing import Listing
 from jobs.live.events import JobEvent
+from jobs.live.feed import Changes
 from jobs.live.pagination import ALL, Query
 from jobs.live.status_batcher import StatusBatcher
 from jobs.models import Inspection, JobRecord, JobState, JobStatus, JobTask, Manifest, MaskLabels, MaskName, Report
@@ -81,10 +82,10 @@ class JobService:
         self.settings = backends.settings
         self.workers, self.monitoring, self.event_log = self._live.workers, self._live.monitoring, self._live.events
         self.uploads = MultipartUploads(backends.store.blobs, backends.settings)
-        self.callbacks = Callbacks(backends.store, backends.live, backends.settings)
         self._report_readers = ThreadPoolExecutor(READ_AT_ONCE, thread_name_prefix="report-reader")
         self.listing = Listing(backends.store, backends.live)
         self.batches = Batches(backends.store, backends.live, self.accept_once)
+        self.callbacks = Callbacks(backends.store, backends.live, backends.settings, self.batches)
         self.idempotency = Idempotency(backends.store, backends.settings.in_flight_seconds)
 
     def readiness(self) -> Readiness:
@@ -199,6 +200,27 @@ class JobService:
                 if latest := self.event_log.latest(job_id):
                     return [latest]
         return [JobEvent(None, self.get(job_id))]
+
+    def changes(
+        self, cursor: str | None, *, limit: int, from_oldest: bool = True
+    ) -> tuple[Changes, Sequence[JobState | None]]:
+        """Up to `limit` changes of all jobs that followed a cursor, and what is shown of each one's job now.
+
+        Without a cursor they begin with the oldest that is kept; or there is none, and the cursor leads to those to
+        come. A job that was deleted since is None.
+
+        Raises:
+            InvalidCursorError, CursorExpiredError: as `Feed.after`.
+            BrokerUnavailableError: the feed is part of the live view.
+        """
+        feed = self._live.feed
+        if cursor is not None:
+            found = feed.after(cursor, limit)
+        else:
+            found = feed.oldest(limit) if from_oldest else feed.newest()
+        job_ids = list(dict.fromkeys(change.job_id for change in found.items))
+        shown = dict(zip(job_ids, self._live.get_many(job_ids), strict=True))
+        return found, [shown[change.job_id] for change in found.items]
 
     def cancel(self, job_id: str) -> JobState:
         """Queued: cancelled at once. Running: requested. Already requested: as it stands. Final: WrongStateError."""

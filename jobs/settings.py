@@ -145,6 +145,13 @@ class JobsSettings(BaseSettings):
     tombstone_seconds: PositiveInt = Field(
         default=30 * 24 * 3600, description="how long a deleted job answers 410; then it is forgotten and answers 404"
     )
+    # 100 bytes each in Redis.
+    feed_events: PositiveInt = Field(
+        default=100_000, description="how many changes `GET /v1/events` keeps, about; a job makes three or four"
+    )
+    feed_seconds: PositiveInt = Field(
+        default=7 * 24 * 3600, description="how long it keeps them; a client that stays away for longer starts anew"
+    )
     sweep_seconds: PositiveFloat = Field(
         default=600.0, description="how often expired uploads, what crashes left and jobs past retention are deleted"
     )

@@ -19,9 +19,10 @@ def now() -> datetime:
 
 
 def make_state(**fields: Any) -> JobState:
-    """A state with its revision, a hash of all other fields."""
+    """A state with its revision, a hash of all other fields but the batch, which never changes."""
     state = JobState(**{**fields, "revision": ""})
-    digest = hashlib.sha256(state.model_dump_json(exclude={"revision"}).encode()).hexdigest()
+    # Without the batch, so that a version that knows none has the same revisions.
+    digest = hashlib.sha256(state.model_dump_json(exclude={"revision", "batch_id"}).encode()).hexdigest()
     return state.model_copy(update={"revision": digest[:16]})
 
 
@@ -76,6 +77,7 @@ def _of_record(record: JobRecord) -> dict[str, Any]:
         "input": record.input,
         "client_reference": record.client_reference,
         "callback_url": record.callback_url,
+        "batch_id": record.batch_id,
         "not_after": record.not_after,
     }
 

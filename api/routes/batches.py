@@ -19,7 +19,7 @@ from api.views import batch_summary, batch_view, json_response
 from jobs import problems, states, tracing
 from jobs.batches import BatchItem, BatchRecord
 from jobs.errors import JobsError, UnavailableError
-from jobs.models import JobError, JobRecord
+from jobs.models import BatchCallback, JobError, JobRecord
 from jobs.service import JobService
 
 router = APIRouter(tags=["batches"])
@@ -83,11 +83,12 @@ def list_batches(query: Annotated[BatchesQuery, Query()], jobs: JobsDep, address
         **openapi.problem_answers(
             *openapi.JSON_BODY_PROBLEMS,
             problems.IDEMPOTENCY_KEY_REUSED,
+            problems.CALLBACK_NOT_ALLOWED,
             problems.BROKER_UNAVAILABLE,
             problems.STORAGE_UNAVAILABLE,
         ),
     },
-    openapi_extra=openapi.json_body("BatchSubmission", _TWO_SCANS),
+    openapi_extra=openapi.json_body("BatchSubmission", _TWO_SCANS) | {"callbacks": openapi.callbacks("batch-ended")},
 )
 async def create_batch(
     request: Request,
@@ -150,11 +151,54 @@ def cancel_batch(batch_id: BatchId, jobs: JobsDep, addresses: AddressesDep) -> J
     return json_response(_page(jobs, record, 0, FIRST_PAGE, addresses), 202)
 
 
+@router.get(
+    "/v1/batches/{batch_id}/callback",
+    operation_id="get_batch_callback",
+    summary="Look at a batch's callback",
+    response_model=BatchCallback,
+    responses={
+        200: openapi.json_answer(
+            "Each attempt, and what follows.", examples.batch_callback_examples("pending", "delivered")
+        ),
+        **openapi.problem_answers(problems.BATCH_NOT_FOUND, problems.NO_CALLBACK, problems.STORAGE_UNAVAILABLE),
+    },
+)
+def get_batch_callback(batch_id: BatchId, jobs: JobsDep) -> BatchCallback:
+    """The log of what was sent to the batch's `callback_url`, as `get_callback` has it for a job."""
+    return jobs.callbacks.get_of_batch(batch_id)
+
+
+@router.post(
+    "/v1/batches/{batch_id}/callback/redeliver",
+    operation_id="redeliver_batch_callback",
+    summary="Call back again for a batch",
+    status_code=202,
+    response_model=BatchCallback,
+    responses={
+        202: openapi.json_answer("It is sent at once.", examples.batch_callback_examples("pending")),
+        **openapi.problem_answers(
+            problems.BATCH_NOT_FOUND,
+            problems.NO_CALLBACK,
+            problems.WRONG_STATE,
+            problems.BROKER_UNAVAILABLE,
+            problems.STORAGE_UNAVAILABLE,
+        ),
+    },
+)
+def redeliver_batch_callback(batch_id: BatchId, jobs: JobsDep) -> BatchCallback:
+    """Send the same message, with the same `webhook-id`, again, as `redeliver_callback` does for a job."""
+    return jobs.callbacks.redeliver_of_batch(batch_id)
+
+
 def _accept(
     jobs: JobService, submission: BatchSubmission, key: str | None, addresses: Addresses
 ) -> tuple[BatchRecord, bool]:
     """The batch, and whether an earlier request with this key made it."""
-    fingerprint = hashlib.sha256(submission.model_dump_json().encode()).hexdigest()
+    if submission.callback_url is not None and not jobs.callbacks.is_allowed(submission.callback_url):
+        raise ApiError(problems.CALLBACK_NOT_ALLOWED, "the operator has not allowed this address")
+    # Left out where it is not given, as it was before there was such a field: keys live longer than versions.
+    unset = {"callback_url"} if submission.callback_url is None else None
+    fingerprint = hashlib.sha256(submission.model_dump_json(exclude=unset).encode()).hexdigest()
     batch_id, earlier = jobs.batches.begin(key, fingerprint)
     if earlier is not None:
         return earlier, True
@@ -167,7 +211,8 @@ def _accept(
             record = job_record(job_id, open_input(jobs, item.source, job_id), item)
             traceparent = tracing.branch("job of a batch", {tracing.JOB_ID: job_id})
             address = addresses.job(job_id)
-            records.append(record.model_copy(update={"address": address, "traceparent": traceparent}))
+            known = {"address": address, "traceparent": traceparent, "batch_id": batch_id}
+            records.append(record.model_copy(update=known))
             items.append(BatchItem(job_id=job_id))
         # A storage that is down is no fault of this item: the whole batch is refused, and may be sent again.
         except UnavailableError:
@@ -175,9 +220,15 @@ def _accept(
         except (ApiError, JobsError) as error:
             items.append(BatchItem(error=JobError.of(problem_of(error), str(error), error.evidence)))
     # The batch is stored before its first job, so that a gateway that dies half way leaves all items on record.
-    return jobs.batches.accept(
-        BatchRecord(id=batch_id, created_at=states.made_at(batch_id), items=items), records
-    ), False
+    batch = BatchRecord(
+        id=batch_id,
+        created_at=states.made_at(batch_id),
+        items=items,
+        callback_url=submission.callback_url,
+        address=addresses.batch(batch_id) if submission.callback_url else None,
+        traceparent=tracing.traceparent_of() if submission.callback_url else None,
+    )
+    return jobs.batches.accept(batch, records), False
 
 
 def _page(jobs: JobService, record: BatchRecord, first: int, limit: int, addresses: Addresses) -> Batch:

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Header, Request
 from api import examples, openapi
 from api.dependencies import JobsDep
 from api.routes.jobs import READ_PROBLEMS, JobId
-from api.schemas import JobEnded
+from api.schemas import BatchEnded, JobEnded
 from jobs import problems
 from jobs.models import Callback
 
@@ -55,16 +55,30 @@ def redeliver_callback(job_id: JobId, jobs: JobsDep) -> Callback:
     return jobs.callbacks.redeliver(job_id)
 
 
+WebhookId = Annotated[str, Header(description="the same however often the message is sent: keep it, to know repeats")]
+WebhookTimestamp = Annotated[str, Header(description="seconds since 1970; refuse what is older than five minutes")]
+WebhookSignature = Annotated[
+    str, Header(description="`v1,` and base64 of HMAC-SHA256 over `id.timestamp.body`; one a secret, with spaces")
+]
+
+
 @webhooks.post("job-ended", operation_id="job_ended", summary="A job has ended", status_code=204)
 def job_ended(
     request: Request,
     body: JobEnded,
-    webhook_id: Annotated[
-        str, Header(description="the same however often the message is sent: keep it, to know repeats")
-    ],
-    webhook_timestamp: Annotated[str, Header(description="seconds since 1970; refuse what is older than five minutes")],
-    webhook_signature: Annotated[
-        str, Header(description="`v1,` and base64 of HMAC-SHA256 over `id.timestamp.body`; one a secret, with spaces")
-    ],
+    webhook_id: WebhookId,
+    webhook_timestamp: WebhookTimestamp,
+    webhook_signature: WebhookSignature,
 ) -> None:
     """Sent to a `callback_url`, as Standard Webhooks (1.0) say; answer 2xx within seconds, 410 to get nothing more."""
+
+
+@webhooks.post("batch-ended", operation_id="batch_ended", summary="All jobs of a batch have ended", status_code=204)
+def batch_ended(
+    request: Request,
+    body: BatchEnded,
+    webhook_id: WebhookId,
+    webhook_timestamp: WebhookTimestamp,
+    webhook_signature: WebhookSignature,
+) -> None:
+    """Sent to the `callback_url` of a batch, in the same way as those of jobs."""

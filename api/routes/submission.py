@@ -1,6 +1,5 @@
 """Creating jobs: POST /v1/jobs, POST /v1/validate, and the same from a source."""
 
-import re
 from collections.abc import AsyncIterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Header, Request, Response
 
 from api import examples, openapi
+from api.conditional import wait_seconds
 from api.dependencies import AddressesDep, JobsDep, MetricsDep, SettingsDep, UploadLimiterDep
 from api.errors import ApiError, invalid_parameter
 from api.request_body import (
@@ -41,7 +41,6 @@ from jobs.tracing import step
 
 router = APIRouter(tags=["jobs"])
 
-_WAIT: Final = re.compile(r'(?:^|,)\s*wait\s*=\s*"?(\d{1,6})"?\s*(?=[,;]|$)', re.IGNORECASE)
 #: A thread cannot be interrupted: after a client has gone, its wait ends within this time.
 _WAIT_SLICE_SECONDS: Final = 1.0
 
@@ -175,9 +174,7 @@ class Submission:
         # JSON is small and takes no slot. For a form, too many at once is 503 before a byte of the body is read.
         with self.upload_limiter.take() if self.is_form else nullcontext() as slot:
             state, is_replay = await self._submit(task, slot)
-        # 0 if no wait is asked for. What is not understood is ignored, as RFC 7240 says.
-        match = _WAIT.search(self.prefer or "")
-        wanted_seconds = min(int(match.group(1)), self.settings.max_wait_seconds) if match else 0
+        wanted_seconds = wait_seconds(self.prefer, self.settings.max_wait_seconds)
         limiter = self.request.app.state.waiting
         # Each wait holds a thread. When too many do, this one is answered at once, and without Preference-Applied.
         waited = wanted_seconds > 0 and limiter.available_tokens >= 1

@@ -1,17 +1,32 @@
-"""Which jobs have to tell how they ended, and when the next attempt is due.
+"""Which jobs and batches have to tell how they ended, and when the next attempt is due.
 
-The blobs know what was tried (`callbacks`); a job that is here for nothing is looked at once and removed.
+The blobs know what was tried (`callbacks`); what is here for nothing is looked at once and removed. A job is named by
+its id, a batch as `batch_name` says.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Final, cast
 
 import redis
 
 from jobs.live.connection import Script, broker_errors
-from jobs.live.keys import CALLBACK_OUTCOMES, CALLBACKS
+from jobs.live.keys import CALLBACK_OUTCOMES, CALLBACKS, PREFIX, key
 from jobs.models import CallbackOutcome
+
+_BATCH: Final = "batch:"
+#: A batch of which nothing was heard for so long is looked for by the cleanup, again and again.
+_WATCHED_SECONDS: Final = 30 * 24 * 3600
+
+
+def batch_name(batch_id: str) -> str:
+    """What a batch is called in the schedule."""
+    return _BATCH + batch_id
+
+
+def batch_id_of(name: str) -> str | None:
+    """The batch that a name stands for; None for a job's."""
+    return name.removeprefix(_BATCH) if name.startswith(_BATCH) else None
 
 
 @dataclass(frozen=True)
@@ -29,6 +44,7 @@ class CallbackSchedule:
     def __init__(self, server: redis.Redis) -> None:
         self._redis = server
         self._take, self._schedule = Script(server, "take_callbacks"), Script(server, "schedule_callback")
+        self._watch_batch = Script(server, "watch_batch")
         self._backlog = Script(server, "callback_backlog")
 
     @broker_errors()
@@ -40,6 +56,12 @@ class CallbackSchedule:
     def set_due(self, job_id: str, seconds: float) -> None:
         """Make it due in `seconds`."""
         self._schedule(callbacks=CALLBACKS, job_id=job_id, milliseconds=round(1000 * seconds))
+
+    @broker_errors()
+    def watch_batch(self, batch_id: str, open_jobs: Sequence[str]) -> int:
+        """Make its callback due when the last of these jobs ends; how many are shown as unfinished, or not at all."""
+        arguments: list[str | int] = [PREFIX, 1000 * _WATCHED_SECONDS, *open_jobs]
+        return int(self._watch_batch.run([key("batch", batch_id)], arguments))
 
     @broker_errors()
     def remove(self, job_id: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 import redis
 
 from jobs.live.connection import broker_errors
-from jobs.live.keys import CHANGED, key
+from jobs.live.keys import CHANGED, FEED, key
 from jobs.models import JobState
 
 #: Of a job: its stages and steps of progress are some dozens.
@@ -51,14 +51,17 @@ class EventLog:
         return next(iter(self._events(self._redis.xrevrange(key("events", job_id), count=1))), None)
 
     def changes(self, is_wanted: Callable[[], bool], pause_seconds: float = 0.25) -> Iterator[str | None]:
-        """Ids of jobs as they change; None after a (re)connection, when any may have. Ends when no longer wanted."""
+        """Ids of jobs as they change, and FEED as that grows; None after a (re)connection, when all may have.
+
+        Ends when no longer wanted.
+        """
         with broker_errors(), self._redis.pubsub(ignore_subscribe_messages=True) as channel:  # type: ignore[no-untyped-call]
-            channel.subscribe(CHANGED)
+            channel.subscribe(CHANGED, FEED)
             yield None
             while is_wanted():
                 message = cast("dict[str, Any] | None", channel.get_message(timeout=pause_seconds))
                 if message is not None:
-                    yield str(message["data"])
+                    yield FEED if message["channel"] == FEED else str(message["data"])
 
     def _events(self, answer: Any) -> list[JobEvent]:
         entries = cast("list[tuple[str, dict[str, str]]]", answer)

@@ -57,6 +57,7 @@ class _Checks:
     times: bool = False
     reference: bool = False
     lists: bool = False
+    span: _Span | None = None
 
 
 class JobLists:
@@ -106,7 +107,7 @@ class JobLists:
         candidates, all_ranked = self._ask(query, _command("zlexcount", source, *bounds), _command("zcard", ranked))
         # Few jobs are read and put in order; of many, one is soon met on the way down from the most severe.
         if _READ_COST * candidates**2 > limit * all_ranked:
-            checks = _Checks(times=query.has_times, reference=query.client_reference is not None)
+            checks = _Checks(query.has_times, reference=query.client_reference is not None, span=span)
             return self._walk(query, [ranked], whole, after, limit, checks)
         (found,) = self._ask(query, _command("zrangebylex", source, *bounds))
         states = self._read([id_of(member) for member in found])
@@ -131,6 +132,9 @@ class JobLists:
             after, count = members[-1], min(2 * count, MAX_MEMBERS)
 
     def _passing(self, query: Query, members: list[str], checks: _Checks) -> list[str]:
+        if checks.span is not None:
+            # Most of a long list is out of the time by its ids alone, and nothing has to be looked up.
+            members = [m for m in members if checks.span.first <= id_of(m) < checks.span.end]
         job_ids = [id_of(member) for member in members]
         if not job_ids or checks == _Checks():
             return members

@@ -4,6 +4,8 @@
 lobewise:epoch                          set once the view is whole; missing after a wipe
 lobewise:job:{id}                       hash: state, status, attempt, cancel, since_ms, published_ms, retry_ms
 lobewise:events:{id}                    stream of the states that the job had; gone some time after the last
+lobewise:feed                           stream of the changes of all jobs: job, type, and the id of the one before
+lobewise:feed                           channel, too: there is a new change
 lobewise:changed                        channel: the id of a job that has a new event
 lobewise:lease:{id}                     "{attempt}:{token}" with a time to live
 lobewise:purged:{id}                    nothing is shown of this job any more; with a time to live
@@ -15,8 +17,9 @@ lobewise:workers                        ready workers by the time at which their
 lobewise:models:{worker}                the models it has loaded, JSON, with a time to live
 lobewise:vitals:{worker}                its memory and GPU, JSON, with a time to live
 lobewise:figures                        hash of counts since the server was last empty (`job_metrics`)
+lobewise:callbacks                      ids of jobs, and `batch:{id}`, that have to tell their end, by when that is due
+lobewise:batch:{id}                     set of its jobs that are not finished, where it wants to tell of its end
 lobewise:deadlines                      ids of jobs that no worker has begun, by the time until which one may, ms
-lobewise:callbacks                      ids of jobs that have to tell how they ended, by when it is due, ms
 lobewise:callback-outcomes              hash: how many attempts ended in each way since the server was last empty
 lobewise:reaper                         who looks for lost jobs now
 lobewise:rebuild:{mark}                 a rebuild is under way, and the server was not wiped since it began
@@ -31,6 +34,7 @@ from typing import Final, Literal
 PREFIX: Final = "lobewise:"
 EPOCH: Final = PREFIX + "epoch"
 CHANGED: Final = PREFIX + "changed"
+FEED: Final = PREFIX + "feed"
 WORKERS: Final = PREFIX + "workers"
 METRICS: Final = PREFIX + "figures"
 CALLBACKS: Final = PREFIX + "callbacks"
@@ -46,7 +50,7 @@ REFERENCES: Final = PREFIX + "references"
 #: Token of a lease that a rebuild grants, in place of the worker's own that was wiped.
 REBUILT: Final = "rebuilt"
 
-Kind = Literal["job", "events", "lease", "purged", "index", "severity", "models", "vitals", "rebuild"]
+Kind = Literal["job", "events", "lease", "purged", "index", "severity", "models", "vitals", "rebuild", "batch"]
 
 
 def key(kind: Kind, *parts: str) -> str:

@@ -16,9 +16,10 @@ from jobs.errors import BrokerUnavailableError
 from jobs.live.callback_schedule import CallbackSchedule
 from jobs.live.connection import Script, ViewFreshness, broker_errors
 from jobs.live.events import EVENTS_KEPT, KEPT_SECONDS, EventLog
+from jobs.live.feed import Feed, FeedLimits
 from jobs.live.job_lists import JobLists
 from jobs.live.job_metrics import Monitoring, counts_of
-from jobs.live.keys import CALLBACKS, CHANGED, DEADLINES, DELAYS, EPOCH, METRICS, PREFIX, REFERENCES, key
+from jobs.live.keys import CALLBACKS, CHANGED, DEADLINES, DELAYS, EPOCH, FEED, METRICS, PREFIX, REFERENCES, key
 from jobs.live.pagination import Query, delay_ms, reference_member, severity_member
 from jobs.live.recovery_view import BrokerMessages, RecoveryView
 from jobs.live.workers import ReadyWorkers
@@ -42,8 +43,11 @@ _STAGES: Final = frozenset(Stage)
 class LiveView:
     """Every method raises BrokerUnavailableError when Redis does not answer in time."""
 
-    def __init__(self, url: str, timeout_seconds: float, view_freshness: ViewFreshness) -> None:
+    def __init__(
+        self, url: str, timeout_seconds: float, view_freshness: ViewFreshness, feed_limits: FeedLimits
+    ) -> None:
         self.view_freshness = view_freshness
+        self._feed_limits = {"feed_events": feed_limits.events, "feed_ms": 1000 * feed_limits.seconds}
         # One retry, at once and only for a broken connection: a pooled connection may be older than the server.
         retry = Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,))
         self._redis = redis.Redis.from_url(
@@ -55,6 +59,7 @@ class LiveView:
             redis_connect_func=self._connected,
         )
         self.events = EventLog(self._redis, _read_state)
+        self.feed = Feed(self._redis)
         self.callbacks = CallbackSchedule(self._redis)
         self.workers = ReadyWorkers(self._redis)
         self.recovery = RecoveryView(self._redis)
@@ -62,6 +67,7 @@ class LiveView:
         self.monitoring = Monitoring(self._redis, self.get_many, self.workers)
         self._lists = JobLists(self._redis, self.get_many)
         self._put_state = Script(self._redis, "put_state")
+        self._mark_purged = Script(self._redis, "mark_purged")
         self._list_job = Script(self._redis, "list_job")
         self._read_states = Script(self._redis, "read_states")
         self._request_cancel = Script(self._redis, "request_cancel")
@@ -102,6 +108,7 @@ class LiveView:
             events=key("events", state.id),
             metrics=METRICS,
             tombstone=key("purged", state.id),
+            feed=FEED,
             prefix=PREFIX,
             job_id=state.id,
             priority=state.priority,
@@ -112,10 +119,12 @@ class LiveView:
             severity_member=severity_member(state) or "",
             retry_after_ms="" if retry_after_seconds is None else round(retry_after_seconds * 1000),
             has_callback="1" if state.callback_url else "",
+            batch_id=state.batch_id or "",
             delay_ms=delay_ms(state),
             reference_member=reference_member(state) or "",
             not_after_ms=round(1000 * state.not_after.timestamp()) if state.not_after and has_deadline else "",
             **_EVENTS,
+            **self._feed_limits,
         )
         return bool(is_shown)
 
@@ -178,7 +187,15 @@ class LiveView:
     def remove_traces(self, job_id: str) -> None:
         """Remove a job that was deleted, and from now on show nothing that others may still say of it."""
         with broker_errors():
-            self._redis.set(key("purged", job_id), "1", ex=TRACES_REMOVED_SECONDS)
+            self._mark_purged(
+                job=key("job", job_id),
+                tombstone=key("purged", job_id),
+                feed=FEED,
+                prefix=PREFIX,
+                job_id=job_id,
+                seconds=TRACES_REMOVED_SECONDS,
+                **self._feed_limits,
+            )
         self.remove(job_id)
 
     def remove(self, job_id: str) -> None:

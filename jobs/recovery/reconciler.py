@@ -82,6 +82,7 @@ class Reconciler:
         backends = self._backends
         # The mark goes with a wipe: what was listed before one is older than what workers have shown since.
         mark = backends.live.recovery.begin_rebuild()
+        was_wiped = not backends.live.recovery.is_whole()
         known = {files.job_id: files for files in backends.store.all_files()}
         shown = dict(zip(known, backends.live.statuses(list(known)), strict=True))
         restored = sum(self._restore(known[job_id], mark) for job_id, status in shown.items() if status is None)
@@ -92,6 +93,9 @@ class Reconciler:
             if job_id not in known:
                 self._remove_if_gone(job_id)
         self._complete_lists()
+        # Before it counts as whole: who dies here leaves it to the next rebuild.
+        if was_wiped:
+            self._cleanup.batches.resume_callbacks()
         backends.live.recovery.declare_whole(mark)
         return restored
 

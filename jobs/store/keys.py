@@ -16,6 +16,8 @@ idempotency/{sha256 of the key}/{n}.json    the job that a request with this key
 idempotency-batches/{sha256 of the key}.json  the batch that a key made
 batches/{id}/pending-{id}.json      the records of its jobs, until all are accepted
 batches/{id}/batch.json             created once: many scans in one call (`batches`)
+batches/{id}/ended.json             created once, where somebody wants to be told: no job of it is open any more
+batches/{id}/callbacks/             as those of a job
 uploads/{id}/upload.json            a scan that comes in parts, before there is a job
 uploads/{id}/parts/{n}              in a folder; S3 keeps parts where no listing shows them
 uploads/{id}/scan                   all parts, joined

@@ -8,7 +8,7 @@ import pytest
 from jobs import states
 from jobs.callbacks import Answer
 
-from .conftest import Service, nifti, require_problem, running_service
+from .conftest import ALLOWED_SOURCE, Service, nifti, require_problem, running_service
 
 RECEIVER = "https://pacs.example/lobewise/finished"
 
@@ -111,3 +111,43 @@ def test_the_metrics_count_what_was_tried_and_what_is_due(service: Service) -> N
     metrics = service.client.get("/metrics").text
     assert 'lobewise_callback_attempts_total{outcome="retry"} 1.0' in metrics
     assert 'lobewise_callback_attempts_total{outcome="delivered"} 0.0' in metrics
+
+
+def test_a_batch_says_whom_it_calls_back_and_how_that_went(service: Service) -> None:
+    items = [{"source": {"url": f"{ALLOWED_SOURCE}{n}.nii.gz"}} for n in range(2)]
+    body = {"items": items, "callback_url": RECEIVER}
+    posted = service.client.post("/v1/batches", json=body, headers={"Idempotency-Key": "night-1"})
+    batch = posted.json()
+    assert (posted.status_code, batch["callback_url"]) == (202, RECEIVER)
+    assert {found["job"]["batch_id"] for found in batch["items"]} == {batch["id"]}
+    callback = batch["links"]["callback"]
+    assert callback == f"{service.address}/v1/batches/{batch['id']}/callback"
+    assert service.client.get(callback).json() == {
+        "batch_id": batch["id"], "url": RECEIVER, "status": "waiting", "next_attempt_at": None, "attempts": [],
+    }  # fmt: skip
+    require_problem(service.client.post(f"{callback}/redeliver"), 409, "wrong-state")
+    service.client.post(batch["links"]["cancel"])
+    tell(service, 503)
+    assert service.client.get(callback).json()["status"] == "pending"
+    assert service.client.post(f"{callback}/redeliver").status_code == 202
+    tell(service, 200)
+    log = service.client.get(callback).json()
+    assert (log["status"], [attempt["round"] for attempt in log["attempts"]]) == ("delivered", [1, 2])
+    again = service.client.post("/v1/batches", json=body, headers={"Idempotency-Key": "night-1"})
+    assert (again.json()["id"], again.headers["idempotent-replayed"]) == (batch["id"], "true")
+    other = service.client.post("/v1/batches", json={"items": items}, headers={"Idempotency-Key": "night-1"})
+    require_problem(other, 422, "idempotency-key-reused")
+
+
+def test_a_batch_without_an_address_or_with_one_that_is_not_allowed(service: Service) -> None:
+    items = [{"source": {"url": f"{ALLOWED_SOURCE}1.nii.gz"}}]
+    body = {"items": items, "callback_url": "https://other.example/in"}
+    refused = service.client.post("/v1/batches", json=body, headers={"Idempotency-Key": "k"})
+    require_problem(refused, 422, "callback-not-allowed")
+    batch = service.client.post("/v1/batches", json={"items": items}, headers={"Idempotency-Key": "k"}).json()
+    assert batch["links"]["callback"] is None
+    for method, path in (("GET", "callback"), ("POST", "callback/redeliver")):
+        answer = service.client.request(method, f"/v1/batches/{batch['id']}/{path}")
+        require_problem(answer, 409, "no-callback")
+        missing = service.client.request(method, f"/v1/batches/{batch['id'][:-1]}0/{path}")
+        require_problem(missing, 404, "batch-not-found")

@@ -29,7 +29,7 @@ def test_operations_have_names_for_clients() -> None:
         "abort_upload", "get_callback", "redeliver_callback", "create_batch", "list_batches", "get_batch",
         "export_reports_csv", "export_reports_ndjson",
         "cancel_batch", "validate_scan", "get_inspection", "create_job_from_source", "validate_scan_from_source",
-        "get_labels",
+        "get_labels", "list_events", "get_batch_callback", "redeliver_batch_callback",
         "list_models", "get_health", "get_readiness", "get_metrics", "get_problem_type",
     }  # fmt: skip
 
@@ -69,14 +69,18 @@ def test_an_example_follows_its_schema(where: str, value: Any, schema: dict[str,
     jsonschema.Draft202012Validator({**schema, "components": DOCUMENT["components"]}).validate(value)
 
 
-def test_the_message_to_a_receiver_is_described_as_a_callback() -> None:
-    told = DOCUMENT["paths"]["/v1/jobs/from-source"]["post"]["callbacks"]
-    message = told["job-ended"]["{$request.body#/callback_url}"]["post"]
+@pytest.mark.parametrize(
+    ("path", "name", "schema_name"),
+    [("/v1/jobs/from-source", "job-ended", "JobEnded"), ("/v1/batches", "batch-ended", "BatchEnded")],
+)
+def test_the_message_to_a_receiver_is_described_as_a_callback(path: str, name: str, schema_name: str) -> None:
+    told = DOCUMENT["paths"][path]["post"]["callbacks"]
+    message = told[name]["{$request.body#/callback_url}"]["post"]
     assert {parameter["name"] for parameter in message["parameters"]} == {
         "webhook-id", "webhook-timestamp", "webhook-signature",
     }  # fmt: skip
     schema = message["requestBody"]["content"]["application/cloudevents+json"]["schema"]
-    assert schema["$ref"] == "#/components/schemas/JobEnded"
+    assert schema["$ref"] == f"#/components/schemas/{schema_name}"
 
 
 def test_the_gateway_serves_it(shared: Service) -> None:

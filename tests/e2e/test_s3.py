@@ -6,6 +6,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from lobewise_client import Client
 
 from pipeline.io.write import write_ct
 from pipeline.phantom import PhantomRecipe, make_phantom
@@ -31,39 +32,18 @@ def test_a_scan_goes_in_by_parts_and_its_masks_come_from_the_bucket(
     s3_server.make_bucket(BUCKET)
     with (
         serving(tmp_path, LOBEWISE_BLOB_URL=f"s3://{BUCKET}/hospital/a") as address,
-        httpx.Client(base_url=address, timeout=120) as client,
+        Client(address, parts_above_bytes=0) as client,
+        httpx.Client(base_url=address, timeout=120) as http,
     ):
-        job = submit(client, scan)
-        while job["status"] in ("queued", "running"):
-            answer = client.post("/v1/jobs/from-source", **submission(job["upload_id"]))
-            job = answer.json() | {"upload_id": job["upload_id"]}
-        assert job["status"] == "succeeded", job["error"]
-        masks = {name: fetched(client, job["id"], name) for name in ("lungs", "lobes", "lesions", "high-opacity")}
+        job = client.score(scan, wait_seconds=400).job
+        masks = {name: fetched(http, job.id, name) for name in ("lungs", "lobes", "lesions", "high-opacity")}
         assert all(gzip.decompress(mask)[344:347] == b"n+1" for mask in masks.values())
+        assert client.mask(job.id, "lobes") == masks["lobes"]
         assert not list((tmp_path / "data").rglob("*.nii.gz")), "nothing of it lies in the data folder"
-        assert client.delete(f"/v1/jobs/{job['id']}").status_code == 204
+        client.delete(job.id)
     left = {key for key in s3_server.keys(BUCKET) if "/jobs/" in key or "/uploads/" in key}
-    assert left == {f"hospital/a/jobs/{job['id']}/purged.json"}
+    assert left == {f"hospital/a/jobs/{job.id}/purged.json"}
     assert s3_server.unfinished(BUCKET) == set()
-
-
-def submit(client: httpx.Client, scan: bytes) -> dict:
-    upload = client.post("/v1/uploads", json={"size_bytes": len(scan), "sha256": hashlib.sha256(scan).hexdigest()})
-    for part in upload.json()["parts"]:
-        start = (part["number"] - 1) * upload.json()["part_bytes"]
-        httpx.put(part["url"], content=scan[start : start + part["size_bytes"]], timeout=60).raise_for_status()
-    client.post(upload.json()["links"]["complete"]).raise_for_status()
-    answer = client.post("/v1/jobs/from-source", **submission(upload.json()["id"]))
-    assert answer.status_code in (200, 202), answer.text
-    return answer.json() | {"upload_id": upload.json()["id"]}
-
-
-def submission(upload_id: str) -> dict:
-    """Repeated with its key, it waits for the job that the first one made."""
-    return {
-        "json": {"source": {"upload_id": upload_id}},
-        "headers": {"Prefer": "wait=60", "Idempotency-Key": f"end-to-end-{upload_id}"},
-    }
 
 
 def fetched(client: httpx.Client, job_id: str, name: str) -> bytes:

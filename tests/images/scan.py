@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import httpx
 import yaml  # type: ignore[import-untyped]
+from lobewise_client import Client, LobewiseError
 
 from tests.images.bake import ROOT, image_of
 from tests.images.containers import Container, Order, ended_cleanly, owned, running
@@ -27,7 +27,6 @@ SERVICE: Final = "http://127.0.0.1:8000"
 START_SECONDS: Final = 300.0
 SCORE_SECONDS: Final = 1500.0
 NIFTI_HEADER_BYTES: Final = 352
-MASKS: Final = ("lungs", "lobes", "lesions", "high-opacity")
 FAR_OFF_POINTS: Final = 10.0
 PASSWORD: Final = "of-one-run"
 ENVIRONMENT: Final = {"LOBEWISE_SECRETS_DIR": "/etc/lobewise/secrets", "LOBEWISE_BLOB_URL": "file:///blobs"}
@@ -56,7 +55,7 @@ def main(folder: Path) -> None:
             look_inside(api, worker, sender)
             score(worker, state / "worker")
             stop(worker, sender, api, broker)
-        except (BrokenError, httpx.HTTPError, subprocess.SubprocessError) as error:
+        except (BrokenError, LobewiseError, subprocess.SubprocessError) as error:
             sys.exit(f"{type(error).__name__}: {error}\n{last_words(parts)}")
 
 
@@ -152,15 +151,12 @@ def score(worker: Container, home: Path) -> None:
     if made.returncode:
         raise BrokenError(f"lobewise phantom: {made.stderr}")
     truth = json.loads((home / "phantom" / "truth.json").read_text())
-    with httpx.Client(base_url=SERVICE, timeout=30) as client:
-        begin = time.monotonic()
-        with (home / "phantom" / "ct.nii.gz").open("rb") as scan:
-            posted = client.post("/v1/jobs", files={"file": ("ct.nii.gz", scan)}).raise_for_status()
-        job = followed(client, posted.headers["Location"])
+    begin = time.monotonic()
+    with Client(SERVICE) as client:
+        result = client.score(home / "phantom" / "ct.nii.gz", wait_seconds=SCORE_SECONDS)
         seconds = time.monotonic() - begin
-        report = client.get(f"{job}/report").raise_for_status().json()
-        masks = {name: marked(client.get(f"{job}/masks/{name}").raise_for_status().content) for name in MASKS}
-    found, true = (one["severity"]["percent_opacity"] for one in (report, truth))
+        masks = {name: marked(mask.read()) for name, mask in result.masks.items()}
+    found, true = result.report.severity.percent_opacity, truth["severity"]["percent_opacity"]
     print(f"scored in {seconds:.0f} s: PO {found:.1f} %, in truth {true:.1f} %; voxels of masks {masks}", flush=True)
     if abs(found - true) > FAR_OFF_POINTS or min(masks.values()) == 0:
         raise BrokenError("that is no score of this phantom")
@@ -170,19 +166,6 @@ def marked(mask: bytes) -> int:
     """Voxels that are not 0, of a byte each."""
     voxels = gzip.decompress(mask)[NIFTI_HEADER_BYTES:]
     return len(voxels) - voxels.count(0)
-
-
-def followed(client: httpx.Client, job: str) -> str:
-    """Until it has succeeded."""
-
-    def status() -> str:
-        return str(client.get(job).raise_for_status().json()["status"])
-
-    if not until(lambda: status() in ("succeeded", "failed", "cancelled"), SCORE_SECONDS, 1):
-        raise BrokenError(f"the job is {status()} after {SCORE_SECONDS:.0f} s")
-    if status() != "succeeded":
-        raise BrokenError(f"the job has {status()}: {client.get(job).text}")
-    return job
 
 
 def stop(*parts: Container) -> None:

@@ -41,6 +41,7 @@ from jobs.backends import Backends
 from jobs.bootstrap import Connection, assemble
 from jobs.errors import IdempotencyInFlightError, JobNotFoundError, JobPurgedError, UnavailableError, WrongStateError
 from jobs.live.connection import ViewFreshness
+from jobs.live.feed import FeedLimits
 from jobs.live.keys import PREFIX
 from jobs.live.pagination import Query
 from jobs.models import (
@@ -162,7 +163,7 @@ class World:
             data_dir=folder, redis_url=self.embedded.url, lease_seconds=3600, max_attempts=MAX_ATTEMPTS,
             retention_seconds=24 * 3600, reap_seconds=600, retry_seconds=600, broker_timeout_seconds=10,
         )  # fmt: skip
-        self.live = GatedLive(self.embedded.url, 10, ViewFreshness(0.0))
+        self.live = GatedLive(self.embedded.url, 10, ViewFreshness(0.0), FeedLimits(events=1000, seconds=3600))
         self.queue = GatedQueue(self.settings, self.live)
         self.numbers = itertools.count()
 

@@ -7,6 +7,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
@@ -205,15 +206,17 @@ def test_a_client_that_goes_away_half_way_leaves_nothing(way: Proxied, certifica
 
 
 def test_a_client_that_falls_silent_is_told_so(way: Proxied, certificate: Certificate) -> None:
+    before = way.service.stored_files()
     with connected(way, certificate) as connection:
         connection.sendall(_request(8 << 20) + bytes(1 << 20))
         connection.settimeout(3)
         try:
             answer = connection.recv(4096)
         except TimeoutError:
-            # Held back by the proxy, whose own patience is longer; the gateway is not concerned.
-            assert way.service.stored_files() == way.service.stored_files()
+            # Held back by the proxy, whose own patience is longer: the gateway knows nothing of it.
+            assert way.service.stored_files() == before
             return
+    assert until(lambda: way.service.stored_files() == before, 10)
     assert answer.startswith(b"HTTP/1.1 408 ")
 
 
@@ -258,21 +261,32 @@ def test_a_client_of_http_1_0_gets_no_chunks_and_a_closed_connection(proxied: Pr
         assert (b"content-length" in head.lower()) is not is_stream
 
 
-def test_a_gateway_that_goes_is_seen_as_such(
-    tmp_path: Path, certificate: Certificate, request: pytest.FixtureRequest
+@pytest.mark.parametrize(("name", "status"), [("nginx", 502), ("haproxy", 503)])
+def test_a_gateway_that_is_gone_is_the_proxy_s_answer_and_no_problem(
+    tmp_path: Path, certificate: Certificate, name: str, status: int
 ) -> None:
-    """No half an answer is taken for a whole one, and the proxy finds the gateway again."""
+    """So a client that knows problems must know other answers too (docs/deployment.md)."""
+    with ExitStack() as proxies:
+        with gateway(name, tmp_path / "service") as service:
+            proxied = proxies.enter_context(proxying(name, service, certificate, tmp_path))
+            job_id = submit(proxied)
+        answer = proxied.client.get(f"/lobewise/v1/jobs/{job_id}")
+        assert answer.status_code == status
+        assert answer.headers["content-type"].startswith("text/html")
+
+
+def test_an_answer_that_is_cut_is_not_taken_for_a_whole_one(tmp_path: Path, certificate: Certificate) -> None:
     with (
         gateway("nginx", tmp_path / "service") as service,
         proxying("nginx", service, certificate, tmp_path) as proxied,
     ):
         job_id = submit(proxied)
         with proxied.client.stream("GET", f"/lobewise/v1/jobs/{job_id}/events") as answer:
-            watcher = Watcher(answer)
-            watcher.until(1)
+            lines = answer.iter_lines()
+            assert next(lines).startswith("retry:")
             proxied.process.kill()
-            proxied.process.wait()
-            watcher.to_the_end()
+            with pytest.raises(httpx.TransportError):
+                list(lines)
         assert service.client.get(f"/v1/jobs/{job_id}").json()["status"] == "queued"
 
 

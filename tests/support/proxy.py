@@ -24,6 +24,13 @@ class Proxy:
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        # What still passes is broken off, or asyncio would complain of it once it is collected.
+        tasks = asyncio.all_tasks(self._loop)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            self._loop.run_until_complete(asyncio.wait(tasks))
+        self._loop.close()
 
     def takes_connection(self) -> bool:
         """Whether a new connection is let through."""

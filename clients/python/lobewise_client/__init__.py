@@ -9,8 +9,8 @@ with Client("https://lobewise.example") as client:
 """
 
 from lobewise_client.aio import AsyncClient, AsyncMask, AsyncResult
-from lobewise_client.callbacks import verify_callback
-from lobewise_client.calls import BatchScan, Filters, OnProgress, Options, Progress
+from lobewise_client.callbacks import verify_batch_callback, verify_callback
+from lobewise_client.calls import BatchFilters, BatchScan, Filters, OnProgress, Options, Progress, ReportFilters
 from lobewise_client.client import Client, Mask, Result
 from lobewise_client.errors import (
     BusyError,
@@ -33,13 +33,18 @@ from lobewise_client.errors import (
 )
 from lobewise_client.models import (
     Batch,
+    BatchEnded,
     BatchItem,
     Callback,
+    ChangePage,
+    ExportedReport,
     Inspection,
     Job,
+    JobChange,
     JobEnded,
     JobProblem,
     JobStatus,
+    MaskLabels,
     MaskName,
     NetworkInfo,
     Priority,
@@ -57,21 +62,26 @@ __all__ = [
     "AsyncMask",
     "AsyncResult",
     "Batch",
+    "BatchEnded",
+    "BatchFilters",
     "BatchItem",
     "BatchScan",
     "BusyError",
     "Callback",
     "CallbackNotVerifiedError",
+    "ChangePage",
     "Client",
     "ConnectionFailedError",
     "DeletedError",
     "DigestMismatchError",
+    "ExportedReport",
     "Filters",
     "Inspection",
     "InvalidAddressError",
     "InvalidRequestError",
     "Job",
     "JobCancelledError",
+    "JobChange",
     "JobEnded",
     "JobFailedError",
     "JobProblem",
@@ -79,6 +89,7 @@ __all__ = [
     "KeyReusedError",
     "LobewiseError",
     "Mask",
+    "MaskLabels",
     "MaskName",
     "NetworkInfo",
     "NotFinishedError",
@@ -90,6 +101,7 @@ __all__ = [
     "Progress",
     "Ready",
     "Report",
+    "ReportFilters",
     "Result",
     "Retry",
     "ScanLike",
@@ -99,5 +111,6 @@ __all__ = [
     "Upload",
     "WrongStateError",
     "__version__",
+    "verify_batch_callback",
     "verify_callback",
 ]

@@ -10,12 +10,14 @@ from typing import Any, Self, TypeVar, Unpack
 
 import httpx
 
-from lobewise_client.calls import BatchScan, Calls, Filters, OnProgress, Options, Settings
+from lobewise_client.calls import BatchFilters, BatchScan, Calls, Filters, OnProgress, Options, ReportFilters, Settings
 from lobewise_client.client import PARTS_ABOVE_BYTES, USER_AGENT, body_of
 from lobewise_client.models import (
     Batch,
     BatchItem,
     Callback,
+    ChangePage,
+    ExportedReport,
     Inspection,
     Job,
     MaskLabels,
@@ -169,9 +171,43 @@ class AsyncClient:
         async for job in _Run(self._http).iterate(self._calls.list_jobs(filters), []):
             yield job
 
-    async def create_batch(self, scans: Iterable[BatchScan], *, idempotency_key: str | None = None) -> Batch:
-        """Submit up to 1000 scans that the service fetches, or that were uploaded; see `BatchScan`."""
-        return await self._run(self._calls.create_batch(scans, idempotency_key))
+    async def export_reports(self, **filters: Unpack[ReportFilters]) -> AsyncIterator[ExportedReport]:
+        """All reports that fit, oldest first, as the service streams them; see `ReportFilters`."""
+        async for one in _Run(self._http).iterate(self._calls.export_reports(filters), []):
+            yield one
+
+    async def list_events(
+        self, cursor: str | None = None, *, start: str = "oldest", wait_seconds: int = 0
+    ) -> ChangePage:
+        """What happened to all jobs after a cursor; without one, from the `oldest` that is kept, or the `newest` on.
+
+        Keep `next_cursor` once you are done with a page, and ask again with it.
+
+        Args:
+            wait_seconds: for a change, where there is none.
+
+        Raises:
+            DeletedError: some changes are gone: begin again, and list the jobs.
+        """
+        return await self._run(self._calls.list_events(cursor, start, wait_seconds))
+
+    async def list_batches(self, **filters: Unpack[BatchFilters]) -> AsyncIterator[Batch]:
+        """Batches with their counts, page after page, newest first; see `BatchFilters`."""
+        async for one in _Run(self._http).iterate(self._calls.list_batches(filters), []):
+            yield one
+
+    async def create_batch(
+        self,
+        scans: Iterable[BatchScan],
+        *,
+        callback_url: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> Batch:
+        """Submit up to 1000 scans that the service fetches, or that were uploaded; see `BatchScan`.
+
+        `callback_url` is told once all of them have ended.
+        """
+        return await self._run(self._calls.create_batch(scans, callback_url, idempotency_key))
 
     async def get_batch(self, batch_id: str) -> Batch:
         """Its counts, and the first page of its items."""

@@ -5,14 +5,15 @@ import hmac
 import time
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Mapping
-from typing import Final
+from typing import Final, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from lobewise_client.errors import CallbackNotVerifiedError
-from lobewise_client.models import JobEnded
+from lobewise_client.models import BatchEnded, JobEnded
 
 PREFIX: Final = "whsec_"
+M = TypeVar("M", bound=BaseModel)
 
 
 def verify_callback(
@@ -36,6 +37,29 @@ def verify_callback(
         CallbackNotVerifiedError: a header is missing, it is too old, or no signature fits.
         ValueError: a secret is none.
     """
+    return _verified(JobEnded, body, headers, secret, tolerance_seconds, now)
+
+
+def verify_batch_callback(
+    body: bytes | str,
+    headers: Mapping[str, str],
+    secret: str | Iterable[str],
+    tolerance_seconds: float = 300.0,
+    *,
+    now: float | None = None,
+) -> BatchEnded:
+    """The same for what is sent to the `callback_url` of a batch."""
+    return _verified(BatchEnded, body, headers, secret, tolerance_seconds, now)
+
+
+def _verified(
+    model: type[M],
+    body: bytes | str,
+    headers: Mapping[str, str],
+    secret: str | Iterable[str],
+    tolerance_seconds: float,
+    now: float | None,
+) -> M:
     given = {name.lower(): value for name, value in headers.items()}
     try:
         id_, stamp, signatures = (given[f"webhook-{name}"] for name in ("id", "timestamp", "signature"))
@@ -53,9 +77,9 @@ def verify_callback(
     if not any([hmac.compare_digest(one, other) for one in expected for other in found]):  # noqa: C419
         raise CallbackNotVerifiedError("No signature fits the secret.")
     try:
-        return JobEnded.model_validate_json(content)
+        return model.model_validate_json(content)
     except ValidationError as error:
-        raise CallbackNotVerifiedError("It is signed, but does not tell how a job ended.") from error
+        raise CallbackNotVerifiedError(f"It is signed, but is no {model.__name__}.") from error
 
 
 def _key(secret: str) -> bytes:

@@ -22,8 +22,10 @@ from pydantic import BaseModel, ValidationError
 from lobewise_client import errors
 from lobewise_client.models import (
     Batch,
-    BatchItem,
+    BatchPage,
     Callback,
+    ChangePage,
+    ExportedReport,
     FieldError,
     Inspection,
     Job,
@@ -84,6 +86,8 @@ class Options(TypedDict, total=False):
         client_reference: your own name for it, given back with the job. Put no patient data in it.
         callback_url: an address that the operator allows; told how the job ended.
         not_after: a job that nobody has begun by then fails (`deadline-passed`) and is never computed.
+        reuse: whether an equal scan that was scored before, by the same weights, may be given that result; the service
+            does so unless this is False.
         idempotency_key: of the request: repeated with it, it makes no second job. A new one for each call by default.
     """
 
@@ -91,6 +95,7 @@ class Options(TypedDict, total=False):
     client_reference: str | None
     callback_url: str | None
     not_after: datetime | None
+    reuse: bool | None
     idempotency_key: str | None
 
 
@@ -104,17 +109,53 @@ class BatchScan(TypedDict, total=False):
     client_reference: str | None
     callback_url: str | None
     not_after: datetime | None
+    reuse: bool | None
+
+
+class BatchFilters(TypedDict, total=False):
+    """Which batches a list has.
+
+    Attributes:
+        created_after: at this time or later.
+        limit: how many a page has.
+    """
+
+    created_after: datetime | None
+    created_before: datetime | None
+    limit: int | None
+
+
+class ReportFilters(TypedDict, total=False):
+    """Which jobs an export has. All may be given together.
+
+    Attributes:
+        created_after: at this time or later.
+        after: only jobs that come after this one: the last `job_id` that you have.
+        limit: how many at most.
+    """
+
+    client_reference: str | None
+    created_after: datetime | None
+    created_before: datetime | None
+    priority: str | None
+    after: str | None
+    limit: int | None
 
 
 class Filters(TypedDict, total=False):
-    """Which jobs a list has, and in which order.
+    """Which jobs a list has, and in which order. All may be given together.
 
     Attributes:
+        status: one, or several: jobs with any of them.
+        created_after: at this time or later.
         sort: `-created_at` (newest first, the default), `created_at`, or `severity`.
         limit: how many a page has.
     """
 
-    status: str | None
+    status: str | list[str] | None
+    client_reference: str | None
+    created_after: datetime | None
+    created_before: datetime | None
     priority: str | None
     sort: str | None
     limit: int | None
@@ -168,7 +209,7 @@ class Calls:
                 return (yield from self.submit_upload(upload.id, options, task=task))
             form = Form(scan, _fields(options), _of_upload(on_progress))
             headers = {"content-type": form.content_type, **_key_header(options)}
-            reply = yield from self._send(Request("POST", self._url(_PATHS[task]), headers, form))
+            reply = yield from self._send(Request("POST", self._url(["v1", _NOUNS[task]]), headers, form))
         finally:
             scan.close()
         job = _read(Job, reply)
@@ -187,7 +228,7 @@ class Calls:
 
     def _submit_json(self, source: dict[str, str], options: Options, task: Task) -> Steps[Job]:
         body = {"source": source, **_fields(options)}
-        return _read(Job, (yield from self._post_json(_PATHS[task], body, _key_header(options))))
+        return _read(Job, (yield from self._post_json(["v1", _NOUNS[task], "from-source"], body, _key_header(options))))
 
     def upload(
         self, source: ScanLike, resume: str | None = None, on_progress: OnProgress | None = None
@@ -486,14 +527,66 @@ class Calls:
     def list_jobs(self, filters: Filters) -> Steps[None]:
         return self._pages(JobPage, ["v1", "jobs"], _known(Filters, filters))
 
-    def create_batch(self, scans: Iterable[BatchScan], idempotency_key: str | None = None) -> Steps[Batch]:
+    def export_reports(self, filters: ReportFilters) -> Steps[None]:
+        """Gives each report of a stream of lines; where it breaks off, it goes on after the last one that came."""
+        query, patience = _known(ReportFilters, filters), Patience(self.settings.retry)
+        left = filters.get("limit")
+        while True:
+            url = "/".join([self._root, "v1", "reports.ndjson"]) + (f"?{urlencode(query)}" if query else "")
+            rest = b""
+            fault: errors.LobewiseError
+            try:
+                opened: Reply = yield Open(self._request("GET", url, {"accept": "application/x-ndjson"}))
+                if opened.status != 200:
+                    raise problem_of(Reply(opened.status, opened.headers, (yield from _rest())))
+                while data := (yield Read()):
+                    *lines, rest = (rest + data).split(b"\n")
+                    for line in lines:
+                        report = _read(ExportedReport, Reply(200, {}, line))
+                        query["after"], left = report.job_id, None if left is None else left - 1
+                        patience.progressed()
+                        yield Give(report)
+                yield Close()
+                return
+            except httpx.TransportError as error:
+                fault = self._unreachable(error)
+                fault.__cause__ = error
+            except errors.ProblemError as error:
+                if not error.retryable:
+                    raise
+                fault = error
+            if left is not None:
+                if left <= 0:
+                    return
+                query["limit"] = left
+            pause = patience.pause_seconds(_asked_seconds(fault))
+            if pause is None:
+                raise fault
+            yield Close()
+            yield Sleep(pause)
+
+    def list_events(self, cursor: str | None, start: str, wait_seconds: int) -> Steps[ChangePage]:
+        """One page of the feed of all changes."""
+        query = {"start": start} if cursor is None else {"cursor": cursor}
+        headers = {"prefer": f"wait={wait_seconds}"} if wait_seconds else {}
+        silence = wait_seconds + SILENCE_SECONDS if wait_seconds else None
+        url = f"{self._url(['v1', 'events'])}?{urlencode(query)}"
+        return _read(ChangePage, (yield from self._send(Request("GET", url, headers, silence_seconds=silence))))
+
+    def list_batches(self, filters: BatchFilters) -> Steps[None]:
+        return self._pages(BatchPage, ["v1", "batches"], _known(BatchFilters, filters))
+
+    def create_batch(
+        self, scans: Iterable[BatchScan], callback_url: str | None = None, idempotency_key: str | None = None
+    ) -> Steps[Batch]:
         items = []
         for scan in scans:
             given = _known(BatchScan, scan)
             source = {name: given.pop(name) for name in ("url", "sha256", "upload_id") if name in given}
             items.append({"source": source, **given})
         headers = _key_header({"idempotency_key": idempotency_key or str(uuid.uuid4())})
-        return _read(Batch, (yield from self._post_json(["v1", "batches"], {"items": items}, headers)))
+        body = {"items": items} | ({} if callback_url is None else {"callback_url": callback_url})
+        return _read(Batch, (yield from self._post_json(["v1", "batches"], body, headers)))
 
     def get_batch(self, batch_id: str) -> Steps[Batch]:
         return self._get(Batch, "v1", "batches", batch_id)
@@ -546,15 +639,16 @@ class Calls:
     def _delete(self, gone: str, *path: str) -> Steps[None]:
         yield from self._send(Request("DELETE", self._url(path)), done_if=gone)
 
-    def _pages(self, model: type[Batch] | type[JobPage], path: list[str], query: Mapping[str, Any]) -> Steps[None]:
+    def _pages(
+        self, model: type[Batch | BatchPage | JobPage], path: list[str], query: Mapping[str, Any]
+    ) -> Steps[None]:
         """Gives each item of all pages."""
         cursor: str | None = None
         while True:
             given = {**query, **({} if cursor is None else {"cursor": cursor})}
-            url = self._url(path) + (f"?{urlencode(given)}" if given else "")
-            page: Batch | JobPage = _read(model, (yield from self._send(Request("GET", url))))
-            items: list[Job] | list[BatchItem] = page.items
-            for item in items:
+            url = self._url(path) + (f"?{urlencode(given, doseq=True)}" if given else "")
+            page = _read(model, (yield from self._send(Request("GET", url))))
+            for item in page.items:
                 yield Give(item)
             cursor = page.next_cursor
             if cursor is None:
@@ -652,7 +746,7 @@ class _Told:
         return self.job
 
 
-_PATHS: Final[Mapping[Task, list[str]]] = {"score": ["v1", "jobs"], "validate": ["v1", "validate"]}
+_NOUNS: Final[Mapping[Task, str]] = {"score": "jobs", "validate": "validate"}
 
 
 def _origin(url: str) -> tuple[str, str, int | None]:
@@ -666,12 +760,16 @@ def _known(kind: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
         raise TypeError(
             f"{', '.join(sorted(unknown))}: there is no such option; there are {', '.join(kind.__annotations__)}"
         )
-    # As text: an enumeration's member, too, and a time with its zone; one without is taken as this machine's.
-    return {
-        name: value.astimezone(UTC).isoformat() if isinstance(value, datetime) else str(value)
-        for name, value in given.items()
-        if value is not None
-    }
+    return {name: _as_sent(value) for name, value in given.items() if value is not None}
+
+
+def _as_sent(value: Any) -> Any:
+    """As text, an enumeration's member and a time, too, whose zone is this machine's if it says none."""
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_as_sent(one) for one in value]
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat()
+    return value if isinstance(value, bool) else str(value)
 
 
 def _with_key(options: Options) -> Options:
@@ -683,12 +781,9 @@ def _key_header(options: Options) -> dict[str, str]:
     return {"idempotency-key": str(options["idempotency_key"])}
 
 
-def _fields(options: Options) -> dict[str, str]:
-    """Of a form. Raises ValueError: one would end its part of the form."""
+def _fields(options: Options) -> dict[str, Any]:
     fields = _known(Options, options)
     del fields["idempotency_key"]
-    if any("\r" in value or "\n" in value for value in fields.values()):
-        raise ValueError("an option has a line break")
     return fields
 
 

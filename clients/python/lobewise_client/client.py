@@ -12,17 +12,21 @@ from typing import Any, Final, Self, TypeVar, Unpack
 import httpx
 
 from lobewise_client.calls import (
+    BatchFilters,
     BatchScan,
     Calls,
     Filters,
     OnProgress,
     Options,
+    ReportFilters,
     Settings,
 )
 from lobewise_client.models import (
     Batch,
     BatchItem,
     Callback,
+    ChangePage,
+    ExportedReport,
     Inspection,
     Job,
     MaskLabels,
@@ -205,9 +209,39 @@ class Client:
         """All jobs that fit, page after page; see `Filters`."""
         yield from _Run(self._http).iterate(self._calls.list_jobs(filters))
 
-    def create_batch(self, scans: Iterable[BatchScan], *, idempotency_key: str | None = None) -> Batch:
-        """Submit up to 1000 scans that the service fetches, or that were uploaded; see `BatchScan`."""
-        return self._run(self._calls.create_batch(scans, idempotency_key))
+    def export_reports(self, **filters: Unpack[ReportFilters]) -> Iterator[ExportedReport]:
+        """All reports that fit, oldest first, as the service streams them; see `ReportFilters`."""
+        yield from _Run(self._http).iterate(self._calls.export_reports(filters))
+
+    def list_events(self, cursor: str | None = None, *, start: str = "oldest", wait_seconds: int = 0) -> ChangePage:
+        """What happened to all jobs after a cursor; without one, from the `oldest` that is kept, or the `newest` on.
+
+        Keep `next_cursor` once you are done with a page, and ask again with it.
+
+        Args:
+            wait_seconds: for a change, where there is none.
+
+        Raises:
+            DeletedError: some changes are gone: begin again, and list the jobs.
+        """
+        return self._run(self._calls.list_events(cursor, start, wait_seconds))
+
+    def list_batches(self, **filters: Unpack[BatchFilters]) -> Iterator[Batch]:
+        """Batches with their counts, page after page, newest first; see `BatchFilters`."""
+        yield from _Run(self._http).iterate(self._calls.list_batches(filters))
+
+    def create_batch(
+        self,
+        scans: Iterable[BatchScan],
+        *,
+        callback_url: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> Batch:
+        """Submit up to 1000 scans that the service fetches, or that were uploaded; see `BatchScan`.
+
+        `callback_url` is told once all of them have ended.
+        """
+        return self._run(self._calls.create_batch(scans, callback_url, idempotency_key))
 
     def get_batch(self, batch_id: str) -> Batch:
         """Its counts, and the first page of its items."""

@@ -135,6 +135,10 @@ class Job(Model):
     estimated_start_at: datetime | None = None
     error: JobProblem | None = None
     severity: SeverityScores | None = None
+    #: The batch that it came in.
+    batch_id: str | None = None
+    #: The job that computed this result for the same scan; None where this one did.
+    reused_from: str | None = None
     links: JobLinks
 
     @property
@@ -325,13 +329,53 @@ class BatchItem(Model):
 
 
 class Batch(Model):
-    """Many scans that came in one call. `items` is one page of them."""
+    """Many scans that came in one call. `items` is one page of them; in a list of batches there are none."""
 
     id: str
     created_at: datetime
     counts: BatchCounts
-    items: list[BatchItem]
+    #: Who is told that all its jobs have ended.
+    callback_url: str | None = None
+    items: list[BatchItem] = Field(default_factory=list)
     next_cursor: str | None = None
+
+
+class BatchPage(Model):
+    items: list[Batch]
+    next_cursor: str | None = None
+
+
+class ExportedReport(Model):
+    """One report of an export."""
+
+    job_id: str
+    client_reference: str | None = None
+    created_at: datetime
+    finished_at: datetime
+    report: Report
+
+
+class JobChange(Model):
+    """One change of one job, of the feed of all changes."""
+
+    id: str
+    time: datetime
+    #: lobewise.job.created, queued (again), running, succeeded, failed, cancelled or purged (deleted).
+    type: str
+    job_id: str
+    status: OpenJobStatus | None = None
+    client_reference: str | None = None
+    batch_id: str | None = None
+    severity: SeverityScores | None = None
+
+
+class ChangePage(Model):
+    """Some changes, oldest first. Keep `next_cursor` once you are done with them."""
+
+    items: list[JobChange]
+    next_cursor: str
+    #: More is there already.
+    has_more: bool = False
 
 
 class CallbackAttempt(Model):
@@ -382,6 +426,30 @@ class JobEndedData(Model):
     severity: SeverityScores | None = None
     error: JobProblem | None = None
     links: dict[str, str | None] = Field(default_factory=dict)
+
+
+class BatchEndedData(Model):
+    """How a batch ended."""
+
+    id: str
+    ended_at: datetime
+    counts: BatchCounts
+    links: dict[str, str | None] = Field(default_factory=dict)
+
+
+class BatchEnded(Model):
+    """What a batch's receiver of callbacks gets: a CloudEvent.
+
+    Attributes:
+        id: the same however often it is sent.
+    """
+
+    id: str
+    source: str
+    type: str
+    subject: str
+    time: datetime
+    data: BatchEndedData
 
 
 class JobEnded(Model):

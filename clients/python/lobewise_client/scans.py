@@ -83,7 +83,8 @@ def _zipped(folder: Path) -> IO[bytes]:
 class Form:
     """A multipart form with the scan inside: a `Body`. Neither the name of the file nor its time is in it."""
 
-    def __init__(self, scan: Scan, fields: Mapping[str, str], on_sent: OnSent) -> None:
+    def __init__(self, scan: Scan, fields: Mapping[str, str | bool], on_sent: OnSent) -> None:
+        """Raises ValueError: a field would end its part of the form."""
         self._scan, self._on_sent = scan, on_sent
         self._sent = 0
         self.sha256 = ""
@@ -91,7 +92,10 @@ class Form:
         self.content_type = f"multipart/form-data; boundary={boundary}"
         head = ""
         # Before the file, so that a wrong field costs no upload.
-        for name, value in fields.items():
+        for name, field in fields.items():
+            value = str(field).lower() if isinstance(field, bool) else field
+            if "\r" in value or "\n" in value:
+                raise ValueError(f"{name} has a line break")
             head += f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
         head += f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="scan"\r\n'
         self._head = f"{head}Content-Type: application/octet-stream\r\n\r\n".encode()

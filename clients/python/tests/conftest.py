@@ -160,7 +160,8 @@ def works(service: Service, end: Callable[[str], None]) -> Iterator[Callable[[in
 
     def work(count: int) -> None:
         def new() -> set[str]:
-            return {job.id for job in service.jobs.service.list(status="queued", limit=200).items} - known
+            page = service.client.get("/v1/jobs", params={"status": "queued", "limit": 200}).json()
+            return {job["id"] for job in page["items"]} - known
 
         def run() -> None:
             for _ in range(count):

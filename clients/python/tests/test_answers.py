@@ -19,11 +19,14 @@ from lobewise_client import (
     InvalidRequestError,
     Job,
     NotFinishedError,
+    Priority,
     ProblemError,
     Retry,
     UnreadableAnswerError,
 )
 from lobewise_client.retries import Patience, retry_after_seconds
+
+from api import examples
 
 from .conftest import MakeClient
 
@@ -236,6 +239,63 @@ def test_headers_go_to_the_service_and_not_to_its_storage(make_client: MakeClien
     assert sent == {"service.example": "Bearer key", "bucket.example": None}
     put = next(request for request in script.requests if request.method == "PUT")
     assert (put.headers["content-length"], put.content) == ("4", b"scan")
+
+
+def exported(number: int) -> bytes:
+    report = examples.REPORT.model_dump(mode="json")
+    when = "2026-03-02T09:30:00Z"
+    line = {"job_id": str(number), "created_at": when, "finished_at": when, "report": report}
+    return json.dumps(line).encode() + b"\n"
+
+
+def test_an_export_that_breaks_off_goes_on_after_the_last_report(make_client: MakeClient) -> None:
+    broken = exported(1) + exported(2) + exported(3)[:50]
+    script = Script(
+        lambda _request: httpx.Response(200, stream=Content(broken, httpx.ReadError("cut"))),
+        problem(headers={"retry-after": "0"}),
+        lambda _request: httpx.Response(200, stream=Content(exported(3))),
+    )
+    since = datetime(2026, 3, 1, tzinfo=UTC)
+    reports = list(make_client(handler=script).export_reports(created_after=since, limit=3))
+    assert [one.job_id for one in reports] == ["1", "2", "3"]
+    assert reports[0].report.severity.percent_opacity == examples.SEVERITY.percent_opacity
+    queries = [dict(request.url.params) for request in script.requests]
+    begin = {"created_after": "2026-03-01T00:00:00+00:00"}
+    assert queries == [{**begin, "limit": "3"}, *[{**begin, "after": "2", "limit": "1"}] * 2]
+
+
+def test_changes_of_all_jobs_come_in_pages(make_client: MakeClient) -> None:
+    change = {"id": "1-0", "time": "2026-03-02T09:30:00Z", "type": "lobewise.job.dreaming", "job_id": "1"}
+    script = Script(httpx.Response(200, json={"items": [change], "next_cursor": "c", "has_more": True}))
+    client = make_client(handler=script)
+    page = client.list_events(start="newest")
+    assert (page.items[0].type, page.next_cursor, page.has_more) == ("lobewise.job.dreaming", "c", True)
+    client.list_events(page.next_cursor, wait_seconds=20)
+    assert [str(request.url.query, "ascii") for request in script.requests] == ["start=newest", "cursor=c"]
+    assert [request.headers.get("prefer") for request in script.requests] == [None, "wait=20"]
+
+
+def test_batches_are_listed_over_all_pages(make_client: MakeClient) -> None:
+    counts = {"queued": 1}
+    batch = {"id": "b", "created_at": "2026-03-02T09:30:00Z", "counts": counts, "links": {}}
+    script = Script(
+        httpx.Response(200, json={"items": [batch], "next_cursor": "2"}),
+        httpx.Response(200, json={"items": [batch, batch], "next_cursor": None}),
+    )
+    assert len(list(make_client(handler=script).list_batches(limit=1))) == 3
+    assert [str(request.url.query, "ascii") for request in script.requests] == ["limit=1", "limit=1&cursor=2"]
+
+
+def test_options_travel_as_what_they_are(make_client: MakeClient) -> None:
+    client = make_client(handler=(script := Script(httpx.Response(202, json=JOB))))
+    client.submit_source("https://pacs.example/1.nii", reuse=False, priority=Priority.STAT)
+    assert json.loads(script.requests[0].content) == {
+        "source": {"url": "https://pacs.example/1.nii"},
+        "reuse": False,
+        "priority": "stat",
+    }
+    client.submit(b"scan", reuse=False)
+    assert b'name="reuse"\r\n\r\nfalse\r\n' in script.requests[1].content
 
 
 @pytest.mark.parametrize("address", ["pacs.example", "ftp://pacs.example", "http://", "http://x:port", "http://::1:80"])

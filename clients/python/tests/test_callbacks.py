@@ -93,7 +93,7 @@ def test_what_is_missing_or_of_another_kind_is_not_believed() -> None:
     body = json.dumps({"hello": 1})
     signature = Webhook(SECRET).sign("m", NOW, body)
     headers = {"webhook-id": "m", "webhook-timestamp": str(int(SECONDS)), "webhook-signature": signature}
-    with pytest.raises(CallbackNotVerifiedError, match="does not tell"):
+    with pytest.raises(CallbackNotVerifiedError, match="is no JobEnded"):
         verify_callback(body, headers, SECRET, now=SECONDS)
 
 

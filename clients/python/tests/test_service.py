@@ -180,6 +180,17 @@ def test_jobs_are_listed_over_all_pages(client: Any, service: Service) -> None:
         client.cancel(job_id)
 
 
+def test_jobs_and_reports_are_found_by_reference_and_time(client: Any, service: Service) -> None:
+    reference = f"found-{id(client)}"
+    job_id, other = (service.succeeded(client_reference=reference) for _ in range(2))
+    since = client.get(job_id).created_at
+    found = client.list_jobs(client_reference=reference, status=["succeeded", "failed"], created_after=since)
+    assert [job.id for job in found] == [other, job_id]
+    assert list(client.list_jobs(client_reference=reference, created_before=since)) == []
+    assert [one.job_id for one in client.export_reports(client_reference=reference)] == [job_id, other]
+    assert [one.job_id for one in client.export_reports(client_reference=reference, limit=1)] == [job_id]
+
+
 def test_a_batch_is_made_looked_at_and_stopped(client: Any, service: Service) -> None:
     upload = client.upload(nifti(4000))
     assert upload.status == "complete"

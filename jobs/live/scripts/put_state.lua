@@ -1,4 +1,5 @@
--- Shows a state of a job, and in the same step its order in lists, its event, its callback and what it counts for.
+-- Shows a state of a job, and in the same step its order in lists, its event, its change in the feed, its callback and
+-- what it counts for.
 -- Answers 1, or 0 if nothing was changed: the job has ended, a later attempt runs, it was deleted, or `guard` forbids it.
 --
 -- KEYS[1] job
@@ -6,6 +7,7 @@
 -- KEYS[3] events
 -- KEYS[4] metrics
 -- KEYS[5] tombstone
+-- KEYS[6] feed
 -- ARGV[1] prefix              of all keys
 -- ARGV[2] job_id
 -- ARGV[3] priority
@@ -23,11 +25,14 @@
 -- ARGV[14] not_after_ms       of a job that no worker has begun, or ''
 -- ARGV[15] delay_ms           how long after the moment in its id the job was created
 -- ARGV[16] reference_member   of the list by reference, or ''
--- ARGV[17...]                 metrics and by how much they grow at the job's end, in pairs
-local job, lease_key, events, metrics, tombstone = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+-- ARGV[17] feed_events        kept
+-- ARGV[18] feed_ms            for which they are kept
+-- ARGV[19] batch_id           that the job came in, or ''
+-- ARGV[20...]                 metrics and by how much they grow at the job's end, in pairs
+local job, lease_key, events, metrics, tombstone, feed = unpack(KEYS)
 local prefix, job_id, priority, status, attempt, state, guard = unpack(ARGV, 1, 7)
 local severity_member, retry_after_ms, events_kept, events_kept_ms, channel, has_callback, not_after_ms = unpack(ARGV, 8, 14)
-local delay_ms, reference_member = unpack(ARGV, 15, 16)
+local delay_ms, reference_member, feed_events, feed_ms, batch_id = unpack(ARGV, 15, 19)
 
 local function is_final(name) return name == 'succeeded' or name == 'failed' or name == 'cancelled' end
 
@@ -55,12 +60,33 @@ if old_status ~= status then
   redis.call('HSET', job, 'since_ms', now)
   redis.call('HDEL', job, 'published_ms', 'retry_ms')
   if is_final(status) and has_callback == '1' then redis.call('ZADD', prefix .. 'callbacks', 'NX', now, job_id) end
+  if is_final(status) and batch_id ~= '' then
+    local open_jobs = prefix .. 'batch:' .. batch_id
+    -- The last job of a batch that wants to tell of its end, for only such a one is watched.
+    if redis.call('SREM', open_jobs, job_id) == 1 and redis.call('EXISTS', open_jobs) == 0 then
+      redis.call('ZADD', prefix .. 'callbacks', 'NX', now, 'batch:' .. batch_id)
+    end
+  end
   if not_after_ms ~= '' then
     redis.call('ZADD', prefix .. 'deadlines', not_after_ms, job_id)
   else
     redis.call('ZREM', prefix .. 'deadlines', job_id)
   end
   if retry_after_ms ~= '' then redis.call('HSET', job, 'retry_ms', now + tonumber(retry_after_ms)) end
+  -- Not while a wiped view is rebuilt: no cursor leads there, and each job that there is would be told anew.
+  if redis.call('EXISTS', prefix .. 'epoch') == 1 then
+    local types = {}
+    if not old_status then types[1] = 'created' end
+    if old_status or status ~= 'queued' then types[#types + 1] = status end
+    for _, kind in ipairs(types) do
+      -- Each names the one before it, so that a reader can tell whether some were dropped in between.
+      local last = redis.call('XREVRANGE', feed, '+', '-', 'COUNT', 1)[1]
+      local prev = last and last[1] or '0-0'
+      redis.call('XADD', feed, 'MAXLEN', '~', feed_events, '*', 'job', job_id, 'type', kind, 'prev', prev)
+    end
+    redis.call('XTRIM', feed, 'MINID', '~', now - feed_ms)
+    redis.call('PUBLISH', feed, job_id)
+  end
   for _, list in ipairs({'*', priority}) do
     if old_status then redis.call('ZREM', prefix .. 'index:' .. old_status .. ':' .. list, job_id) end
     redis.call('ZADD', prefix .. 'index:' .. status .. ':' .. list, 0, job_id)
@@ -74,7 +100,7 @@ if is_final(status) then
   redis.call('DEL', lease_key)
   -- A job that a rebuild brings back was counted when it ended.
   if not is_new then
-    for i = 17, #ARGV, 2 do redis.call('HINCRBY', metrics, ARGV[i], ARGV[i + 1]) end
+    for i = 20, #ARGV, 2 do redis.call('HINCRBY', metrics, ARGV[i], ARGV[i + 1]) end
   end
 end
 local cancel = redis.call('HGET', job, 'cancel') or ''
