@@ -100,7 +100,7 @@ def _lobe(
     )
 
 
-QUEUED: Final = _state(JobStatus.QUEUED, queue_position=1)
+QUEUED: Final = _state(JobStatus.QUEUED, queue_position=1, estimated_start_at=_moment(20))
 RUNNING: Final = _state(
     JobStatus.RUNNING, updated_at=_moment(9), started_at=_moment(2), stage=Stage.LUNGS, progress=0.4, attempt=1
 )
@@ -116,6 +116,18 @@ SUCCEEDED: Final = _state(
 )
 FAILED: Final = _state(
     JobStatus.FAILED, updated_at=_moment(12), started_at=_moment(2), finished_at=_moment(12), attempt=1, error=FAILURE
+)
+
+REUSED: Final = SUCCEEDED.model_copy(
+    update={
+        "id": "01935f3a-9d20-7c4e-8a11-6b0f5c2d9e33",
+        "created_at": _moment(55),
+        "updated_at": _moment(55),
+        "started_at": None,
+        "finished_at": _moment(55),
+        "attempt": 0,
+        "reused_from": JOB_ID,
+    }
 )
 
 _LOBES: Final = [
@@ -263,6 +275,11 @@ def job_examples(*states: JobState) -> dict[str, Any]:
         state.status.value: {"summary": f"a {state.status.value} job", "value": as_json(job_view(state, ADDRESSES))}
         for state in states
     }
+
+
+def reused_example() -> dict[str, Any]:
+    summary = "one that was given the result of an earlier job at once"
+    return {"reused": {"summary": summary, "value": as_json(job_view(REUSED, ADDRESSES))}}
 
 
 def event_example() -> str:

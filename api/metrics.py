@@ -108,6 +108,8 @@ class _JobsCollector(Collector):
         finished = CounterMetricFamily("lobewise_jobs_finished", meaning, labels=["outcome", "problem"])
         for (outcome, problem), count in job_metrics.finished.items():
             finished.add_metric([outcome, problem], count)
+        meaning = "Jobs that were given the result of an earlier one"
+        yield CounterMetricFamily("lobewise_jobs_reused", meaning, value=job_metrics.reused)
         running = GaugeMetricFamily("lobewise_running_jobs", "Jobs that a worker has, by stage", labels=["stage"])
         for stage, count in job_metrics.running.items():
             running.add_metric([stage or "none"], count)

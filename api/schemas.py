@@ -62,6 +62,15 @@ def _require_rfc3339(value: object) -> object:
     raise ValueError("a time as RFC 3339 has it, with its zone, such as 2026-03-02T09:30:00Z")
 
 
+def _require_boolean(value: object) -> object:
+    # A form has text only; pydantic takes numbers and other words too, which the document does not.
+    if isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    if isinstance(value, bool):
+        return value
+    raise ValueError("true or false")
+
+
 def _as_utc(moment: datetime) -> datetime:
     try:
         moment = moment.astimezone(UTC)
@@ -100,11 +109,16 @@ class JobOptions(Schema):
         "`deadline-passed` and is never computed. One that has been begun runs on",
         examples=["2030-03-02T18:00:00Z"],
     )
+    reuse: Annotated[bool, BeforeValidator(_require_boolean)] = Field(
+        default=True,
+        description="whether a scan that was scored before, by the same software and weights, may be given that "
+        "result; `false` has it computed",
+    )
 
     @model_serializer(mode="wrap")
     def _given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # As it was before there were these options: the key of a batch remembers a hash of this.
-        later = {"not_after": None}
+        later = {"not_after": None, "reuse": True}
         return {name: value for name, value in handler(self).items() if value != later.get(name, ...)}
 
 
@@ -241,10 +255,17 @@ class Job(Schema):
     stage: Stage | None = Field(description="what the worker is doing; null unless running")
     progress: float = Field(ge=0, le=1, description="share of the whole work that is done")
     queue_position: int | None = Field(ge=1, description="1 is next; null when not queued or not known")
+    estimated_start_at: datetime | None = Field(
+        description="when a worker may begin it, from its position, the ready workers and how long they took for the "
+        "last jobs; null when not queued, or not known. It alone does not change the `ETag`"
+    )
     attempt: int = Field(ge=0, description="how many times a worker has begun it")
     cancel_requested: bool
     error: JobError | None = Field(description="why it failed; null unless failed")
     severity: SeverityScores | None = Field(description="the scores of the whole lungs; null unless succeeded")
+    reused_from: str | None = Field(
+        description="the job that computed this result for the same scan; null where this job did, or has none"
+    )
     links: JobLinks
 
 

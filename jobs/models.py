@@ -232,6 +232,7 @@ class JobRecord(Model):
     batch_id: str | None = Field(default=None, description="the batch that it came in")
     address: str | None = Field(default=None, description="of the job, as its client reaches the gateway")
     not_after: datetime | None = Field(default=None, description="no worker begins it from then on")
+    reuse: bool = Field(default=True, description="whether it may be given the result of an earlier job")
     traceparent: str | None = Field(default=None, description="the trace that the job belongs to, where there are any")
 
 
@@ -278,11 +279,17 @@ class JobState(Model):
         ge=1,
         description="1 is next, give or take a turn that less urgent jobs are given; null when not queued or not known",
     )
+    estimated_start_at: datetime | None = Field(
+        default=None, description="when a worker may begin it, as things stand; null when not queued or not known"
+    )
     attempt: int = Field(default=0, ge=0, description="how many times a worker has begun it")
     cancel_requested: bool = False
     error: JobError | None = None
     severity: SeverityScores | None = Field(
         default=None, description="present once succeeded, unless `task` is `validate`"
+    )
+    reused_from: str | None = Field(
+        default=None, description="the job whose result this is, where it was not computed again"
     )
     revision: str = Field(description="changes whenever any other field does")
 
@@ -339,6 +346,10 @@ class Provenance(Model):
     device: str
     seconds: dict[str, float] = Field(description="by stage")
     geometry: ScanGeometry | None = Field(default=None, description="null in reports of earlier versions")
+    reused_from: str | None = Field(
+        default=None,
+        description="`id` of the job that computed this result for the same scan; null where this job did",
+    )
 
 
 class ValueHistogram(Model):
@@ -432,6 +443,8 @@ class Manifest(Model):
     inspection_key: str | None = None
     masks: list[MaskBlob] = Field(default_factory=list)
     error: JobError | None = None
+    reused_from: str | None = Field(default=None, description="the job that was computed, if not this one")
+    index_key: str | None = Field(default=None, description="of the blob by which others find this result")
     input_sha256: str | None = None
     input_size_bytes: int | None = None
 

@@ -77,6 +77,10 @@ class JobsSettings(BaseSettings):
         default=3, description="the last failed attempt ends the job; attempts that were requeued do not count"
     )
     retry_seconds: PositiveFloat = Field(default=5.0, description="pause before the second attempt, then doubled")
+    reuse_results: bool = Field(
+        default=True,
+        description="whether a scan that was scored before, by the same software and weights, is given that result",
+    )
     hard_limit_seconds: PositiveInt = Field(default=1800, description="an attempt that takes longer is killed")
     soft_limit_seconds: PositiveInt = Field(
         default=1500, description="an attempt that takes longer is interrupted and counts as failed"

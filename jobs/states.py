@@ -18,11 +18,15 @@ def now() -> datetime:
     return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
 
 
+#: What never changes, or only with the status, so that a version that does not know it has the same revisions; and what
+#: changes with every look.
+_NOT_REVISED: Final = {"revision", "batch_id", "not_after", "reused_from", "estimated_start_at"}
+
+
 def make_state(**fields: Any) -> JobState:
-    """A state with its revision, a hash of all other fields but the batch, which never changes."""
+    """A state with its revision, a hash of the other fields."""
     state = JobState(**{**fields, "revision": ""})
-    # Without the batch, so that a version that knows none has the same revisions.
-    digest = hashlib.sha256(state.model_dump_json(exclude={"revision", "batch_id"}).encode()).hexdigest()
+    digest = hashlib.sha256(state.model_dump_json(exclude=_NOT_REVISED).encode()).hexdigest()
     return state.model_copy(update={"revision": digest[:16]})
 
 
@@ -65,6 +69,7 @@ def final(record: JobRecord, manifest: Manifest) -> JobState:
         cancel_requested=manifest.outcome == "cancelled",
         error=manifest.error,
         severity=manifest.severity,
+        reused_from=manifest.reused_from,
     )
 
 
@@ -80,6 +85,17 @@ def _of_record(record: JobRecord) -> dict[str, Any]:
         "batch_id": record.batch_id,
         "not_after": record.not_after,
     }
+
+
+def estimated_wait_seconds(position: int, ready: int, running: int, seconds_per_job: float | None) -> float | None:
+    """How long the job at `position` (1 is next) waits for a worker, if `ready` ones take `seconds_per_job` each.
+
+    As many wait for nothing as workers are idle. From then on one job is begun whenever one ends: `ready` workers end
+    `ready` jobs in the time of one. None: nobody is ready, or nothing was measured yet.
+    """
+    if ready == 0 or seconds_per_job is None:
+        return None
+    return max(position - max(ready - running, 0), 0) * seconds_per_job / ready
 
 
 JOB_ID: Final = re.compile(r"^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$")

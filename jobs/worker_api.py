@@ -4,6 +4,7 @@ import hashlib
 import secrets
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,19 @@ from opentelemetry.trace import SpanKind
 from jobs import remote_sources, states, tracing
 from jobs.attempts import Lease
 from jobs.backends import Backends
-from jobs.errors import CancelRequestedError, JobPurgedError, LeaseLostError, StorageUnavailableError, WrongStateError
+from jobs.errors import (
+    CancelRequestedError,
+    JobPurgedError,
+    LeaseLostError,
+    StorageUnavailableError,
+    UnavailableError,
+    WrongStateError,
+)
 from jobs.models import Inspection, JobError, Manifest, MaskBlob, MaskLabels, MaskName, Report, Stage
 from jobs.recovery import finalize
 from jobs.store.job_store import Claim, Ending
 from jobs.store.keys import attempt_key, job_key
+from jobs.store.results import Results, results_prefix
 
 
 class WorkerApi:
@@ -25,6 +34,7 @@ class WorkerApi:
     def __init__(self, backends: Backends) -> None:
         self._backends, self._store, self._live = backends, backends.store, backends.live
         self.settings = backends.settings
+        self._results = Results(backends.store, backends.settings)
         self.workers, self.has_messages = backends.live.workers, backends.queue.has_messages
 
     def claim(self, job_id: str, worker: str) -> Lease:
@@ -115,10 +125,38 @@ class WorkerApi:
             raise StorageUnavailableError("the blob store gave other bytes than it took")
         return path
 
+    def reuse(self, lease: Lease, digest: str) -> bool:
+        """Whether the job was given the result of an earlier one with the same bytes: then it has succeeded.
+
+        Args:
+            digest: of the software and weights that would score the scan.
+
+        Raises as `succeed` does.
+        """
+        # Only what the gateway or the fetch has hashed itself: who knows no more than a hash gets no result for it.
+        sha256 = lease.scan.sha256
+        if sha256 is None or not self._results.may_serve(lease.record):
+            return False
+        with tracing.step("reuse"):
+            lease.fence()
+            found = self._results.copy(lease.record, sha256, digest, lease.attempt)
+            if found is None:
+                return False
+            self._publish(lease, _succeeded(lease, **found.in_manifest()), None)
+            return True
+
     def succeed(
-        self, lease: Lease, report: Report, masks: Mapping[MaskName, Path], labels: MaskLabels | None = None
+        self,
+        lease: Lease,
+        report: Report,
+        masks: Mapping[MaskName, Path],
+        labels: MaskLabels | None = None,
+        digest: str | None = None,
     ) -> None:
         """Store report and masks, then the manifest that makes the job succeeded; it has the masks' labels, too.
+
+        Args:
+            digest: of the software and weights; without it no other job is given this result.
 
         Raises:
             LeaseLostError: this attempt may not publish; nothing of it will be seen.
@@ -136,7 +174,12 @@ class WorkerApi:
                 stored.append(blob)
             report_key = attempt_key(lease.job_id, lease.attempt, "report.json")
             self._store.blobs.write(report_key, report.model_dump_json().encode())
-            manifest = _succeeded(lease, severity=report.severity, report_key=report_key, masks=stored)
+            index_key = None
+            if digest is not None and lease.scan.sha256 is not None and self.settings.reuse_results:
+                index_key = results_prefix(lease.record, lease.scan.sha256, digest) + lease.job_id
+            manifest = _succeeded(
+                lease, severity=report.severity, report_key=report_key, masks=stored, index_key=index_key
+            )
             # The report's seconds of `store` are those of writing the masks; uploading them belongs to the stage, too.
             seconds = dict(report.provenance.seconds)
             seconds[Stage.STORE] = seconds.get(Stage.STORE, 0.0) + time.perf_counter() - begin
@@ -160,6 +203,8 @@ class WorkerApi:
     def _publish(self, lease: Lease, manifest: Manifest, seconds: Mapping[str, float] | None) -> None:
         lease.fence()
         if finalize.end_job(self._backends, lease.record, manifest, seconds):
+            with suppress(UnavailableError):  # then another job will not find it, and is computed
+                self._results.add(manifest)
             lease.span.set_attributes({tracing.OUTCOME: manifest.outcome})
             return
         if self._store.is_purged(lease.job_id):

@@ -1,5 +1,6 @@
 """Both kinds of storage that jobs may have: a folder, and a bucket on a real S3 server."""
 
+import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.support.seaweed import S3Server, seaweed
+
+# Most tests send the same small scans again and again, and want to see them computed; those of `reuse` say so. Here, so
+# that the processes which they start know it, too.
+os.environ.setdefault("LOBEWISE_REUSE_RESULTS", "false")
 
 pytest_plugins = ["tests.support.scans"]
 

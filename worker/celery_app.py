@@ -23,6 +23,7 @@ from jobs.queue import TASK_NAME, celery_config
 from jobs.settings import JobsSettings
 from jobs.tracing import configure_tracing, stop_tracing
 from jobs.worker_api import WorkerApi
+from worker.report import result_digest
 from worker.scratch import open_scratch
 from worker.task import Load, WorkerContext, load_pipeline, work_on
 
@@ -129,9 +130,10 @@ class _Process:
             os.kill(os.getppid(), signal.SIGTERM)
             raise
         worker = process_name(os.getpid())
-        self._context = WorkerContext(jobs, analysis, worker, stop_hard=self.kill)
+        digest = result_digest(analysis.loaded_models)
+        self._context = WorkerContext(jobs, analysis, worker, stop_hard=self.kill, result_digest=digest)
         self._context.drain.listen()
-        arguments = (jobs, worker, analysis.loaded_models)
+        arguments = (jobs, worker, analysis.loaded_models, digest)
         threading.Thread(target=self.announce, args=arguments, name="announce", daemon=True).start()
 
     def stop(self, **_signal: object) -> None:
@@ -144,12 +146,12 @@ class _Process:
         # SIGKILL, since Python handles no signal while it is inside a kernel of torch.
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def announce(self, jobs: WorkerApi, worker: str, models: Sequence[ModelProvenance]) -> None:
+    def announce(self, jobs: WorkerApi, worker: str, models: Sequence[ModelProvenance], digest: str) -> None:
         """Say again and again that this process is ready with these models; an announcement that fails is logged."""
         pause = threading.Event()
         while True:
             try:
-                stats = read_worker_stats(self._device)
+                stats = read_worker_stats(self._device).model_copy(update={"result_digest": digest})
                 jobs.workers.announce(worker, ANNOUNCED_FOR_SECONDS, models, stats)
             except BrokerUnavailableError as error:
                 log.warning("cannot say that this worker is ready: %s", error)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from base64 import b64encode
 from collections.abc import Iterable, Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -74,6 +76,19 @@ def report_of(
 def models_of(infos: Iterable[ModelInfo]) -> list[ModelProvenance]:
     """What identifies weights, as reports and `GET /v1/models` say it."""
     return [ModelProvenance(name=info.name, version=info.version, sha256=info.sha256) for info in infos]
+
+
+def result_digest(models: Iterable[ModelProvenance]) -> str:
+    """Of all that results depend on beside the scan: the weights, the version, and the source of what scores."""
+    digest = hashlib.sha256(__version__.encode())
+    for model in sorted(models, key=lambda model: (model.name, model.version, model.sha256)):
+        digest.update(model.model_dump_json().encode())
+    # A version may stay the same while somebody works on the code, and wants to see what that changes.
+    for package in ("pipeline", "worker"):
+        folder = Path(str(files(package)))
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
 
 
 def inspection_of(scan: Scan, size_bytes: int, picture: Path | None = None) -> Inspection:

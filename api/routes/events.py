@@ -59,7 +59,8 @@ async def watch_job(
     """The job as it stands, and again whenever it changes, until it is final; then the stream ends.
 
     A client that comes back with `Last-Event-ID`, as `EventSource` does by itself, misses nothing and gets nothing
-    twice; where the events in between are no longer known, it gets the job as it stands. `queue_position` is null here.
+    twice; where the events in between are no longer known, it gets the job as it stands. `queue_position` and
+    `estimated_start_at` are null here.
     """
     streams: Streams = request.app.state.streams
     state = await anyio.to_thread.run_sync(jobs.get, job_id)

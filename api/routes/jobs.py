@@ -13,7 +13,7 @@ from api.dependencies import AddressesDep, JobsDep, SettingsDep, StatusBatcherDe
 from api.errors import invalid_parameter
 from api.schemas import ClientReference, Job, JobList, QueryMoment, Schema
 from api.views import job_view, json_response
-from jobs import problems
+from jobs import problems, states
 from jobs.live.pagination import Query as JobQuery
 from jobs.models import JobState, JobStatus, Priority
 from jobs.settings import ApiSettings
@@ -30,6 +30,8 @@ IfNoneMatch = Annotated[
         examples=[quoted(examples.REVISION)],
     ),
 ]
+#: Retry-After of a job that will wait for long, in those of one that runs.
+LONGEST_POLLS: Final = 10
 READ_PROBLEMS: Final = (problems.JOB_NOT_FOUND, problems.JOB_PURGED, problems.STORAGE_UNAVAILABLE)
 
 
@@ -184,8 +186,14 @@ def delete_job(job_id: JobId, jobs: JobsDep) -> Response:
 
 def state_headers(state: JobState, settings: ApiSettings) -> dict[str, str]:
     """Which version this is, and when to ask for the next one."""
-    headers = {"ETag": quoted(state.revision)}
-    return headers if state.status.is_final else headers | {"Retry-After": str(settings.poll_seconds)}
+    headers, seconds = {"ETag": quoted(state.revision)}, settings.poll_seconds
+    if state.status.is_final:
+        return headers
+    if state.estimated_start_at is not None:
+        # Half of the wait, for it is an estimate; and not for long, for others may leave the queue.
+        left_seconds = (state.estimated_start_at - states.now()).total_seconds()
+        seconds = max(seconds, min(int(left_seconds / 2), LONGEST_POLLS * seconds))
+    return headers | {"Retry-After": str(seconds)}
 
 
 def next_page(query: BaseModel, next_cursor: str | None, address: Callable[[str], str]) -> dict[str, str]:

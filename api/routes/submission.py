@@ -115,7 +115,7 @@ def _answers(result: str, more: tuple[ProblemType, ...]) -> openapi.Responses:
         | {"model": Job, "links": openapi.links("get_job", "delete_job", result)},
         202: openapi.json_answer(
             "Accepted: the job is durable and will be worked on.",
-            examples.job_examples(examples.QUEUED),
+            examples.job_examples(examples.QUEUED) | examples.reused_example(),
             *("Location", "Retry-After", "ETag", "Preference-Applied", "Idempotent-Replayed"),
         )
         | {"links": openapi.links("get_job", "cancel_job", "delete_job", result)},
@@ -350,5 +350,6 @@ def job_record(job_id: str, scan: InputInfo, options: JobOptions) -> JobRecord:
         client_reference=options.client_reference,
         callback_url=options.callback_url,
         not_after=options.not_after,
+        reuse=options.reuse,
         upload_id=options.source.upload_id if isinstance(options, SourceSubmission) else None,
     )

@@ -3,6 +3,7 @@
 Fields of the hash of counts:
 ```
 finished:{outcome}:{problem}    jobs
+reused                          jobs that were given the result of an earlier one
 stage:{stage}:le:{seconds}      stages by the first bound of `BUCKETS_SECONDS` that is not below what they took
 stage:{stage}:ms                the time of all of them
 job:{priority}:le:{seconds}     jobs by the time from acceptance to end
@@ -59,11 +60,13 @@ class JobMetrics:
 
     Attributes:
         finished: jobs by outcome and, for failures, problem ("" for the others).
+        reused: jobs that were given the result of an earlier one.
         running: jobs by stage; those that have reported none yet are at None.
         workers: by name.
     """
 
     finished: Mapping[tuple[JobStatus, str], int]
+    reused: int
     stage_seconds: Mapping[Stage, Histogram]
     job_seconds: Mapping[Priority, Histogram]
     running: Mapping[Stage | None, int]
@@ -78,6 +81,8 @@ def counts_of(state: JobState, stage_seconds: Mapping[str, float]) -> dict[str, 
         slug = state.error.type.rpartition("/")[2] if state.error else OTHER
         problem = slug if slug in PROBLEMS else OTHER
     counts = {f"finished:{state.status}:{problem}": 1}
+    if state.reused_from is not None:
+        counts["reused"] = 1
     counts |= _observed(f"job:{state.priority}", seconds, WAITING_BUCKETS_SECONDS)
     for stage in Stage:
         if stage in stage_seconds:
@@ -134,6 +139,7 @@ class Monitoring:
         ends = [(JobStatus.SUCCEEDED, ""), (JobStatus.CANCELLED, ""), *((JobStatus.FAILED, slug) for slug in PROBLEMS)]
         return JobMetrics(
             finished={end: counts.get(f"finished:{end[0]}:{end[1]}", 0) for end in ends},
+            reused=counts.get("reused", 0),
             stage_seconds={stage: _histogram(counts, f"stage:{stage}", BUCKETS_SECONDS) for stage in Stage},
             job_seconds={p: _histogram(counts, f"job:{p}", WAITING_BUCKETS_SECONDS) for p in Priority},
             running={stage: running[stage] for stage in (None, *Stage)},

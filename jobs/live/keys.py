@@ -20,6 +20,7 @@ lobewise:figures                        hash of counts since the server was last
 lobewise:callbacks                      ids of jobs, and `batch:{id}`, that have to tell their end, by when that is due
 lobewise:batch:{id}                     set of its jobs that are not finished, where it wants to tell of its end
 lobewise:deadlines                      ids of jobs that no worker has begun, by the time until which one may, ms
+lobewise:recent                         list: how long workers had the last jobs that they ended, ms
 lobewise:callback-outcomes              hash: how many attempts ended in each way since the server was last empty
 lobewise:reaper                         who looks for lost jobs now
 lobewise:rebuild:{mark}                 a rebuild is under way, and the server was not wiped since it began
@@ -39,6 +40,7 @@ WORKERS: Final = PREFIX + "workers"
 METRICS: Final = PREFIX + "figures"
 CALLBACKS: Final = PREFIX + "callbacks"
 DEADLINES: Final = PREFIX + "deadlines"
+RECENT: Final = PREFIX + "recent"
 CALLBACK_OUTCOMES: Final = PREFIX + "callback-outcomes"
 LEADER: Final = PREFIX + "reaper"
 

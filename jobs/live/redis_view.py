@@ -3,7 +3,8 @@
 It shows quickly what the blobs decide, and can be wrong for a while, or wiped.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, cast
 
 import redis
@@ -19,7 +20,20 @@ from jobs.live.events import EVENTS_KEPT, KEPT_SECONDS, EventLog
 from jobs.live.feed import Feed, FeedLimits
 from jobs.live.job_lists import JobLists
 from jobs.live.job_metrics import Monitoring, counts_of
-from jobs.live.keys import CALLBACKS, CHANGED, DEADLINES, DELAYS, EPOCH, FEED, METRICS, PREFIX, REFERENCES, key
+from jobs.live.keys import (
+    CALLBACKS,
+    CHANGED,
+    DEADLINES,
+    DELAYS,
+    EPOCH,
+    FEED,
+    METRICS,
+    PREFIX,
+    RECENT,
+    REFERENCES,
+    WORKERS,
+    key,
+)
 from jobs.live.pagination import Query, delay_ms, reference_member, severity_member
 from jobs.live.recovery_view import BrokerMessages, RecoveryView
 from jobs.live.workers import ReadyWorkers
@@ -30,6 +44,9 @@ TRACES_REMOVED_SECONDS: Final = 24 * 3600
 
 #: Jobs in one question: Redis answers nobody else meanwhile.
 MAX_TOGETHER: Final = 200
+
+#: Estimates follow a change, as to a faster GPU, within so many jobs.
+RECENT_KEPT: Final = 32
 
 _EVENTS: Final[Mapping[str, str | int]] = {
     "events_kept": EVENTS_KEPT,
@@ -114,7 +131,7 @@ class LiveView:
             priority=state.priority,
             status=state.status,
             attempt=state.attempt,
-            state=state.model_dump_json(exclude={"revision", "queue_position"}),
+            state=state.model_dump_json(exclude={"revision", "queue_position", "estimated_start_at"}),
             guard=guard,
             severity_member=severity_member(state) or "",
             retry_after_ms="" if retry_after_seconds is None else round(retry_after_seconds * 1000),
@@ -126,6 +143,13 @@ class LiveView:
             **_EVENTS,
             **self._feed_limits,
         )
+        # An attempt that was lost, or never came to a worker, says nothing of how long the next will take.
+        if is_shown and stage_seconds is not None and state.started_at and state.finished_at:
+            took_ms = round(1000 * max((state.finished_at - state.started_at).total_seconds(), 0.0))
+            with self._redis.pipeline(transaction=False) as pipe:
+                pipe.lpush(RECENT, took_ms)
+                pipe.ltrim(RECENT, 0, RECENT_KEPT - 1)
+                pipe.execute()
         return bool(is_shown)
 
     @broker_errors()
@@ -242,16 +266,27 @@ class LiveView:
 def read_states_arguments(job_ids: Sequence[str]) -> tuple[list[str], Sequence[str]]:
     """Keys and arguments of the script `read_states`."""
     queues = [key("index", JobStatus.QUEUED, priority) for priority in _PRIORITIES]
-    return [*(key("job", job_id) for job_id in job_ids), *queues, EPOCH], job_ids
+    running = key("index", JobStatus.RUNNING, "*")
+    return [*(key("job", job_id) for job_id in job_ids), *queues, WORKERS, running, RECENT, EPOCH], job_ids
 
 
 def parse_states(answer: Sequence[Any]) -> tuple[list[JobState | None], bool]:
     """What `read_states` found, None for those that are unknown here; and whether the view is whole."""
-    jobs, is_whole = answer
-    return [_state(*one) for one in jobs], bool(is_whole)
+    jobs, is_whole, now_ms, ready, running, recent_ms = answer
+    now = datetime.fromtimestamp(now_ms // 1000, UTC)
+    recent = [int(took_ms) / 1000 for took_ms in recent_ms]
+    seconds_per_job = sum(recent) / len(recent) if recent else None
+
+    def start_of(position: int) -> datetime | None:
+        seconds = states.estimated_wait_seconds(position, ready, running, seconds_per_job)
+        return None if seconds is None else now + timedelta(seconds=round(seconds))
+
+    return [_state(start_of, *one) for one in jobs], bool(is_whole)
 
 
-def _state(shown: str | None, cancel: str | None, *counts: int) -> JobState | None:
+def _state(
+    start_of: Callable[[int], datetime | None], shown: str | None, cancel: str | None, *counts: int
+) -> JobState | None:
     """`counts` holds for each priority, in their order: queued jobs up to this one, and all queued jobs."""
     if shown is None:
         return None
@@ -260,7 +295,7 @@ def _state(shown: str | None, cancel: str | None, *counts: int) -> JobState | No
         rank = _PRIORITIES.index(state.priority)
         ahead = sum(counts[1 : 2 * rank : 2])
         position = max(ahead + counts[2 * rank], 1)
-    return states.changed(state, queue_position=position)
+    return states.changed(state, queue_position=position, estimated_start_at=position and start_of(position))
 
 
 def _read_state(shown: str, cancel: str | None) -> JobState:

@@ -22,6 +22,8 @@ class WorkerStats(Model):
     gpu_memory_total_bytes: int | None = None
     #: Share of the last moments in which the device was busy, 0 to 1.
     gpu_utilization_ratio: float | None = None
+    #: Of the software and weights that its results come from.
+    result_digest: str | None = None
 
 
 class ReadyWorkers:
@@ -64,6 +66,15 @@ class ReadyWorkers:
     def stats(self) -> Mapping[str, WorkerStats]:
         """Of the ready workers that tell them, by name."""
         return {name: WorkerStats.read(text) for name, text in self._announced("vitals").items()}
+
+    def result_digest(self) -> str | None:
+        """Of the software and weights of all ready workers; None where they differ, as in an upgrade, or none is ready.
+
+        A worker that tells none, as one of an earlier version, differs from all others.
+        """
+        names, stats = self._names(), self.stats()
+        digests = {stats[name].result_digest if name in stats else None for name in names}
+        return digests.pop() if len(digests) == 1 else None
 
     @broker_errors()
     def _names(self) -> list[str]:

@@ -18,7 +18,7 @@ from jobs.batches import Batches
 from jobs.errors import JobNotFoundError, JobPurgedError, NewerSchemaError
 from jobs.recovery import finalize
 from jobs.store.job_store import JobFiles
-from jobs.store.keys import JOBS, UPLOADS
+from jobs.store.keys import JOBS, RESULTS, UPLOADS
 from jobs.store.multipart_uploads import MultipartUploads
 
 log = logging.getLogger(__name__)
@@ -49,6 +49,7 @@ class Cleanup:
         orphans += self._remove_leftovers(listed)
         orphans += self._delete_tombstones(listed, now - timedelta(seconds=settings.tombstone_seconds))
         orphans += self.batches.clean_up(now, kept_from)
+        orphans += self._delete_stale_results(listed)
         unfinished = self._abort_multiparts(upload_from) + self._delete_staged(upload_from)
         if retired or orphans or unfinished:
             log.info("deleted %d jobs past retention, %d orphans, %d unfinished writes", retired, orphans, unfinished)
@@ -95,6 +96,18 @@ class Cleanup:
         # A job cannot have been deleted before it was made: so only the old ones are looked at.
         old = (f.job_id for f in listed if f.names == {"purged.json"} and states.made_at(f.job_id) < oldest)
         return sum(self.backends.store.delete_tombstone(job_id, oldest) for job_id in old)
+
+    def _delete_stale_results(self, listed: Iterable[JobFiles]) -> int:
+        """What led to results that are gone: its worker was killed, or could not be seen, while the job was deleted."""
+        blobs, kept = self.backends.store.blobs, {files.job_id for files in listed if not files.is_purged}
+        deleted = 0
+        for key in blobs.keys(RESULTS):
+            job_id = key.rpartition("/")[2]
+            # A job that was accepted after the listing is not in it, and may have its result by now.
+            if job_id not in kept and states.is_id(job_id) and not self.backends.store.is_final(job_id):
+                blobs.delete(key)
+                deleted += 1
+        return deleted
 
     def _abort_multiparts(self, oldest: datetime) -> int:
         bucket = self.backends.store.blobs.bucket

@@ -10,7 +10,7 @@ from typing import Final
 
 from jobs import problems, states, tracing
 from jobs.backends import Backends
-from jobs.errors import BrokerUnavailableError, JobPurgedError, UnavailableError
+from jobs.errors import BrokerUnavailableError, JobPurgedError, NewerSchemaError, UnavailableError
 from jobs.models import InputInfo, JobError, JobRecord, JobState, Manifest
 from jobs.store.job_store import Claim, Ending, JobFiles
 from jobs.store.multipart_uploads import MultipartUploads
@@ -86,6 +86,10 @@ def remove_traces(backends: Backends, job_id: str) -> None:
         backends.live.remove_traces(job_id)
     except BrokerUnavailableError:
         log.warning("job %s: the live view still shows what was deleted", job_id)
+    with suppress(NewerSchemaError):  # the cleanup finds it then
+        manifest = backends.store.manifest(job_id)
+        if manifest is not None and manifest.index_key is not None:
+            backends.store.blobs.delete(manifest.index_key)
     backends.store.delete_all_but_tombstone(job_id)
 
 

@@ -18,6 +18,7 @@ batches/{id}/pending-{id}.json      the records of its jobs, until all are accep
 batches/{id}/batch.json             created once: many scans in one call (`batches`)
 batches/{id}/ended.json             created once, where somebody wants to be told: no job of it is open any more
 batches/{id}/callbacks/             as those of a job
+results/{task}/{sha256 of the scan}/{digest}/{id}  where the result of job {id} is found again (`results`)
 uploads/{id}/upload.json            a scan that comes in parts, before there is a job
 uploads/{id}/parts/{n}              in a folder; S3 keeps parts where no listing shows them
 uploads/{id}/scan                   all parts, joined
@@ -34,6 +35,7 @@ from jobs.states import is_id
 JOBS: Final = "jobs/"
 UPLOADS: Final = "uploads/"
 BATCHES: Final = "batches/"
+RESULTS: Final = "results/"
 
 
 def job_key(job_id: str, name: str) -> str:

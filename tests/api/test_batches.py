@@ -147,7 +147,7 @@ def test_batches_are_listed_newest_first_with_their_counts(alone: Service) -> No
     assert [batch["id"] for batch in listed] == [batch["id"] for batch in reversed(batches)]
     for batch in listed:
         whole = alone.client.get(batch["links"]["self"]).json()
-        assert batch == {name: whole[name] for name in ("id", "created_at", "counts", "links")}
+        assert batch == {name: value for name, value in whole.items() if name not in ("items", "next_cursor")}
     assert [batch["counts"][name] for batch, name in zip(listed, ("purged", "cancelled", "queued"), strict=False)] == [
         1
     ] * 3

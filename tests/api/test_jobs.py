@@ -1,6 +1,7 @@
 """Looking at jobs, stopping and deleting them."""
 
 import pytest
+import redis
 
 from jobs.models import Priority, Stage
 
@@ -184,3 +185,20 @@ def test_a_cursor_belongs_to_its_query(alone: Service) -> None:
 def test_every_priority_is_taken(shared: Service, priority: Priority) -> None:
     job_id = shared.submit(priority=priority)
     assert shared.client.get(f"/v1/jobs/{job_id}").json()["priority"] == priority
+
+
+def test_a_job_that_will_wait_for_long_is_asked_for_less_often(alone: Service) -> None:
+    first, last = alone.submit(), [alone.submit() for _ in range(3)][-1]
+    assert alone.client.get(f"/v1/jobs/{last}").json()["estimated_start_at"] is None
+    alone.jobs.worker.workers.announce("one", 600)
+    alone.worker.fail(alone.submit())  # the first measurement: no time at all
+    with redis.Redis.from_url(alone.jobs.settings.redis_url or "") as server:
+        waits = {}
+        for seconds in (0, 8, 600):
+            server.delete("lobewise:recent")
+            server.lpush("lobewise:recent", 1000 * seconds)
+            waits[seconds] = alone.client.get(f"/v1/jobs/{last}").headers["retry-after"]
+    assert alone.client.get(f"/v1/jobs/{first}").headers["retry-after"] == "2"
+    assert waits[0] == "2"
+    assert 10 <= int(waits[8]) <= 12  # half of three jobs before it
+    assert waits[600] == "20"

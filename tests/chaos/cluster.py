@@ -117,6 +117,7 @@ class Cluster:
             "LOBEWISE_DATA_DIR": str(folder / "data"),
             "LOBEWISE_REDIS_URL": url,
             "LOBEWISE_LOG_FORMAT": "json",
+            "LOBEWISE_REUSE_RESULTS": "false",  # every scan shall be computed
             "CHAOS_HISTORY": str(folder / "history.jsonl"),
         }
 

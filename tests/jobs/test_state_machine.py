@@ -44,6 +44,7 @@ from jobs.live.connection import ViewFreshness
 from jobs.live.feed import FeedLimits
 from jobs.live.keys import PREFIX
 from jobs.live.pagination import Query
+from jobs.live.workers import WorkerStats
 from jobs.models import (
     InputInfo,
     JobRecord,
@@ -72,6 +73,7 @@ from worker import task
 EXAMPLES = int(os.environ.get("LOBEWISE_TEST_STATES", "50"))
 STEPS = 60
 MAX_ATTEMPTS = 3
+DIGEST = "of software and weights"
 LOBES = ("left_upper", "left_lower", "right_upper", "right_middle", "right_lower")
 EXPECTED = (JobNotFoundError, JobPurgedError, WrongStateError, IdempotencyInFlightError)
 LEGAL = {
@@ -162,6 +164,7 @@ class World:
         self.settings = JobsSettings(
             data_dir=folder, redis_url=self.embedded.url, lease_seconds=3600, max_attempts=MAX_ATTEMPTS,
             retention_seconds=24 * 3600, reap_seconds=600, retry_seconds=600, broker_timeout_seconds=10,
+            reuse_results=True,
         )  # fmt: skip
         self.live = GatedLive(self.embedded.url, 10, ViewFreshness(0.0), FeedLimits(events=1000, seconds=3600))
         self.queue = GatedQueue(self.settings, self.live)
@@ -170,6 +173,7 @@ class World:
     def jobs(self) -> Connection:
         """An empty service."""
         self.server.flushall()
+        self.live.workers.announce("ready", 3600, (), WorkerStats(peak_memory_bytes=1, result_digest=DIGEST))
         blobs = GatedObjectStore(self.folder / f"example-{next(self.numbers)}")
         return assemble(Backends(self.settings, JobStore(blobs), self.live, self.queue))
 
@@ -181,7 +185,7 @@ class World:
 
 
 WORLD: list[World] = []
-COUNTS = {"examples": 0, "rules": 0, "steps": 0, "kills": 0, "faults": 0, "wipes": 0}
+COUNTS = {"examples": 0, "rules": 0, "steps": 0, "kills": 0, "faults": 0, "wipes": 0, "reused": 0}
 
 
 class JobMachine(RuleBasedStateMachine):
@@ -268,11 +272,17 @@ class JobMachine(RuleBasedStateMachine):
     orders = st.sampled_from(["go", "go", "kill", "fail-before", "fail-after"])
 
     @precondition(lambda self: len(self.seen) < 3)
-    @rule(priority=st.sampled_from(Priority), steps=steps, order=orders, is_late=st.sampled_from([False, False, True]))
-    def accept(self, priority: Priority, steps: int, order: str, is_late: bool = False) -> None:
+    @rule(
+        priority=st.sampled_from(Priority),
+        steps=steps,
+        order=orders,
+        is_late=st.sampled_from([False, False, True]),
+        is_equal=st.booleans(),
+    )
+    def accept(self, priority: Priority, steps: int, order: str, is_late: bool = False, is_equal: bool = False) -> None:
         job = Seen(self.next_id(), is_late=is_late)
         self.seen.append(job)
-        scan = b"the scan of " + job.id.encode()
+        scan = b"the same scan" if is_equal else b"the scan of " + job.id.encode()
         record = JobRecord(
             id=job.id,
             created_at=states.now(),
@@ -434,11 +444,17 @@ class JobMachine(RuleBasedStateMachine):
             return
         report = Report.model_validate_json((self.root / manifest["report_key"]).read_bytes())
         workers = {report.provenance.software}
+        assert report.job_id == job.id
+        assert report.provenance.reused_from == manifest.get("reused_from")
         assert {mask["name"] for mask in manifest["masks"]} == set(MaskName)
         for mask in manifest["masks"]:
             content = (self.root / mask["key"]).read_bytes()
             assert hashlib.sha256(content).hexdigest() == mask["sha256"]
             workers.add(content.decode().partition(" by ")[2])
+        if "reused_from" in manifest:
+            assert len(workers) == 1, "all of it is one attempt's work"
+            COUNTS["reused"] += 1
+            return
         claim = json.loads((self.folder(job) / f"attempts/{manifest['attempt']}/claim.json").read_bytes())
         assert workers == {claim["worker"]}, "all of it is one attempt's work"
 
@@ -506,6 +522,7 @@ class JobMachine(RuleBasedStateMachine):
                 with pytest.raises(JobPurgedError):
                     self.jobs.service.get(job.id)
                 assert not self.traces(job.id)
+                assert not list((self.root / "results").rglob(job.id))
             elif data is not None and data != b'{"void":true}':
                 state = self.jobs.service.get(job.id)
                 assert state.status.is_final, f"it is still {state.status}"
@@ -539,7 +556,7 @@ class JobMachine(RuleBasedStateMachine):
         def die() -> None:
             running.actor.was_killed = True
 
-        context = task.WorkerContext(self.jobs.worker, Analysis(plan, name), name, die)  # type: ignore[arg-type]
+        context = task.WorkerContext(self.jobs.worker, Analysis(plan, name), name, die, result_digest=DIGEST)  # type: ignore[arg-type]
         running = self.start("work", lambda: task.work_on(context, job_id), job=job)
         running.message = running.actor.name if message else None
         if message:

@@ -102,7 +102,12 @@ def running(python: Path, folder: Path) -> Iterator[Gateway]:
 
 
 def _start(python: Path, data: str) -> "subprocess.Popen[str]":
-    given = {"LOBEWISE_DATA_DIR": data, "LOBEWISE_API_PORT": "0", "LOBEWISE_LOG_FORMAT": "json"}
+    given = {
+        "LOBEWISE_DATA_DIR": data,
+        "LOBEWISE_API_PORT": "0",
+        "LOBEWISE_LOG_FORMAT": "json",
+        "LOBEWISE_REUSE_RESULTS": "false",
+    }
     return subprocess.Popen(
         [str(python), "-m", "api"], cwd=data, env={**os.environ, **given}, stderr=subprocess.PIPE, text=True
     )

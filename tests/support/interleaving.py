@@ -132,6 +132,9 @@ class GatedObjectStore(ObjectStore):
     def read_file(self, key: str, path: Path) -> None:
         self._at("read_file", key, super().read_file, path)
 
+    def copy(self, key: str, to: str) -> None:
+        _gate(f"copy {key}", lambda: super(GatedObjectStore, self).copy(key, to), StorageUnavailableError)
+
     def info(self, key: str) -> BlobInfo | None:
         return self._at("info", key, super().info)
 

@@ -132,6 +132,21 @@ def test_a_scan_is_scored_and_its_masks_lie_on_its_own_grid(service: Service, tm
         assert set(np.unique(sitk.GetArrayFromImage(image))) == values
 
 
+def test_the_same_scan_is_given_the_finished_result_and_by_whom_it_was_computed(tmp_path: Path) -> None:
+    with alone(tmp_path, REUSE_RESULTS="true") as (service, _):
+        order = {"do": "score", "seconds": 0.5}
+        first, waiting = service.post(order), service.post(order)
+        computed, reused = service.jobs.service.wait(first, 60), service.jobs.service.wait(waiting, 60)
+        assert (computed.status, computed.reused_from) == (JobStatus.SUCCEEDED, None)
+        assert (reused.status, reused.reused_from, reused.attempt) == (JobStatus.SUCCEEDED, first, 1)
+        until(lambda: service.jobs.service.workers.result_digest() is not None)
+        at_once = service.jobs.service.get(service.post(order))
+        assert (at_once.status, at_once.reused_from, at_once.attempt) == (JobStatus.SUCCEEDED, first, 0)
+        assert service.jobs.service.report(at_once.id).provenance.reused_from == first
+        again = service.jobs.service.wait(service.post(order, reuse=False), 60)
+        assert (again.status, again.reused_from) == (JobStatus.SUCCEEDED, None)
+
+
 def test_a_ready_worker_tells_which_models_it_has_loaded(service: Service) -> None:
     assert [model.name for model in service.jobs.service.workers.models()] == ["tiny"]
 
