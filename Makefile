@@ -6,7 +6,7 @@ STATES ?= 3000
 FILES ?= 5500
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types layers unit test-states test-files test-monitoring test-proxies first-hour docs images chaos chaos-small soak k8s-check load load-check test-clients format constraints clean
+.PHONY: help install demo openapi-check test lint types layers unit test-states test-files test-monitoring test-proxies first-hour docs images chaos chaos-small soak k8s-check load load-check test-clients format constraints clean
 
 help: ## show the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -84,6 +84,15 @@ test-proxies: install ## behind a real nginx and a real HAProxy (Debian: nginx-l
 
 images: install ## build the images, score a scan with them (as root; Debian: buildah crun debootstrap iproute2)
 	$(BIN)/python -m tests.images.make $(if $(ONLY),--only $(ONLY))
+
+openapi-check: install tests/openapi/node_modules ## lint the OpenAPI document, and compare it with the last release's (needs node and npm)
+	$(BIN)/python -m tests.openapi.breaking
+	cd tests/openapi && REDOCLY_TELEMETRY=off REDOCLY_SUPPRESS_UPDATE_NOTICE=true npx redocly lint openapi.json --max-problems 100
+	cd tests/openapi && npx spectral lint openapi.json --ruleset spectral.yaml --fail-severity hint
+
+tests/openapi/node_modules: tests/openapi/package.json
+	cd tests/openapi && npm install --no-audit --no-fund --no-package-lock --silent
+	@touch $@
 
 k8s-check: .venv-k8s/.installed ## render the Kubernetes overlays and look for faults, types of the checker included
 	MYPYPATH=k8s .venv-k8s/bin/mypy --strict --exclude measure.py k8s

@@ -71,13 +71,82 @@ def invalid_parameters(*errors: FieldError) -> ApiError:
     return ApiError(problems.INVALID_PARAMETERS, detail, errors=errors)
 
 
+def unsupported_content_type(detail: str) -> ApiError:
+    """`detail` says what to send, and where what was sent belongs."""
+    errors = [FieldError(pointer="/header/Content-Type", detail=detail)]
+    return ApiError(problems.UNSUPPORTED_CONTENT_TYPE, detail, errors=errors)
+
+
 def invalid_parameter(pointer: str, detail: str) -> ApiError:
     return invalid_parameters(FieldError(pointer=pointer, detail=detail))
 
 
 def field_errors(error: ValidationError | RequestValidationError, root: str = "") -> list[FieldError]:
     """Each value that pydantic refused, named by a pointer below `root`."""
-    return [FieldError(pointer=root + pointer(e["loc"]), detail=e["msg"]) for e in error.errors()]
+    return [FieldError(pointer=root + pointer(e["loc"]), detail=_what_to_send(e)) for e in error.errors()]
+
+
+#: What pydantic calls a fault, in words that tell what to send instead.
+_WANTED: Final = {
+    "missing": "send it, it is required",
+    "extra_forbidden": "leave it out, there is no such field",
+    "string_type": "send a text",
+    "int_type": "send a whole number",
+    "int_parsing": "send a whole number",
+    "int_from_float": "send a whole number",
+    "float_type": "send a number",
+    "float_parsing": "send a number",
+    "bool_type": "send true or false",
+    "bool_parsing": "send true or false",
+    "list_type": "send an array",
+    "dict_type": "send an object",
+    "model_type": "send an object",
+    "model_attributes_type": "send an object",
+    "greater_than_equal": "send a number of at least {ge}",
+    "less_than_equal": "send a number of at most {le}",
+    "string_too_long": "send at most {max_length} characters",
+    "string_pattern_mismatch": "send a text of the form {pattern}",
+    "too_short": "send at least {min_length}",
+    "too_long": "send at most {max_length}",
+}
+#: Kinds whose fault names the words that there are.
+_WORDS: Final = ("enum", "literal_error")
+
+
+def _what_to_send(fault: Mapping[str, Any]) -> str:
+    kind, given, context = fault["type"], fault.get("input"), fault.get("ctx", {})
+    if kind in _WORDS:
+        words = [word.strip("'") for word in context["expected"].replace(" or ", ", ").split(", ")]
+        sentence: str = f"send one of {', '.join(words)}"
+        if isinstance(given, str) and given not in words and given.strip().lower() in [word.lower() for word in words]:
+            sentence += f'; "{given}" differs in case or blanks only'
+        return sentence
+    if kind == "string_too_short" and context["min_length"] == 1:
+        return "leave it out, or send a text that is not empty"
+    if kind == "extra_forbidden" and fault["loc"][-1] in ELSEWHERE:
+        return f"leave it out: {ELSEWHERE[fault['loc'][-1]]}"
+    sentence = _WANTED[kind].format(**context) if kind in _WANTED else fault["msg"]
+    if kind.endswith("_type"):
+        sentence += f", not {_NAMES.get(type(given), 'something else')}"
+    return sentence
+
+
+#: Fields that belong to another operation.
+ELSEWHERE: Final = {
+    "file": "a file goes to POST /v1/jobs or POST /v1/validate, as multipart/form-data",
+    "source": "an address or an upload goes to POST /v1/jobs/from-source or POST /v1/validate/from-source, as JSON",
+    "url": "it belongs into `source`, as JSON to POST /v1/jobs/from-source",
+    "upload_id": "it belongs into `source`, as JSON to POST /v1/jobs/from-source",
+}
+_NAMES: Final[dict[type, str]] = {
+    dict: "an object",
+    list: "an array",
+    str: "a text",
+    int: "a number",
+    float: "a number",
+    bool: "true or false",
+    type(None): "null",
+}
 
 
 def pointer(location: Iterable[str | int]) -> str:

@@ -156,7 +156,7 @@ def problem_answers(*types: ProblemType) -> Responses:
         answer = answers.setdefault(problem.status or 500, problem_answer)
         errors = []
         if problem is problems.INVALID_PARAMETERS:
-            errors = [{"pointer": "/query/limit", "detail": "Input should be less than or equal to 200"}]
+            errors = [{"pointer": "/query/limit", "detail": "send a number of at most 200"}]
         value: dict[str, Any] = {
             "type": problem.uri,
             "title": problem.title,

@@ -14,7 +14,15 @@ from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
-from api.errors import ApiError, BodyTooLargeError, field_errors, invalid_parameter, invalid_parameters, pointer
+from api.errors import (
+    ApiError,
+    BodyTooLargeError,
+    field_errors,
+    invalid_parameter,
+    invalid_parameters,
+    pointer,
+    unsupported_content_type,
+)
 from api.schemas import FieldError, JobOptions, SourceSubmission
 from api.upload_limits import UploadSlot
 from jobs import problems
@@ -266,7 +274,7 @@ async def read_submission(chunks: AsyncIterator[bytes]) -> SourceSubmission:
 async def read_json(request: Request, model: type[Body], limit_bytes: int, idle_seconds: float) -> Body:
     """The whole body. Raises ApiError (unsupported-content-type), and as `body_chunks` and `read_submission`."""
     if media_type_of(request) != "application/json":
-        raise ApiError(problems.UNSUPPORTED_CONTENT_TYPE, "send application/json")
+        raise unsupported_content_type("send application/json")
     require_length(request, limit_bytes)
     chunks = body_chunks(request, limit_bytes, idle_seconds)
     return _parsed(b"".join([chunk async for chunk in chunks]), model)

@@ -128,12 +128,14 @@ class Source(Schema):
 
     url: str | None = Field(
         default=None,
+        min_length=1,
         description="an https or s3 address that this service's operator allows",
         examples=["https://pacs.example/ct/1.nii.gz"],
     )
     sha256: GivenSha256 | None = Field(default=None, description="of what is at `url`; checked after fetching")
     upload_id: str | None = Field(
         default=None,
+        min_length=1,
         description="`id` of a completed upload. The job takes it over: the upload is gone then",
         examples=["01935f3a-7c1e-7b6a-9d53-2f1c7e0a4b99"],
     )

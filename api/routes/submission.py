@@ -13,7 +13,7 @@ from fastapi import APIRouter, Depends, Header, Request, Response
 from api import examples, openapi
 from api.conditional import wait_seconds
 from api.dependencies import AddressesDep, JobsDep, MetricsDep, SettingsDep, UploadLimiterDep
-from api.errors import ApiError, invalid_parameter
+from api.errors import ApiError, invalid_parameter, unsupported_content_type
 from api.request_body import (
     FORM_OVERHEAD_BYTES,
     HEAD_BYTES,
@@ -155,7 +155,7 @@ class Submission:
         if not self.is_form:
             if media_type_of(self.request) != "application/json":
                 detail = f"send the file as multipart/form-data; an address or an upload is JSON, to {json_path}"
-                raise ApiError(problems.UNSUPPORTED_CONTENT_TYPE, detail)
+                raise unsupported_content_type(detail)
             self.request.state.headers = {
                 "Deprecation": f"@{_JSON_DEPRECATED_AT}",
                 "Link": f'<{self.addresses.at(json_path)}>; rel="successor-version"',
@@ -166,7 +166,7 @@ class Submission:
         """As `answer`, to JSON alone; a form belongs to `form_path`."""
         if media_type_of(self.request) != "application/json":
             detail = f"send application/json; a file goes to {form_path}, as multipart/form-data"
-            raise ApiError(problems.UNSUPPORTED_CONTENT_TYPE, detail)
+            raise unsupported_content_type(detail)
         return await self.answer(task)
 
     async def answer(self, task: JobTask) -> Response:
