@@ -1,6 +1,7 @@
 """uvicorn's protocol, read in small pieces; old clients, and those who still send, get their answer too."""
 
 import asyncio
+import re
 from typing import Any, Final, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -10,6 +11,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 PIECE_BYTES: Final = 128 << 10
 #: So long what a client still sends is taken and dropped before its connection ends.
 LINGER_SECONDS: Final = 5.0
+
+_UPGRADE: Final = re.compile(rb"\r\nUpgrade:", re.IGNORECASE)
 
 
 class _Cycle(RequestResponseCycle):
@@ -40,6 +43,15 @@ class _Cycle(RequestResponseCycle):
 
 
 class _HttpProtocol(HttpToolsProtocol):
+    def data_received(self, data: bytes) -> None:
+        # Java's client asks for HTTP/2 in its first request without TLS, and the parser would then take what follows,
+        # the body first, for another protocol. A server may ignore the wish (RFC 9110, section 7.8): no other is spoken
+        # here, so the header is renamed before it is parsed.
+        if self.cycle is None or not self.cycle.more_body:
+            head, blank_line, rest = bytes(data).partition(b"\r\n\r\n")
+            data = _UPGRADE.sub(b"\r\nIgnored:", head) + blank_line + rest
+        super().data_received(data)
+
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
         # Made there and then, and not begun yet: its task runs when this callback is over.

@@ -59,6 +59,22 @@ def test_a_request_that_comes_byte_by_byte_is_read(address: str) -> None:
     assert answer.endswith(hashlib.sha256(b"abc").hexdigest().encode())
 
 
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_a_wish_for_another_protocol_is_ignored_and_the_body_read(pieces: int, address: str) -> None:
+    """As Java's client has it in the first request of a connection."""
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 3\r\n\r\n"
+    with socket.create_connection((urlsplit(address).hostname, urlsplit(address).port)) as connection:
+        for _ in range(2):
+            for part in [head + b"abc"] if pieces == 1 else [head, b"abc"]:
+                connection.sendall(part)
+            answer = b""
+            while not answer.endswith(hashlib.sha256(b"abc").hexdigest().encode()):
+                piece = connection.recv(4096)
+                assert piece, answer
+                answer += piece
+            assert answer.startswith(b"HTTP/1.1 200")
+
+
 def test_a_large_answer_waits_for_a_slow_reader(address: str) -> None:
     with httpx.stream("GET", address) as answer:
         assert sum(len(piece) for piece in answer.iter_raw(4096)) == 16 * MIB

@@ -82,7 +82,7 @@ def _build(client: Client, version: str) -> Outcome:
 
 
 def _drive(outcome: Outcome) -> Outcome:
-    if outcome.missing or outcome.fault:
+    if outcome.missing or outcome.fault or not outcome.client.drive:
         return outcome
     began = time.monotonic()
     done = _run((*outcome.client.drive, "../world.json"), _folder(outcome.client))
@@ -97,7 +97,14 @@ def _drive(outcome: Outcome) -> Outcome:
 
 
 def _run(command: Command, folder: Path) -> "subprocess.CompletedProcess[str]":
-    places = {"drivers": str(HERE / "drivers"), "python": str(VENV / "bin" / "python")}
+    (jar,) = VENV.glob("lib/python3*/site-packages/openapi_generator_cli/openapi-generator.jar")
+    # The generator's own jar has Jackson inside; the rest are Debian's.
+    jars = (jar, "/usr/share/java/jakarta-annotation-api.jar", "/usr/share/java/httpmime.jar")
+    places = {
+        "drivers": str(HERE / "drivers"),
+        "python": str(VENV / "bin" / "python"),
+        "java": ":".join(map(str, jars)),
+    }
     filled = [argument.format(**places) for argument in command]
     return subprocess.run(
         filled, cwd=folder, env=_environment(), capture_output=True, text=True, check=False, timeout=STEP_SECONDS

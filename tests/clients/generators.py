@@ -35,7 +35,8 @@ class Client:
         package: whose version the matrix tells; of npm if it is in package.json, or else of PyPI.
         needs: programs beyond those of `.venv-clients` and npm.
         generate, build: each must exit with 0.
-        drive: gets the path of the world as its last argument, and prints a JSON line for each operation.
+        drive: gets the path of the world as its last argument, and prints a JSON line for each operation; empty where
+            nothing here can run it.
         options: what differs from the generator's defaults, and why.
     """
 
@@ -50,6 +51,15 @@ class Client:
 
 _JAR: Final = ("openapi-generator-cli", "generate", "-i", "../openapi.json", "-o", ".")
 _CODE_ALONE: Final = ("--global-property", "apiTests=false,modelTests=false,apiDocs=false,modelDocs=false")
+_JAVA_OPTIONS: Final = "library=native,openApiNullable=false,useJakartaEe=true,useSingleRequestParameter=true"
+_JAVA_PACKAGES: Final = (
+    "--invoker-package",
+    "lobewise",
+    "--api-package",
+    "lobewise.api",
+    "--model-package",
+    "lobewise.model",
+)
 _GO_OPTIONS: Final = "withGoMod=false,enumClassPrefix=true"
 _TSC: Final = (
     *("tsc", "--noEmit", "--strict", "--target", "es2022", "--lib", "es2022,dom,dom.iterable", "--skipLibCheck"),
@@ -146,5 +156,30 @@ CLIENTS: Final = (
         ("./driver",),
         ("java",),
         "`enumClassPrefix`, or else constants of two enums have one name; `go vet`",
+    ),
+    Client(
+        "openapi-generator java",
+        "openapi-generator-cli",
+        ((*_JAR, "-g", "java", "--additional-properties", _JAVA_OPTIONS, *_JAVA_PACKAGES, *_CODE_ALONE),),
+        (
+            (
+                "sh",
+                "-c",
+                "javac -nowarn -proc:none -d . -cp {java} $(find src/main -name '*.java') {drivers}/Drive.java",
+            ),
+        ),
+        ("java", "-cp", ".:{java}", "Drive"),
+        ("java", "javac"),
+        "`library=native`, `openApiNullable=false` and `useJakartaEe`, since Debian has what that needs; "
+        "`useSingleRequestParameter`, so that parameters have names; HTTP/1.1 where there is no TLS",
+    ),
+    Client(
+        "openapi-generator csharp",
+        "openapi-generator-cli",
+        ((*_JAR, "-g", "csharp", "--additional-properties", "library=httpclient", *_CODE_ALONE),),
+        (),
+        (),
+        ("java",),
+        "`library=httpclient`; generated alone",
     ),
 )

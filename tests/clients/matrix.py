@@ -45,13 +45,15 @@ class Outcome:
 
 
 def known_impossibilities() -> dict[str, dict[str, str]]:
-    """By client and operation, the reason.
+    """By client and operation, the reason; in the table `all` stands for each operation.
 
     Raises:
         ValueError: the table names an operation that there is not.
     """
     table: dict[str, dict[str, str]] = tomllib.loads(CANNOT.read_text())
     for client, reasons in table.items():
+        if everything := reasons.pop("all", None):
+            reasons.update(dict.fromkeys(OPERATIONS, everything))
         if unknown := reasons.keys() - OPERATIONS.keys():
             raise ValueError(f"{CANNOT.name}: {client} has no operation {', '.join(sorted(unknown))}")
     return table
