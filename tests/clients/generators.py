@@ -171,7 +171,7 @@ CLIENTS: Final = (
         ("java", "-cp", ".:{java}", "Drive"),
         ("java", "javac"),
         "`library=native`, `openApiNullable=false` and `useJakartaEe`, since Debian has what that needs; "
-        "`useSingleRequestParameter`, so that parameters have names; HTTP/1.1 where there is no TLS",
+        "`useSingleRequestParameter`, so that parameters have names",
     ),
     Client(
         "openapi-generator csharp",

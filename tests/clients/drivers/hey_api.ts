@@ -115,8 +115,10 @@ await step("list", async () => {
   const cursor = first.data.next_cursor!;
   const second = await api.listJobs({ query: { limit: 1, sort: "created_at", cursor }, throwOnError });
   require(first.data.items[0]!.id < second.data.items[0]!.id, "the second page is not after the first");
-  const query = { status: ["succeeded"], priority: "routine", limit: 200 } as const;
-  const { data } = await api.listJobs({ query, throwOnError });
+  const { data } = await api.listJobs({
+    query: { status: ["succeeded"], priority: "routine", limit: 200 },
+    throwOnError,
+  });
   require(data.items.some((job) => job.id === world.scored.job_id), "the scored job is not in the list");
 });
 

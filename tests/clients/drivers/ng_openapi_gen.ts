@@ -1,7 +1,13 @@
 // Drives what ng-openapi-gen makes, with Angular's HttpClient outside of a browser.
 import "@angular/compiler"; // Angular's packages are linked by it at run time, since no bundler of Angular did
 import { HttpClient, HttpErrorResponse, provideHttpClient, withFetch } from "@angular/common/http";
-import { createEnvironmentInjector, type EnvironmentInjector, Injector, ɵINJECTOR_SCOPE } from "@angular/core";
+import {
+  createEnvironmentInjector,
+  type EnvironmentInjector,
+  Injector,
+  provideZonelessChangeDetection,
+  ɵINJECTOR_SCOPE,
+} from "@angular/core";
 import { Api } from "../build/ng-openapi-gen/generated/api";
 import { ApiConfiguration } from "../build/ng-openapi-gen/generated/api-configuration";
 import * as fn from "../build/ng-openapi-gen/generated/functions";
@@ -10,7 +16,11 @@ import { equal, partOf, put, require, scan, sha256, signatureOf, step, until, up
 
 // An application would make the root of all injectors, and needs a page.
 const injector = createEnvironmentInjector(
-  [{ provide: ɵINJECTOR_SCOPE, useValue: "root" }, provideHttpClient(withFetch())],
+  [
+    { provide: ɵINJECTOR_SCOPE, useValue: "root" },
+    provideZonelessChangeDetection(),
+    provideHttpClient(withFetch()),
+  ],
   Injector.NULL as EnvironmentInjector,
 );
 const configuration = new ApiConfiguration();
