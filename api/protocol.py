@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import threading
 from typing import Any, Final, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -63,6 +64,16 @@ class _HttpProtocol(HttpToolsProtocol):
             self.transport.close()
 
 
+class _Buffers(threading.local):
+    """One an event loop: two loops of one process would read into each other's bytes."""
+
+    def __init__(self) -> None:
+        self.piece: Final = memoryview(bytearray(PIECE_BYTES))
+
+
+_BUFFERS: Final = _Buffers()
+
+
 class PiecewiseProtocol(asyncio.BufferedProtocol):
     """uvicorn's protocol, read through one buffer that all connections of an event loop share.
 
@@ -70,9 +81,8 @@ class PiecewiseProtocol(asyncio.BufferedProtocol):
     uvicorn's class and not below it, because the loop takes whatever is an `asyncio.Protocol` for one without a buffer.
     """
 
-    _piece: Final = memoryview(bytearray(PIECE_BYTES))
-
     def __init__(self, *arguments: Any, **named: Any) -> None:
+        self._piece: Final = _BUFFERS.piece
         self._http = _HttpProtocol(*arguments, **named)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

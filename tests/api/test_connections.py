@@ -44,6 +44,13 @@ def test_bodies_that_come_at_the_same_time_stay_apart(address: str) -> None:
     assert [answer.split()[1] for answer in answers] == [hashlib.sha256(body).hexdigest() for body in bodies]
 
 
+def test_gateways_of_one_process_keep_their_bytes_apart() -> None:
+    bodies = [bytes([number]) * (64 * MIB) for number in range(2)]
+    with serving(digests) as one, serving(digests) as other, ThreadPoolExecutor(2) as threads:
+        answers = list(threads.map(lambda address, body: httpx.post(address, content=body).text, (one, other), bodies))
+    assert [answer.split()[1] for answer in answers] == [hashlib.sha256(body).hexdigest() for body in bodies]
+
+
 def test_no_piece_is_larger_than_two_reads(address: str) -> None:
     largest = int(httpx.post(address, content=bytes(8 * MIB)).text.split()[0])
     assert 0 < largest <= 2 * PIECE_BYTES
