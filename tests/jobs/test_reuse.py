@@ -11,6 +11,7 @@ from jobs import states
 from jobs.attempts import Lease
 from jobs.bootstrap import Connection, connect
 from jobs.errors import JobPurgedError, LeaseLostError, StorageUnavailableError
+from jobs.live.pagination import Query
 from jobs.live.workers import WorkerStats
 from jobs.models import JobState, JobStatus, JobTask, MaskName
 from jobs.settings import JobsSettings
@@ -94,7 +95,9 @@ class TestAtAcceptance:
         state = require_result_of(jobs, job_id, source_id, attempt=0)
         assert (state.started_at, state.progress) == (None, 1.0)
         assert jobs.backends.queue.present(0) <= {source_id}
-        assert [found.id for found in jobs.service.list(limit=9, status=JobStatus.SUCCEEDED).items] == [
+        assert [
+            found.id for found in jobs.service.list(Query(status=frozenset({JobStatus.SUCCEEDED})), limit=9).items
+        ] == [
             job_id,
             source_id,
         ]

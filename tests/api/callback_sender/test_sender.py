@@ -382,7 +382,7 @@ def test_what_is_under_way_is_finished_when_a_sender_stops(
 
     def slow(handler, number: int) -> None:
         arrived.set()
-        time.sleep(0.3)
+        time.sleep(0.1)
         status(204)(handler, number)
 
     job_id = end_job(receiver(slow).url)
