@@ -31,7 +31,7 @@ def message(*secrets: str) -> Message:
     manifest = Manifest(
         job_id=record.id, outcome="succeeded", attempt=1, finished_at=NOW, severity=examples.SEVERITY, report_key="x"
     )
-    delivery = Delivery(record, manifest, "https://pacs.example/ended", 1, 1)
+    delivery = Delivery(record.id, record, manifest, "https://pacs.example/ended", 1, 1)
     return compose(delivery, [Webhook(secret) for secret in secrets], NOW)
 
 
