@@ -527,7 +527,7 @@ class JobMachine(RuleBasedStateMachine):
                 state = self.jobs.service.get(job.id)
                 assert state.status.is_final, f"it is still {state.status}"
                 assert state == self.parts.store.state(job.id)
-                assert not job.is_late or state.status in (JobStatus.FAILED, JobStatus.CANCELLED)
+                assert not job.is_late or state.reused_from or state.status in (JobStatus.FAILED, JobStatus.CANCELLED)
                 final[job.id] = state.status
             else:
                 assert not job.accepted

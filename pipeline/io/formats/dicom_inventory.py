@@ -192,10 +192,12 @@ def _cut_short(path: Path) -> DamagedFileError:
 
 def _header(path: Path, head: bytes) -> tuple[Dataset, int] | None:
     """The tags above and where PixelData begins; None of what is no DICOM after all."""
-    items = 0
+    items, tail = 0, b""
     with path.open("rb") as file:
         while block := file.read(_COPY_BYTES):
+            block = tail + block  # a tag may begin in one block and end in the next
             items += max(block.count(tag) for tag in _ITEM_TAGS)
+            tail = block[-3:]
         if items > MOST_ITEMS:
             raise ScanTooLargeError(
                 f"The header of a DICOM file has {items} sequence items; up to {MOST_ITEMS} are read.",
