@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Num
 
-from pipeline.geometry import Grid, LesionMask, LungMask, Triple, Volume, distance_to_mm, resample, resample_labels
+from pipeline.geometry import Grid, LesionMask, LungMask, Triple, Volume, distance_to_mm
 from pipeline.networks.dense_unet import TOTAL_STRIDE, DenseUNet, DenseUNetConfig, network_inputs
 from pipeline.networks.dense_unet_by_slice import DenseUNetBySlice
 from pipeline.networks.device import is_faster_in_bfloat16, on_device
 from pipeline.networks.weights import ModelInfo, Weights, load_into
+from pipeline.resampling import resample, resample_labels
 
 SPACING_MM: Final[Triple] = (3.0, 1.0, 1.0)
 WINDOW_LEVEL_HU: Final = -600.0

@@ -18,8 +18,9 @@ from jaxtyping import Bool, Float32, Float64, UInt8
 from scipy import ndimage, optimize
 
 from pipeline.anatomy import FISSURES, LEFT_LOBES, RIGHT_LOBES, Lobe
-from pipeline.geometry import Grid, Volume, is_truncated
+from pipeline.geometry import Grid, Volume
 from pipeline.lungs.fissure_sheets import Sheets, find_faint_sheets
+from pipeline.resampling import is_truncated
 
 Labels = UInt8[np.ndarray, "z y x"]
 Mask = Bool[np.ndarray, "z y x"]

@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, Shaped
 from scipy import ndimage
 
-from pipeline.geometry import Grid, Triple, Volume, index_box, part_of, resample, resample_labels, sampled
+from pipeline.geometry import Grid, Triple, Volume, index_box, part_of
+from pipeline.resampling import resample, resample_labels, sampled
 
 #: Where sheets are looked for.
 FINE_MM: Final = 1.25

@@ -16,20 +16,11 @@ from scipy import ndimage
 
 from pipeline.anatomy import LEFT_LOBES, RIGHT_LOBES, Landmark, Lobe
 from pipeline.errors import LungsNotFoundError
-from pipeline.geometry import (
-    Grid,
-    LandmarkPosition,
-    LobeLabels,
-    Volume,
-    distance_to_mm,
-    index_box,
-    part_of,
-    resample,
-    sampled,
-)
+from pipeline.geometry import Grid, LandmarkPosition, LobeLabels, Volume, distance_to_mm, index_box, part_of
 from pipeline.lungs.fissure_model import SeenSd
 from pipeline.lungs.fissure_refinement import follow_fissures
 from pipeline.networks.di2in import CLASSES, LungConfig, LungNetwork
+from pipeline.resampling import resample, sampled
 
 __all__ = ["LungNetwork", "prepare", "roi_grid", "segment_lungs"]
 

@@ -17,12 +17,12 @@ import torch
 from jaxtyping import Bool, Float32
 
 from evaluation.overlap import dice
-from pipeline.geometry import resample_labels
 from pipeline.lesions import LIKELY, LesionNetwork, believe_wide, lesion_grid, prepare, window
 from pipeline.networks.dense_unet import TOTAL_STRIDE, network_inputs
 from pipeline.networks.device import choose_device
 from pipeline.networks.weights import load_weights
 from pipeline.phantom import PhantomRecipe, make_phantom
+from pipeline.resampling import resample_labels
 from training.data.lesion_batches import read_examples
 from training.data.splits import FIRST_UNSEEN_SEED, Stage, patient_of, read_split
 

@@ -9,7 +9,7 @@ from scipy import ndimage
 from evaluation.overlap import dice
 from pipeline.anatomy import FISSURES, LEFT_LOBES, RIGHT_LOBES, Lobe
 from pipeline.findings import SEEN_SD
-from pipeline.geometry import Grid, Volume, resample, resample_labels
+from pipeline.geometry import Grid, Volume
 from pipeline.lungs.fissure_model import (
     CLEAR_MM,
     LEAST_COUNTED,
@@ -24,6 +24,7 @@ from pipeline.lungs.fissure_model import (
     read_shapes,
 )
 from pipeline.lungs.fissure_sheets import Sheets
+from pipeline.resampling import resample, resample_labels
 
 ROI = Grid((134, 90, 130), (2.0, 2.0, 2.0), (-130.0, -90.0, -135.0))
 SCAN = Grid((100, 150, 215), (3.0, 1.25, 1.25), (-134.0, -94.0, -150.0))
