@@ -17,6 +17,7 @@ from pipeline.lungs.fissure_model import (
     STANDARD_MM,
     LungBox,
     Surface,
+    _Chance,
     _Search,
     draw_side,
     lay_fissures,
@@ -184,8 +185,9 @@ def test_the_search_knows_which_way_is_down(seed: int) -> None:
     drawn = rng.multivariate_normal(fissure.mean, 0.2 * fissure.covariance)
     search = _Search.of(fissure, LungBox.of(LEFT, ROI), Sheets(rising.copy(), wide), drawn, 5.0, None)
     at, step = 0.3 * rng.normal(size=6), 1e-4 * rng.normal(size=6)
-    change = search.nats(at + step, 0.4, 0.05) - search.nats(at - step, 0.4, 0.05)
-    assert search.slope(at, 0.4, 0.05) @ (2 * step) == pytest.approx(change, rel=0.05, abs=1e-5)
+    chance = _Chance(median=0.4, spread=0.05)
+    change = search.nats_and_slope(at + step, chance)[0] - search.nats_and_slope(at - step, chance)[0]
+    assert search.nats_and_slope(at, chance)[1] @ (2 * step) == pytest.approx(change, rel=0.05, abs=1e-5)
 
 
 def test_of_the_horizontal_fissure_counts_what_is_above_the_oblique_one() -> None:
@@ -202,7 +204,7 @@ def test_of_the_horizontal_fissure_counts_what_is_above_the_oblique_one() -> Non
         points = [horizontal.plane_points() - mm * horizontal.axes[2] for mm in lowered_mm]
         counted = np.array([(oblique.heights(at) > CLEAR_MM).mean() for at in points])
         flat = np.array([-lowered_mm[np.abs(counted - share).argmin()], 0, 0, 0, 0, 0])
-        return search.met(np.linalg.solve(search.root, flat - horizontal.mean))
+        return float(search.met(np.linalg.solve(search.root, flat - horizontal.mean)[None])[0])
 
     assert met_where_counts(1.0) == pytest.approx(1.0)
     assert met_where_counts(0.5) == pytest.approx(1.0)
