@@ -10,7 +10,7 @@ from typing import Final
 
 import anyio
 import uvicorn
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.responses import PlainTextResponse
 from fastapi_offline import FastAPIOffline
 
@@ -19,12 +19,14 @@ from api.forwarded import ForwardedHeaders
 from api.listening import require_free
 from api.metrics import Metrics
 from api.middleware import RequestEnvelope
-from api.routes import batches, callbacks, events, exports, feed, results, service, submission, uploads
+from api.quotas import RequestCounter, count_request
+from api.routes import batches, callbacks, events, exports, feed, quota, results, service, submission, uploads
 from api.routes import jobs as job_routes
 from api.sse import Streams
 from api.upload_limits import UploadLimiter
 from jobs.bootstrap import Connection, connect
 from jobs.logs import configure_logging
+from jobs.quotas import Quotas
 from jobs.settings import ApiSettings, JobsSettings, misspelt, read_settings
 from jobs.tracing import configure_tracing, stop_tracing
 from jobs.version import __version__
@@ -69,11 +71,11 @@ def create_app(settings: ApiSettings | None = None, jobs: Connection | None = No
     if jobs is not None:
         _use(app, jobs)
     # The router tries its routes in this order, so polls, which are most of the requests, come first.
-    modules = (job_routes, submission, batches, uploads, events, feed, callbacks, results, exports, service)
+    modules = (job_routes, submission, batches, uploads, events, feed, callbacks, results, exports, quota, service)
     routers = [module.router for module in modules]
     app.state.routes = [route for router in routers for route in router.routes]
     for router in routers:
-        app.include_router(router)
+        app.include_router(router, dependencies=[Depends(count_request)])
     app.webhooks.include_router(callbacks.webhooks)
     errors.install(app)
     openapi.install(app)
@@ -147,6 +149,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
     finally:
         await app.state.status_batcher.close()
+        await app.state.request_counter.close()
         await anyio.to_thread.run_sync(app.state.streams.stop)
         if owned is not None:
             await anyio.to_thread.run_sync(owned.close)
@@ -155,5 +158,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 def _use(app: FastAPI, connection: Connection) -> None:
     app.state.jobs = connection.service
+    app.state.quotas, app.state.usage = Quotas(connection.settings), connection.backends.live.usage
+    app.state.request_counter = RequestCounter(app.state.quotas, app.state.usage)
     app.state.reconciler = connection.reconciler
     app.state.metrics.watch(connection.service)

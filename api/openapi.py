@@ -64,6 +64,15 @@ _HEADERS: Final[dict[str, dict[str, Any]]] = {
         "schema": {"type": "integer", "minimum": 1},
         "example": 2,
     },
+    "RateLimit": {
+        "description": "of each limit of requests how many are left, and for how many seconds "
+        "(draft-ietf-httpapi-ratelimit-headers); in all other answers too, where there is such a limit",
+        "example": '"tenant";r=0;t=23',
+    },
+    "RateLimit-Policy": {
+        "description": "the limits of requests, and in how many seconds",
+        "example": '"tenant";q=600;w=60',
+    },
     "X-Request-ID": {
         "description": "yours, if you sent one of 1 to 64 letters, digits, `.`, `_` and `-`; the log has it",
         "example": "4f1c0a6b2d",
@@ -176,6 +185,14 @@ def problem_answers(*types: ProblemType) -> Responses:
     return answers
 
 
+def _add_quota(responses: dict[str, Any]) -> None:
+    """What every operation below /v1 may answer where the operator limits requests."""
+    for status, answer in problem_answers(problems.QUOTA_EXCEEDED).items():
+        if status == problems.QUOTA_EXCEEDED.status:
+            answer["headers"].update(headers("RateLimit", "RateLimit-Policy"))
+            responses.setdefault(str(status), answer)
+
+
 def for_language_models(app: FastAPI) -> str:
     """What `/llms.txt` says, as https://llmstxt.org has it: what this is, and where more stands.
 
@@ -218,8 +235,10 @@ def install(app: FastAPI) -> None:
                     for kind in field.get("anyOf", [field]) if name.endswith("_bytes") else ():
                         if kind["type"] == "integer":
                             kind["format"] = "int64"
-            for path in document["paths"].values():
+            for address, path in document["paths"].items():
                 for operation in path.values():
+                    if address.startswith("/v1/"):
+                        _add_quota(operation["responses"])
                     for parameter in operation.get("parameters", ()):
                         # What may be left out of an address or a header is never null: some would send the word.
                         kinds = [kind for kind in parameter["schema"].get("anyOf", ()) if kind != {"type": "null"}]

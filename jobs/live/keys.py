@@ -22,6 +22,9 @@ lobewise:batch:{id}                     set of its jobs that are not finished, w
 lobewise:deadlines                      ids of jobs that no worker has begun, by the time until which one may, ms
 lobewise:recent                         list: how long workers had the last jobs that they ended, ms
 lobewise:lists                          lists of messages of tenants but `default`, by when one was last put in
+lobewise:stored-bytes                   hash: bytes of each tenant's scans and results, where storage is limited (`usage`)
+lobewise:quota:{quota}/{owner}          requests, or bytes, of a window, with a time to live (`usage`)
+lobewise:slots:{tenant}                 jobs of a tenant that workers may run no more of, just taken, by when that ends
 lobewise:callback-outcomes              hash: how many attempts ended in each way since the server was last empty
 lobewise:reaper                         who looks for lost jobs now
 lobewise:rebuild:{mark}                 a rebuild is under way, and the server was not wiped since it began
@@ -45,6 +48,7 @@ RECENT: Final = PREFIX + "recent"
 CALLBACK_OUTCOMES: Final = PREFIX + "callback-outcomes"
 LEADER: Final = PREFIX + "reaper"
 LISTS: Final = PREFIX + "lists"
+STORED: Final = PREFIX + "stored-bytes"
 
 #: Both have every job that a list may name (`REFERENCES` those that have a reference). Versions before them fill the
 #: other lists alone: the view is whole for them only while `DELAYS` is as long as the list of all jobs.

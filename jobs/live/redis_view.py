@@ -36,6 +36,7 @@ from jobs.live.keys import (
 )
 from jobs.live.pagination import Query, delay_ms, reference_member, severity_member
 from jobs.live.recovery_view import BrokerMessages, RecoveryView
+from jobs.live.usage import Usage
 from jobs.live.workers import ReadyWorkers
 from jobs.models import JobState, JobStatus, Priority, Stage
 
@@ -81,6 +82,7 @@ class LiveView:
         self.workers = ReadyWorkers(self._redis)
         self.recovery = RecoveryView(self._redis)
         self.messages = BrokerMessages(self._redis)
+        self.usage = Usage(self._redis)
         self.monitoring = Monitoring(self._redis, self.get_many, self.workers)
         self._lists = JobLists(self._redis, self.get_many)
         self._put_state = Script(self._redis, "put_state")

@@ -1,0 +1,71 @@
+"""How much of their limits tenants and keys have used, counted in Redis for all gateways together.
+
+What is counted over a time is counted by `limits`, in a window that begins with the first use after the one before:
+`lobewise:quota:{quota}/{tenant|key}/{name}/{limit}/1/{minute|day}`, with a time to live. A limit that is changed begins
+a new one.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, cast
+
+import redis
+from limits import RateLimitItem, RateLimitItemPerDay, RateLimitItemPerMinute
+from limits.storage import RedisStorage
+from limits.strategies import FixedWindowRateLimiter
+
+from jobs.live.connection import broker_errors
+from jobs.live.keys import PREFIX, STORED
+from jobs.quotas import Owner, Quota
+
+_ITEMS: Final[Mapping[Quota, type[RateLimitItem]]] = {
+    Quota.REQUESTS: RateLimitItemPerMinute,
+    Quota.UPLOAD_BYTES: RateLimitItemPerDay,
+}
+
+
+@dataclass(frozen=True)
+class Use:
+    """Of one window: what is left of it, and for how many seconds it lasts on; 0 where it has not begun."""
+
+    remaining: int
+    resets_in_seconds: float
+
+
+class Usage:
+    """Every method raises BrokerUnavailableError when Redis does not answer in time."""
+
+    def __init__(self, server: redis.Redis) -> None:
+        self._redis = server
+        storage = RedisStorage("redis://", connection_pool=server.connection_pool, key_prefix=PREFIX + "quota")
+        self._windows = FixedWindowRateLimiter(storage)
+
+    @broker_errors()
+    def add(self, owner: Owner, quota: Quota, limit: int, amount: int) -> Use:
+        """Count an amount, also beyond the limit; what is left then."""
+        item = _ITEMS[quota](limit, namespace=quota)
+        self._windows.hit(item, owner.scope, owner.name, cost=amount)
+        return self.use(owner, quota, limit)
+
+    @broker_errors()
+    def use(self, owner: Owner, quota: Quota, limit: int) -> Use:
+        """What is left."""
+        item = _ITEMS[quota](limit, namespace=quota)
+        resets_at, remaining = self._windows.get_window_stats(item, owner.scope, owner.name)
+        return Use(remaining, max(resets_at - time.time(), 0.0))
+
+    @broker_errors()
+    def stored_bytes(self, tenant: str) -> int:
+        """As the last listing found, with what was sent since; 0 before the first."""
+        return int(cast("str | None", self._redis.hget(STORED, tenant)) or 0)
+
+    @broker_errors()
+    def add_stored_bytes(self, tenant: str, size_bytes: int) -> None:
+        """Something was stored since the last listing."""
+        self._redis.hincrby(STORED, tenant, size_bytes)
+
+    @broker_errors()
+    def set_stored_bytes(self, tenant: str, size_bytes: int) -> None:
+        """What a listing found."""
+        self._redis.hset(STORED, tenant, str(size_bytes))
