@@ -26,7 +26,7 @@ from api.sse import Streams
 from api.upload_limits import UploadLimiter
 from jobs.bootstrap import Connection, connect
 from jobs.logs import configure_logging
-from jobs.quotas import Quotas
+from jobs.quotas import quotas_of
 from jobs.settings import ApiSettings, JobsSettings, misspelt, read_settings
 from jobs.tracing import configure_tracing, stop_tracing
 from jobs.version import __version__
@@ -158,7 +158,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 def _use(app: FastAPI, connection: Connection) -> None:
     app.state.jobs = connection.service
-    app.state.quotas, app.state.usage = Quotas(connection.settings), connection.backends.live.usage
+    app.state.quotas, app.state.usage = quotas_of(connection.settings), connection.backends.live.usage
     app.state.request_counter = RequestCounter(app.state.quotas, app.state.usage)
     app.state.reconciler = connection.reconciler
     app.state.metrics.watch(connection.service)

@@ -86,9 +86,8 @@ class RequestCounter:
         Raises ApiError (quota-exceeded): it is not counted then.
         """
         now = time.monotonic()
-        limited = [
-            (owner, limit) for owner in owners_of(caller) if (limit := self._quotas.limit(owner, Quota.REQUESTS))
-        ]
+        limits = ((owner, self._quotas.limit(owner, Quota.REQUESTS)) for owner in owners_of(caller))
+        limited = [(owner, limit) for owner, limit in limits if limit]
         if not limited or now < self._silent_until:
             return {}
         windows = [(owner, self._window(owner, limit, now)) for owner, limit in limited]
@@ -247,12 +246,12 @@ class Allowance:
                 if size_bytes > use.remaining:
                     return exceeded(owner, Quota.UPLOAD_BYTES, limit, use.resets_in_seconds or RETRY_SECONDS)
         tenant = owners_of(self.caller)[0]
-        if jobs and (limit := self._quotas.limit(tenant, Quota.WAITING_JOBS)):
-            if self.jobs.monitoring.counts()[JobStatus.QUEUED] + jobs > limit:
-                return exceeded(tenant, Quota.WAITING_JOBS, limit, RETRY_SECONDS)
-        if limit := self._quotas.limit(tenant, Quota.STORAGE_BYTES):
-            if self._usage.stored_bytes(tenant.name) + max(size_bytes, 1) > limit:
-                return exceeded(tenant, Quota.STORAGE_BYTES, limit, RETRY_SECONDS)
+        limit = self._quotas.limit(tenant, Quota.WAITING_JOBS)
+        if jobs and limit and self.jobs.monitoring.counts()[JobStatus.QUEUED] + jobs > limit:
+            return exceeded(tenant, Quota.WAITING_JOBS, limit, RETRY_SECONDS)
+        limit = self._quotas.limit(tenant, Quota.STORAGE_BYTES)
+        if limit and self._usage.stored_bytes(tenant.name) + max(size_bytes, 1) > limit:
+            return exceeded(tenant, Quota.STORAGE_BYTES, limit, RETRY_SECONDS)
         return None
 
     @property

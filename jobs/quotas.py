@@ -19,6 +19,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -114,12 +115,6 @@ class Quotas:
         value = getattr(own, quota, None)
         return self._defaults[owner.scope].get(quota, 0) if value is None else value
 
-    def any_limit(self, quota: Quota) -> bool:
-        """Whether somebody has one."""
-        tables = [*self._current().tenants.values(), *self._current().keys.values()]
-        defaults = (limits.get(quota, 0) for limits in self._defaults.values())
-        return any(defaults) or any(getattr(table, quota, None) for table in tables)
-
     def _current(self) -> _File:
         if self._path is not None and time.monotonic() - self._looked_at > REREAD_SECONDS:
             with self._lock:
@@ -131,6 +126,12 @@ class Quotas:
                 except SettingsError as error:
                     log.error("the limits stay as they were: %s", error)
         return self._file
+
+
+@lru_cache
+def quotas_of(settings: JobsSettings) -> Quotas:
+    """Those of a process, once for all that ask. Raises SettingsError."""
+    return Quotas(settings)
 
 
 def _modified_at(path: Path) -> float:
@@ -150,6 +151,6 @@ def _read(path: Path) -> _File:
             raise SettingsError(f"LOBEWISE_QUOTAS_FILE: {path} is not TOML: {error}.") from error
         faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg'].lower()}" for e in error.errors())
         raise SettingsError(
-            f"LOBEWISE_QUOTAS_FILE: {path} has {faults}. A table is [tenants.NAME] or [keys.ID], with whole numbers for "
-            f"{', '.join(Quota)} (a key: {', '.join(OF_KEYS)}); 0 is no limit."
+            f"LOBEWISE_QUOTAS_FILE: {path} has {faults}. A table is [tenants.NAME] or [keys.ID], with whole numbers "
+            f"for {', '.join(Quota)} (a key: {', '.join(OF_KEYS)}); 0 is no limit."
         ) from error

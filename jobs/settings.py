@@ -90,7 +90,7 @@ class JobsSettings(BaseSettings):
     )
     quotas_file: Path | None = Field(
         default=None,
-        description="TOML with other limits for single tenants and keys (docs/operations.md); read anew when it changes",
+        description="TOML with other limits of single tenants and keys (docs/operations.md), read anew when changed",
     )
     max_upload_bytes: PositiveInt = Field(default=2 * GIB, description="larger scans are refused")
     # Three heartbeats may be late or lost before a worker that lives loses its job.

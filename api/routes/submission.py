@@ -206,15 +206,16 @@ class Submission:
         chunks = body_chunks(self.request, limit_bytes, self.settings.idle_seconds)
         if slot is not None:
             chunks = slot.in_turn(chunks)
+        counted = CountedPieces(chunks)
         job_id = states.new_id()
         first = await run_sync(self.jobs.idempotency.begin, key, job_id) if key else None
         if first is not None:
             # Read and hashed but not stored: only its digest and options show whether it is the same request.
-            record = await self._read("", task, HashSink(), chunks)
+            record = await self._read("", task, HashSink(), counted.pieces())
+            await run_sync(partial(self.allowance.count_bytes, counted.size_bytes, is_stored=False))
             await run_sync(first.require_same, record)
             return await run_sync(self.jobs.get, first.job_id), True
         with step("upload"):
-            counted = CountedPieces(chunks)
             try:
                 sent_bytes = int(self.request.headers.get("content-length", 0)) if self.is_form else 0
                 await run_sync(self.allowance.require, 1, sent_bytes)

@@ -15,9 +15,14 @@ from limits import RateLimitItem, RateLimitItemPerDay, RateLimitItemPerMinute
 from limits.storage import RedisStorage
 from limits.strategies import FixedWindowRateLimiter
 
-from jobs.live.connection import broker_errors
+from jobs.access.caller import DEFAULT_TENANT
+from jobs.live.connection import Script, broker_errors
 from jobs.live.keys import PREFIX, STORED
+from jobs.models import JobStatus
 from jobs.quotas import Owner, Quota
+
+#: A message that a worker took has become a running job by then, or never will.
+SLOT_SECONDS: Final = 30
 
 _ITEMS: Final[Mapping[Quota, type[RateLimitItem]]] = {
     Quota.REQUESTS: RateLimitItemPerMinute,
@@ -39,6 +44,7 @@ class Usage:
     def __init__(self, server: redis.Redis) -> None:
         self._redis = server
         storage = RedisStorage("redis://", connection_pool=server.connection_pool, key_prefix=PREFIX + "quota")
+        self._take_slot = Script(server, "take_slot")
         self._windows = FixedWindowRateLimiter(storage)
 
     @broker_errors()
@@ -56,6 +62,25 @@ class Usage:
         return Use(remaining, max(resets_at - time.time(), 0.0))
 
     @broker_errors()
+    def take_slot(self, tenant: str, job_id: str, limit: int) -> bool:
+        """Whether one more job of a tenant may run; it counts from now on, if so."""
+        return bool(
+            self._take_slot(
+                running=_running(tenant),
+                slots=f"{PREFIX}slots:{tenant}",
+                prefix=_prefix(tenant) + "job:",
+                job_id=job_id,
+                limit=limit,
+                milliseconds=1000 * SLOT_SECONDS,
+            )
+        )
+
+    @broker_errors()
+    def running(self, tenant: str) -> int:
+        """How many jobs of a tenant run."""
+        return int(self._redis.zcard(_running(tenant)))
+
+    @broker_errors()
     def stored_bytes(self, tenant: str) -> int:
         """As the last listing found, with what was sent since; 0 before the first."""
         return int(cast("str | None", self._redis.hget(STORED, tenant)) or 0)
@@ -69,3 +94,11 @@ class Usage:
     def set_stored_bytes(self, tenant: str, size_bytes: int) -> None:
         """What a listing found."""
         self._redis.hset(STORED, tenant, str(size_bytes))
+
+
+def _prefix(tenant: str) -> str:
+    return PREFIX if tenant == DEFAULT_TENANT else f"{PREFIX}tenant:{tenant}:"
+
+
+def _running(tenant: str) -> str:
+    return f"{_prefix(tenant)}index:{JobStatus.RUNNING}:*"

@@ -11,11 +11,13 @@ from contextlib import suppress
 from typing import Final
 
 from jobs import states, tracing
+from jobs.access.caller import DEFAULT_TENANT
 from jobs.backends import Backends
 from jobs.errors import JobNotFoundError, JobPurgedError, NewerSchemaError, UnavailableError
 from jobs.live.keys import REBUILT
 from jobs.live.redis_view import MAX_TOGETHER
 from jobs.models import JobState, JobStatus
+from jobs.quotas import Owner, Quota, quotas_of
 from jobs.recovery import finalize
 from jobs.recovery.cleanup import Cleanup
 from jobs.store.job_store import Ending, JobFiles
@@ -57,6 +59,8 @@ class Reconciler:
             self._cleaned_up_at = now
             self._cleanup.clean_up()
             self._backends.live.messages.drop_lists()
+            if quotas_of(settings).limit(Owner("tenant", DEFAULT_TENANT), Quota.STORAGE_BYTES):
+                self._backends.live.usage.set_stored_bytes(DEFAULT_TENANT, self._cleanup.stored_bytes())
         found = self._rebuild_if_due()
         if not recovery.has_whole_lists():
             self._complete_lists()
