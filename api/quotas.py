@@ -23,14 +23,14 @@ from api.schemas import QuotaUse
 from jobs import problems
 from jobs.access.caller import Caller
 from jobs.errors import BrokerUnavailableError
-from jobs.live.usage import Usage, Use
+from jobs.live.usage import Usage
 from jobs.models import JobStatus
 from jobs.quotas import MINUTE_SECONDS, Owner, Quota, Quotas
 
 logger = logging.getLogger("lobewise.api")
 
 #: How often Redis is told of the requests that came.
-TELL_SECONDS: Final = 0.1
+TELL_SECONDS: Final = 0.5
 #: Once Redis did not answer it is left alone for so long.
 SILENT_SECONDS: Final = 5.0
 #: When to try again where it depends on workers, or on the operator, and not on a window's end.
@@ -59,12 +59,17 @@ _WORDS: Final = {
 
 @dataclass
 class _Window:
-    """Requests of one owner. `told` are those that Redis knows of, here or at other gateways."""
+    """Requests of one owner.
+
+    Attributes:
+        told: those that Redis knows of, of all gateways.
+        waiting: those that it is to be told of.
+    """
 
     limit: int
-    told: int
     waiting: int
     ends_at: float
+    told: int = 0
 
     @property
     def remaining(self) -> int:
@@ -108,7 +113,7 @@ class RequestCounter:
         if window is None or window.limit != limit or now >= window.ends_at:
             # Until Redis says when it began and what others counted: as if nobody had.
             waiting = 0 if window is None else window.waiting
-            window = self._windows[owner] = _Window(limit, 0, waiting, now + MINUTE_SECONDS)
+            window = self._windows[owner] = _Window(limit, waiting, now + MINUTE_SECONDS)
         return window
 
     async def close(self) -> None:
@@ -120,9 +125,11 @@ class RequestCounter:
         """Until there is nothing to tell."""
         while any(window.waiting for window in self._windows.values()):
             await asyncio.sleep(TELL_SECONDS)
-            counts = {owner: (window.limit, window.waiting) for owner, window in self._windows.items()}
+            counts = {
+                owner: (window.limit, window.waiting) for owner, window in self._windows.items() if window.waiting
+            }
             try:
-                uses = await run_sync(self._add, counts)
+                uses = await run_sync(self._usage.add_all, Quota.REQUESTS, counts)
             except BrokerUnavailableError as error:
                 logger.warning("requests are not counted for %g s: %s", SILENT_SECONDS, error)
                 self._silent_until = time.monotonic() + SILENT_SECONDS
@@ -137,13 +144,6 @@ class RequestCounter:
                     window.ends_at = now + use.resets_in_seconds
             # Who does not come any more is not remembered.
             self._windows = {o: w for o, w in self._windows.items() if w.waiting or w.ends_at > now}
-
-    def _add(self, counts: dict[Owner, tuple[int, int]]) -> dict[Owner, Use]:
-        return {
-            owner: self._usage.add(owner, Quota.REQUESTS, limit, amount)
-            for owner, (limit, amount) in counts.items()
-            if amount
-        }
 
 
 def _headers(windows: Iterable[tuple[Owner, _Window]], now: float) -> dict[str, str]:

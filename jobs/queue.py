@@ -177,7 +177,7 @@ class _Channel(redis.Channel):
         except _FullError as full:
             # Back to where it was, so that it is the list's next. Who dies before that leaves it to the reconciler.
             with self.conn_or_acquire() as client:
-                client.rpush(full.list_name, dumps(full.message))
+                client.rpush(full.list_name, dumps(full.message))  # type: ignore[no-untyped-call]
             self._queue_cycle.rest(_tenant_of(full.list_name))
             raise Empty from full
 

@@ -43,16 +43,29 @@ class Usage:
 
     def __init__(self, server: redis.Redis) -> None:
         self._redis = server
-        storage = RedisStorage("redis://", connection_pool=server.connection_pool, key_prefix=PREFIX + "quota")
+        self._storage = RedisStorage("redis://", connection_pool=server.connection_pool, key_prefix=PREFIX + "quota")
         self._take_slot = Script(server, "take_slot")
-        self._windows = FixedWindowRateLimiter(storage)
+        self._windows = FixedWindowRateLimiter(self._storage)
 
-    @broker_errors()
     def add(self, owner: Owner, quota: Quota, limit: int, amount: int) -> Use:
         """Count an amount, also beyond the limit; what is left then."""
-        item = _ITEMS[quota](limit, namespace=quota)
-        self._windows.hit(item, owner.scope, owner.name, cost=amount)
-        return self.use(owner, quota, limit)
+        return self.add_all(quota, {owner: (limit, amount)})[owner]
+
+    @broker_errors()
+    def add_all(self, quota: Quota, amounts: Mapping[Owner, tuple[int, int]]) -> dict[Owner, Use]:
+        """As `add`, the limits and amounts of several owners, in one question."""
+        # The storage's own script and keys, so that its other methods see what is counted here.
+        with self._redis.pipeline(transaction=False) as pipe:
+            for owner, (limit, amount) in amounts.items():
+                item = _ITEMS[quota](limit, namespace=quota)
+                key = self._storage.prefixed_key(item.key_for(owner.scope, owner.name))
+                self._storage.lua_incr_expire(keys=[key], args=[item.get_expiry(), amount], client=pipe)
+                pipe.pttl(key)
+            answers = pipe.execute()
+        return {
+            owner: Use(max(limit - int(count), 0), max(int(left_ms), 0) / 1000)
+            for (owner, (limit, _)), count, left_ms in zip(amounts.items(), answers[::2], answers[1::2], strict=True)
+        }
 
     @broker_errors()
     def use(self, owner: Owner, quota: Quota, limit: int) -> Use:
