@@ -67,8 +67,8 @@ class _Window:
     """
 
     limit: int
-    waiting: int
     ends_at: float
+    waiting: int = 0
     told: int = 0
 
     @property
@@ -112,8 +112,7 @@ class RequestCounter:
         window = self._windows.get(owner)
         if window is None or window.limit != limit or now >= window.ends_at:
             # Until Redis says when it began and what others counted: as if nobody had.
-            waiting = 0 if window is None else window.waiting
-            window = self._windows[owner] = _Window(limit, waiting, now + MINUTE_SECONDS)
+            window = self._windows[owner] = _Window(limit, now + MINUTE_SECONDS)
         return window
 
     async def close(self) -> None:
@@ -125,9 +124,8 @@ class RequestCounter:
         """Until there is nothing to tell."""
         while any(window.waiting for window in self._windows.values()):
             await asyncio.sleep(TELL_SECONDS)
-            counts = {
-                owner: (window.limit, window.waiting) for owner, window in self._windows.items() if window.waiting
-            }
+            told = [(owner, window, window.waiting) for owner, window in self._windows.items() if window.waiting]
+            counts = {owner: (window.limit, amount) for owner, window, amount in told}
             try:
                 uses = await run_sync(self._usage.add_all, Quota.REQUESTS, counts)
             except BrokerUnavailableError as error:
@@ -136,12 +134,10 @@ class RequestCounter:
                 self._windows.clear()
                 return
             now = time.monotonic()
-            for owner, use in uses.items():
-                window = self._windows.get(owner)
-                if window is not None:
-                    window.waiting -= counts[owner][1]
-                    window.told = window.limit - use.remaining
-                    window.ends_at = now + use.resets_in_seconds
+            for owner, window, amount in told:
+                window.waiting -= amount
+                window.told = window.limit - uses[owner].remaining
+                window.ends_at = now + uses[owner].resets_in_seconds
             # Who does not come any more is not remembered.
             self._windows = {o: w for o, w in self._windows.items() if w.waiting or w.ends_at > now}
 

@@ -128,8 +128,8 @@ def test_running_jobs_of_a_tenant_are_limited_and_the_others_wait_in_their_list(
         assert until(lambda: len(taken.jobs) == 2, 10)
         # What begins to run still counts; and another tenant's are taken meanwhile.
         running = taken.jobs[0][0]
-        server.hset(f"{prefix}job:{running}", "status", "running")
         server.zadd(f"{prefix}index:running:*", {running: 0})
+        server.hset(f"{prefix}job:{running}", "status", "running")
         jobs.backends.queue.publish(states.new_id(), Priority.ROUTINE, "other")
         assert until(lambda: len(taken.jobs) == 3, 10)
         assert not until(lambda: len(taken.jobs) > 3, 2 * LOOK_SECONDS)
