@@ -96,11 +96,10 @@ class RequestCounter:
         if not limited or now < self._silent_until:
             return {}
         windows = [(owner, self._window(owner, limit, now)) for owner, limit in limited]
-        headers = _headers(windows, now)
         for owner, window in windows:
             if not window.remaining:
                 refusal = exceeded(owner, Quota.REQUESTS, window.limit, window.ends_at - now)
-                refusal.headers |= headers
+                refusal.headers |= _headers(windows, now)
                 raise refusal
         for _, window in windows:
             window.waiting += 1
@@ -118,7 +117,7 @@ class RequestCounter:
     async def close(self) -> None:
         """Tell what was not told yet."""
         if self._teller is not None:
-            await self._teller
+            await asyncio.wait({self._teller})
 
     async def _tell(self) -> None:
         """Until there is nothing to tell."""
