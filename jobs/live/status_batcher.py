@@ -83,7 +83,7 @@ class StatusBatcher:
         """None for those of which Redis may not be believed, too."""
         try:
             with broker_errors():
-                keys, arguments = read_states_arguments(job_ids)
+                keys, arguments = read_states_arguments(self._keys, job_ids)
                 states, is_whole = parse_states(await self._read_states.run(keys, arguments))
         except BrokerUnavailableError:
             self._view_freshness.lose()
