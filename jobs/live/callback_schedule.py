@@ -50,7 +50,9 @@ class CallbackSchedule:
     @broker_errors()
     def take(self, count: int, seconds: float) -> list[str]:
         """Up to `count` jobs that are due; what is neither removed nor set anew is due again after `seconds`."""
-        return cast("list[str]", self._take(callbacks=self._keys.callbacks, count=count, milliseconds=round(1000 * seconds)))
+        return cast(
+            "list[str]", self._take(callbacks=self._keys.callbacks, count=count, milliseconds=round(1000 * seconds))
+        )
 
     @broker_errors()
     def set_due(self, job_id: str, seconds: float) -> None:

@@ -1,8 +1,8 @@
 """Lists of jobs from the sorted sets of the live view, without a look at all jobs.
 
-A job's id has the moment at which its request began, and the job is created once its scan is here (`Keys.delays` knows how
-much later). So a time range is a range of ids, a little wider than asked, whose jobs are then compared with the times.
-What has to fit two lists is found in the shorter one and looked up in the other.
+A job's id has the moment at which its request began, and the job is created once its scan is here (`Keys.delays` knows
+how much later). So a time range is a range of ids, a little wider than asked, whose jobs are then compared with the
+times. What has to fit two lists is found in the shorter one and looked up in the other.
 """
 
 from collections.abc import Callable, Sequence
@@ -144,7 +144,9 @@ class JobLists:
             passing = [any(score is not None for score in scores) for scores in zip(*answers, strict=True)]
         if checks.reference:
             prefix = reference_prefix(query.client_reference or "")
-            (scores,) = self._ask(query, _command("zmscore", self._keys.references, [prefix + job_id for job_id in job_ids]))
+            (scores,) = self._ask(
+                query, _command("zmscore", self._keys.references, [prefix + job_id for job_id in job_ids])
+            )
             passing = [ok and score is not None for ok, score in zip(passing, scores, strict=True)]
         if checks.times:
             (delays,) = self._ask(query, _command("zmscore", self._keys.delays, job_ids))

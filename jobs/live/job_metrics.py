@@ -56,12 +56,11 @@ class Histogram:
 
 @dataclass(frozen=True)
 class JobMetrics:
-    """All that was counted, and what is there now.
+    """All that was counted, and the workers that there are.
 
     Attributes:
         finished: jobs by outcome and, for failures, problem ("" for the others).
         reused: jobs that were given the result of an earlier one.
-        running: jobs by stage; those that have reported none yet are at None.
         workers: by name.
     """
 
@@ -69,7 +68,6 @@ class JobMetrics:
     reused: int
     stage_seconds: Mapping[Stage, Histogram]
     job_seconds: Mapping[Priority, Histogram]
-    running: Mapping[Stage | None, int]
     workers: Mapping[str, WorkerStats]
 
 
@@ -133,11 +131,16 @@ class Monitoring:
         }
 
     @broker_errors()
-    def job_metrics(self) -> JobMetrics:
-        """What workers did since Redis was last empty, and how they are now."""
+    def running(self) -> Mapping[Stage | None, int]:
+        """How many jobs are at each stage; those that have reported none yet are at None."""
         job_ids = cast("list[str]", self._redis.zrange(self._keys.key("index", JobStatus.RUNNING, "*"), 0, -1))
         shown = [state for state in self._states(job_ids) if state is not None and state.status is JobStatus.RUNNING]
-        running = Counter(state.stage for state in shown)
+        counts = Counter(state.stage for state in shown)
+        return {stage: counts[stage] for stage in (None, *Stage)}
+
+    @broker_errors()
+    def job_metrics(self) -> JobMetrics:
+        """What workers did since Redis was last empty, for all tenants, and how they are now."""
         raw = cast("dict[str, str]", self._redis.hgetall(METRICS))
         counts = {name: int(count) for name, count in raw.items()}
         ends = [(JobStatus.SUCCEEDED, ""), (JobStatus.CANCELLED, ""), *((JobStatus.FAILED, slug) for slug in PROBLEMS)]
@@ -146,7 +149,6 @@ class Monitoring:
             reused=counts.get("reused", 0),
             stage_seconds={stage: _histogram(counts, f"stage:{stage}", BUCKETS_SECONDS) for stage in Stage},
             job_seconds={p: _histogram(counts, f"job:{p}", WAITING_BUCKETS_SECONDS) for p in Priority},
-            running={stage: running[stage] for stage in (None, *Stage)},
             workers=self._workers.stats(),
         )
 

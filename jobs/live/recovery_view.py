@@ -96,7 +96,9 @@ class RecoveryView:
     def past_deadline(self) -> list[str]:
         """Jobs that no worker has begun, though their `not_after` is over."""
         seconds, microseconds = self._redis.time()
-        return cast("list[str]", self._redis.zrangebyscore(self._keys.deadlines, "-inf", seconds * 1000 + microseconds // 1000))
+        return cast(
+            "list[str]", self._redis.zrangebyscore(self._keys.deadlines, "-inf", seconds * 1000 + microseconds // 1000)
+        )
 
     @broker_errors()
     def all_ids(self) -> list[str]:

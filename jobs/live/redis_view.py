@@ -202,7 +202,9 @@ class LiveView:
 
     @broker_errors()
     def request_cancel(self, job_id: str) -> None:
-        self._request_cancel(job=self.keys.key("job", job_id), events=self.keys.key("events", job_id), job_id=job_id, **_EVENTS)
+        self._request_cancel(
+            job=self.keys.key("job", job_id), events=self.keys.key("events", job_id), job_id=job_id, **_EVENTS
+        )
 
     @broker_errors()
     def is_cancel_requested(self, job_id: str) -> bool:

@@ -121,7 +121,9 @@ class Cleanup:
 
     def _delete_staged(self, oldest: datetime) -> int:
         folder, deleted = self.backends.store.blobs.folder, 0
-        for path in folder.rglob("*#*") if folder is not None else ():
+        # In the folders of `default` lie those of all other tenants, which are looked at by themselves.
+        tops = () if folder is None else (top for top in folder.iterdir() if f"{top.name}/" != TENANTS)
+        for path in chain.from_iterable(top.rglob("*#*") for top in tops):
             with suppress(FileNotFoundError):  # just finished
                 if _STAGED.fullmatch(path.name) and datetime.fromtimestamp(path.stat().st_mtime, UTC) < oldest:
                     path.unlink()

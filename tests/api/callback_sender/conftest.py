@@ -162,9 +162,7 @@ def end_job(jobs: Connection) -> Callable[..., str]:
 def sending(jobs: Connection) -> Iterator[None]:
     """A sender at work."""
     loop, stop = asyncio.new_event_loop(), asyncio.Event()
-    thread = threading.Thread(
-        target=loop.run_until_complete, args=(Sender(jobs.service.callbacks, jobs.settings).run(stop),)
-    )
+    thread = threading.Thread(target=loop.run_until_complete, args=(Sender(jobs.tenants, jobs.settings).run(stop),))
     thread.start()
     try:
         yield
