@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from typing import Final
 
 from jobs import states
@@ -18,7 +19,7 @@ from jobs.batches import Batches
 from jobs.errors import JobNotFoundError, JobPurgedError, NewerSchemaError
 from jobs.recovery import finalize
 from jobs.store.job_store import JobFiles
-from jobs.store.keys import JOBS, RESULTS, UPLOADS
+from jobs.store.keys import JOBS, RESULTS, TENANTS, UPLOADS
 from jobs.store.multipart_uploads import MultipartUploads
 
 log = logging.getLogger(__name__)
