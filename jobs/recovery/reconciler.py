@@ -62,13 +62,20 @@ class Reconciler:
         """Look once, if nobody else does; how many jobs, of all tenants, were put on their way again."""
         # To list all messages costs Redis much: it is asked at most once for all tenants, and only where it must be.
         present = cache(lambda: self._backends.queue.present(self._backends.settings.lease_seconds))
-        found = 0
+        found, faults = 0, list[Exception]()
         for reconciler in (self, *self._others()):
             # Three rounds of silence end the leadership, so that a leader that was killed is soon followed by another.
             # Asked for each tenant: to look at one may take longer than that.
             if not self._backends.live.recovery.lead(self._who, 3 * self._backends.settings.reap_seconds):
                 return found
-            found += reconciler.look(present)
+            try:
+                found += reconciler.look(present)
+            except UnavailableError:  # of what all share: the next would wait for it as long
+                raise
+            except Exception as fault:  # of one tenant: the others' jobs must be found
+                faults.append(fault)
+        if faults:
+            raise faults[0]
         return found
 
     def look(self, present: Callable[[], Set[str]]) -> int:
