@@ -21,6 +21,7 @@ lobewise:callbacks                      ids of jobs, and `batch:{id}`, that have
 lobewise:batch:{id}                     set of its jobs that are not finished, where it wants to tell of its end
 lobewise:deadlines                      ids of jobs that no worker has begun, by the time until which one may, ms
 lobewise:recent                         list: how long workers had the last jobs that they ended, ms
+lobewise:lists                          lists of messages of tenants but `default`, by when one was last put in
 lobewise:callback-outcomes              hash: how many attempts ended in each way since the server was last empty
 lobewise:reaper                         who looks for lost jobs now
 lobewise:at-work                        prefixes of the tenants that may have queued or running jobs
@@ -51,6 +52,7 @@ LEADER: Final = PREFIX + "reaper"
 AT_WORK: Final = PREFIX + "at-work"
 #: The channels of all feeds but that of the tenant `default`.
 FEED_PATTERN: Final = PREFIX + "tenant:*:feed"
+LISTS: Final = PREFIX + "lists"
 
 #: Token of a lease that a rebuild grants, in place of the worker's own that was wiped.
 REBUILT: Final = "rebuilt"
