@@ -15,9 +15,8 @@ from limits import RateLimitItem, RateLimitItemPerDay, RateLimitItemPerMinute
 from limits.storage import RedisStorage
 from limits.strategies import FixedWindowRateLimiter
 
-from jobs.access.caller import DEFAULT_TENANT
 from jobs.live.connection import Script, broker_errors
-from jobs.live.keys import PREFIX, STORED
+from jobs.live.keys import PREFIX, STORED, Keys
 from jobs.models import JobStatus
 from jobs.quotas import Owner, Quota
 
@@ -77,11 +76,12 @@ class Usage:
     @broker_errors()
     def take_slot(self, tenant: str, job_id: str, limit: int) -> bool:
         """Whether one more job of a tenant may run; it counts from now on, if so."""
+        keys = Keys.of(tenant)
         return bool(
             self._take_slot(
-                running=_running(tenant),
+                running=keys.key("index", JobStatus.RUNNING, "*"),
                 slots=f"{PREFIX}slots:{tenant}",
-                prefix=_prefix(tenant) + "job:",
+                prefix=keys.key("job", ""),
                 job_id=job_id,
                 limit=limit,
                 milliseconds=1000 * SLOT_SECONDS,
@@ -91,7 +91,7 @@ class Usage:
     @broker_errors()
     def running(self, tenant: str) -> int:
         """How many jobs of a tenant run."""
-        return int(self._redis.zcard(_running(tenant)))
+        return int(self._redis.zcard(Keys.of(tenant).key("index", JobStatus.RUNNING, "*")))
 
     @broker_errors()
     def stored_bytes(self, tenant: str) -> int:
@@ -107,11 +107,3 @@ class Usage:
     def set_stored_bytes(self, tenant: str, size_bytes: int) -> None:
         """What a listing found."""
         self._redis.hset(STORED, tenant, str(size_bytes))
-
-
-def _prefix(tenant: str) -> str:
-    return PREFIX if tenant == DEFAULT_TENANT else f"{PREFIX}tenant:{tenant}:"
-
-
-def _running(tenant: str) -> str:
-    return f"{_prefix(tenant)}index:{JobStatus.RUNNING}:*"

@@ -50,7 +50,7 @@ def test_a_flood_of_one_tenant_leaves_another_its_share(jobs: Connection) -> Non
 def test_messages_of_every_tenant_are_seen_until_they_are_taken(jobs: Connection, server: redis.Redis) -> None:
     sent = {states.new_id(): tenant for tenant in ("default", "clinic-a", "clinic-b")}
     for job_id, tenant in sent.items():
-        jobs.backends.queue.publish(job_id, Priority.STAT, tenant)
+        jobs.tenants.of(tenant).backends.queue.publish(job_id, Priority.STAT)
     assert [server.llen(queue_name(Priority.STAT, tenant)) for tenant in sent.values()] == [1, 1, 1]
     assert jobs.backends.queue.present(10) == set(sent)
     server.delete(*QUEUES)
@@ -71,7 +71,7 @@ def test_a_tenant_that_begins_while_workers_wait_is_seen_within_two_seconds(jobs
     try:
         jobs.backends.queue.publish(states.new_id(), Priority.ROUTINE)
         assert until(lambda: len(taken.jobs) == 1, 10)
-        jobs.backends.queue.publish(states.new_id(), Priority.ROUTINE, "newcomer")
+        jobs.tenants.of("newcomer").backends.queue.publish(states.new_id(), Priority.ROUTINE)
         assert until(lambda: len(taken.jobs) == 2, 2 * LOOK_SECONDS + 1)
     finally:
         stop.set()
@@ -80,7 +80,7 @@ def test_a_tenant_that_begins_while_workers_wait_is_seen_within_two_seconds(jobs
 
 def test_what_is_delivered_again_lies_in_its_own_list(jobs: Connection, server: redis.Redis) -> None:
     job_id = states.new_id()
-    jobs.backends.queue.publish(job_id, Priority.BATCH, "clinic")
+    jobs.tenants.of("clinic").backends.queue.publish(job_id, Priority.BATCH)
     options = celery_config(jobs.settings)
     got: list[Any] = []
     with kombu.Connection(
@@ -102,7 +102,7 @@ def test_what_is_delivered_again_lies_in_its_own_list(jobs: Connection, server: 
 
 def test_a_list_is_dropped_once_it_has_been_empty_for_long(jobs: Connection, server: redis.Redis) -> None:
     for tenant in ("gone", "waiting", "new"):
-        jobs.backends.queue.publish(states.new_id(), Priority.ROUTINE, tenant)
+        jobs.tenants.of(tenant).backends.queue.publish(states.new_id(), Priority.ROUTINE)
     names = {tenant: queue_name(Priority.ROUTINE, tenant) for tenant in ("gone", "waiting", "new")}
     server.delete(names["gone"], names["new"])
     for tenant in ("gone", "waiting"):
@@ -119,7 +119,7 @@ def test_running_jobs_of_a_tenant_are_limited_and_the_others_wait_in_their_list(
     job_ids = [states.new_id() for _ in range(5)]
     for job_id in job_ids:
         server.hset(f"{prefix}job:{job_id}", "status", "queued")
-        jobs.backends.queue.publish(job_id, Priority.ROUTINE, "clinic")
+        jobs.tenants.of("clinic").backends.queue.publish(job_id, Priority.ROUTINE)
     taken, stop = Taken(), threading.Event()
     threads = [threading.Thread(target=consume, args=(settings, 0.0, taken, stop)) for _ in range(3)]
     for thread in threads:
@@ -130,7 +130,7 @@ def test_running_jobs_of_a_tenant_are_limited_and_the_others_wait_in_their_list(
         running = taken.jobs[0][0]
         server.zadd(f"{prefix}index:running:*", {running: 0})
         server.hset(f"{prefix}job:{running}", "status", "running")
-        jobs.backends.queue.publish(states.new_id(), Priority.ROUTINE, "other")
+        jobs.tenants.of("other").backends.queue.publish(states.new_id(), Priority.ROUTINE)
         assert until(lambda: len(taken.jobs) == 3, 10)
         assert not until(lambda: len(taken.jobs) > 3, 2 * LOOK_SECONDS)
         assert until(lambda: server.llen(name) == 3, 5)
@@ -148,7 +148,7 @@ def test_running_jobs_of_a_tenant_are_limited_and_the_others_wait_in_their_list(
 def test_what_waits_for_its_own_tenant_is_no_work_for_a_worker(jobs: Connection, server: redis.Redis) -> None:
     queue = JobQueue(jobs.settings.model_copy(update={"quota_running_jobs": 1}), jobs.backends.live)
     try:
-        queue.publish(states.new_id(), Priority.ROUTINE, "clinic")
+        jobs.tenants.of("clinic").backends.queue.publish(states.new_id(), Priority.ROUTINE)
         assert queue.has_messages()
         server.zadd("lobewise:tenant:clinic:index:running:*", {states.new_id(): 0})
         # Else the watchdog would restart every worker that is idle.
