@@ -52,11 +52,9 @@ def callback_secrets(settings: JobsSettings, tenant: str = DEFAULT_TENANT) -> li
         kept = [read_or_make_secret(settings.data_dir / SECRET_FILE, lambda: _text(secrets.token_bytes(SECRET_BYTES)))]
     if tenant == DEFAULT_TENANT:
         return kept
-    return [_text(_hkdf(tenant).derive(b64decode(secret.removeprefix(_PREFIX)))) for secret in kept]
-
-
-def _hkdf(tenant: str) -> HKDF:
-    return HKDF(SHA256(), SECRET_BYTES, salt=None, info=f"lobewise callbacks of tenant {tenant}".encode())
+    purpose = f"lobewise callbacks of tenant {tenant}".encode()
+    keys = [b64decode(secret.removeprefix(_PREFIX)) for secret in kept]
+    return [_text(HKDF(SHA256(), SECRET_BYTES, salt=None, info=purpose).derive(key)) for key in keys]
 
 
 def _text(secret: bytes) -> str:

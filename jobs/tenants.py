@@ -124,11 +124,12 @@ class Tenants:
                 backends = self._backends if is_default else self._backends.of(tenant)
                 service = JobService(backends)
                 cleanup = Cleanup(backends, service.uploads, service.batches)
-                reconciler = Reconciler(backends, cleanup, self._other_reconcilers if is_default else tuple)
+                reconciler = Reconciler(backends, cleanup, self.other_reconcilers if is_default else tuple)
                 self._open[tenant] = TenantJobs(backends, service, WorkerApi(backends), cleanup, reconciler)
             return self._open[tenant]
 
-    def _other_reconcilers(self) -> Sequence[Reconciler]:
+    def other_reconcilers(self) -> Sequence[Reconciler]:
+        """Those of all tenants but `default`, whose own asks for them."""
         return [jobs.reconciler for jobs in self.known() if jobs.tenant != DEFAULT_TENANT]
 
 

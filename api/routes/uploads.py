@@ -47,7 +47,7 @@ Tenant = Annotated[
 ]
 
 
-async def _jobs_of_part(request: Request, caller: CallerDep, tenant: Tenant = None) -> JobService:
+async def jobs_of_part(request: Request, caller: CallerDep, tenant: Tenant = None) -> JobService:
     """Whoever has the address of a part may send it, whoever they are: its signature says so, for its tenant.
 
     Raises UrlNotValidError: there is no such tenant.
@@ -143,7 +143,7 @@ async def put_upload_part(
     expires: Expires,
     signature: Signature,
     request: Request,
-    jobs: Annotated[JobService, Depends(_jobs_of_part)],
+    jobs: Annotated[JobService, Depends(jobs_of_part)],
     settings: SettingsDep,
     upload_limiter: UploadLimiterDep,
 ) -> Response:

@@ -61,7 +61,7 @@ def broker_errors() -> Iterator[None]:
 
 
 @cache
-def _text(name: str) -> str:
+def text_of_script(name: str) -> str:
     return files("jobs.live").joinpath("scripts", f"{name}.lua").read_text(encoding="utf-8")
 
 
@@ -72,7 +72,7 @@ class Script:
     """
 
     def __init__(self, server: "redis.Redis | redis.asyncio.Redis", name: str) -> None:
-        text = _text(name)
+        text = text_of_script(name)
         self.name = name
         self._keys: list[str] = re.findall(_NAME % "KEYS", text, re.MULTILINE)
         self._arguments: list[str] = re.findall(_NAME % "ARGV", text, re.MULTILINE)
