@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from jobs.audit.trail import AuditTrail
 from jobs.live.redis_view import LiveView
 from jobs.queue import JobQueue
 from jobs.settings import JobsSettings
@@ -16,9 +17,11 @@ class Backends:
         settings: with `redis_url` filled in, an embedded server's too.
         store: the record of each job, which alone decides.
         live: what is shown of the jobs, and their leases; it can be rebuilt from the store.
+        audit: who did what; nothing is recorded without it.
     """
 
     settings: JobsSettings
     store: JobStore
     live: LiveView
     queue: JobQueue
+    audit: AuditTrail | None = None

@@ -23,6 +23,7 @@ lobewise:deadlines                      ids of jobs that no worker has begun, by
 lobewise:recent                         list: how long workers had the last jobs that they ended, ms
 lobewise:callback-outcomes              hash: how many attempts ended in each way since the server was last empty
 lobewise:reaper                         who looks for lost jobs now
+lobewise:audit:{day}                    hash: how far each chain of the audit trail had come
 lobewise:rebuild:{mark}                 a rebuild is under way, and the server was not wiped since it began
 ```
 
@@ -52,7 +53,7 @@ REFERENCES: Final = PREFIX + "references"
 #: Token of a lease that a rebuild grants, in place of the worker's own that was wiped.
 REBUILT: Final = "rebuilt"
 
-Kind = Literal["job", "events", "lease", "purged", "index", "severity", "models", "vitals", "rebuild", "batch"]
+Kind = Literal["job", "events", "lease", "purged", "index", "severity", "models", "vitals", "rebuild", "batch", "audit"]
 
 
 def key(kind: Kind, *parts: str) -> str:

@@ -14,6 +14,7 @@ from redis.retry import Retry
 
 from jobs import states
 from jobs.errors import BrokerUnavailableError
+from jobs.live.audit_heads import AuditHeads
 from jobs.live.callback_schedule import CallbackSchedule
 from jobs.live.connection import Script, ViewFreshness, broker_errors
 from jobs.live.events import EVENTS_KEPT, KEPT_SECONDS, EventLog
@@ -78,6 +79,7 @@ class LiveView:
         self.events = EventLog(self._redis, _read_state)
         self.feed = Feed(self._redis)
         self.callbacks = CallbackSchedule(self._redis)
+        self.audit_heads = AuditHeads(self._redis)
         self.workers = ReadyWorkers(self._redis)
         self.recovery = RecoveryView(self._redis)
         self.messages = BrokerMessages(self._redis)

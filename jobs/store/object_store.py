@@ -153,6 +153,12 @@ class ObjectStore:
             for page in obstore.list(self.store, prefix, chunk_size=1000):
                 yield from (BlobInfo(meta["path"], meta["size"], meta["last_modified"]) for meta in page)
 
+    def folders(self, prefix: str) -> list[str]:
+        """The first parts of all keys below a prefix that ends with a slash, without listing the keys."""
+        with _unavailable():
+            found = obstore.list_with_delimiter(self.store, prefix)["common_prefixes"]
+        return [path.rstrip("/").rpartition("/")[2] for path in found]
+
     def delete(self, key: str) -> None:
         """Harmless when there is no such blob."""
         with suppress(FileNotFoundError), _unavailable():
