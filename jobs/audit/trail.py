@@ -180,6 +180,12 @@ class AuditTrail:
         except TimeoutError as error:
             raise StorageUnavailableError("the audit trail cannot be stored") from error
 
+    def forget(self, day: str) -> None:
+        """A day whose chains are deleted needs no heads in Redis; if they stay there, they do no harm."""
+        if self._heads is not None:
+            with suppress(UnavailableError):
+                self._heads.forget(day)
+
     def close(self) -> None:
         """Store what waits, and end the chain; the log says what could not be stored."""
         with self._changed:
@@ -264,7 +270,7 @@ class AuditTrail:
             chain = _Chain(day, chain_id := states.new_id(), first_previous(day, chain_id))
             # A chain begins with where the others of its day and of the last day before it stand. So an end that is
             # cut off later is missed by every chain that began after it.
-            days = [found for found in sorted(self.blobs.folders(AUDIT)) if found <= day][-2:]
+            days = [*[earlier for earlier in sorted(self.blobs.folders(AUDIT)) if earlier < day][-1:], day]
             more: dict[str, Any] = {
                 "heads": [head.fields() for head in stored_heads(self.blobs, days)[-HEADS_NAMED:]],
                 "host": socket.gethostname(),
@@ -281,7 +287,7 @@ class AuditTrail:
         log.info("audit segment stored", extra={"audit_head": f"{head.day} {head.chain} {head.n} {head.hash}"})
         if self._heads is not None:
             try:
-                self._heads.show(head.day, head.chain, head.n, head.hash)
+                self._heads.show(head)
             except (UnavailableError, redis.RedisError) as error:
                 log.debug("Redis was not told of an audit head: %s", error)
 
@@ -316,4 +322,5 @@ def delete_expired(trail: AuditTrail, retention_days: int, today: date) -> int:
         # Recorded first: what is gone without a word was taken away by somebody else.
         trail.record_stored(Entry(Act.EXPIRE, subject="retention", kind="trail", id=day))
         trail.blobs.delete_all(f"{AUDIT}{day}/")
+        trail.forget(day)
     return len(expired)

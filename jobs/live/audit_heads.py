@@ -8,6 +8,7 @@ from typing import Final
 import redis
 from pydantic_core import from_json, to_json
 
+from jobs.audit.entries import Head
 from jobs.live.connection import broker_errors
 from jobs.live.keys import key
 
@@ -22,23 +23,19 @@ class AuditHeads:
         self._redis = server
 
     @broker_errors()
-    def show(self, day: str, chain: str, n: int, digest: str) -> None:
+    def show(self, head: Head) -> None:
         """The chain has come to this entry."""
-        name = key("audit", day)
+        name = key("audit", head.day)
         with self._redis.pipeline(transaction=False) as pipe:
-            pipe.hset(name, chain, to_json([n, digest]).decode())
+            pipe.hset(name, head.chain, to_json(head.fields()).decode())
             pipe.expire(name, KEPT_SECONDS)
             pipe.execute()
 
     @broker_errors()
-    def all(self) -> list[tuple[str, str, int, str]]:
-        """Day, chain, number and hash of the last entry of each chain; empty after a wipe."""
-        found = []
-        for name in self._redis.scan_iter(key("audit", "*"), count=1000):
-            for chain, text in self._redis.hgetall(name).items():
-                n, digest = from_json(text)
-                found.append((name.rpartition(":")[2], chain, n, digest))
-        return found
+    def all(self) -> list[Head]:
+        """The last one that is known of each chain; none after a wipe."""
+        names = list(self._redis.scan_iter(key("audit", "*"), count=1000))
+        return sorted(Head.of(from_json(text)) for name in names for text in self._redis.hvals(name))
 
     @broker_errors()
     def forget(self, day: str) -> None:

@@ -73,8 +73,8 @@ class Cleanup:
                     finalize.purge(self.backends, self.uploads, files.job_id)
                     purged += 1
                     if self.backends.audit is not None:
-                        what = {"subject": "retention", "kind": "job", "id": files.job_id}
-                        self.backends.audit.record(Entry(Act.PURGE, tenant=DEFAULT_TENANT, **what))
+                        of = Entry(Act.PURGE, tenant=DEFAULT_TENANT, subject="retention", kind="job", id=files.job_id)
+                        self.backends.audit.record(of)
         return purged
 
     def _delete_orphans(self, old: Iterable[JobFiles], now: datetime) -> int:
