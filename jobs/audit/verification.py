@@ -95,6 +95,12 @@ def verify(
         if head.day < since or (head.day in expired and (head.day, head.chain) not in ends):
             continue
         stands = ends.get((head.day, head.chain))
+        if stands is None or head.n not in stands:
+            # It may have been written, and told, since this began to list.
+            again = _ChainReader(blobs, head.day, head.chain, Verification())
+            found_now = map(SegmentKey.parse, blobs.keys(f"{AUDIT}{head.day}/{head.chain}/"))
+            for _ in again.read(sorted(filter(None, found_now))):
+                stands = again.ends
         where = f"{head.day} {head.chain}"
         if stands is None:
             found.faults.append(Fault(where, head.n, f"the chain is missing: {who} knew its entry {head.n}"))
