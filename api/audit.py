@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Mapping
-from concurrent.futures import Future
 from contextlib import suppress
 from functools import lru_cache
 from http import HTTPStatus
@@ -75,13 +74,24 @@ async def record(
     trail: AuditTrail | None, scope: Scope, status: int, headers: Headers, request_id: str, trace_id: str | None
 ) -> None:
     """Record what an answer with this status and these headers says was done; a change is stored by then, as a rule."""
-    entry = None if trail is None else _entry(scope, status, headers)
+    entry = None if trail is None else entry_of(scope, status, headers)
     if trail is None or entry is None or not entry.is_wanted(trail.level):
         return
     entry.request_id, entry.trace_id = request_id, trace_id
     stored = trail.record(entry)
-    if stored is not None and entry.is_change:
-        await _wait(stored)
+    if stored is None or not entry.is_change:
+        return
+    loop, done = asyncio.get_running_loop(), asyncio.Event()
+
+    def wake(_: object) -> None:
+        with suppress(RuntimeError):  # the gateway has stopped meanwhile
+            loop.call_soon_threadsafe(done.set)
+
+    # Not the future itself, which others wait for, too: a time-out would cancel it.
+    stored.add_done_callback(wake)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(STORED_WITHIN_SECONDS):
+            await done.wait()
 
 
 def refusal(trail: AuditTrail, app: FastAPI, scope: Scope) -> ApiError | None:
@@ -108,7 +118,8 @@ def made_by(headers: Headers) -> tuple[str | None, str | None]:
     return (_MADE.get(kind), made_id) if is_id(made_id) else (None, None)
 
 
-def _entry(scope: Scope, status: int, headers: Headers) -> Entry | None:
+def entry_of(scope: Scope, status: int, headers: Headers) -> Entry | None:
+    """What an answer with this status and these headers says was done; None for what is never recorded."""
     operation = getattr(scope.get("route"), "operation_id", None)
     act = ACTS.get(operation or "")
     outcome: Outcome = "refused" if status in _REFUSED else "done" if status < HTTPStatus.BAD_REQUEST else "failed"
@@ -119,10 +130,12 @@ def _entry(scope: Scope, status: int, headers: Headers) -> Entry | None:
     # Still open, or as the client knows it: it learns nothing of a patient. A job that has ended needs no next poll.
     elif act is Act.READ and (status == HTTPStatus.NOT_MODIFIED or "retry-after" in headers):
         act = Act.LOOK
+    client = scope.get("client")
+    address = normal_address(client[0]) if client else None
     caller: Caller | None = scope.get("state", {}).get("caller")
     # Who is not known is nobody's subject, and the id that they tried may be anything.
     if status == HTTPStatus.UNAUTHORIZED or caller is None:
-        return Entry(act, outcome, address=_address(scope), operation=operation, status=status)
+        return Entry(act, outcome, address=address, operation=operation, status=status)
     kind, found_id = next(((_KINDS[name], value) for name, value in ids_of(scope).items()), (None, None))
     if act is Act.SUBMIT and found_id is None:
         kind, found_id = made_by(headers)
@@ -132,7 +145,7 @@ def _entry(scope: Scope, status: int, headers: Headers) -> Entry | None:
         outcome,
         tenant=caller.tenant,
         subject=caller.subject,
-        address=_address(scope),
+        address=address,
         kind=kind,
         id=found_id,
         part=part if outcome == "done" else None,
@@ -141,29 +154,10 @@ def _entry(scope: Scope, status: int, headers: Headers) -> Entry | None:
     )
 
 
-def _address(scope: Scope) -> str | None:
-    client = scope.get("client")
-    return _normal(client[0]) if client else None
-
-
 @lru_cache(maxsize=4096)
-def _normal(address: str) -> str | None:
-    """None for what a proxy, or who pretends to be one, put in an address's place."""
+def normal_address(address: str) -> str | None:
+    """An address, written in one way; None for what a proxy, or who pretends to be one, put in an address's place."""
     try:
         return str(ip_address(address))
     except ValueError:
         return None
-
-
-async def _wait(stored: "Future[None]") -> None:
-    """Until the entry is stored, but not for long. The future is shared: it is not cancelled."""
-    loop, done = asyncio.get_running_loop(), asyncio.Event()
-
-    def wake(_: object) -> None:
-        with suppress(RuntimeError):  # the gateway has stopped meanwhile
-            loop.call_soon_threadsafe(done.set)
-
-    stored.add_done_callback(wake)
-    with suppress(TimeoutError):
-        async with asyncio.timeout(STORED_WITHIN_SECONDS):
-            await done.wait()

@@ -65,31 +65,6 @@ def audit_event(entry: Fields) -> Fields:
     }
     if address is not None:
         agent["network"] = {"address": address, "type": "2"}
-    return {
-        "resourceType": "AuditEvent",
-        "id": f"{entry['chain']}-{entry['n']}",
-        "type": kind,
-        "subtype": [subtype],
-        "action": action,
-        "recorded": entry["at"],
-        "outcome": _outcome(entry),
-        "agent": [agent],
-        "source": {
-            "observer": {"display": f"Lobewise, process {entry['chain']}"},
-            "type": [_coding(_SOURCES, "4", "Application Server")],
-        },
-        "entity": [_entity(entry, act)],
-    }
-
-
-def _outcome(entry: Fields) -> str:
-    """0: success; 4: it was refused or was wrong; 8: a fault of the service."""
-    if entry["outcome"] == "done":
-        return "0"
-    return "8" if entry.get("status", 0) >= 500 else "4"
-
-
-def _entity(entry: Fields, act: Act) -> Fields:
     role = ("3", "Report") if act in (Act.READ, Act.DOWNLOAD, Act.EXPORT) else ("4", "Domain Resource")
     entity: Fields = {
         "type": _coding(_ENTITIES, "2", "System Object"),
@@ -100,4 +75,20 @@ def _entity(entry: Fields, act: Act) -> Fields:
         is_uuid = entry["kind"] in ("job", "batch", "upload")
         named = {"system": _URI, "value": f"urn:uuid:{entry['id']}"} if is_uuid else {"value": entry["id"]}
         entity["what"] = {"identifier": named, "display": entry["kind"]}
-    return entity
+    # A fault of the service, or a call that was refused or wrong.
+    failure = "8" if entry.get("status", 0) >= 500 else "4"
+    return {
+        "resourceType": "AuditEvent",
+        "id": f"{entry['chain']}-{entry['n']}",
+        "type": kind,
+        "subtype": [subtype],
+        "action": action,
+        "recorded": entry["at"],
+        "outcome": "0" if entry["outcome"] == "done" else failure,
+        "agent": [agent],
+        "source": {
+            "observer": {"display": f"Lobewise, process {entry['chain']}"},
+            "type": [_coding(_SOURCES, "4", "Application Server")],
+        },
+        "entity": [entity],
+    }

@@ -241,7 +241,9 @@ class AuditTrail:
         while True:
             try:
                 segment = segment or self._next_segment(entries)
-                if self.blobs.create(str(segment.key), segment.data) or self._is_there(segment):
+                name = str(segment.key)
+                # It may be there because the store took it the time before, and only the answer was lost.
+                if self.blobs.create(name, segment.data) or self.blobs.read(name) == segment.data:
                     self._tell(segment)
                     return True
                 # What cannot go on in this chain goes into another, which names the head of this one as it is stored.
@@ -259,10 +261,6 @@ class AuditTrail:
                         return False
                 self._changed.wait_for(lambda: self._is_stopping, RETRY_SECONDS)
             time.sleep(PAUSE_SECONDS)
-
-    def _is_there(self, segment: _Segment) -> bool:
-        """Whether the store took it the time before, and only the answer was lost."""
-        return self.blobs.read(str(segment.key)) == segment.data
 
     def _next_segment(self, entries: Sequence[Entry]) -> _Segment:
         if self._chain is None:

@@ -2,8 +2,9 @@
 
 import heapq
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
@@ -24,6 +25,8 @@ from jobs.store.object_store import ObjectStore
 
 #: Segments that are read at once: a store may be far away.
 READ_AT_ONCE: Final = 8
+#: And those that are in memory: 400 KB each at most.
+READ_TOGETHER: Final = 64
 
 
 @dataclass(frozen=True)
@@ -124,8 +127,8 @@ class _ChainReader:
         """Its segments that are right in themselves. What is wrong with the others, or between them, is noted."""
         n, previous = 0, first_previous(self.day, self.chain)
         last: Segment | None = None
-        with ThreadPoolExecutor(READ_AT_ONCE) as readers:
-            for number, (key, data) in enumerate(_read_all(self.blobs, keys, readers), 1):
+        with closing(read_together(self.blobs, keys)) as read:
+            for number, (key, data) in enumerate(read, 1):
                 self.found.segments += 1
                 if key.number != number:
                     self._fault(n + 1, f"segment {number} is missing, or there twice")
@@ -172,13 +175,12 @@ class _ChainReader:
         self.found.faults.append(Fault(f"{self.day} {self.chain}", n, why))
 
 
-def _read_all(
-    blobs: ObjectStore, keys: Sequence[SegmentKey], readers: ThreadPoolExecutor
-) -> Iterator[tuple[SegmentKey, bytes]]:
+def read_together(blobs: ObjectStore, keys: Sequence[SegmentKey]) -> Generator[tuple[SegmentKey, bytes], None, None]:
     """Some at once, in their order; a segment that has just gone is empty."""
-    for at in range(0, len(keys), READ_AT_ONCE):
-        some = keys[at : at + READ_AT_ONCE]
-        yield from zip(some, readers.map(lambda key: blobs.read(str(key)) or b"", some), strict=True)
+    with ThreadPoolExecutor(READ_AT_ONCE) as readers:
+        for at in range(0, len(keys), READ_TOGETHER):
+            some = keys[at : at + READ_TOGETHER]
+            yield from zip(some, readers.map(lambda key: blobs.read(str(key)) or b"", some), strict=True)
 
 
 def entries(
@@ -198,8 +200,11 @@ def entries(
             continue
         chains: dict[str, list[SegmentKey]] = defaultdict(list)
         for key in sorted(filter(None, map(SegmentKey.parse, blobs.keys(f"{AUDIT}{day}/")))):
+            # A segment whose follower begins before that time, too, has nothing of it.
+            if (key.day, key.time) < (begin[:10], begin[11:19].replace(":", "")):
+                chains[key.chain].clear()
             chains[key.chain].append(key)
-        of_chains = (_chain_entries(blobs, _relevant(keys, begin)) for keys in chains.values())
+        of_chains = (entries_of(blobs, keys) for keys in chains.values())
         for entry in heapq.merge(*of_chains, key=lambda entry: (str(entry.get("at")), entry["chain"], entry["n"])):
             at = str(entry.get("at"))
             if begin <= at and (not end or at < end) and (tenant is None or entry.get("tenant") == tenant):
@@ -211,14 +216,8 @@ def _moment(moment: datetime | None) -> str:
     return "" if moment is None else moment.isoformat(timespec="microseconds")
 
 
-def _relevant(keys: Sequence[SegmentKey], begin: str) -> Sequence[SegmentKey]:
-    """Without the segments whose followers begin before that, too."""
-    wanted = begin[:10], begin[11:19].replace(":", "")
-    before = [at for at, key in enumerate(keys) if (key.day, key.time) < wanted]
-    return keys[before[-1] :] if before else keys
-
-
-def _chain_entries(blobs: ObjectStore, keys: Iterable[SegmentKey]) -> Iterator[Fields]:
+def entries_of(blobs: ObjectStore, keys: Iterable[SegmentKey]) -> Iterator[Fields]:
+    """Those of some segments of one chain. Raises as `entries`."""
     for key in keys:
         for entry in read_segment(key, blobs.read(str(key)) or b"").entries:
             yield entry | {"chain": key.chain}
