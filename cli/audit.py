@@ -17,6 +17,7 @@ from jobs.errors import BrokerUnavailableError
 audit = typer.Typer(
     name="audit",
     help="Verify and export the trail of who did what. docs/audit.md tells what it holds and what can be found.",
+    epilog="Example:  [bold]lobewise audit verify[/]",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )

@@ -33,6 +33,7 @@ COMMANDS = (
     "sender",
     "train",
     "evaluate",
+    "audit",
 )
 
 
