@@ -1,6 +1,7 @@
 """What requests leave in the audit trail and in the log."""
 
 import logging
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -185,8 +186,10 @@ def test_a_store_that_refuses_the_trail_stops_reads_then_changes_and_all_goes_on
             assert service.client.delete(f"/v1/jobs/{job_id}").status_code == 204
             assert service.client.delete(f"/v1/jobs/{other}").status_code == 204
             require_problem(service.client.delete(f"/v1/jobs/{job_id}"), 503, "storage-unavailable")
-            behind = [line for line in service.client.get("/metrics").text.splitlines() if "behind_seconds " in line]
-            assert float(behind[0].split()[1]) > 0.2
+            told = service.client.get("/metrics").text
+            behind = re.search(r"^lobewise_audit_behind_seconds (\S+)$", told, re.MULTILINE)
+            assert behind is not None
+            assert float(behind[1]) > 0.2
         trail_of(service, "none")
         assert service.client.get(f"/v1/jobs/{job_id}/report").status_code == 410
         trail_of(service, "none")
