@@ -10,8 +10,9 @@ from pydantic_core import from_json, to_json
 
 from jobs.audit.entries import Head
 from jobs.live.connection import broker_errors
-from jobs.live.keys import key
+from jobs.live.keys import PREFIX
 
+AUDIT: Final = PREFIX + "audit:"
 #: Longer than the day that follows, whose chains name the heads of this one in the store.
 KEPT_SECONDS: Final = 400 * 24 * 3600
 
@@ -25,7 +26,7 @@ class AuditHeads:
     @broker_errors()
     def show(self, head: Head) -> None:
         """The chain has come to this entry."""
-        name = key("audit", head.day)
+        name = AUDIT + head.day
         with self._redis.pipeline(transaction=False) as pipe:
             pipe.hset(name, head.chain, to_json(head.fields()).decode())
             pipe.expire(name, KEPT_SECONDS)
@@ -34,10 +35,10 @@ class AuditHeads:
     @broker_errors()
     def all(self) -> list[Head]:
         """The last one that is known of each chain; none after a wipe."""
-        names = list(self._redis.scan_iter(key("audit", "*"), count=1000))
+        names = list(self._redis.scan_iter(AUDIT + "*", count=1000))
         return sorted(Head.of(from_json(text)) for name in names for text in self._redis.hvals(name))
 
     @broker_errors()
     def forget(self, day: str) -> None:
         """The day's chains are deleted."""
-        self._redis.delete(key("audit", day))
+        self._redis.delete(AUDIT + day)
