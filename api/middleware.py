@@ -3,6 +3,7 @@
 import logging
 import re
 import time
+from collections.abc import Callable
 from typing import Final
 from uuid import uuid4
 
@@ -13,11 +14,12 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bound_contextvars
 
+from api.access import identify
 from api.errors import internal_error
 from api.metrics import Metrics
 from api.upload_limits import UploadLimiter
 from jobs import tracing
-from jobs.access.caller import ANONYMOUS
+from jobs.access.doors import Doors
 from jobs.states import is_id
 
 logger = logging.getLogger("lobewise.api")
@@ -39,16 +41,20 @@ _ROUTINE: Final = ("/healthz", "/readyz", "/metrics")
 class RequestEnvelope:
     """Logs hold the route's template, the status and the request id: no file names, no client references."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, upload_limiter: UploadLimiter) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, upload_limiter: UploadLimiter, doors: Callable[[], Doors]
+    ) -> None:
         self._app = app
         self._metrics = metrics
         self._upload_limiter = upload_limiter
+        # Known once the gateway has started.
+        self._doors = doors
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope.setdefault("state", {})["caller"] = ANONYMOUS
+        await identify(self._doors(), scope)
         span: Span = INVALID_SPAN
         if not scope["path"].endswith(_ROUTINE):
             if scope["method"] == "GET":
