@@ -449,7 +449,8 @@ def misspelt(kinds: tuple[type[BaseSettings], ...], environment: Mapping[str, st
     """A sentence about each variable that looks like one of ours and is none."""
     # Workers and senders may get the gateway's with the same image or ConfigMap: only who reads those complains.
     foreign = () if ApiSettings in kinds else ("LOBEWISE_API_",)
-    known = [*OTHERS, *(variable.name for kind in (*kinds, AccessSettings) for variable in variables(kind))]
+    read: list[type[BaseSettings]] = [*kinds, AccessSettings]
+    known = [*OTHERS, *(variable.name for kind in read for variable in variables(kind))]
     sentences = []
     for name in sorted(environment):
         if name.startswith("LOBEWISE_") and name not in known and not name.startswith(foreign):

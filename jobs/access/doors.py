@@ -5,6 +5,7 @@ import hashlib
 import hmac
 import logging
 import socket
+from contextlib import suppress
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final
 
@@ -61,7 +62,8 @@ class Doors:
                 log.warning("LOBEWISE_ACCESS is open: keys and tokens are not looked at, and everybody may do all")
             return
         if not _is_loopback_alone(host):
-            self._ring.start()
+            with suppress(StorageUnavailableError):  # not known: shut, until it is
+                self._ring.refresh()
             if self.are_open:
                 raise SettingsError(WHY_CLOSED.format(host=host))
             self._is_shut = True

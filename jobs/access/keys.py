@@ -193,6 +193,11 @@ class KeyRing:
         return self._ever
 
     @property
+    def states(self) -> list[KeyState]:
+        """All that are known."""
+        return [state for state, _ in self._held.values()]
+
+    @property
     def is_known(self) -> bool:
         """Whether the keys were read at all."""
         return self._read_at is not None

@@ -13,7 +13,7 @@ from typing import Any, Final
 import httpx
 from joserfc import jws, jwt
 from joserfc.errors import JoseError, MissingKeyError
-from joserfc.jwk import KeySet
+from joserfc.jwk import KeySet, RSAKey
 
 from jobs.access.caller import DEFAULT_TENANT, TENANT_NAME, Caller, Role
 from jobs.errors import ForbiddenError, IssuerUnavailableError, SettingsError, UnauthenticatedError
@@ -53,8 +53,8 @@ class TokenChecker:
         )
         self._claims = jwt.JWTClaimsRegistry(
             leeway=settings.oidc_leeway_seconds,
-            iss={"essential": True, "value": settings.oidc_issuer},
-            aud={"essential": True, "value": settings.oidc_audience},
+            iss={"essential": True, "value": settings.oidc_issuer or ""},
+            aud={"essential": True, "value": settings.oidc_audience or ""},
             exp={"essential": True},
             sub={"essential": True},
         )
@@ -198,7 +198,7 @@ def _public_keys(published: Mapping[str, Any]) -> KeySet:
             (key,) = KeySet.import_key_set({"keys": [described]}).keys
         except (JoseError, ValueError):
             continue
-        if described["kty"] == "RSA" and key.public_key.key_size < _LEAST_RSA_BITS:  # type: ignore[attr-defined]
+        if isinstance(key, RSAKey) and key.public_key.key_size < _LEAST_RSA_BITS:
             continue
         keys.append(key)
     if not keys:
