@@ -9,7 +9,7 @@ from starlette.types import Scope
 
 from api.errors import ApiError, problem_of
 from jobs import problems
-from jobs.access.caller import NOBODY, Role
+from jobs.access.caller import NOBODY, Caller, Role
 from jobs.access.doors import Doors
 from jobs.errors import JobsError, UnauthenticatedError
 
@@ -70,9 +70,9 @@ SECURITY_SCHEMES: Final[dict[str, Any]] = {
 
 async def identify(doors: Doors, scope: Scope) -> None:
     """Put the caller into the request's state, and why it is nobody, if it is."""
-    headers, state = Headers(scope=scope), scope.setdefault("state", {})
+    state = scope.setdefault("state", {})
     try:
-        state["caller"] = await doors.caller_of(headers.get("authorization"), headers.get("x-api-key"))
+        state["caller"] = await _caller(doors, scope)
     except JobsError as error:
         # Told by `authorize`: what is public is nobody's, too.
         state["caller"], state["refusal"] = NOBODY, error
@@ -104,12 +104,19 @@ async def authorize(request: Request) -> None:
 
 async def is_still_allowed(request: Request) -> bool:
     """Whether the caller would be let in now: asked by what goes on for long."""
-    headers = request.headers
     try:
-        caller = await request.app.state.doors.caller_of(headers.get("authorization"), headers.get("x-api-key"))
+        caller = await _caller(request.app.state.doors, request.scope)
     except JobsError:
         return False
     return ROLES[request.scope["route"].operation_id] in caller.roles
+
+
+async def _caller(doors: Doors, scope: Scope) -> Caller:
+    """Raises JobsError."""
+    headers, server = Headers(scope=scope), scope.get("server")
+    # Where the connection was taken; a socket in the file system has no port.
+    host = server[0] if server is not None and server[1] is not None else None
+    return await doors.caller_of(headers.get("authorization"), headers.get("x-api-key"), host)
 
 
 def security(operation_id: str) -> list[dict[str, list[str]]]:

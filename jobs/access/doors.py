@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from jobs.access.caller import ANONYMOUS, DEFAULT_TENANT, Caller, Role
 from jobs.access.keys import KeyRing
 from jobs.errors import SettingsError, StorageUnavailableError, UnauthenticatedError
+from jobs.proxies import is_loopback
 from jobs.settings import AccessSettings
 
 if TYPE_CHECKING:
@@ -78,8 +79,8 @@ class Doors:
             return "open to this machine alone: there is no key and no issuer"
         return "a key or a token is required"
 
-    async def caller_of(self, authorization: str | None, api_key: str | None) -> Caller:
-        """Who sends these headers, `Authorization` and `X-API-Key`.
+    async def caller_of(self, authorization: str | None, api_key: str | None, host: str | None = None) -> Caller:
+        """Who sends these headers, `Authorization` and `X-API-Key`, to this address of ours (None: no network's).
 
         Raises:
             UnauthenticatedError: nobody that is known.
@@ -87,6 +88,10 @@ class Doors:
             UnavailableError: it cannot be checked now.
         """
         if self.are_open:
+            # Another server than ours may listen anywhere, and has not asked `require_guarded`.
+            if self._settings.access is None and host is not None and not is_loopback(host):
+                log.error(WHY_CLOSED.format(host=host))
+                raise UnauthenticatedError(has_credentials=False)
             return ANONYMOUS
         if not self._is_shut:
             raise StorageUnavailableError("it is not known yet whether there are keys")

@@ -28,7 +28,7 @@ from jobs.access.caller import Role
 from jobs.access.doors import Doors
 from jobs.access.keys import REFRESH_SECONDS, KeyRing, Keys
 from jobs.bootstrap import connect
-from jobs.errors import ForbiddenError, SettingsError
+from jobs.errors import ForbiddenError, SettingsError, UnauthenticatedError
 from jobs.settings import AccessSettings, ApiSettings, JobsSettings, read_settings
 from tests.api.conftest import DOCUMENT, Service, nifti, require_problem, running_service
 
@@ -490,6 +490,17 @@ def test_another_address_than_the_loopback_wants_a_word_about_access(tmp_path: P
     keys.revoke(stored.id)
     doors.require_guarded(EVERYWHERE)
     assert not doors.are_open
+
+
+def test_another_server_cannot_open_what_ours_would_not(tmp_path: Path) -> None:
+    doors, _ = doors_over(tmp_path)
+    doors.start()
+    for host in ("127.0.0.1", "::1", None):
+        assert asyncio.run(doors.caller_of(None, None, host)).roles == ALL
+    for host in ("10.1.2.3", "2001:db8::1"):
+        with pytest.raises(UnauthenticatedError):
+            asyncio.run(doors.caller_of(None, None, host))
+    asyncio.run(doors.close())
 
 
 def test_a_gateway_on_another_address_refuses_to_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
