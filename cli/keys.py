@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 
 import typer
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from cli.output import Exit, err, fail, out
 from jobs import states
@@ -65,7 +65,9 @@ def list_keys(
     if as_json:
         typer.echo(json.dumps([_row(state) for state in shown], indent=2))
         return
-    table = Table("id", "name", "tenant", "roles", "created", "ends", "status", box=None, header_style="bold")
+    # An id in one piece, so that it can be copied.
+    columns = (Column("id", no_wrap=True), "name", "tenant", "roles", "created", "ends", "status")
+    table = Table(*columns, box=None, header_style="bold")
     for state in shown:
         row = _row(state)
         cells = (row["id"], row["name"], row["tenant"], " ".join(row["roles"]), row["created_at"][:10])
