@@ -54,7 +54,6 @@ class RequestEnvelope:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        await identify(self._doors(), scope)
         span: Span = INVALID_SPAN
         if not scope["path"].endswith(_ROUTINE):
             if scope["method"] == "GET":
@@ -64,6 +63,7 @@ class RequestEnvelope:
         envelope = _Envelope(scope, send, tracing.traceparent_of(span))
         with tracing.ended(span), tracing.active(span), bound_contextvars(request_id=envelope.request_id):
             try:
+                await identify(self._doors(), scope)
                 await self._app(scope, receive, envelope.send)
             except Exception:
                 logger.exception("a request failed")
