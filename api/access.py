@@ -71,11 +71,12 @@ SECURITY_SCHEMES: Final[dict[str, Any]] = {
 async def identify(doors: Doors, scope: Scope) -> None:
     """Put the caller into the request's state, and why it is nobody, if it is."""
     state = scope.setdefault("state", {})
+    state["caller"] = NOBODY
     try:
         state["caller"] = await _caller(doors, scope)
     except JobsError as error:
         # Told by `authorize`: what is public is nobody's, too.
-        state["caller"], state["refusal"] = NOBODY, error
+        state["refusal"] = error
 
 
 async def authorize(request: Request) -> None:

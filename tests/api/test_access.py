@@ -276,6 +276,21 @@ def test_the_signature_of_a_part_is_its_right_and_no_other(guarded: Service) -> 
     assert done.status_code == 200
 
 
+def test_keys_of_two_tenants_see_their_own_and_parts_need_none(guarded: Service) -> None:
+    keys = keys_of(guarded)
+    left, right = (keys.create(tenant, ALL, tenant)[0] for tenant in ("left", "right"))
+    until(guarded, left, 200)
+    until(guarded, right, 200)
+    upload = guarded.client.post("/v1/uploads", json={"size_bytes": 2000}, headers=bearer(left)).json()
+    assert guarded.client.put(upload["parts"][0]["url"], content=nifti(2000)).status_code == 204
+    assert status(guarded, left, f"/v1/uploads/{upload['id']}") == 200
+    for key in (right, FIRST_KEY):
+        assert status(guarded, key, f"/v1/uploads/{upload['id']}") == 404
+    made = guarded.client.post("/v1/jobs", files={"file": ("scan.nii", nifti())}, headers=bearer(left)).json()
+    assert status(guarded, left, f"/v1/jobs/{made['id']}") == 200
+    assert status(guarded, right, f"/v1/jobs/{made['id']}") == 404
+
+
 def test_a_stream_ends_when_its_key_is_revoked(guarded: Service) -> None:
     key, stored = keys_of(guarded).create("watcher", ALL)
     until(guarded, key, 200)
