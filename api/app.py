@@ -73,7 +73,7 @@ def create_app(
     app.state.waiting = anyio.CapacityLimiter(settings.max_waiting)
     app.state.upload_limiter = UploadLimiter(settings.max_uploads)
     app.state.metrics.watch_uploads(app.state.upload_limiter.taken, app.state.upload_limiter.bytes_per_second)
-    app.state.connection = None
+    app.state.connection = app.state.audit = None
     app.state.doors = doors
     if jobs is not None:
         _use(app, jobs)
@@ -91,12 +91,7 @@ def create_app(
     openapi.install(app)
     # Beside the document, and not in it, as /docs is.
     app.add_route("/llms.txt", lambda _request: PlainTextResponse(openapi.for_language_models(app)))
-    app.add_middleware(
-        RequestEnvelope,
-        metrics=app.state.metrics,
-        upload_limiter=app.state.upload_limiter,
-        doors=lambda: app.state.doors,
-    )
+    app.add_middleware(RequestEnvelope, metrics=app.state.metrics, upload_limiter=app.state.upload_limiter)
     # Outside of the other: its answers, too, name the path that the client asked for.
     app.add_middleware(ForwardedHeaders, settings=settings)
     return app
@@ -181,4 +176,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 def _use(app: FastAPI, connection: Connection) -> None:
     app.state.connection, app.state.tenants = connection, connection.tenants
     app.state.metrics.watch(connection.tenants)
+    app.state.audit = connection.backends.audit
+    if connection.backends.audit is not None:
+        app.state.metrics.watch_audit(connection.backends.audit)
     app.state.doors = app.state.doors or Doors(read_settings(AccessSettings), KeyRing(connection.backends.store.blobs))

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+from fastapi import FastAPI
 from hypothesis import given
 from hypothesis import strategies as st
 from obstore.store import MemoryStore
@@ -190,9 +191,12 @@ def test_scans_give_way_to_who_asks_and_not_to_probes(path: str, is_deferring: b
     async def run() -> bool:
         upload_limiter = UploadLimiter(1)
         doors = Doors(AccessSettings(access="open"), KeyRing(ObjectStore(MemoryStore())))
-        envelope = RequestEnvelope(nothing, Metrics(), upload_limiter, lambda: doors)
+        envelope, app = RequestEnvelope(nothing, Metrics(), upload_limiter), FastAPI()
+        app.state.doors, app.state.audit = doors, None
         with upload_limiter.take():
-            await envelope({"type": "http", "method": "GET", "path": path, "headers": []}, no_message, no_message)
+            await envelope(
+                {"type": "http", "method": "GET", "path": path, "headers": [], "app": app}, no_message, no_message
+            )
             return upload_limiter.is_deferring
 
     assert asyncio.run(run()) is is_deferring
