@@ -182,7 +182,7 @@ def problem_answers(*types: ProblemType) -> Responses:
     return answers
 
 
-def _add_refusals(responses: dict[str, Any]) -> None:
+def add_refusals(responses: dict[str, Any]) -> None:
     """What every operation may answer that needs a role."""
     for status, added in problem_answers(
         problems.UNAUTHENTICATED, problems.FORBIDDEN, problems.ISSUER_UNAVAILABLE, problems.STORAGE_UNAVAILABLE
@@ -242,7 +242,7 @@ def install(app: FastAPI) -> None:
                 for operation in path.values():
                     operation["security"] = access.security(operation["operationId"])
                     if operation["security"]:
-                        _add_refusals(operation["responses"])
+                        add_refusals(operation["responses"])
                     for parameter in operation.get("parameters", ()):
                         # What may be left out of an address or a header is never null: some would send the word.
                         kinds = [kind for kind in parameter["schema"].get("anyOf", ()) if kind != {"type": "null"}]

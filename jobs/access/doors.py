@@ -62,7 +62,7 @@ class Doors:
             if self._ring.has_keys or self._has_own_keys() or self._settings.oidc_issuer is not None:
                 log.warning("LOBEWISE_ACCESS is open: keys and tokens are not looked at, and everybody may do all")
             return
-        if not _is_loopback_alone(host):
+        if not is_loopback_alone(host):
             with suppress(StorageUnavailableError):  # not known: shut, until it is
                 self._ring.refresh()
             if self.are_open:
@@ -107,7 +107,11 @@ class Doors:
         if fitting:
             return fitting[0]
         if self._settings.oidc_issuer is not None and given.count(".") == 2:
-            return await self._checker().check(given)
+            if self._tokens is None:
+                from jobs.access.tokens import TokenChecker  # cryptography takes a while, and few have an issuer
+
+                self._tokens = TokenChecker(self._settings)
+            return await self._tokens.check(given)
         caller = self._ring.find(given)
         if caller is None:
             raise UnauthenticatedError(has_credentials=True)
@@ -123,13 +127,6 @@ class Doors:
         if self._tokens is not None:
             await self._tokens.close()
 
-    def _checker(self) -> "TokenChecker":
-        if self._tokens is None:
-            from jobs.access.tokens import TokenChecker  # cryptography takes a while, and few have an issuer
-
-            self._tokens = TokenChecker(self._settings)
-        return self._tokens
-
     def _has_own_keys(self) -> bool:
         return self._settings.first_key is not None or self._settings.metrics_key is not None
 
@@ -138,7 +135,7 @@ def _digest(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-def _is_loopback_alone(host: str) -> bool:
+def is_loopback_alone(host: str) -> bool:
     """Whether only this machine reaches who listens there; a name may have several addresses."""
     try:
         addresses = {str(entry[4][0]) for entry in socket.getaddrinfo(host or None, None, flags=socket.AI_PASSIVE)}

@@ -95,7 +95,7 @@ class TokenChecker:
                 return caller
             del self._known[digest]
         claims = await self._verified(token)
-        caller = self._caller(claims)
+        caller = caller_from(claims, self._settings)
         self._known[digest] = caller, claims["exp"] + self._settings.oidc_leeway_seconds
         if len(self._known) > KNOWN_TOKENS:
             self._known.popitem(last=False)
@@ -140,7 +140,7 @@ class TokenChecker:
                     log.error("LOBEWISE_OIDC_ISSUER is %r, and its own document says %r", issuer, found["issuer"])
                     return
                 published = await self._get(str(found["jwks_uri"]))
-                keys = _public_keys(published)
+                keys = public_keys(published)
             except (
                 httpx.HTTPError,
                 httpx.InvalidURL,
@@ -171,24 +171,24 @@ class TokenChecker:
             raise ValueError("the issuer's answer is no object")
         return content
 
-    def _caller(self, claims: Mapping[str, Any]) -> Caller:
-        """Raises ForbiddenError."""
-        settings = self._settings
-        given = _claim(claims, settings.oidc_roles_claim)
-        words = given.split() if isinstance(given, str) else given if isinstance(given, list) else []
-        ours = {f"{settings.oidc_role_prefix}{role}": role for role in Role}
-        roles = frozenset(ours[word] for word in words if isinstance(word, str) and word in ours)
-        tenant: object = DEFAULT_TENANT
-        if settings.oidc_tenant_claim is not None:
-            tenant = _claim(claims, settings.oidc_tenant_claim)
-            if not isinstance(tenant, str) or not re.fullmatch(TENANT_NAME, tenant):
-                raise ForbiddenError("the token names no tenant")
-        # Hashed: it may be a person's name, and stands in logs and in the audit trail.
-        subject = hashlib.sha256(f"{settings.oidc_issuer} {claims['sub']}".encode()).hexdigest()[:16]
-        return Caller(str(tenant), f"token-{subject}", roles)
+
+def caller_from(claims: Mapping[str, Any], settings: AccessSettings) -> Caller:
+    """Whom the claims of a good token name. Raises ForbiddenError: they name no tenant, where they should."""
+    given = _claim(claims, settings.oidc_roles_claim)
+    words = given.split() if isinstance(given, str) else given if isinstance(given, list) else []
+    ours = {f"{settings.oidc_role_prefix}{role}": role for role in Role}
+    roles = frozenset(ours[word] for word in words if isinstance(word, str) and word in ours)
+    tenant: object = DEFAULT_TENANT
+    if settings.oidc_tenant_claim is not None:
+        tenant = _claim(claims, settings.oidc_tenant_claim)
+        if not isinstance(tenant, str) or not re.fullmatch(TENANT_NAME, tenant):
+            raise ForbiddenError("the token names no tenant")
+    # Hashed: it may be a person's name, and stands in logs and in the audit trail.
+    subject = hashlib.sha256(f"{settings.oidc_issuer} {claims['sub']}".encode()).hexdigest()[:16]
+    return Caller(str(tenant), f"token-{subject}", roles)
 
 
-def _public_keys(published: Mapping[str, Any]) -> KeySet:
+def public_keys(published: Mapping[str, Any]) -> KeySet:
     """Those of a JWKS that check signatures; others, a shared secret above all, are passed over."""
     keys = []
     for described in published["keys"]:
