@@ -9,11 +9,18 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from jobs.audit.trail import AuditTrail
 from jobs.errors import BrokerUnavailableError
 from jobs.live.job_metrics import Histogram as Seconds
-from jobs.service import JobService
+from jobs.models import JobStatus, Priority, Stage
+from jobs.quotas import Quota
+from jobs.tenants import Tenants
 
 MEDIA_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+#: With the other, which a tenant cannot be called.
+TENANTS_SHOWN: Final = 20
+OTHERS: Final = "(other)"
+OPEN: Final = (JobStatus.QUEUED, JobStatus.RUNNING)
 _SECONDS: Final = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 
@@ -42,6 +49,14 @@ class Metrics:
             "lobewise_upload_bytes", "Bytes of the scans accepted by this process", registry=self.registry
         )
 
+        self.quota_refusals = Counter(
+            "lobewise_quota_refusals", "Requests refused for a limit", ["quota"], registry=self.registry
+        )
+        # All from the start: a rate needs the 0 before the first.
+        for quota in Quota:
+            if quota is not Quota.RUNNING_JOBS:  # which delays, and refuses nothing
+                self.quota_refusals.labels(quota.value)
+
     def watch_streams(self, count: Callable[[], int]) -> None:
         """Add how many streams of events are open."""
         self._add_gauge("lobewise_event_streams", "Streams of events that are open", count)
@@ -52,9 +67,13 @@ class Metrics:
         meaning = "How fast scans may come in together while others ask for something; +Inf while nobody does"
         self._add_gauge("lobewise_upload_limit_bytes_per_second", meaning, bytes_per_second)
 
-    def watch(self, jobs: JobService) -> None:
+    def watch_audit(self, trail: AuditTrail) -> None:
+        """Add what this process recorded in the audit trail, and whether the store takes it."""
+        self.registry.register(_AuditCollector(trail))
+
+    def watch(self, tenants: Tenants) -> None:
         """Add what the jobs themselves know, asked for at each scrape."""
-        self.registry.register(_JobsCollector(jobs))
+        self.registry.register(_JobsCollector(tenants))
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
         self._requests.labels(method, route, str(status)).inc()
@@ -67,9 +86,23 @@ class Metrics:
         Gauge(name, meaning, registry=self.registry).set_function(value)
 
 
+class _AuditCollector(Collector):
+    def __init__(self, trail: AuditTrail) -> None:
+        self._trail = trail
+
+    def collect(self) -> Iterator[Metric]:
+        meaning = "Entries of the audit trail that this process recorded"
+        recorded = CounterMetricFamily("lobewise_audit_entries", meaning, labels=["act"])
+        yield _filled(recorded, dict(self._trail.recorded))
+        meaning = "For how long the oldest entry that this process has not stored has waited"
+        yield GaugeMetricFamily("lobewise_audit_behind_seconds", meaning, value=self._trail.behind_seconds())
+        meaning = "Refusals and looks that were not recorded, since too many entries waited to be stored"
+        yield CounterMetricFamily("lobewise_audit_dropped", meaning, value=self._trail.dropped)
+
+
 class _JobsCollector(Collector):
-    def __init__(self, jobs: JobService) -> None:
-        self._jobs = jobs
+    def __init__(self, tenants: Tenants) -> None:
+        self._tenants, self._jobs = tenants, tenants.default.service
 
     def describe(self) -> Iterator[Metric]:
         """Nothing is asked of the jobs before the first scrape."""
@@ -83,19 +116,25 @@ class _JobsCollector(Collector):
         if ready.broker:
             # It may go down between two questions. Then what is known is still shown, rather than no page at all.
             with suppress(BrokerUnavailableError):
+                services = [known.service for known in self._tenants.known()]
+                counts = {jobs.tenant: jobs.monitoring.counts() for jobs in services}
                 jobs = GaugeMetricFamily("lobewise_jobs", "Jobs by status", labels=["status"])
-                yield _filled(jobs, self._jobs.monitoring.counts())
+                yield _filled(jobs, {status: sum(found[status] for found in counts.values()) for status in JobStatus})
+                yield GaugeMetricFamily("lobewise_tenants", "Tenants, with `default`", value=len(services))
+                yield _by_tenant(counts)
                 waiting = GaugeMetricFamily("lobewise_queue_jobs", "Jobs that wait for a worker", labels=["priority"])
                 meaning = "How long the first of the waiting jobs has waited"
                 oldest = GaugeMetricFamily("lobewise_queue_oldest_seconds", meaning, labels=["priority"])
-                queues = self._jobs.monitoring.queues()
-                yield _filled(waiting, {priority: queue.waiting for priority, queue in queues.items()})
-                yield _filled(oldest, {priority: queue.oldest_seconds for priority, queue in queues.items()})
-                backlog = self._jobs.callbacks.schedule.backlog()
+                queues = [jobs.monitoring.queues() for jobs in services]
+                yield _filled(waiting, {p: sum(queue[p].waiting for queue in queues) for p in Priority})
+                yield _filled(oldest, {p: max(queue[p].oldest_seconds for queue in queues) for p in Priority})
+                backlogs = [jobs.callbacks.schedule.backlog() for jobs in services]
                 meaning = "Callbacks to make, now or later"
-                yield GaugeMetricFamily("lobewise_callbacks_pending", meaning, value=backlog.pending)
+                pending = sum(backlog.pending for backlog in backlogs)
+                yield GaugeMetricFamily("lobewise_callbacks_pending", meaning, value=pending)
                 meaning = "For how long the first callback that is due has been"
-                yield GaugeMetricFamily("lobewise_callbacks_overdue_seconds", meaning, value=backlog.overdue_seconds)
+                overdue_seconds = max(backlog.overdue_seconds for backlog in backlogs)
+                yield GaugeMetricFamily("lobewise_callbacks_overdue_seconds", meaning, value=overdue_seconds)
                 meaning = "Attempts at callbacks, by how they ended"
                 attempts = CounterMetricFamily("lobewise_callback_attempts", meaning, labels=["outcome"])
                 yield _filled(attempts, self._jobs.callbacks.schedule.outcomes())
@@ -111,8 +150,9 @@ class _JobsCollector(Collector):
         meaning = "Jobs that were given the result of an earlier one"
         yield CounterMetricFamily("lobewise_jobs_reused", meaning, value=job_metrics.reused)
         running = GaugeMetricFamily("lobewise_running_jobs", "Jobs that a worker has, by stage", labels=["stage"])
-        for stage, count in job_metrics.running.items():
-            running.add_metric([stage or "none"], count)
+        by_stage = [known.service.monitoring.running() for known in self._tenants.known()]
+        for stage in (None, *Stage):
+            running.add_metric([stage or "none"], sum(count[stage] for count in by_stage))
         yield from (finished, running)
         meaning = "What each stage took, in the attempt that ended its job"
         yield _histogram("lobewise_stage_seconds", meaning, "stage", job_metrics.stage_seconds)
@@ -125,6 +165,19 @@ class _JobsCollector(Collector):
                 if (value := getattr(stats, field)) is not None:
                     gauge.add_metric([worker], value)
             yield gauge
+
+
+def _by_tenant(counts: Mapping[str, Mapping[JobStatus, int]]) -> Metric:
+    """Open jobs of the tenants that have most of them; all others are one, so that there is no label without end."""
+    meaning = f"Jobs of a tenant that wait or run; those of all but {TENANTS_SHOWN} tenants are one, `{OTHERS}`"
+    family = GaugeMetricFamily("lobewise_tenant_open_jobs", meaning, labels=["tenant", "status"])
+    ranked = sorted(counts, key=lambda tenant: (-sum(counts[tenant][status] for status in OPEN), tenant))
+    for status in OPEN:
+        for tenant in ranked[:TENANTS_SHOWN]:
+            family.add_metric([tenant, status], counts[tenant][status])
+        others = sum(counts[tenant][status] for tenant in ranked[TENANTS_SHOWN:])
+        family.add_metric([OTHERS, status], others)
+    return family
 
 
 def _filled(family: GaugeMetricFamily | CounterMetricFamily, values: Mapping[Any, float]) -> Metric:

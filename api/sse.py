@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -39,7 +39,7 @@ class Streams:
         self._closing = threading.Event()
 
     def start(self, jobs: JobService) -> None:
-        """Listen for changes, in a thread of its own."""
+        """Listen for changes of all tenants' jobs, in a thread of its own."""
         self._loop = asyncio.get_running_loop()
         arguments = (jobs, self._loop)
         self._listener = threading.Thread(target=self._listen, args=arguments, name="job-changes", daemon=True)
@@ -78,7 +78,7 @@ class Streams:
 
     @contextmanager
     def watching(self, job_id: str) -> Iterator[asyncio.Event]:
-        """What is set whenever the job may have changed."""
+        """What is set whenever the job, or the feed of this name, may have changed."""
         # A stream costs this event and no connection to Redis: one listener wakes all.
         waker = asyncio.Event()
         self._waiting.setdefault(job_id, set()).add(waker)
@@ -119,7 +119,7 @@ async def follow(
     fetch: Callable[[str | None], Sequence[JobEvent]],
     keep_alive_seconds: float,
     longest_seconds: float,
-) -> AsyncIterator[JobEvent | None]:
+) -> AsyncGenerator[JobEvent | None]:
     """Each state of a job that follows the event `after`, or its present one and those that follow.
 
     `fetch`, called in a thread, gives the events after one, or the present state where they are not known.

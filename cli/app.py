@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from cli.audit import audit
+from cli.keys import keys
 from cli.output import Exit, ServiceError, err, fail, needs, out, print_report, require
 from jobs.models import Report
 from jobs.version import __version__
@@ -20,6 +22,8 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(audit)
+app.add_typer(keys)
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", envvar="LOBEWISE_DEVICE")]
 Weights = Annotated[
@@ -129,13 +133,20 @@ def submit(
     out_dir: Out = None,
     as_json: AsJson = False,
     priority: Annotated[str, typer.Option(help="stat, routine or batch.")] = "routine",
+    # From the environment or a file alone: other users see the arguments of a command.
+    key_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="File that has the key; by default the variable LOBEWISE_API_KEY.", exists=True, dir_okay=False
+        ),
+    ] = None,
 ) -> None:
     """Send one scan to a running service, and wait for its scores. A folder is zipped on the way."""
     with needs("submit"):
         from cli.client import connected, score_remotely
 
     try:
-        with connected(service) as client:
+        with connected(service, key_file) as client:
             result, report = score_remotely(client, scan, priority)
             paths = result.save(out_dir) if out_dir else []
     except ServiceError as error:
@@ -208,6 +219,29 @@ def sender() -> None:
     run()
 
 
+@app.command(epilog="Example:  [bold]lobewise callback-secret radiology[/]")
+def callback_secret(
+    tenant: Annotated[str, typer.Argument(help="Whose; those of `default` are the ones that are kept.")] = "default",
+) -> None:
+    """Print what a tenant's receivers check callbacks with: one secret a line, newest first.
+
+    It needs what the sender needs: LOBEWISE_CALLBACK_SECRETS, or the data folder.
+    """
+    from api.callback_message import callback_secrets
+    from jobs.access.caller import is_tenant
+    from jobs.errors import UnavailableError
+    from jobs.settings import JobsSettings, read_settings
+
+    if not is_tenant(tenant):
+        raise fail(Exit.USAGE, f"{tenant!r} is no tenant's name: up to 63 of a-z, 0-9 and -, beginning with none.")
+    try:
+        secrets = callback_secrets(read_settings(JobsSettings), tenant)
+    except UnavailableError as error:
+        raise fail(Exit.SERVICE_PROBLEM, str(error)) from error
+    for secret in secrets:
+        print(secret)
+
+
 @app.command(
     epilog="Example:  [bold]lobewise phantom out/phantom --opacity 12 --seed 7[/], then "
     "[bold]lobewise score out/phantom/ct.nii.gz[/]"
@@ -263,7 +297,7 @@ def rebuild() -> None:
 
     jobs = connect()
     try:
-        restored = jobs.reconciler.rebuild()
+        restored = sum(known.reconciler.rebuild() for known in jobs.tenants.known())
     except UnavailableError as error:
         raise fail(Exit.SERVICE_PROBLEM, str(error), "lobewise doctor looks at every part.") from error
     finally:

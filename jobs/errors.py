@@ -3,8 +3,11 @@
 JobsError
 ├── JobNotFoundError              no such job was ever accepted
 ├── JobPurgedError                it was deleted, with all that belonged to it
+├── UnauthenticatedError          a call without a valid key or token
+├── ForbiddenError                a caller without the role, or whose token names no tenant
 ├── WrongStateError               the job's status does not allow this
 ├── BatchNotFoundError            no such batch was ever accepted
+├── TooManyTenantsError           one more than the operator allows
 ├── NoCallbackError               the job, or the batch, tells nobody how it ended
 ├── IdempotencyMismatchError      the key was used with another request
 ├── IdempotencyInFlightError      the first request with this key is still being accepted
@@ -27,10 +30,14 @@ JobsError
 │   ├── SourceNotAllowedError         its address is not one that the operator allows
 │   ├── SourceNotFoundError           its server says that there is no such scan, or not for us
 │   ├── SourceTooLargeError           more bytes than the limit
+│   ├── SourceTooSlowError            not all of it within the time, or fewer bytes in a second than the least
 │   └── SourceMismatchError           other bytes than its sha256 says
+├── AddressRefusedError           an allowed host is at an address that no connection goes to
 └── UnavailableError              a part that we depend on does not answer; try again later
     ├── BrokerUnavailableError
     ├── StorageUnavailableError
+    ├── IssuerUnavailableError
+    ├── SourceUnavailableError        the server of a scan does not answer, or not to the end
     └── NewerSchemaError              a document that only a newer version of this software can read
 """
 
@@ -70,6 +77,25 @@ class JobPurgedError(JobsError):
 
     def __init__(self, job_id: str) -> None:
         super().__init__(f"job {job_id} was deleted")
+
+
+class UnauthenticatedError(JobsError):
+    """`has_credentials` says whether there was a key or token at all, and nothing says what is wrong with it."""
+
+    problem = problems.UNAUTHENTICATED
+
+    def __init__(self, *, has_credentials: bool) -> None:
+        sentence = "the key or token is not valid" if has_credentials else "the call has no key and no token"
+        super().__init__(sentence)
+        self.has_credentials = has_credentials
+
+
+class ForbiddenError(JobsError):
+    problem = problems.FORBIDDEN
+
+
+class TooManyTenantsError(JobsError):
+    pass
 
 
 class WrongStateError(JobsError):
@@ -192,8 +218,18 @@ class SourceTooLargeError(SourceError):
     problem = problems.SOURCE_TOO_LARGE
 
 
+class SourceTooSlowError(SourceError):
+    """At once, not after other attempts: each would hold a worker as long."""
+
+    problem = problems.SOURCE_UNAVAILABLE
+
+
 class SourceMismatchError(SourceError):
     problem = problems.SOURCE_MISMATCH
+
+
+class AddressRefusedError(JobsError):
+    """Its sentence has the address: it is for the operator's log, and not for a client."""
 
 
 class UnavailableError(JobsError):
@@ -206,6 +242,16 @@ class BrokerUnavailableError(UnavailableError):
 
 class StorageUnavailableError(UnavailableError):
     problem = problems.STORAGE_UNAVAILABLE
+
+
+class IssuerUnavailableError(UnavailableError):
+    problem = problems.ISSUER_UNAVAILABLE
+
+
+class SourceUnavailableError(UnavailableError):
+    """Another attempt may get the scan; a job whose attempts all end with it fails with this problem."""
+
+    problem = problems.SOURCE_UNAVAILABLE
 
 
 class NewerSchemaError(UnavailableError):

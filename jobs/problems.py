@@ -125,6 +125,29 @@ URL_NOT_VALID: Final = ProblemType(
     "Addresses of parts are signed, each for one part and a short time.",
     "Ask for the upload again: it has new addresses for the parts that are missing.",
 )
+UNAUTHENTICATED: Final = ProblemType(
+    "unauthenticated",
+    401,
+    "The call has no key or token that is valid",
+    "There is neither an `Authorization: Bearer` nor an `X-API-Key` header, or what it has is wrong, expired or "
+    "revoked; which of these is not told. A token must come from the operator's issuer and be meant for this service.",
+    "Send a key that the operator has given you, or a new token.",
+)
+FORBIDDEN: Final = ProblemType(
+    "forbidden",
+    403,
+    "The key or token does not allow this",
+    "The caller is known, and lacks the role that `evidence.role` names; or its token names no tenant.",
+    "Ask the operator for a key with that role.",
+)
+ISSUER_UNAVAILABLE: Final = ProblemType(
+    "issuer-unavailable",
+    503,
+    "Tokens cannot be checked now",
+    "The server that issues tokens does not answer, and its keys are not known here. API keys are not affected.",
+    "Try again later, as `Retry-After` says.",
+    retryable=True,
+)
 NOT_FOUND: Final = ProblemType(
     "not-found",
     404,
@@ -189,7 +212,8 @@ SOURCE_NOT_ALLOWED: Final = ProblemType(
     "source-not-allowed",
     422,
     "Scans may not be fetched from this address",
-    "The operator lists the addresses that a `source` may name, and this one is not among them.",
+    "The operator lists the addresses that a `source` may name, and this one is not among them; or its server "
+    "redirects to one that is not, or its host is in a network that this service connects to nobody in.",
     "Upload the file, or ask the operator to allow the address.",
     ends_job=True,
 )
@@ -244,6 +268,15 @@ NEWER_SCHEMA: Final = ProblemType(
     "The job needs a newer gateway",
     "The service is being upgraded: a newer part of it has stored the job in a form that this gateway cannot read.",
     "Send the request again after `Retry-After`; another gateway may answer it.",
+    retryable=True,
+)
+QUOTA_EXCEEDED: Final = ProblemType(
+    "quota-exceeded",
+    429,
+    "A limit of your tenant or key is reached",
+    "The operator limits what a tenant and a key may use. `evidence.quota` is what there is too much of, `evidence.of` "
+    "whether the `tenant` or the `key` has the limit, and `evidence.limit` how much they may have. Nothing was kept.",
+    "Repeat the request after `Retry-After`. `GET /v1/quota` lists all limits and what is used of them.",
     retryable=True,
 )
 TOO_MANY_STREAMS: Final = ProblemType(
@@ -336,6 +369,16 @@ SOURCE_MISMATCH: Final = ProblemType(
     "The scan at this address is not the one announced",
     "The bytes at the `source` have another sha256 than the one given with it; `evidence` has both.",
     "Check that the address still leads to the scan that you meant.",
+    ends_job=True,
+)
+SOURCE_UNAVAILABLE: Final = ProblemType(
+    "source-unavailable",
+    None,
+    "The scan could not be fetched",
+    "The server that `source` names cannot be found or reached, does not answer, answers with a fault of its own, is "
+    "too slow, or breaks off before the end of the scan.",
+    "Look after that server, then submit the scan again; or upload the file.",
+    retryable=True,
     ends_job=True,
 )
 OUT_OF_MEMORY: Final = ProblemType(

@@ -53,7 +53,8 @@ class WorkerApi:
         # The lease only keeps honest workers from the same work; what makes an attempt one worker's is `claim.json`.
         if not self._live.lease(job_id, value, self.settings.lease_seconds):
             raise LeaseLostError(f"another worker holds job {job_id}")
-        span = tracing.entry(tracing.ATTEMPT_SPAN, record.traceparent, SpanKind.CONSUMER, {tracing.JOB_ID: job_id})
+        about = {tracing.TENANT: self._backends.tenant, tracing.JOB_ID: job_id}
+        span = tracing.entry(tracing.ATTEMPT_SPAN, record.traceparent, SpanKind.CONSUMER, about)
         claim = Claim(attempt=attempt, started_at=states.now(), worker=worker, traceparent=tracing.traceparent_of(span))
         lease = Lease(self._backends, record, claim, value, span)
         try:
@@ -65,7 +66,7 @@ class WorkerApi:
             tracing.end(span)
             lease.drop()
             raise
-        span.set_attributes(finalize.attempt_attributes(record, attempt))
+        span.set_attributes(finalize.attempt_attributes(self._backends, record, attempt))
         return lease
 
     def _begin_attempt(self, lease: Lease) -> None:
@@ -108,15 +109,22 @@ class WorkerApi:
         self._live.put(running, guard=lease.value)
 
     def fetch_input(self, lease: Lease, folder: Path) -> Path:
-        """Copy the scan into `folder`, checked against its sha256. Raises SourceError: the job should fail."""
+        """Copy the scan into `folder`, checked against its sha256.
+
+        Raises SourceError: the job should fail. SourceUnavailableError: another attempt may succeed.
+        """
         path, accepted = folder / "scan", lease.record.input
         if accepted.source is not None:
-            lease.scan = remote_sources.fetch(
-                accepted.source,
-                path,
-                allowlist=self.settings.source_allowlist,
-                limit_bytes=self.settings.max_source_bytes,
+            settings = self.settings
+            limits = remote_sources.FetchLimits(
+                max_bytes=settings.max_source_bytes,
+                networks=settings.outbound_networks,
+                # Below the soft limit, which counts as a fault of ours and would be tried again.
+                seconds=min(settings.source_seconds, 0.8 * settings.soft_limit_seconds),
+                bytes_per_second=settings.source_bytes_per_second,
             )
+            allowed = settings.source_allowlist
+            lease.scan = remote_sources.fetch(accepted.source, path, allowlist=allowed, limits=limits)
             return path
         self._store.blobs.read_file(job_key(lease.job_id, "input"), path)
         with path.open("rb") as file:

@@ -1,17 +1,23 @@
 """Scans that come in parts: POST /v1/uploads and what follows."""
 
+from functools import partial
 from typing import Annotated, Any, Final
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from api import examples, openapi
-from api.dependencies import AddressesDep, JobsDep, SettingsDep, UploadLimiterDep, one_of_each
+from api.dependencies import AddressesDep, CallerDep, JobsDep, SettingsDep, UploadLimiterDep, jobs_of, one_of_each
+from api.quotas import AllowanceDep
 from api.request_body import MAX_JSON_BYTES, read_json, receive_part
 from api.schemas import Upload, UploadRequest
 from api.views import json_response, upload_view
 from jobs import problems
+from jobs.access.caller import ANONYMOUS, DEFAULT_TENANT, TENANT_NAME
+from jobs.errors import UrlNotValidError
+from jobs.service import JobService
 from jobs.states import UrlSignature
+from jobs.tenants import Tenants
 
 router = APIRouter(tags=["uploads"])
 
@@ -31,6 +37,31 @@ Signature = Annotated[
     str,
     Query(min_length=1, max_length=128, description="as it stands in the part's `url`", examples=[examples.SHA256]),
 ]
+Tenant = Annotated[
+    str | None,
+    Query(
+        pattern=rf"^{TENANT_NAME}$",
+        description="as it stands in the part's `url`; absent in those of the tenant `default`",
+        examples=["radiology"],
+    ),
+]
+
+
+async def jobs_of_part(request: Request, caller: CallerDep, tenant: Tenant = None) -> JobService:
+    """Whoever has the address of a part may send it, whoever they are: its signature says so, for its tenant.
+
+    Raises UrlNotValidError: there is no such tenant.
+    """
+    # One without any role has shown no good key, though keys are asked for: here the signature is enough.
+    if caller.roles and caller.subject != ANONYMOUS.subject:
+        return await jobs_of(request, caller.tenant)
+    tenants: Tenants = request.app.state.tenants
+    found = await run_sync(tenants.find, tenant or DEFAULT_TENANT)
+    if found is None:
+        raise UrlNotValidError("the signature is not one of this service")
+    return found.service
+
+
 _PROBLEMS: Final = (problems.UPLOAD_NOT_FOUND, problems.STORAGE_UNAVAILABLE)
 _ANNOUNCEMENT: Final = {
     "scan": {"summary": "a scan of 20 MB", "value": {"size_bytes": 20_000_000, "sha256": examples.SHA256}}
@@ -54,14 +85,19 @@ _PART: Final[dict[str, Any]] = {
     },
     openapi_extra=openapi.json_body("UploadRequest", _ANNOUNCEMENT),
 )
-async def create_upload(request: Request, jobs: JobsDep, settings: SettingsDep, addresses: AddressesDep) -> Response:
+async def create_upload(
+    request: Request, jobs: JobsDep, settings: SettingsDep, addresses: AddressesDep, allowance: AllowanceDep
+) -> Response:
     """For scans too large for one request, or over lines that break.
 
     PUT each part to its `url`, in any order and as many at once as you like, then complete the upload and create a job
     from it. With S3 as storage the parts go straight there.
     """
     wanted = await read_json(request, UploadRequest, MAX_JSON_BYTES, settings.idle_seconds)
+    await run_sync(allowance.require, 0, wanted.size_bytes)
     state = await run_sync(jobs.uploads.create, wanted.size_bytes, wanted.sha256)
+    # In full, now: the parts may go past the gateway, straight to the bucket.
+    await run_sync(partial(allowance.count_bytes, wanted.size_bytes, is_stored=True))
     return json_response(upload_view(state, addresses), 201, {"Location": addresses.upload(state.record.id)})
 
 
@@ -108,7 +144,7 @@ async def put_upload_part(
     expires: Expires,
     signature: Signature,
     request: Request,
-    jobs: JobsDep,
+    jobs: Annotated[JobService, Depends(jobs_of_part)],
     settings: SettingsDep,
     upload_limiter: UploadLimiterDep,
 ) -> Response:

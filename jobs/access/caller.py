@@ -1,5 +1,6 @@
 """Who calls: which tenant's work they see, and what they may do with it."""
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -10,14 +11,19 @@ DEFAULT_TENANT: Final = "default"
 TENANT_NAME: Final = r"[a-z0-9][a-z0-9-]{0,62}"
 
 
+def is_tenant(name: str) -> bool:
+    """Whether this may be a tenant's name."""
+    return re.fullmatch(TENANT_NAME, name) is not None
+
+
 class Role(StrEnum):
     """What a caller may do; no role contains another."""
 
-    #: Hand in scans: jobs, batches, uploads.
+    #: Hand in scans: jobs, batches, uploads and what belongs to an upload. The answer shows one's own job.
     SUBMIT = "submit"
-    #: See jobs, batches, their changes, results and masks.
+    #: See all of the tenant's jobs, batches, their changes, results and masks.
     READ = "read"
-    #: End jobs and batches before they are done, and give up uploads.
+    #: End jobs and batches before they are done.
     CANCEL = "cancel"
     #: Delete what ended, and send callbacks again.
     ADMIN = "admin"
@@ -37,3 +43,5 @@ class Caller:
 
 #: Everybody, where access is open.
 ANONYMOUS: Final = Caller(DEFAULT_TENANT, "anonymous", frozenset(Role))
+#: Whom a call comes from that has no valid key or token, where the doors are shut.
+NOBODY: Final = Caller(DEFAULT_TENANT, "nobody", frozenset())

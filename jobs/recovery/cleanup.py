@@ -10,15 +10,19 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from typing import Final
 
 from jobs import states
+from jobs.access.caller import DEFAULT_TENANT
+from jobs.audit.entries import Act, Entry
+from jobs.audit.trail import delete_expired
 from jobs.backends import Backends
 from jobs.batches import Batches
 from jobs.errors import JobNotFoundError, JobPurgedError, NewerSchemaError
 from jobs.recovery import finalize
 from jobs.store.job_store import JobFiles
-from jobs.store.keys import JOBS, RESULTS, UPLOADS
+from jobs.store.keys import JOBS, RESULTS, TENANTS, UPLOADS
 from jobs.store.multipart_uploads import MultipartUploads
 
 log = logging.getLogger(__name__)
@@ -50,10 +54,19 @@ class Cleanup:
         orphans += self._delete_tombstones(listed, now - timedelta(seconds=settings.tombstone_seconds))
         orphans += self.batches.clean_up(now, kept_from)
         orphans += self._delete_stale_results(listed)
+        audit, audit_days = self.backends.audit, settings.audit_retention_days
+        # The trail is one for all tenants.
+        if audit is not None and audit_days is not None and self.backends.tenant == DEFAULT_TENANT:
+            orphans += delete_expired(audit, audit_days, now.date())
         unfinished = self._abort_multiparts(upload_from) + self._delete_staged(upload_from)
         if retired or orphans or unfinished:
             log.info("deleted %d jobs past retention, %d orphans, %d unfinished writes", retired, orphans, unfinished)
         return retired + orphans + unfinished
+
+    def stored_bytes(self) -> int:
+        """Of all scans and results, and of uploads on their way to a job. Raises StorageUnavailableError."""
+        blobs = self.backends.store.blobs
+        return sum(info.size_bytes for folder in (JOBS, UPLOADS) for info in blobs.infos(folder))
 
     def _purge_ended(self, listed: Iterable[JobFiles], oldest: datetime) -> int:
         purged = 0
@@ -66,6 +79,11 @@ class Cleanup:
                 if manifest is not None and manifest.finished_at <= oldest:
                     finalize.purge(self.backends, self.uploads, files.job_id)
                     purged += 1
+                    if self.backends.audit is not None:
+                        tenant, job_id = self.backends.tenant, files.job_id
+                        self.backends.audit.record(
+                            Entry(Act.PURGE, tenant=tenant, subject="retention", kind="job", id=job_id)
+                        )
         return purged
 
     def _delete_orphans(self, old: Iterable[JobFiles], now: datetime) -> int:
@@ -121,7 +139,9 @@ class Cleanup:
 
     def _delete_staged(self, oldest: datetime) -> int:
         folder, deleted = self.backends.store.blobs.folder, 0
-        for path in folder.rglob("*#*") if folder is not None else ():
+        # In the folders of `default` lie those of all other tenants, which are looked at by themselves.
+        tops = () if folder is None else (top for top in folder.iterdir() if f"{top.name}/" != TENANTS)
+        for path in chain.from_iterable(top.rglob("*#*") for top in tops):
             with suppress(FileNotFoundError):  # just finished
                 if _STAGED.fullmatch(path.name) and datetime.fromtimestamp(path.stat().st_mtime, UTC) < oldest:
                     path.unlink()

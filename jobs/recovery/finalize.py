@@ -10,7 +10,13 @@ from typing import Final
 
 from jobs import problems, states, tracing
 from jobs.backends import Backends
-from jobs.errors import BrokerUnavailableError, JobPurgedError, NewerSchemaError, UnavailableError
+from jobs.errors import (
+    BrokerUnavailableError,
+    JobPurgedError,
+    NewerSchemaError,
+    SourceUnavailableError,
+    UnavailableError,
+)
 from jobs.models import InputInfo, JobError, JobRecord, JobState, Manifest
 from jobs.store.job_store import Claim, Ending, JobFiles
 from jobs.store.multipart_uploads import MultipartUploads
@@ -136,13 +142,14 @@ def record_ending(backends: Backends, record: JobRecord, claim: Claim, ending: E
     """Durable: the attempt can publish nothing any more. The span of a lost one has nobody else to end it."""
     is_new = backends.store.attempts.create_ending(record.id, claim.attempt, ending)
     if is_new and ending.reason == "worker-lost":
-        what = {**attempt_attributes(record, claim.attempt), tracing.OUTCOME: "worker-lost"}
+        what = {**attempt_attributes(backends, record, claim.attempt), tracing.OUTCOME: "worker-lost"}
         tracing.end_lost(claim.traceparent, tracing.ATTEMPT_SPAN, record.traceparent, claim.started_at, what)
 
 
-def attempt_attributes(record: JobRecord, attempt: int) -> dict[str, str | int]:
+def attempt_attributes(backends: Backends, record: JobRecord, attempt: int) -> dict[str, str | int]:
     """The attributes of an attempt's span."""
-    return {tracing.JOB_ID: record.id, tracing.ATTEMPT: attempt, "lobewise.priority": record.priority.value}
+    about = {tracing.TENANT: backends.tenant, tracing.JOB_ID: record.id, "lobewise.priority": record.priority.value}
+    return {**about, tracing.ATTEMPT: attempt}
 
 
 def end_if_decided(backends: Backends, record: JobRecord, claim: Claim) -> bool:
@@ -183,6 +190,9 @@ def fail_if_exhausted(backends: Backends, record: JobRecord, claim: Claim) -> bo
     elif set(reasons) == {"worker-lost"}:
         problem = problems.POISON
         detail = "No attempt came to an end. Either the scan ends workers, or they were lost for reasons of their own."
+    elif {ending.fault for ending in endings if ending.reason != "handed-back"} == {SourceUnavailableError.__name__}:
+        problem = problems.SOURCE_UNAVAILABLE
+        detail = "No attempt got the scan from its server. This is a fault of that server, or of the way to it."
     else:
         problem = problems.ATTEMPTS_EXHAUSTED
         detail = "No attempt came to an end. This is a fault of the service, not of the scan."

@@ -18,17 +18,23 @@ batches/{id}/pending-{id}.json      the records of its jobs, until all are accep
 batches/{id}/batch.json             created once: many scans in one call (`batches`)
 batches/{id}/ended.json             created once, where somebody wants to be told: no job of it is open any more
 batches/{id}/callbacks/             as those of a job
+audit/{day}/{chain}/                who did what, in segments (`audit.entries`); of all tenants
 results/{task}/{sha256 of the scan}/{digest}/{id}  where the result of job {id} is found again (`results`)
 uploads/{id}/upload.json            a scan that comes in parts, before there is a job
 uploads/{id}/parts/{n}              in a folder; S3 keeps parts where no listing shows them
 uploads/{id}/scan                   all parts, joined
 uploads/{id}/completed.json         created once: a job may take the scan
+access/keys/{id}/key.json           created once: a key to the API, hashed (`access.keys`)
+access/keys/{id}/ends/{moment}      it ends at that time, in ms since 1970; at once where that is 0
+tenants/{tenant}/tenant.json        created once, before anything else of a tenant but `default`
+tenants/{tenant}/                   all of the above, of its own
 ```
 """
 
 import hashlib
 from typing import Final
 
+from jobs.access.caller import DEFAULT_TENANT, is_tenant
 from jobs.errors import JobNotFoundError
 from jobs.states import is_id
 
@@ -36,6 +42,8 @@ JOBS: Final = "jobs/"
 UPLOADS: Final = "uploads/"
 BATCHES: Final = "batches/"
 RESULTS: Final = "results/"
+ACCESS_KEYS: Final = "access/keys/"
+TENANTS: Final = "tenants/"
 
 
 def job_key(job_id: str, name: str) -> str:
@@ -55,6 +63,13 @@ def upload_key(upload_id: str, name: str) -> str:
 
 def batch_key(batch_id: str, name: str) -> str:
     return f"{BATCHES}{batch_id}/{name}"
+
+
+def tenant_folder(tenant: str) -> str:
+    """Where all that belongs to a tenant lies; that of `default` is the whole store. Raises ValueError: no name."""
+    if not is_tenant(tenant):
+        raise ValueError(f"{tenant!r} is no tenant's name")
+    return "" if tenant == DEFAULT_TENANT else f"{TENANTS}{tenant}/"
 
 
 def hashed(text: str) -> str:

@@ -31,8 +31,10 @@ COMMANDS = (
     "demo",
     "prepare",
     "sender",
+    "callback-secret",
     "train",
     "evaluate",
+    "audit",
 )
 
 

@@ -38,11 +38,11 @@ def test_a_job_counts_once_with_its_stages_and_its_time(jobs: Connection, post: 
     report = report.model_copy(update={"provenance": report.provenance.model_copy(update={"seconds": seconds})})
     with jobs.worker.claim(job_id, "w") as lease:
         lease.report(Stage.LUNGS, 0.2)
-        assert jobs.service.monitoring.job_metrics().running[Stage.LUNGS] == 1
+        assert jobs.service.monitoring.running()[Stage.LUNGS] == 1
         jobs.worker.succeed(lease, report, {})
     figures = jobs.service.monitoring.job_metrics()
     assert counted(jobs) == {("succeeded", ""): 1}
-    assert sum(figures.running.values()) == 0
+    assert sum(jobs.service.monitoring.running().values()) == 0
     lungs, lesions = figures.stage_seconds[Stage.LUNGS], figures.stage_seconds[Stage.LESIONS]
     assert (lungs.buckets[5.0], lungs.buckets[10.0], lungs.buckets[INFINITY], lungs.sum_seconds) == (0, 1, 1, 7.0)
     assert (lesions.buckets[BUCKETS_SECONDS[-1]], lesions.buckets[INFINITY]) == (0, 1)
