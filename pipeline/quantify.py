@@ -31,10 +31,10 @@ Progress = Callable[[str, float], None]
 
 #: Where each stage begins and ends in the time that a scan takes, measured on two CPU cores.
 STAGE_SHARES: Final[Mapping[str, tuple[float, float]]] = {
-    "landmarks": (0.0, 0.1),
-    "lungs": (0.1, 0.5),
-    "lesions": (0.5, 0.93),
-    "severity": (0.93, 1.0),
+    "landmarks": (0.0, 0.02),
+    "lungs": (0.02, 0.67),
+    "lesions": (0.67, 0.98),
+    "severity": (0.98, 1.0),
 }
 
 
