@@ -309,6 +309,16 @@ def audit_keys(settings: JobsSettings) -> list[AuditKey]:
     return [AuditKey(text.encode()) for text in given]
 
 
+def record_at_once(blobs: ObjectStore, settings: JobsSettings, *entries: Entry) -> None:
+    """What a command did, in a chain of its own. Raises StorageUnavailableError: it is not stored."""
+    trail = AuditTrail(blobs, settings)
+    try:
+        for entry in entries:
+            trail.record_stored(entry)
+    finally:
+        trail.close()
+
+
 def stored_heads(blobs: ObjectStore, days: Iterable[str]) -> list[Head]:
     """Where each chain of these days stands in the store; segments that are no good are left to `verify`."""
     last: dict[tuple[str, str], SegmentKey] = {}
