@@ -64,7 +64,7 @@ def resample_labels(labels: Shaped[np.ndarray, "z y x"], source: Grid, target: G
     found = moved[np.ix_(*(axis.nearest() for axis in axes))].astype(np.uint8)
     for number, axis in enumerate(axes):
         np.moveaxis(found, number, 0)[~axis.is_inside] = 0
-    return found
+    return np.asarray(found)
 
 
 @dataclass(frozen=True, eq=False)

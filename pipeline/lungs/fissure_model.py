@@ -336,7 +336,7 @@ class _Search:
         points = self.plane + heights_mm[..., None] * self.fissure.axes[2]
         # Counted as a whole, the horizontal surface would lose by ending at the oblique one, and climb over it instead.
         counts = self.oblique.heights(points.reshape(-1, 3)).reshape(heights_mm.shape) > CLEAR_MM
-        return counts / np.maximum(np.count_nonzero(counts, axis=1), LEAST_COUNTED * count)[:, None]
+        return np.asarray(counts / np.maximum(np.count_nonzero(counts, axis=1), LEAST_COUNTED * count)[:, None])
 
     def _met_at(self, scores: ManyScores, above_mm: Float64[np.ndarray, " k"]) -> Float32[np.ndarray, "k n"]:
         heights_mm = self.mean_mm + scores @ self.terms.T + above_mm[:, None]

@@ -6,7 +6,7 @@ the plain network's wherever there is lung, and only the smaller levels' feature
 """
 
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -40,11 +40,13 @@ class DenseUNetBySlice:
         self._stem = _Convolution.of(network.stem, [INPUTS], dtype, in_plane=True)
         self._downs = [
             _Convolution.of(layer, [layer[0].in_channels], dtype, in_plane=in_plane)
-            for layer, in_plane in zip(network.down, planes, strict=True)
+            for layer, in_plane in zip(_modules(network.down), planes, strict=True)
         ]
-        self._ups = [_Upsampling(layer, dtype, in_plane) for layer, in_plane in zip(network.up, planes, strict=True)]
+        self._ups = [
+            _Upsampling(layer, dtype, in_plane) for layer, in_plane in zip(_modules(network.up), planes, strict=True)
+        ]
         self._encoders, self._decoders = (
-            [_Block(block, inputs, dtype, in_plane) for block, in_plane in zip(blocks, planes, strict=True)]
+            [_Block(block, inputs, dtype, in_plane) for block, in_plane in zip(_modules(blocks), planes, strict=True)]
             for blocks, inputs in ((network.encoders, 1), (network.decoders, 2))
         )
         # The softmax of two logits is the sigmoid of their difference.
@@ -77,7 +79,7 @@ class DenseUNetBySlice:
         probability = np.zeros(inputs.shape[1:], dtype=np.float32)
         for part in parts:
             # A slice more on either side: an interpolation at the ends of the lungs reads it.
-            near = inputs[1, max(part.start - 1, 0) : part.stop + 1].any(axis=0)
+            near = np.asarray(inputs[1, max(part.start - 1, 0) : part.stop + 1].any(axis=0))
             half = halves.pop(0)
             for box in lung_boxes(near):
                 y, x = (slice(edge.start // 2, edge.stop // 2) for edge in box)
@@ -157,7 +159,7 @@ class _Convolution:
         if in_plane:
             kernel = kernel[:, :, 0]
         layout = torch.channels_last if in_plane else torch.channels_last_3d
-        self._weights = [part.contiguous(memory_format=layout) for part in kernel.split(list(inputs), dim=1)]
+        self._weights = [part.contiguous(memory_format=layout) for part in torch.split(kernel, list(inputs), dim=1)]
         self._bias = bias.detach().to(dtype)
         self._stride = list(stride)[first:]
         self._padding = [
@@ -168,11 +170,11 @@ class _Convolution:
     @classmethod
     def of(cls, layer: nn.Sequential, inputs: Sequence[int], dtype: torch.dtype, *, in_plane: bool) -> "_Convolution":
         """The trained layer, its kernels standardised once for all."""
-        convolution = layer[0]
+        convolution: Any = layer[0]
         return cls(convolution.kernels(), convolution.bias, inputs, convolution.stride, dtype, in_plane=in_plane)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        is_fused = inputs[0].device.type == "cpu" and torch.backends.mkldnn.is_available()
+        is_fused = inputs[0].device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         return self._by_onednn(*inputs) if is_fused else self._plainly(*inputs)
 
     def _plainly(self, *inputs: Tensor) -> Tensor:
@@ -198,9 +200,10 @@ class _Block:
 
     def __init__(self, block: DenseBlock, inputs: int, dtype: torch.dtype, in_plane: bool) -> None:
         """Args: inputs: that many, each with the same share of the channels."""
-        widths = [block.layers[0][0].in_channels // inputs] * inputs
+        layers = [*_modules(block.layers), block.mix]
+        widths = [layers[0][0].in_channels // inputs] * inputs
         self._layers = []
-        for layer in (*block.layers, block.mix):
+        for layer in layers:
             self._layers.append(_Convolution.of(layer, widths, dtype, in_plane=in_plane))
             widths = [*widths, layer[0].out_channels]
 
@@ -214,7 +217,7 @@ class _Block:
 class _Upsampling:
     """A transposed convolution whose kernel is its stride."""
 
-    def __init__(self, layer: nn.ConvTranspose3d, dtype: torch.dtype, in_plane: bool) -> None:
+    def __init__(self, layer: Any, dtype: torch.dtype, in_plane: bool) -> None:
         weight = layer.weight.detach().to(dtype)
         self._weight = weight[:, :, 0] if in_plane else weight
         self._bias = layer.bias.detach().to(dtype)
@@ -223,3 +226,8 @@ class _Upsampling:
     def __call__(self, x: Tensor) -> Tensor:
         convolve = functional.conv_transpose2d if x.ndim == 4 else functional.conv_transpose3d
         return convolve(x, self._weight, self._bias, self._stride)
+
+
+def _modules(modules: nn.ModuleList) -> list[Any]:
+    """As what they are: torch types them as `Module`, which has none of their attributes."""
+    return list(modules)

@@ -34,7 +34,7 @@ def on_device(network: Network, device: torch.device) -> Network:
 
 def is_faster_in_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     has = torch.cpu.get_capabilities()
     return device.type == "cpu" and any(has.get(unit, False) for unit in ("amx_bf16", "avx512_bf16"))
 
