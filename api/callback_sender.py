@@ -31,7 +31,7 @@ from jobs.errors import (
     SettingsError,
     UnavailableError,
 )
-from jobs.live.callback_schedule import batch_id_of
+from jobs.live.callback_schedule import CallbackSchedule, batch_id_of
 from jobs.liveness import alive
 from jobs.logs import configure_logging
 from jobs.models import CallbackFault, JobRecord
@@ -123,12 +123,13 @@ class Sender:
     def _take_due(self, count: int) -> list[tuple[JobService, str]]:
         """What is due now, of all tenants, and no more than `count`."""
         due: list[tuple[JobService, str]] = []
-        known = self._tenants.known()
+        schedules = {known.service.callbacks.schedule: known.service for known in self._tenants.known()}
+        waiting = [schedules[schedule] for schedule in CallbackSchedule.with_due(list(schedules))]
         self._turn += 1
-        for n in range(len(known)):
-            # Another begins each time, and has no more than its share of what is free while others may wait.
-            jobs = known[(self._turn + n) % len(known)].service
-            share = -(-(count - len(due)) // (len(known) - n))
+        for n in range(len(waiting)):
+            # Another begins each time, and has no more than its share of what is free while others wait.
+            jobs = waiting[(self._turn + n) % len(waiting)]
+            share = -(-(count - len(due)) // (len(waiting) - n))
             due += [(jobs, name) for name in jobs.callbacks.take_due(share)] if share > 0 else []
         return due
 
