@@ -18,11 +18,14 @@ batches/{id}/pending-{id}.json      the records of its jobs, until all are accep
 batches/{id}/batch.json             created once: many scans in one call (`batches`)
 batches/{id}/ended.json             created once, where somebody wants to be told: no job of it is open any more
 batches/{id}/callbacks/             as those of a job
+audit/{day}/{chain}/                who did what, in segments (`audit.entries`); of all tenants
 results/{task}/{sha256 of the scan}/{digest}/{id}  where the result of job {id} is found again (`results`)
 uploads/{id}/upload.json            a scan that comes in parts, before there is a job
 uploads/{id}/parts/{n}              in a folder; S3 keeps parts where no listing shows them
 uploads/{id}/scan                   all parts, joined
 uploads/{id}/completed.json         created once: a job may take the scan
+access/keys/{id}/key.json           created once: a key to the API, hashed (`access.keys`)
+access/keys/{id}/ends/{moment}      it ends at that time, in ms since 1970; at once where that is 0
 tenants/{tenant}/tenant.json        created once, before anything else of a tenant but `default`
 tenants/{tenant}/                   all of the above, of its own
 ```
@@ -39,6 +42,7 @@ JOBS: Final = "jobs/"
 UPLOADS: Final = "uploads/"
 BATCHES: Final = "batches/"
 RESULTS: Final = "results/"
+ACCESS_KEYS: Final = "access/keys/"
 TENANTS: Final = "tenants/"
 
 
