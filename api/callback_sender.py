@@ -27,6 +27,7 @@ from jobs.live.callback_schedule import batch_id_of
 from jobs.liveness import alive
 from jobs.logs import configure_logging
 from jobs.models import CallbackFault, JobRecord
+from jobs.private_files import keep_private
 from jobs.proxies import AsyncRoutedTransport, proxy_of
 from jobs.settings import JobsSettings, misspelt, read_settings
 from jobs.tracing import configure_tracing, stop_tracing
@@ -42,6 +43,7 @@ CROWDED_SECONDS: Final = 2.0
 def run(settings: JobsSettings | None = None) -> None:
     """Send until SIGTERM or Ctrl-C; what is under way then is finished."""
     settings = settings or read_settings(JobsSettings)
+    keep_private(settings)
     configure_logging(settings.log_format, settings.log_level)
     configure_tracing("lobewise-sender")
     for prefix in settings.callback_allowlist:

@@ -157,7 +157,10 @@ def serve(
     /readyz answers 200 once the worker has loaded its models. Jobs in the data folder outlive the service.
     """
     from cli.local import local_service, terminated_like_interrupted, watch
+    from jobs.private_files import keep_private
+    from jobs.settings import JobsSettings, read_settings
 
+    keep_private(read_settings(JobsSettings))
     try:
         with terminated_like_interrupted(), local_service(host, port, data_dir, device) as local:
             err.print(f"Ready at {local.address}  (description: {local.address}/docs)", highlight=False)
@@ -260,8 +263,12 @@ def rebuild() -> None:
     """
     from jobs.bootstrap import connect
     from jobs.errors import UnavailableError
+    from jobs.private_files import keep_private
+    from jobs.settings import JobsSettings, read_settings
 
-    jobs = connect()
+    settings = read_settings(JobsSettings)
+    keep_private(settings)
+    jobs = connect(settings)
     try:
         restored = jobs.reconciler.rebuild()
     except UnavailableError as error:

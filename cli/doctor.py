@@ -6,7 +6,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Final, Literal
+from urllib.parse import unquote, urlsplit
 from uuid import uuid4
 
 import redis
@@ -17,6 +19,7 @@ from cli.output import out
 from jobs.bootstrap import connect
 from jobs.errors import JobsError, SettingsError
 from jobs.live.connection import broker_errors
+from jobs.private_files import keep_private, open_to_others
 from jobs.settings import GIB, ApiSettings, JobsSettings, misspelt, read_settings
 from jobs.store.object_store import open_object_store
 from jobs.tracing import collector_takes
@@ -48,9 +51,19 @@ def examine() -> Iterator[Check]:
     except SettingsError as error:
         yield Check("settings", "wrong", str(error), "set it as the sentence says; docs/configuration.md has them all")
         return
+    keep_private(settings)
     wrong = misspelt((JobsSettings, ApiSettings))
     yield Check("settings", "warning" if wrong else "ok", " ".join(wrong) or "as they should be")
-    parts: list[Callable[[JobsSettings], Iterator[Check]]] = [_broker, _blobs, _disk, _weights, _device, _sandbox]
+    parts: list[Callable[[JobsSettings], Iterator[Check]]] = [
+        _broker,
+        _blobs,
+        _files,
+        _retention,
+        _disk,
+        _weights,
+        _device,
+        _sandbox,
+    ]
     for part in [*parts, _traces]:
         try:
             yield from part(settings)
@@ -130,6 +143,29 @@ def _clock(part: str, skew_seconds: float) -> Check:
         return Check("clock", "ok", f"within {LARGEST_SKEW_SECONDS:.0f} s of the {part}'s")
     found = f"{abs(skew_seconds):.0f} s {'behind' if skew_seconds > 0 else 'ahead of'} the {part}'s"
     return Check("clock", "wrong", found, "synchronise the clocks, with NTP for one")
+
+
+def _files(settings: JobsSettings) -> Iterator[Check]:
+    folders = [settings.data_dir.resolve(), settings.data_dir.resolve() / "blobs"]
+    if (settings.blob_url or "").startswith("file:"):
+        folders.append(Path(unquote(urlsplit(settings.blob_url or "").path)))
+    found = sorted({path for folder in folders for path in open_to_others(folder, settings.umask)})
+    if not found:
+        yield Check("files", "ok", "others on this machine cannot read what is stored")
+        return
+    which = ", ".join(map(str, found[:3])) + (", ..." if len(found) > 3 else "")
+    # Those of earlier versions, which left it to the umask they were started with. Nobody changes them unasked: a folder
+    # may be shared on purpose.
+    advice = f"chmod -R go= {found[0]}, or set LOBEWISE_UMASK if others are to"
+    yield Check("files", "warning", f"others on this machine may read or enter {which}", advice)
+
+
+def _retention(settings: JobsSettings) -> Iterator[Check]:
+    if settings.retention_seconds is not None:
+        yield Check("retention", "ok", f"finished jobs are deleted after {settings.retention_seconds / 86400:.1f} days")
+        return
+    found = "scans and results are kept until somebody deletes them"
+    yield Check("retention", "warning", found, "set LOBEWISE_RETENTION_SECONDS, 2592000 for 30 days")
 
 
 def _disk(settings: JobsSettings) -> Iterator[Check]:

@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 from pydantic import Field
 
 from api import examples, openapi
-from api.dependencies import Addresses, AddressesDep, JobsDep, MetricsDep, SettingsDep, one_of_each
+from api.dependencies import Addresses, AddressesDep, JobsDep, LastingAddressesDep, MetricsDep, PaceDep, one_of_each
 from api.errors import ApiError, problem_of
 from api.request_body import MAX_BATCH_BYTES, read_json
 from api.routes.jobs import CURSOR, CreatedBetween, next_page
@@ -93,9 +93,10 @@ def list_batches(query: Annotated[BatchesQuery, Query()], jobs: JobsDep, address
 async def create_batch(
     request: Request,
     jobs: JobsDep,
-    settings: SettingsDep,
+    pace: PaceDep,
     metrics: MetricsDep,
     addresses: AddressesDep,
+    lasting_addresses: LastingAddressesDep,
     idempotency_key: IdempotencyKey = None,
 ) -> JSONResponse:
     """Up to 1000 scans that workers fetch, or that came in parts; each becomes a job, by default of priority `batch`.
@@ -105,8 +106,8 @@ async def create_batch(
     """
     # First, so that a broker that is down costs the client no upload.
     await run_sync(jobs.monitoring.ping)
-    submission = await read_json(request, BatchSubmission, MAX_BATCH_BYTES, settings.idle_seconds)
-    record, is_replay = await run_sync(_accept, jobs, submission, idempotency_key, addresses)
+    submission = await read_json(request, BatchSubmission, MAX_BATCH_BYTES, pace)
+    record, is_replay = await run_sync(_accept, jobs, submission, idempotency_key, lasting_addresses)
     if not is_replay:
         for item, wanted in zip(record.items, submission.items, strict=True):
             if item.job_id is not None:
