@@ -54,17 +54,8 @@ def examine() -> Iterator[Check]:
     keep_private(settings)
     wrong = misspelt((JobsSettings, ApiSettings))
     yield Check("settings", "warning" if wrong else "ok", " ".join(wrong) or "as they should be")
-    parts: list[Callable[[JobsSettings], Iterator[Check]]] = [
-        _broker,
-        _blobs,
-        _files,
-        _retention,
-        _disk,
-        _weights,
-        _device,
-        _sandbox,
-    ]
-    for part in [*parts, _traces]:
+    parts: list[Callable[[JobsSettings], Iterator[Check]]] = [_broker, _blobs, _files, _retention, _disk, _weights]
+    for part in [*parts, _device, _sandbox, _traces]:
         try:
             yield from part(settings)
         except JobsError as error:

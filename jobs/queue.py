@@ -9,6 +9,7 @@ other, and a flood of `stat` leaves `routine` three sixteenths of the workers an
 
 import json
 import logging
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from queue import Empty
@@ -20,10 +21,13 @@ from kombu.exceptions import OperationalError
 from kombu.transport import redis
 from kombu.utils.scheduling import round_robin_cycle
 from opentelemetry.trace import SpanKind
+from redis.connection import Connection, SSLConnection
+from redis.exceptions import ConnectionError as BrokenConnectionError
+from redis.exceptions import ResponseError
 
 from jobs import states, tracing
 from jobs.errors import BrokerUnavailableError
-from jobs.live.connection import broker_errors
+from jobs.live.connection import broker_errors, has_full_disk
 from jobs.live.redis_view import LiveView
 from jobs.models import Priority
 from jobs.settings import JobsSettings
@@ -31,6 +35,8 @@ from jobs.settings import JobsSettings
 log = logging.getLogger(__name__)
 
 TASK_NAME: Final = "lobewise.score"
+#: Between two looks into queues of a broker that cannot write to its disk, or that is away.
+DISK_FULL_SECONDS: Final = 0.5
 #: A worker that was killed at the hard limit needs a moment more until it is gone.
 RESTORE_GRACE_SECONDS: Final = 60
 
@@ -70,12 +76,39 @@ class FairQueues(round_robin_cycle):
         return last_used
 
 
+class _PatientConnection:
+    """Of a broker that cannot write to its disk: as one that is away, since kombu waits for that, and ends else."""
+
+    def read_response(self, *arguments: Any, **named: Any) -> Any:
+        try:
+            return super().read_response(*arguments, **named)  # type: ignore[misc]  # of the class beside it
+        except ResponseError as error:
+            if has_full_disk(error):
+                raise BrokenConnectionError(str(error)) from error
+            raise
+
+
+class _Connection(_PatientConnection, Connection):
+    pass
+
+
+class _SslConnection(_PatientConnection, SSLConnection):
+    pass
+
+
 class _Channel(redis.Channel):
     """Drops a message that is no JSON, where kombu's would end the worker."""
+
+    connection_class = _Connection
+    connection_class_ssl = _SslConnection
 
     def _brpop_read(self, **options: Any) -> bool:
         try:
             return bool(super()._brpop_read(**options))  # type: ignore[no-untyped-call]
+        except BrokenConnectionError:
+            # The connection may be made again at once, while the disk is as full as before.
+            time.sleep(DISK_FULL_SECONDS)
+            raise
         except ValueError as error:
             # It is off the queue already. A job that it stood for is found and sent again by the reconciler.
             log.warning("a message that is no JSON was dropped: %s", type(error).__name__)

@@ -1,5 +1,6 @@
 """The object store: a local folder or an S3 bucket, with create-only writes. It is the record; all else is a view."""
 
+import errno
 import hashlib
 import os
 import re
@@ -10,6 +11,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import unquote, urlsplit
+from uuid import uuid4
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
@@ -31,6 +33,11 @@ PIECE_BYTES: Final = 1 << 20
 PART_BYTES: Final = 8 << 20
 #: What a writer to a folder holds: many may write at once.
 FOLDER_PART_BYTES: Final = 128 << 10
+
+#: A file beside the blobs of a folder, and of no key.
+RESERVE: Final = ".reserve"
+#: Enough for tombstones while others who write take their part of it.
+RESERVE_BYTES: Final = 8 << 20
 
 _ID: Final = re.compile(r"[0-9a-f-]{32}")
 _RETRY: Final["RetryConfig"] = {"max_retries": 3, "retry_timeout": timedelta(seconds=10)}
@@ -76,17 +83,48 @@ class ObjectStore:
         data = self.read(key)
         return None if data is None else kind.read(data)
 
-    def create(self, key: str, data: bytes) -> bool:
-        """Write unless the key exists: of many callers exactly one gets True."""
+    def create(self, key: str, data: bytes, *, leads_to_space: bool = False) -> bool:
+        """Write unless the key exists: of many callers exactly one gets True.
+
+        What `leads_to_space`, as the tombstone of a job, is written to a full disk, too, in the place of the reserve.
+        """
         # The promise that all else rests on: exactly one attempt wins, without a lock service or a database.
         with _unavailable(), step("blob create", traced(key, len(data))) as span:
             try:
-                obstore.put(self.store, key, data, mode="create")
+                try:
+                    obstore.put(self.store, key, data, mode="create")
+                except BaseError as error:
+                    if not (leads_to_space and _is_disk_full(error) and self._give_up_reserve()):
+                        raise
+                    obstore.put(self.store, key, data, mode="create")
             except AlreadyExistsError:
                 span.set_attributes({"lobewise.blob.existed": True})
                 return False
             self.sync(key)
             return True
+
+    def keep_reserve(self) -> None:
+        """Hold some space of a folder's disk back, if there is any: without it nothing could be deleted of a full one.
+
+        A tombstone comes before what it stands for is deleted, and needs space itself.
+        """
+        if self.folder is None or (self.folder / RESERVE).exists():
+            return
+        partial = self.folder / f"{RESERVE}.{uuid4().hex}"
+        try:
+            with partial.open("xb") as file:
+                os.posix_fallocate(file.fileno(), 0, RESERVE_BYTES)
+            partial.replace(self.folder / RESERVE)
+        except OSError:  # full now; whoever deletes something tries again
+            partial.unlink(missing_ok=True)
+
+    def _give_up_reserve(self) -> bool:
+        """Whether there was one."""
+        if self.folder is not None:
+            with suppress(OSError):
+                (self.folder / RESERVE).unlink()
+                return True
+        return False
 
     def write(self, key: str, data: bytes) -> None:
         with _unavailable(), step("blob write", traced(key, len(data))):
@@ -217,7 +255,14 @@ def open_object_store(url: str, public_endpoint: str | None = None) -> ObjectSto
         raise StorageUnavailableError(f"the folder {folder} cannot be written")
     with _unavailable():
         store = LocalStore(folder, automatic_cleanup=True)
-    return ObjectStore(store, folder.resolve())
+    opened = ObjectStore(store, folder.resolve())
+    opened.keep_reserve()
+    return opened
+
+
+def _is_disk_full(error: BaseError) -> bool:
+    # The store's library has no class for it: what it says ends with the number that the system has.
+    return f"os error {errno.ENOSPC}" in str(error)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from api.app import create_app
 from jobs.bootstrap import Connection, connect
 from jobs.models import JobError, MaskName, SeverityScores
 from jobs.settings import ApiSettings, JobsSettings
+from jobs.store.object_store import RESERVE
 
 MAX_UPLOAD_BYTES = 1 << 20
 ALLOWED_SOURCE = "https://pacs.example/ct/"
@@ -79,7 +80,7 @@ class Service:
         return job_id
 
     def stored_files(self) -> set[Path]:
-        return {path for path in self.blobs.rglob("*") if path.is_file()}
+        return {path for path in self.blobs.rglob("*") if path.is_file() and path.name != RESERVE}
 
 
 @contextmanager

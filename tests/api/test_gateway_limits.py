@@ -149,7 +149,7 @@ def test_a_header_without_end_is_refused_early_while_others_are_answered(
         # Behind a request that is well: what follows the last chunk of a body.
         (
             b"POST /v1/uploads HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-            b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n0\r\nX-Trailer: " + b"a" * (64 << 10),
+            b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n0\r\nX-Trailer: " + b"a" * (512 << 10),
             431,
             "headers-too-large",
         ),
