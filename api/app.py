@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import resource
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -37,6 +38,9 @@ from jobs.tracing import configure_tracing, stop_tracing
 from jobs.version import __version__
 
 logger = logging.getLogger("lobewise.api")
+
+#: Scans on their way in, Redis, the store and what Python itself has open.
+FILES_BESIDE_CONNECTIONS: Final = 512
 
 #: The exit code that uvicorn has for it.
 STARTUP_FAILURE: Final = 3
@@ -109,6 +113,7 @@ def run(host: str | None = None, port: int | None = None, jobs_settings: JobsSet
     for sentence in misspelt((JobsSettings, ApiSettings)):
         logger.warning("%s", sentence)
     require_free(settings.host, settings.port)
+    _allow_files(settings)
     jobs = connect(jobs_settings)
     try:
         app = create_app(settings, jobs)
@@ -136,6 +141,21 @@ def run(host: str | None = None, port: int | None = None, jobs_settings: JobsSet
             sys.exit(STARTUP_FAILURE)
     finally:
         jobs.close()
+
+
+def _allow_files(settings: ApiSettings) -> None:
+    """Let this process hold as many connections open as it may: systems begin with 1024 files for each."""
+    wanted = settings.max_connections + FILES_BESIDE_CONNECTIONS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    may = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < may:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (may, hard))
+    if may < wanted:
+        logger.warning(
+            "only %d files may be open (ulimit -Hn): LOBEWISE_API_MAX_CONNECTIONS should be at most %d",
+            may,
+            max(may - FILES_BESIDE_CONNECTIONS, 1),
+        )
 
 
 class _Server(uvicorn.Server):

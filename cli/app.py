@@ -164,7 +164,7 @@ def serve(
     try:
         with terminated_like_interrupted(), local_service(host, port, data_dir, device) as local:
             err.print(f"Ready at {local.address}  (description: {local.address}/docs)", highlight=False)
-            watch(local.children)
+            watch(local)
     except KeyboardInterrupt:
         err.print("Stopped.")
 

@@ -145,8 +145,8 @@ def _files(settings: JobsSettings) -> Iterator[Check]:
         yield Check("files", "ok", "others on this machine cannot read what is stored")
         return
     which = ", ".join(map(str, found[:3])) + (", ..." if len(found) > 3 else "")
-    # Those of earlier versions, which left it to the umask they were started with. Nobody changes them unasked: a folder
-    # may be shared on purpose.
+    # Earlier versions left it to the umask that they were started with. Nobody changes them unasked: a folder may be
+    # shared on purpose.
     advice = f"chmod -R go= {found[0]}, or set LOBEWISE_UMASK if others are to"
     yield Check("files", "warning", f"others on this machine may read or enter {which}", advice)
 

@@ -23,6 +23,7 @@ lobewise:deadlines                      ids of jobs that no worker has begun, by
 lobewise:recent                         list: how long workers had the last jobs that they ended, ms
 lobewise:callback-outcomes              hash: how many attempts ended in each way since the server was last empty
 lobewise:reaper                         who looks for lost jobs now
+lobewise:deletions                      something was deleted that the server's file still has
 lobewise:rebuild:{mark}                 a rebuild is under way, and the server was not wiped since it began
 ```
 
@@ -42,6 +43,7 @@ CALLBACKS: Final = PREFIX + "callbacks"
 DEADLINES: Final = PREFIX + "deadlines"
 RECENT: Final = PREFIX + "recent"
 CALLBACK_OUTCOMES: Final = PREFIX + "callback-outcomes"
+DELETIONS: Final = PREFIX + "deletions"
 LEADER: Final = PREFIX + "reaper"
 
 #: Both have every job that a list may name (`REFERENCES` those that have a reference). Versions before them fill the

@@ -13,6 +13,7 @@ import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from jobs.ends import Ends
 from jobs.errors import BrokerUnavailableError
 from jobs.live.connection import Script, ViewFreshness, broker_errors
 from jobs.live.redis_view import MAX_TOGETHER, parse_states, read_states_arguments
@@ -26,10 +27,13 @@ Read = Callable[[str], JobState]
 class StatusBatcher:
     """Belongs to the event loop that uses it first."""
 
-    def __init__(self, settings: JobsSettings, view_freshness: ViewFreshness, checked: Read, recorded: Read) -> None:
+    def __init__(
+        self, settings: JobsSettings, view_freshness: ViewFreshness, checked: Read, recorded: Read, ends: Ends
+    ) -> None:
         """In a thread, `checked` reads a job that Redis does not know, or of which it may not be believed, and
-        `recorded` one while Redis does not answer; Redis is not asked again.
+        `recorded` one while Redis does not answer; Redis is not asked again. `ends` knows those that ended.
         """
+        self._ends = ends
         self._redis = redis.asyncio.Redis.from_url(
             settings.redis_url or "",
             decode_responses=True,
@@ -57,7 +61,9 @@ class StatusBatcher:
             except BrokerUnavailableError:
                 return await asyncio.to_thread(self._recorded, job_id)
             if shown is not None:
-                return shown
+                # A thread for the first look at an end alone: the others are in memory.
+                holds = self._ends.holds(shown)
+                return self._ends.settled(shown) if holds else await asyncio.to_thread(self._ends.settled, shown)
         return await asyncio.to_thread(self._checked, job_id)
 
     async def close(self) -> None:

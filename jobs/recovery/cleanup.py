@@ -15,7 +15,7 @@ from typing import Final
 from jobs import states
 from jobs.backends import Backends
 from jobs.batches import Batches
-from jobs.errors import JobNotFoundError, JobPurgedError, NewerSchemaError
+from jobs.errors import BrokerUnavailableError, JobNotFoundError, JobPurgedError, NewerSchemaError
 from jobs.recovery import finalize
 from jobs.store.job_store import JobFiles
 from jobs.store.keys import JOBS, RESULTS, UPLOADS
@@ -50,6 +50,8 @@ class Cleanup:
         orphans += self._delete_tombstones(listed, now - timedelta(seconds=settings.tombstone_seconds))
         orphans += self.batches.clean_up(now, kept_from)
         orphans += self._delete_stale_results(listed)
+        with suppress(BrokerUnavailableError):
+            self.backends.live.erase_deleted()
         unfinished = self._abort_multiparts(upload_from) + self._delete_staged(upload_from)
         if retired or orphans or unfinished:
             log.info("deleted %d jobs past retention, %d orphans, %d unfinished writes", retired, orphans, unfinished)
