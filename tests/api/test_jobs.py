@@ -196,7 +196,7 @@ def test_how_a_job_ended_is_what_its_manifest_says(alone: Service) -> None:
     job_id, failed = alone.succeeded(percent_opacity=11.8), alone.submit()
     alone.worker.fail(failed)
     with redis.Redis.from_url(alone.jobs.settings.redis_url or "", decode_responses=True) as server:
-        for id_, status in ((job_id, "succeeded"), (failed, "failed")):
+        for id_ in (job_id, failed):
             state = json.loads(server.hget(key("job", id_), "state"))
             other = {"percent_opacity": 0.0, "percent_high_opacity": 0.0, "lung_severity_score": 0}
             state |= {"severity": other | {"lung_high_opacity_score": 0}, "status": "succeeded", "error": None}
