@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import logging
-import resource
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,7 +21,7 @@ from api.connection_limits import ClientShares, Connections
 from api.docs_page import STATIC_URL, docs_page
 from api.forwarded import ForwardedHeaders
 from api.hosts import HostAndOrigin
-from api.listening import require_free
+from api.listening import allow_connections, require_free
 from api.metrics import Metrics
 from api.middleware import RequestEnvelope
 from api.protocol import PiecewiseProtocol
@@ -38,9 +37,6 @@ from jobs.tracing import configure_tracing, stop_tracing
 from jobs.version import __version__
 
 logger = logging.getLogger("lobewise.api")
-
-#: Scans on their way in, Redis, the store and what Python itself has open.
-FILES_BESIDE_CONNECTIONS: Final = 512
 
 #: The exit code that uvicorn has for it.
 STARTUP_FAILURE: Final = 3
@@ -113,7 +109,7 @@ def run(host: str | None = None, port: int | None = None, jobs_settings: JobsSet
     for sentence in misspelt((JobsSettings, ApiSettings)):
         logger.warning("%s", sentence)
     require_free(settings.host, settings.port)
-    _allow_files(settings)
+    allow_connections(settings.max_connections)
     jobs = connect(jobs_settings)
     try:
         app = create_app(settings, jobs)
@@ -141,21 +137,6 @@ def run(host: str | None = None, port: int | None = None, jobs_settings: JobsSet
             sys.exit(STARTUP_FAILURE)
     finally:
         jobs.close()
-
-
-def _allow_files(settings: ApiSettings) -> None:
-    """Let this process hold as many connections open as it may: systems begin with 1024 files for each."""
-    wanted = settings.max_connections + FILES_BESIDE_CONNECTIONS
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    may = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    if soft != resource.RLIM_INFINITY and soft < may:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (may, hard))
-    if may < wanted:
-        logger.warning(
-            "only %d files may be open (ulimit -Hn): LOBEWISE_API_MAX_CONNECTIONS should be at most %d",
-            may,
-            max(may - FILES_BESIDE_CONNECTIONS, 1),
-        )
 
 
 class _Server(uvicorn.Server):

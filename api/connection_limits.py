@@ -30,9 +30,9 @@ class TrustedAddresses:
         self.are_all = "*" in found
         self._networks = [ip_network(entry, strict=False) for entry in found if entry != "*"]
         # A gateway hears of few proxies, and asks about each of them with every request.
-        self.names: Callable[[str], bool] = lru_cache(maxsize=4096)(self._names)
+        self.names: Callable[[str], bool] = lru_cache(maxsize=4096)(self.look_up)
 
-    def _names(self, address: str) -> bool:
+    def look_up(self, address: str) -> bool:
         """Whether it is one of them by name; `*` names none."""
         try:
             parsed = ip_address(address)

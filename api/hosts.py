@@ -38,7 +38,9 @@ class HostAndOrigin:
         self._hosts = LOOPBACK | {_bare(name) for name in settings.allowed_hosts} | {_bare(settings.host)}
         if own is not None:
             self._hosts |= {_bare(own.host or "")}
-            self._origins |= {f"{own.scheme}://{_with_port(own.host or '', own.port, own.scheme)}"}
+            # Without the port that goes without saying, as browsers have it.
+            self._origins |= {f"{own.scheme}://{urlsplit(str(own)).netloc.lower()}"}
+        self._domains = tuple(name[1:] for name in self._hosts if name.startswith("*."))
         self._refuses = bool(settings.allowed_hosts) or is_loopback(settings.host)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -50,10 +52,11 @@ class HostAndOrigin:
 
     def _fault(self, scope: Scope) -> ApiError | None:
         headers, state = Headers(scope=scope), scope.setdefault("state", {})
-        host = headers.get("host", "")
-        name = _name_of(host)
+        host = headers.get("host", "").lower()
+        # Without the port, and the dot that a whole name may end with.
+        name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0].removesuffix(".")
         is_told = state.get("host_is_proxys", False)
-        is_listed = any(name == listed or _is_below(name, listed) for listed in self._hosts)
+        is_listed = name in self._hosts or name.endswith(self._domains)
         # Where the gateway listens at this very address, which no domain can change.
         is_here = bool(scope.get("server")) and name == scope["server"][0]
         state["host_is_ours"] = is_listed or is_here or is_told
@@ -77,7 +80,7 @@ class HostAndOrigin:
             return True
         # An older browser. The scheme is the proxy's business, which may tell it or not.
         parts = urlsplit(origin.lower())
-        return bool(parts.netloc) and host.lower() in (
+        return bool(parts.netloc) and host in (
             parts.netloc,
             f"{parts.netloc}:{80 if parts.scheme == 'http' else 443}",
         )
@@ -93,17 +96,3 @@ def is_loopback(host: str) -> bool:
 
 def _bare(name: str) -> str:
     return name.lower().removeprefix("[").removesuffix("]")
-
-
-def _name_of(host: str) -> str:
-    """Of a Host header, without the port."""
-    host = host.lower()
-    return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0].removesuffix(".")
-
-
-def _is_below(name: str, listed: str) -> bool:
-    return listed.startswith("*.") and name.endswith(listed[1:])
-
-
-def _with_port(host: str, port: int | None, scheme: str) -> str:
-    return host if port in (None, {"http": 80, "https": 443}.get(scheme)) else f"{host}:{port}"

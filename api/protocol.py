@@ -196,14 +196,14 @@ class _HttpProtocol(HttpToolsProtocol):
 
     def _watch_head(self) -> None:
         if self._head_timer is None:
-            self._head_timer = self.loop.call_later(self._limits.head_seconds, self._on_late_head)
+            self._head_timer = self.loop.call_later(self._limits.head_seconds, self.on_late_head)
 
     def _unwatch_head(self) -> None:
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
 
-    def _on_late_head(self) -> None:
+    def on_late_head(self) -> None:
         self._head_timer = None
         if self.cycle is not None and not self.cycle.response_complete:
             # It is not read on while the request before it is answered: its time begins then.

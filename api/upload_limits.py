@@ -133,10 +133,13 @@ class UploadLimiter:
             ApiError: too-many-uploads when all are taken, client-limit when the client has its share.
         """
         with self._shares.share(client):
-            if self._taken >= self.limit and not self._make_room():
-                raise ApiError(
-                    problems.TOO_MANY_UPLOADS, f"{self.limit} scans are on their way in", evidence={"limit": self.limit}
-                )
+            if self._taken >= self.limit:
+                paces = [slot.pace for slot in self._slots if slot.pace is not None and not slot.pace.is_displaced]
+                slowest = max(paces, key=lambda pace: pace.behind_seconds, default=None)
+                if slowest is None or slowest.behind_seconds < self._crowded_seconds:
+                    detail = f"{self.limit} scans are on their way in"
+                    raise ApiError(problems.TOO_MANY_UPLOADS, detail, evidence={"limit": self.limit})
+                slowest.displace()
             self._taken += 1
             if self._delay_task is None:
                 self._delay_task = asyncio.get_running_loop().create_task(self._measure_delay())
@@ -148,15 +151,6 @@ class UploadLimiter:
                 self._slots.discard(slot)
                 slot.release()
                 self._taken -= 1
-
-    def _make_room(self) -> bool:
-        """Whether a client was too slow for too long: its upload ends now."""
-        slow = [slot.pace for slot in self._slots if slot.pace is not None and not slot.pace.is_displaced]
-        slowest = max(slow, key=lambda pace: pace.behind_seconds, default=None)
-        if slowest is None or slowest.behind_seconds < self._crowded_seconds:
-            return False
-        slowest.displace()
-        return True
 
     def taken(self) -> int:
         """How many scans are on their way in."""

@@ -54,7 +54,7 @@ def examine() -> Iterator[Check]:
     keep_private(settings)
     wrong = misspelt((JobsSettings, ApiSettings))
     yield Check("settings", "warning" if wrong else "ok", " ".join(wrong) or "as they should be")
-    parts: list[Callable[[JobsSettings], Iterator[Check]]] = [_broker, _blobs, _files, _retention, _disk, _weights]
+    parts: list[Callable[[JobsSettings], Iterator[Check]]] = [_broker, _blobs, _files, _disk, _weights]
     for part in [*parts, _device, _sandbox, _traces]:
         try:
             yield from part(settings)
@@ -151,15 +151,13 @@ def _files(settings: JobsSettings) -> Iterator[Check]:
     yield Check("files", "warning", f"others on this machine may read or enter {which}", advice)
 
 
-def _retention(settings: JobsSettings) -> Iterator[Check]:
-    if settings.retention_seconds is not None:
-        yield Check("retention", "ok", f"finished jobs are deleted after {settings.retention_seconds / 86400:.1f} days")
-        return
-    found = "scans and results are kept until somebody deletes them"
-    yield Check("retention", "warning", found, "set LOBEWISE_RETENTION_SECONDS, 2592000 for 30 days")
-
-
 def _disk(settings: JobsSettings) -> Iterator[Check]:
+    kept = settings.retention_seconds
+    found = "scans and results are kept until somebody deletes them"
+    if kept is not None:
+        found = f"finished jobs are deleted after {kept / 86400:.1f} days"
+    advice = "set LOBEWISE_RETENTION_SECONDS, 2592000 for 30 days"
+    yield Check("retention", "warning" if kept is None else "ok", found, advice)
     folder = settings.data_dir.resolve()
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(existing).free

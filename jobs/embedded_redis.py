@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,8 +122,21 @@ def supervise(folder: Path, server: str) -> None:
     users = os.open(folder / "users", os.O_RDWR | os.O_CREAT, 0o600)
     command, started = [server, str(folder / "valkey.conf")], deque[float](maxlen=MOST_STARTS)
     process = subprocess.Popen(command)  # noqa: S603 (our own wheel's server)
-    ender = threading.Thread(target=_end_when_unused, args=(folder, lambda: process), daemon=True)
-    ender.start()
+
+    def end_when_unused() -> None:
+        others = os.open(folder / "users", os.O_RDWR | os.O_CREAT, 0o600)
+        while True:
+            fcntl.flock(others, fcntl.LOCK_EX)  # waits until all are gone
+            fcntl.flock(others, fcntl.LOCK_UN)
+            # Somebody may have joined between the two; while `lock` is held nobody can.
+            with _locked(folder / "lock"):
+                if _is_unused(others):
+                    process.terminate()
+                    process.wait()
+                    os.close(others)  # or the loop below would take it for a user's
+                    return
+
+    threading.Thread(target=end_when_unused, daemon=True).start()
     while True:
         process.wait()
         # Whoever joins waits for this lock, and so does whoever has just stopped it as the last one.
@@ -140,21 +153,12 @@ def supervise(folder: Path, server: str) -> None:
                 time.sleep(0.02)
 
 
-def _end_when_unused(folder: Path, process: "Callable[[], subprocess.Popen[bytes]]") -> None:
-    users = os.open(folder / "users", os.O_RDWR | os.O_CREAT, 0o600)
-    while True:
-        fcntl.flock(users, fcntl.LOCK_EX)  # waits until all are gone
-        fcntl.flock(users, fcntl.LOCK_UN)
-        # Somebody may have joined between the two; while `lock` is held nobody can.
-        with _locked(folder / "lock"):
-            if _is_unused(users):
-                process().terminate()
-                process().wait()
-                return
-
-
 def _start(folder: Path) -> "tuple[str, subprocess.Popen[bytes]]":
-    port, password = _earlier(folder) or (0, secrets.token_urlsafe(24))
+    port, password = 0, secrets.token_urlsafe(24)
+    with suppress(FileNotFoundError, ValueError, KeyError):
+        # Those of the last server: so it is there again for those who use it still.
+        earlier = urlsplit(str(json.loads((folder / "server.json").read_text())["url"]))
+        port, password = earlier.port or port, earlier.password or password
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -183,15 +187,6 @@ def _start(folder: Path) -> "tuple[str, subprocess.Popen[bytes]]":
         time.sleep(0.02)
     _write_private(folder / "server.json", json.dumps({"url": url}))
     return url, supervisor
-
-
-def _earlier(folder: Path) -> tuple[int, str] | None:
-    """Port and password of the last server: with them it is there again for those who use it still."""
-    try:
-        parts = urlsplit(str(json.loads((folder / "server.json").read_text())["url"]))
-        return (parts.port, parts.password) if parts.port and parts.password else None
-    except (FileNotFoundError, ValueError, KeyError):
-        return None
 
 
 def _answers(url: str) -> bool:

@@ -94,8 +94,12 @@ class ObjectStore:
                 try:
                     obstore.put(self.store, key, data, mode="create")
                 except BaseError as error:
-                    if not (leads_to_space and _is_disk_full(error) and self._give_up_reserve()):
+                    # The store's library has no class for it: what it says ends with the number that the system has.
+                    is_full = f"os error {errno.ENOSPC}" in str(error)
+                    if self.folder is None or not leads_to_space or not is_full:
                         raise
+                    with suppress(FileNotFoundError):  # another was faster
+                        (self.folder / RESERVE).unlink()
                     obstore.put(self.store, key, data, mode="create")
             except AlreadyExistsError:
                 span.set_attributes({"lobewise.blob.existed": True})
@@ -117,14 +121,6 @@ class ObjectStore:
             partial.replace(self.folder / RESERVE)
         except OSError:  # full now; whoever deletes something tries again
             partial.unlink(missing_ok=True)
-
-    def _give_up_reserve(self) -> bool:
-        """Whether there was one."""
-        if self.folder is not None:
-            with suppress(OSError):
-                (self.folder / RESERVE).unlink()
-                return True
-        return False
 
     def write(self, key: str, data: bytes) -> None:
         with _unavailable(), step("blob write", traced(key, len(data))):
@@ -258,11 +254,6 @@ def open_object_store(url: str, public_endpoint: str | None = None) -> ObjectSto
     opened = ObjectStore(store, folder.resolve())
     opened.keep_reserve()
     return opened
-
-
-def _is_disk_full(error: BaseError) -> bool:
-    # The store's library has no class for it: what it says ends with the number that the system has.
-    return f"os error {errno.ENOSPC}" in str(error)
 
 
 @contextmanager
