@@ -10,7 +10,7 @@ from jobs.errors import NewerSchemaError, StorageUnavailableError
 from jobs.models import JobState, JobStatus, Manifest
 
 #: About 1 KB each.
-ENDS_KEPT: Final = 20_000
+ENDS_KEPT: Final = 5_000
 
 
 class Ends:

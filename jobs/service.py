@@ -51,6 +51,9 @@ _SLOW_POLL_SECONDS: Final = 1.0
 READ_TOGETHER: Final = 32
 READ_AT_ONCE: Final = 8
 
+#: Of a process, whatever the tenant.
+_report_readers: Final = ThreadPoolExecutor(READ_AT_ONCE, thread_name_prefix="report-reader")
+
 
 @dataclass(frozen=True)
 class StoredMask:
@@ -73,7 +76,9 @@ class StoredMask:
 
 
 class JobService:
-    """All calls are synchronous and thread-safe; only the upload sink and the status batcher are async.
+    """The jobs of one tenant; those of another are not known here.
+
+    All calls are synchronous and thread-safe; only the upload sink and the status batcher are async.
 
     What cannot be reached raises UnavailableError: StorageUnavailableError always, BrokerUnavailableError only
     where it says so, and always from `workers`, `monitoring` and `event_log`; all else works without the broker, if
@@ -85,13 +90,22 @@ class JobService:
         self.settings = backends.settings
         self.workers, self.monitoring, self.event_log = self._live.workers, self._live.monitoring, self._live.events
         self._results = Results(backends.store, backends.settings)
-        self.uploads = MultipartUploads(backends.store.blobs, backends.settings)
+        self.uploads = MultipartUploads(backends.store.blobs, backends.settings, backends.tenant)
         self.ends = Ends(backends.store.manifest)
-        self._report_readers = ThreadPoolExecutor(READ_AT_ONCE, thread_name_prefix="report-reader")
         self.listing = Listing(backends.store, backends.live)
         self.batches = Batches(backends.store, backends.live, self.accept_once)
         self.callbacks = Callbacks(backends.store, backends.live, backends.settings, self.batches)
         self.idempotency = Idempotency(backends.store, backends.settings.in_flight_seconds)
+
+    @property
+    def tenant(self) -> str:
+        """Whose jobs these are."""
+        return self._backends.tenant
+
+    @property
+    def feed_name(self) -> str:
+        """What `EventLog.changes` calls the feed of these jobs."""
+        return self._live.keys.feed
 
     def readiness(self) -> Readiness:
         """Which parts answer. Never raises."""
@@ -191,16 +205,18 @@ class JobService:
                 finalize.remove_traces_if_deleted(self._backends, job_id)
         return state
 
-    def open_status_batcher(self) -> StatusBatcher:
-        """`get` for an event loop, which must close it."""
-        return StatusBatcher(self.settings, self._live.view_freshness, self.get, self._store.state, self.ends)
+    def open_status_batcher(self, beside: StatusBatcher | None = None) -> StatusBatcher:
+        """`get` for an event loop, which must close it; over the connections of another tenant's, if one is given."""
+        tenants_own = (self.get, self._store.state, self.ends)
+        opened = beside or StatusBatcher(self.settings, self._live.view_freshness, *tenants_own)
+        return opened.of(self._live.keys, *tenants_own)
 
     def list(self, query: Query = ALL, *, limit: int, cursor: str | None = None) -> JobPage:
         """A page of jobs. Raises InvalidCursorError: not a cursor of this service, or one of another query."""
         after = query.decode(cursor) if cursor else None
         found = [*islice(self.listing.walk(query, after, limit + 1), limit + 1)]
         # All at once, since each that was not read before is a question to a store that may be far away.
-        items = tuple(self._report_readers.map(self.ends.settled, (state for _, state in found[:limit])))
+        items = tuple(_report_readers.map(self.ends.settled, (state for _, state in found[:limit])))
         return JobPage(items, query.encode(found[limit - 1][0]) if len(found) > limit else None)
 
     def wait(self, job_id: str, timeout_seconds: float) -> JobState:
@@ -251,7 +267,7 @@ class JobService:
             found = feed.oldest(limit) if from_oldest else feed.newest()
         job_ids = list(dict.fromkeys(change.job_id for change in found.items))
         states_shown = self._live.get_many(job_ids)
-        settled = self._report_readers.map(lambda state: state and self.ends.settled(state), states_shown)
+        settled = _report_readers.map(lambda state: state and self.ends.settled(state), states_shown)
         shown = dict(zip(job_ids, settled, strict=True))
         return found, [shown[change.job_id] for change in found.items]
 
@@ -297,7 +313,7 @@ class JobService:
         left = limit
         while some := list(islice(found, READ_TOGETHER if left is None else min(left, READ_TOGETHER))):
             # All at once, since each is a question or two to a store that may be far away.
-            reports = self._report_readers.map(read, some)
+            reports = _report_readers.map(read, some)
             read_now = [(state, report) for state, report in zip(some, reports, strict=True) if report is not None]
             left = None if left is None else left - len(read_now)
             yield read_now

@@ -5,8 +5,9 @@ each costs, and one connection is enough.
 """
 
 import asyncio
+import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import redis
 import redis.asyncio
@@ -16,6 +17,7 @@ from redis.backoff import NoBackoff
 from jobs.ends import Ends
 from jobs.errors import BrokerUnavailableError
 from jobs.live.connection import Script, ViewFreshness, broker_errors
+from jobs.live.keys import Keys
 from jobs.live.redis_view import MAX_TOGETHER, parse_states, read_states_arguments
 from jobs.models import JobState
 from jobs.settings import JobsSettings
@@ -33,7 +35,6 @@ class StatusBatcher:
         """In a thread, `checked` reads a job that Redis does not know, or of which it may not be believed, and
         `recorded` one while Redis does not answer; Redis is not asked again. `ends` knows those that ended.
         """
-        self._ends = ends
         self._redis = redis.asyncio.Redis.from_url(
             settings.redis_url or "",
             decode_responses=True,
@@ -44,7 +45,16 @@ class StatusBatcher:
         )
         self._view_freshness = view_freshness
         self._read_states = Script(self._redis, "read_states")
-        self._checked, self._recorded = checked, recorded
+        self._begin(Keys(), checked, recorded, ends)
+
+    def of(self, keys: Keys, checked: Read, recorded: Read, ends: Ends) -> Self:
+        """The same for the jobs of a tenant, over the same connections."""
+        batcher = copy.copy(self)
+        batcher._begin(keys, checked, recorded, ends)
+        return batcher
+
+    def _begin(self, keys: Keys, checked: Read, recorded: Read, ends: Ends) -> None:
+        self._keys, self._checked, self._recorded, self._ends = keys, checked, recorded, ends
         self._asked: dict[str, asyncio.Future[JobState | None]] = {}
         self._asking: asyncio.Task[None] | None = None
 
@@ -67,6 +77,7 @@ class StatusBatcher:
         return await asyncio.to_thread(self._checked, job_id)
 
     async def close(self) -> None:
+        """Of all that share these connections, each has to be closed."""
         if self._asking is not None:
             await self._asking
         await self._redis.aclose()
@@ -89,7 +100,7 @@ class StatusBatcher:
         """None for those of which Redis may not be believed, too."""
         try:
             with broker_errors():
-                keys, arguments = read_states_arguments(job_ids)
+                keys, arguments = read_states_arguments(self._keys, job_ids)
                 states, is_whole = parse_states(await self._read_states.run(keys, arguments))
         except BrokerUnavailableError:
             self._view_freshness.lose()

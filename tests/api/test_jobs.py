@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from jobs.live.keys import key
+from jobs.live.keys import Keys
 from jobs.models import Priority, Stage
 
 from .conftest import ALLOWED_SOURCE, Service, require_problem, running_service
@@ -197,11 +197,11 @@ def test_how_a_job_ended_is_what_its_manifest_says(alone: Service) -> None:
     alone.worker.fail(failed)
     with redis.Redis.from_url(alone.jobs.settings.redis_url or "", decode_responses=True) as server:
         for id_ in (job_id, failed):
-            state = json.loads(server.hget(key("job", id_), "state"))
+            state = json.loads(server.hget(Keys().key("job", id_), "state"))
             other = {"percent_opacity": 0.0, "percent_high_opacity": 0.0, "lung_severity_score": 0}
             state |= {"severity": other | {"lung_high_opacity_score": 0}, "status": "succeeded", "error": None}
-            server.hset(key("job", id_), "state", json.dumps(state))
-            server.xadd(key("events", id_), {"state": json.dumps(state), "cancel": ""})
+            server.hset(Keys().key("job", id_), "state", json.dumps(state))
+            server.xadd(Keys().key("events", id_), {"state": json.dumps(state), "cancel": ""})
     for _ in range(2):  # the first look reads the manifest
         job = alone.client.get(f"/v1/jobs/{job_id}").json()
         assert (job["status"], job["severity"]["percent_opacity"]) == ("succeeded", 11.8)
