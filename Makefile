@@ -6,7 +6,7 @@ STATES ?= 3000
 FILES ?= 5500
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo openapi-check test lint types layers unit test-states test-files test-monitoring test-proxies first-hour docs images chaos chaos-small soak k8s-check load load-check test-clients format constraints clean
+.PHONY: help install demo openapi-check test lint types layers unit test-states test-files test-monitoring test-proxies first-hour docs images chaos chaos-small soak k8s-check load load-check test-clients audit-code audit-dependencies sbom format constraints clean
 
 help: ## show the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -34,6 +34,7 @@ types: install ## mypy, strict
 	$(BIN)/mypy
 	MYPYPATH=. $(BIN)/mypy --follow-imports=silent k8s/measure.py
 	MYPYPATH=. $(BIN)/mypy --follow-imports=silent -p tests.chaos
+	MYPYPATH=. $(BIN)/mypy --follow-imports=silent -p tests.supply
 	MYPYPATH=. $(BIN)/mypy --follow-imports=silent $(filter-out %/test_images.py,$(wildcard tests/images/*.py))
 
 layers: install ## who may import whom
@@ -114,6 +115,15 @@ load-check: install .venv-load/.installed ## the same with a few clients for a f
 	$(PYTHON) -m venv .venv-load
 	.venv-load/bin/pip install --quiet --disable-pip-version-check -r tests/load/requirements.txt
 	@touch $@
+
+audit-code: install ## bandit: each finding is mended or has its reason; CI runs it
+	$(BIN)/python -m tests.supply.code
+
+audit-dependencies: install ## pip-audit on all pins; fails where nobody knows (3) as where one is vulnerable (1); CI runs it
+	$(BIN)/python -m tests.supply.dependencies
+
+sbom: install ## CycloneDX bills of materials of both images, in build/sbom; CI runs it
+	$(BIN)/python -m tests.supply.materials
 
 format: install ## let ruff mend what it can
 	$(BIN)/ruff check --fix

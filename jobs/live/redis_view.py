@@ -239,7 +239,7 @@ class LiveView:
             if not self._redis.exists(DELETIONS):
                 return False
             try:
-                info = cast("dict[str, Any]", self._redis.info("persistence"))
+                info = self._redis.info("persistence")
                 if str(info.get("aof_enabled")) == "1":
                     self._redis.bgrewriteaof()
             except redis.ResponseError as error:
