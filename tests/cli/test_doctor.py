@@ -39,7 +39,8 @@ def test_all_is_well_on_a_fresh_machine(lobewise: Run) -> None:
     result = lobewise("doctor", "--json")
     assert result.returncode == 0, result.stdout + result.stderr
     found = verdicts(result)
-    parts = {"settings", "broker", "clock", "blobs", "files", "retention", "disk", "weights", "device", "sandbox"}
+    stored = {"broker", "clock", "blobs", "files", "retention", "disk"}
+    parts = {"settings", *stored, "outbound", "weights", "device", "sandbox"}
     assert set(found) == parts
     assert (found["files"], found["retention"]) == (["ok"], ["warning"])
     assert found["weights"] == ["ok"] * 3
