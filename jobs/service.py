@@ -195,7 +195,7 @@ class JobService:
             return self._store.state(job_id)
         # While the broker was away jobs may have ended unseen; nothing that is told may be taken back by an end.
         if shown is not None and (is_fresh or not self._store.is_final(job_id)):
-            return self.ends.settled(shown)
+            return shown
         state = self._store.state(job_id)
         if state.status.is_final:
             # An end that one client was told must be told to all, whatever the live view made of the job before.

@@ -199,6 +199,8 @@ class Submission:
             headers["Preference-Applied"] = f"wait={wanted_seconds}"
         if is_replay:
             headers["Idempotent-Replayed"] = "true"
+        if not self.jobs.ends.holds(state):
+            state = await run_sync(self.jobs.ends.settled, state)
         view = job_view(state, self.addresses)
         return json_response(view, 200 if waited and state.status.is_final else 202, headers)
 
