@@ -32,6 +32,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from jobs.allowlist import CALLBACK_SCHEMES, SOURCE_SCHEMES, checked
+from jobs.audit.entries import AuditLevel
 from jobs.errors import SettingsError
 from jobs.logs import LogFormat, LogLevel
 
@@ -187,6 +188,22 @@ class JobsSettings(BaseSettings):
     sweep_seconds: PositiveFloat = Field(
         default=600.0, description="how often expired uploads, what crashes left and jobs past retention are deleted"
     )
+    audit: AuditLevel = Field(
+        default=AuditLevel.READS,
+        description="what the audit trail records: `off`, `changes` (submitted, cancelled, deleted, refused), `reads` "
+        "(who was given results, ended jobs, lists and exports, too) or `all` (every poll)",
+    )
+    audit_seconds: PositiveFloat = Field(
+        default=5.0, description="how long entries about reads wait for others; a process that is killed loses them"
+    )
+    audit_keys: SecretStr | None = Field(
+        default=None,
+        description="seals the audit trail against who can rewrite all of the storage: a text of 32 characters or "
+        "more; several, separated by spaces, verify, and the first one seals",
+    )
+    audit_retention_days: PositiveInt | None = Field(
+        default=None, description="older days of the audit trail are deleted; without it they are kept"
+    )
     log_format: LogFormat = Field(
         default="auto", description="`json`, `text`, or `auto`: text on a terminal, JSON elsewhere"
     )
@@ -230,6 +247,13 @@ class JobsSettings(BaseSettings):
                     "each must be whsec_ and the base64 of 24 to 64 bytes, as `openssl rand -base64 32` gives"
                 )
         return secrets
+
+    @field_validator("audit_keys")
+    @classmethod
+    def _require_long_keys(cls, keys: SecretStr | None) -> SecretStr | None:
+        if keys is not None and not all(len(text) >= 32 for text in keys.get_secret_value().split() or [""]):
+            raise ValueError("each must have 32 characters or more, as `openssl rand -base64 32` gives")
+        return keys
 
     @field_validator(
         "source_allowlist", "callback_allowlist", "callback_retry_seconds", "outbound_networks", mode="before"

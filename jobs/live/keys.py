@@ -25,6 +25,7 @@ lobewise:lists                          lists of messages of tenants but `defaul
 lobewise:callback-outcomes              hash: how many attempts ended in each way since the server was last empty
 lobewise:reaper                         who looks for lost jobs now
 lobewise:deletions                      something was deleted that the server's file still has
+lobewise:audit:{day}                    hash: how far each chain of the audit trail had come
 lobewise:at-work                        prefixes of the tenants that may have queued or running jobs
 lobewise:rebuild:{mark}                 a rebuild is under way, and the server was not wiped since it began
 ```

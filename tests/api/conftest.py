@@ -80,7 +80,10 @@ class Service:
         return job_id
 
     def stored_files(self) -> set[Path]:
-        return {path for path in self.blobs.rglob("*") if path.is_file() and path.name != RESERVE}
+        """But for the audit trail, which every request may add to, and the space that is held back."""
+        trail = self.blobs / "audit"
+        files = (path for path in self.blobs.rglob("*") if path.is_file() and path.name != RESERVE)
+        return {path for path in files if trail not in path.parents}
 
 
 @contextmanager
