@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -186,7 +187,9 @@ def test_scans_give_way_to_who_asks_and_not_to_probes(path: str, is_deferring: b
         upload_limiter = UploadLimiter(1)
         envelope = RequestEnvelope(nothing, Metrics(), upload_limiter)
         with upload_limiter.take():
-            await envelope({"type": "http", "method": "GET", "path": path, "headers": []}, no_message, no_message)
+            app = SimpleNamespace(state=SimpleNamespace(audit=None))
+            scope = {"type": "http", "method": "GET", "path": path, "headers": [], "app": app}
+            await envelope(scope, no_message, no_message)
             return upload_limiter.is_deferring
 
     assert asyncio.run(run()) is is_deferring
