@@ -173,7 +173,8 @@ def test_what_is_within_the_limits_is_answered(connect: Callable[..., socket.soc
         connection.sendall(GET + headers + b"\r\n")
         answer = b""
         while not answer.endswith(b'{"status":"ok"}'):
-            assert (piece := connection.recv(65536)), answer
+            piece = connection.recv(65536)
+            assert piece, answer
             answer += piece
         assert answer.startswith(b"HTTP/1.1 200")
 
