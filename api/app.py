@@ -12,11 +12,12 @@ from typing import Final, cast
 
 import anyio
 import uvicorn
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.responses import PlainTextResponse
 from fastapi_offline import FastAPIOffline
 
 from api import errors, openapi
+from api.access import ROLES, authorize
 from api.connection_limits import ClientShares, Connections
 from api.docs_page import STATIC_URL, docs_page
 from api.forwarded import ForwardedHeaders
@@ -30,10 +31,12 @@ from api.routes import jobs as job_routes
 from api.sse import Streams
 from api.upload_limits import UploadLimiter
 from jobs.access.caller import DEFAULT_TENANT
+from jobs.access.doors import Doors
+from jobs.access.keys import KeyRing
 from jobs.bootstrap import Connection, connect
 from jobs.logs import configure_logging
 from jobs.private_files import keep_private
-from jobs.settings import ApiSettings, JobsSettings, misspelt, read_settings
+from jobs.settings import AccessSettings, ApiSettings, JobsSettings, misspelt, read_settings
 from jobs.tracing import configure_tracing, stop_tracing
 from jobs.version import __version__
 
@@ -43,8 +46,12 @@ logger = logging.getLogger("lobewise.api")
 STARTUP_FAILURE: Final = 3
 
 
-def create_app(settings: ApiSettings | None = None, jobs: Connection | None = None) -> FastAPI:
+def create_app(
+    settings: ApiSettings | None = None, jobs: Connection | None = None, doors: Doors | None = None
+) -> FastAPI:
     """The gateway as an ASGI application; settings come from the environment where none are given.
+
+    It answers whoever reaches it where nothing says who may: `run` looks where it listens, and refuses to.
 
     Without `jobs` it connects when it starts, and closes when it stops; given ones are the caller's to close.
     """
@@ -79,14 +86,18 @@ def create_app(settings: ApiSettings | None = None, jobs: Connection | None = No
     app.state.connections = Connections(settings, app.state.metrics.refused)
     app.state.metrics.watch_uploads(app.state.upload_limiter.taken, app.state.upload_limiter.bytes_per_second)
     app.state.connection = app.state.audit = None
+    app.state.doors = doors
     if jobs is not None:
         _use(app, jobs)
     # The router tries its routes in this order, so polls, which are most of the requests, come first.
     modules = (job_routes, submission, batches, uploads, events, feed, callbacks, results, exports, service)
     routers = [module.router for module in modules]
     app.state.routes = [route for router in routers for route in router.routes]
+    # One that nobody has thought of would be everybody's.
+    if forgotten := {route.operation_id for route in app.state.routes} ^ set(ROLES):
+        raise RuntimeError(f"api.access.ROLES and the operations differ: {sorted(forgotten)}")
     for router in routers:
-        app.include_router(router)
+        app.include_router(router, dependencies=[Depends(authorize)])
     app.webhooks.include_router(callbacks.webhooks)
     errors.install(app)
     openapi.install(app)
@@ -109,11 +120,15 @@ def run(host: str | None = None, port: int | None = None, jobs_settings: JobsSet
     configure_logging(jobs_settings.log_format, jobs_settings.log_level)
     for sentence in misspelt((JobsSettings, ApiSettings)):
         logger.warning("%s", sentence)
+    access = read_settings(AccessSettings)
     require_free(settings.host, settings.port)
     allow_connections(settings.max_connections)
     jobs = connect(jobs_settings)
     try:
-        app = create_app(settings, jobs)
+        doors = Doors(access, KeyRing(jobs.backends.store.blobs))
+        doors.require_guarded(settings.host)
+        logger.info("access: %s", doors.words())
+        app = create_app(settings, jobs, doors)
         config = uvicorn.Config(
             app,
             host=settings.host,
@@ -160,6 +175,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         owned = await anyio.to_thread.run_sync(connect)
         _use(app, owned)
     connection: Connection = app.state.connection
+    await anyio.to_thread.run_sync(app.state.doors.start)
     connection.reconciler.start()
     app.state.streams.start(connection.service)
     app.state.status_batchers = {DEFAULT_TENANT: connection.service.open_status_batcher()}
@@ -168,6 +184,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     finally:
         for batcher in app.state.status_batchers.values():
             await batcher.close()
+        await app.state.doors.close()
         await anyio.to_thread.run_sync(app.state.streams.stop)
         if owned is not None:
             await anyio.to_thread.run_sync(owned.close)
@@ -180,3 +197,4 @@ def _use(app: FastAPI, connection: Connection) -> None:
     app.state.audit = connection.backends.audit
     if connection.backends.audit is not None:
         app.state.metrics.watch_audit(connection.backends.audit)
+    app.state.doors = app.state.doors or Doors(read_settings(AccessSettings), KeyRing(connection.backends.store.blobs))

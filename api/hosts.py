@@ -64,12 +64,12 @@ class HostAndOrigin:
         if self._refuses and host and not state["host_is_ours"] and not scope["path"].endswith(_PROBES):
             detail = "this name is none of the service's: its operator lists them in LOBEWISE_ALLOWED_HOSTS"
             return ApiError(problems.HOST_NOT_ALLOWED, detail)
-        if scope["method"] not in _READING and not self._may_change(headers, host):
+        if scope["method"] not in _READING and not self.may_change(headers, host):
             detail = "a page of another site sends this request, and the operator has not allowed that site"
             return ApiError(problems.ORIGIN_NOT_ALLOWED, detail)
         return None
 
-    def _may_change(self, headers: Headers, host: str) -> bool:
+    def may_change(self, headers: Headers, host: str) -> bool:
         # Browsers set both, and no page can change them; programs send neither.
         site, origin = headers.get("sec-fetch-site", ""), headers.get("origin")
         if origin is not None and origin.lower() in self._origins:

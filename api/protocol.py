@@ -109,7 +109,7 @@ class _HttpProtocol(HttpToolsProtocol):
                 self.transport.pause_reading()
             return
         self._has_progressed = False
-        super().data_received(self._without_upgrade(bytes(data)) if self._is_in_head else data)
+        super().data_received(self.without_upgrade(bytes(data)) if self._is_in_head else data)
         if self._is_refused:
             return
         # A head, a line between two chunks or what follows the last: the parser keeps it all until it ends.
@@ -119,7 +119,7 @@ class _HttpProtocol(HttpToolsProtocol):
         elif self._is_in_head and not self._has_progressed and self._head_timer is None:
             self._watch_head()  # of a connection that is used again: empty lines, before a request that never comes
 
-    def _without_upgrade(self, data: bytes) -> bytes:
+    def without_upgrade(self, data: bytes) -> bytes:
         """What to parse now of a head: without a wish for another protocol, whose name may come in two pieces.
 
         Java's client asks for HTTP/2 in its first request without TLS, and the parser would then take what follows, the
