@@ -18,7 +18,7 @@ from jobs.bootstrap import connect
 from jobs.errors import JobsError, SettingsError
 from jobs.live.connection import broker_errors
 from jobs.settings import GIB, ApiSettings, JobsSettings, misspelt, read_settings
-from jobs.store.object_store import open_object_store
+from jobs.store.object_store import encryption_of, open_object_store
 from jobs.tracing import collector_takes
 
 Result = Literal["ok", "warning", "wrong"]
@@ -102,7 +102,7 @@ def _broker(settings: JobsSettings) -> Iterator[Check]:
 
 def _blobs(settings: JobsSettings) -> Iterator[Check]:
     url = settings.blob_url or (settings.data_dir.resolve() / "blobs").as_uri()
-    blobs = open_object_store(url, settings.blob_public_endpoint)
+    blobs = open_object_store(url, settings.blob_public_endpoint, encryption_of(settings))
     blobs.check()
     key, begin = f"doctor/{uuid4()}", time.perf_counter()
     found, skew_seconds = "", None

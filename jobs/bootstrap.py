@@ -15,7 +15,7 @@ from jobs.recovery.reconciler import Reconciler
 from jobs.service import JobService
 from jobs.settings import JobsSettings, read_settings
 from jobs.store.job_store import JobStore
-from jobs.store.object_store import open_object_store
+from jobs.store.object_store import encryption_of, open_object_store
 from jobs.worker_api import WorkerApi
 
 
@@ -57,7 +57,7 @@ def connect(settings: JobsSettings | None = None) -> Connection:
     settings = settings or read_settings(JobsSettings)
     data_dir = settings.data_dir.resolve()
     blob_url = settings.blob_url or (data_dir / "blobs").as_uri()
-    blobs = open_object_store(blob_url, settings.blob_public_endpoint)
+    blobs = open_object_store(blob_url, settings.blob_public_endpoint, encryption_of(settings))
     server = None if settings.redis_url else embedded_redis.join(data_dir / "valkey")
     resolved = settings.model_copy(
         update={"data_dir": data_dir, "blob_url": blob_url, "redis_url": server.url if server else settings.redis_url}

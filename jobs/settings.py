@@ -69,6 +69,14 @@ class JobsSettings(BaseSettings):
         description="`file:///folder` or `s3://bucket/prefix` (credentials as the AWS tools read them); "
         "without it the folder `blobs` in `data_dir`",
     )
+    blob_encryption: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = Field(
+        default=None,
+        description="S3 is asked to encrypt what it keeps: `AES256` with keys of its own, `aws:kms` or `aws:kms:dsse` "
+        "with one of KMS; without it the bucket's own default counts",
+    )
+    blob_encryption_key: str | None = Field(
+        default=None, description="the key of KMS, by id or ARN; without it the one that the bucket has"
+    )
     max_upload_bytes: PositiveInt = Field(default=2 * GIB, description="larger scans are refused")
     # Three heartbeats may be late or lost before a worker that lives loses its job.
     lease_seconds: PositiveFloat = Field(default=20.0, description="a worker silent for longer has lost its job")
@@ -208,6 +216,18 @@ class JobsSettings(BaseSettings):
     def _require_matchable(cls, entries: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         schemes = SOURCE_SCHEMES if info.field_name == "source_allowlist" else CALLBACK_SCHEMES
         return tuple(checked(entry, schemes) for entry in entries)
+
+    @model_validator(mode="after")
+    def _require_encryption(self) -> Self:
+        # A switch that does nothing would be believed.
+        if self.blob_encryption is not None and not (self.blob_url or "").startswith("s3://"):
+            raise ValueError(
+                "LOBEWISE_BLOB_ENCRYPTION is for a bucket (LOBEWISE_BLOB_URL=s3://...): a folder is encrypted by its "
+                "file system (docs/patient-data.md)"
+            )
+        if self.blob_encryption_key is not None and self.blob_encryption in (None, "AES256"):
+            raise ValueError("LOBEWISE_BLOB_ENCRYPTION_KEY needs LOBEWISE_BLOB_ENCRYPTION=aws:kms or aws:kms:dsse")
+        return self
 
     @model_validator(mode="after")
     def _require_order(self) -> Self:

@@ -18,11 +18,12 @@ from obstore.store import LocalStore, S3Store
 from jobs.errors import StorageUnavailableError
 from jobs.models import Model
 from jobs.proxies import obstore_options, s3_endpoint
+from jobs.settings import JobsSettings
 from jobs.tracing import step
 
 if TYPE_CHECKING:
     from obstore import GetOptions
-    from obstore.store import ClientConfig, RetryConfig
+    from obstore.store import ClientConfig, RetryConfig, S3Config
 
     from jobs.store.s3_multipart import S3Bucket
 
@@ -37,6 +38,19 @@ _RETRY: Final["RetryConfig"] = {"max_retries": 3, "retry_timeout": timedelta(sec
 _CLIENT: Final["ClientConfig"] = {"connect_timeout": timedelta(seconds=2), "timeout": timedelta(minutes=5)}
 
 Document = TypeVar("Document", bound=Model)
+
+
+@dataclass(frozen=True)
+class Encryption:
+    """What S3 is told about the key under which it keeps what we write.
+
+    Attributes:
+        kind: `AES256` (SSE-S3), `aws:kms` or `aws:kms:dsse`.
+        key_id: of KMS; None for the bucket's own.
+    """
+
+    kind: str
+    key_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -193,7 +207,15 @@ def traced(key: str, size_bytes: int | None = None) -> dict[str, str | int]:
     return {"lobewise.blob.name": name} | ({} if size_bytes is None else {"lobewise.blob.size_bytes": size_bytes})
 
 
-def open_object_store(url: str, public_endpoint: str | None = None) -> ObjectStore:
+def encryption_of(settings: JobsSettings) -> Encryption | None:
+    """What the operator wants S3 to be told; None: nothing."""
+    kind = settings.blob_encryption
+    return None if kind is None else Encryption(kind, settings.blob_encryption_key)
+
+
+def open_object_store(
+    url: str, public_endpoint: str | None = None, encryption: Encryption | None = None
+) -> ObjectStore:
     """The store at `file:///folder` or `s3://bucket/prefix`; a ValueError for another scheme.
 
     Credentials, region and endpoint of S3 come from the usual `AWS_*` variables; clients may know the endpoint by
@@ -204,8 +226,13 @@ def open_object_store(url: str, public_endpoint: str | None = None) -> ObjectSto
         from jobs.store.s3_multipart import S3Bucket  # botocore takes a while, and a folder does not need it
 
         client: ClientConfig = {**_CLIENT, **obstore_options(s3_endpoint())}
-        s3 = S3Store.from_url(url, client_options=client, retry_config=_RETRY)
-        return ObjectStore(s3, bucket=S3Bucket(parts.netloc, unquote(parts.path), public_endpoint))
+        encrypted: S3Config = {}
+        if encryption is not None:
+            encrypted["server_side_encryption"] = encryption.kind
+            if encryption.key_id is not None:
+                encrypted["sse_kms_key_id"] = encryption.key_id
+        s3 = S3Store.from_url(url, config=encrypted, client_options=client, retry_config=_RETRY)
+        return ObjectStore(s3, bucket=S3Bucket(parts.netloc, unquote(parts.path), public_endpoint, encryption))
     if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
         raise ValueError(f"blobs live at file:///folder or s3://bucket/prefix, not at {url!r}")
     folder = Path(unquote(parts.path))
