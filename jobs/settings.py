@@ -85,6 +85,17 @@ class JobsSettings(BaseSettings):
         default=3, description="the last failed attempt ends the job; attempts that were requeued do not count"
     )
     retry_seconds: PositiveFloat = Field(default=5.0, description="pause before the second attempt, then doubled")
+    deidentify: Literal["off", "basic"] = Field(
+        default="off",
+        description="`basic`: the worker that has read an uploaded scan replaces it in the store by one without what "
+        "names the patient (DICOM PS3.15 Basic Profile; texts of other formats); what cannot be replaced is deleted "
+        "when the job ends. `off`: scans are kept as they came",
+    )
+    deidentify_secret: SecretStr | None = Field(
+        default=None,
+        min_length=32,
+        description="UIDs are mapped under it, the same for all workers. Without it one is made in `data_dir`",
+    )
     reuse_results: bool = Field(
         default=True,
         description="whether a scan that was scored before, by the same software and weights, is given that result",

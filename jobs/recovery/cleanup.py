@@ -17,6 +17,7 @@ from jobs.backends import Backends
 from jobs.batches import Batches
 from jobs.errors import JobNotFoundError, JobPurgedError, NewerSchemaError
 from jobs.recovery import finalize
+from jobs.store.inputs import RECEIVED, Inputs
 from jobs.store.job_store import JobFiles
 from jobs.store.keys import JOBS, RESULTS, UPLOADS
 from jobs.store.multipart_uploads import MultipartUploads
@@ -47,6 +48,7 @@ class Cleanup:
         orphans = self._delete_orphans([files for files in listed if states.made_at(files.job_id) < upload_from], now)
         orphans += self.uploads.clean_up(now)
         orphans += self._remove_leftovers(listed)
+        orphans += self._delete_received(listed)
         orphans += self._delete_tombstones(listed, now - timedelta(seconds=settings.tombstone_seconds))
         orphans += self.batches.clean_up(now, kept_from)
         orphans += self._delete_stale_results(listed)
@@ -91,6 +93,13 @@ class Cleanup:
         for job_id in leftovers:
             finalize.remove_traces(self.backends, job_id)
         return len(leftovers)
+
+    def _delete_received(self, listed: Iterable[JobFiles]) -> int:
+        """Scans as they came that outlived their job, since whoever ended it was killed before they were deleted."""
+        left = [f.job_id for f in listed if f.is_final and not f.is_purged and RECEIVED in f.names]
+        for job_id in left:
+            Inputs(self.backends.store.blobs).delete_received(job_id)
+        return len(left)
 
     def _delete_tombstones(self, listed: Iterable[JobFiles], oldest: datetime) -> int:
         # A job cannot have been deleted before it was made: so only the old ones are looked at.

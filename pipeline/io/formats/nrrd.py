@@ -40,7 +40,7 @@ _SPACE: Final = re.compile(
     r"(?P<x>left|right|l|r)-?(?P<y>anterior|posterior|a|p)-?(?P<z>superior|inferior|s|i)", re.IGNORECASE
 )
 _VECTOR: Final = re.compile(r"none|\([^()]*\)", re.IGNORECASE)
-_MM_PER_UNIT: Final = {
+MM_PER_UNIT: Final = {
     **dict.fromkeys(("", "mm", "millimeter", "millimeters", "millimetre", "millimetres"), 1.0),
     **dict.fromkeys(("cm", "centimeter", "centimeters", "centimetre", "centimetres"), 10.0),
     **dict.fromkeys(("m", "meter", "meters", "metre", "metres"), 1000.0),
@@ -106,6 +106,12 @@ def parse_nrrd(head: bytes) -> ImageHeader:
         findings=findings,
         packing=packing,
     )
+
+
+def nrrd_fields(head: bytes) -> dict[str, str]:
+    """The fields of a header that `parse_nrrd` takes."""
+    end = re.search(rb"\r?\n\r?\n", head)
+    return _fields(head[: end.start() if end else 0].decode("latin-1"))
 
 
 def _fields(text: str) -> dict[str, str]:
@@ -218,9 +224,9 @@ def _units_mm(fields: Mapping[str, str], field: str, axes: tuple[int, ...]) -> F
     names = re.findall(r"\"([^\"]*)\"", fields.get(field, ""))
     chosen = [names[axis].strip() if axis < len(names) else "" for axis in axes]
     for name in chosen:
-        if name.lower() not in _MM_PER_UNIT:
+        if name.lower() not in MM_PER_UNIT:
             raise UnsupportedFormatError(
                 f"{field} says {name[:40]!r}: mm, cm, m, um and in are known.",
                 evidence={"field": field, "value": name[:40]},
             )
-    return np.array([_MM_PER_UNIT[name.lower()] for name in chosen])
+    return np.array([MM_PER_UNIT[name.lower()] for name in chosen])
