@@ -5,11 +5,10 @@ writer that was killed. All are left alone for `upload_seconds`, in which an hon
 """
 
 import logging
-import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 from jobs import states
@@ -27,15 +26,15 @@ log = logging.getLogger(__name__)
 #: What bars a job from coming late is kept for much longer than any request lasts.
 VOID_KEPT: Final = timedelta(days=30)
 
-#: What obstore calls a local file that it has not finished.
-_STAGED: Final = re.compile(r".*#\d+")
-
 
 @dataclass(frozen=True)
 class Cleanup:
+    """Looks for it when asked. `compact` lets an embedded server forget what was deleted, too."""
+
     backends: Backends
     uploads: MultipartUploads
     batches: Batches
+    compact: Callable[[], None] | None = None
 
     def clean_up(self, now: datetime | None = None) -> int:
         """Look once through all blobs; how many things were deleted. Raises StorageUnavailableError."""
@@ -52,7 +51,12 @@ class Cleanup:
         orphans += self._delete_tombstones(listed, now - timedelta(seconds=settings.tombstone_seconds))
         orphans += self.batches.clean_up(now, kept_from)
         orphans += self._delete_stale_results(listed)
-        unfinished = self._abort_multiparts(upload_from) + self._delete_staged(upload_from)
+        blobs = self.backends.store.blobs
+        # A bucket may also be that of others.
+        below = ("",) if blobs.folder is not None else (JOBS, UPLOADS)
+        unfinished = sum(blobs.delete_unfinished(prefix, upload_from) for prefix in below)
+        if self.compact is not None:
+            self.compact()
         if retired or orphans or unfinished:
             log.info("deleted %d jobs past retention, %d orphans, %d unfinished writes", retired, orphans, unfinished)
         return retired + orphans + unfinished
@@ -116,23 +120,4 @@ class Cleanup:
             if job_id not in kept and states.is_id(job_id) and not self.backends.store.is_final(job_id):
                 blobs.delete(key)
                 deleted += 1
-        return deleted
-
-    def _abort_multiparts(self, oldest: datetime) -> int:
-        bucket = self.backends.store.blobs.bucket
-        if bucket is None:
-            return 0
-        found = [upload for folder in (JOBS, UPLOADS) for upload in bucket.unfinished(folder)]
-        stale = [upload for upload in found if upload.begun_at < oldest]
-        for upload in stale:
-            bucket.abort(upload.key, upload.multipart_id)
-        return len(stale)
-
-    def _delete_staged(self, oldest: datetime) -> int:
-        folder, deleted = self.backends.store.blobs.folder, 0
-        for path in folder.rglob("*#*") if folder is not None else ():
-            with suppress(FileNotFoundError):  # just finished
-                if _STAGED.fullmatch(path.name) and datetime.fromtimestamp(path.stat().st_mtime, UTC) < oldest:
-                    path.unlink()
-                    deleted += 1
         return deleted

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -33,6 +33,8 @@ PART_BYTES: Final = 8 << 20
 #: What a writer to a folder holds: many may write at once.
 FOLDER_PART_BYTES: Final = 128 << 10
 
+#: What obstore calls a local file that it has not finished.
+_STAGED: Final = re.compile(r".*#\d+")
 _ID: Final = re.compile(r"[0-9a-f-]{32}")
 _RETRY: Final["RetryConfig"] = {"max_retries": 3, "retry_timeout": timedelta(seconds=10)}
 _CLIENT: Final["ClientConfig"] = {"connect_timeout": timedelta(seconds=2), "timeout": timedelta(minutes=5)}
@@ -177,6 +179,25 @@ class ObjectStore:
             if not keep(key):
                 self.delete(key)
 
+    def delete_unfinished(self, prefix: str, begun_before: datetime | None = None) -> int:
+        """What writers below a prefix left that never came to their end, which no listing shows; how many that were.
+
+        Without a time also what is being written now, and then fails.
+        """
+        deleted = 0
+        if self.bucket is not None:
+            found = [upload for upload in self.bucket.unfinished(prefix) if _is_before(upload.begun_at, begun_before)]
+            for upload in found:
+                self.bucket.abort(upload.key, upload.multipart_id)
+            return len(found)
+        for path in (self.folder / prefix).rglob("*#*") if self.folder is not None else ():
+            with suppress(FileNotFoundError):  # just finished
+                begun_at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+                if _STAGED.fullmatch(path.name) and _is_before(begun_at, begun_before):
+                    path.unlink()
+                    deleted += 1
+        return deleted
+
     def sync(self, key: str) -> None:
         """Make a local blob survive a power cut: the file, and the folders that name it."""
         if self.folder is None:
@@ -199,6 +220,10 @@ class ObjectStore:
             raise StorageUnavailableError("the folder of the blobs is gone")
         with _unavailable():
             next(iter(obstore.list(self.store, "ready/", chunk_size=1)), None)
+
+
+def _is_before(moment: datetime, limit: datetime | None) -> bool:
+    return limit is None or moment < limit
 
 
 def traced(key: str, size_bytes: int | None = None) -> dict[str, str | int]:
