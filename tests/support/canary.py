@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 from dicomanonymizer.dicom_anonymization_databases import dicomfields_2026c as table
-from pydicom.datadict import dictionary_VR
+from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
@@ -57,7 +57,8 @@ def plant(data: Dataset, depth: int) -> None:
     for tag in table.ALL_TAGS:
         if len(tag) != 2 or tag[0] < 8:
             continue
-        kind = dictionary_VR(tag).split(" or ")[0]
+        # The table may be of a later edition of the standard than pydicom.
+        kind = dictionary_VR(tag).split(" or ")[0] if dictionary_has_tag(tag) else "LO"
         if kind in _TEXTS:
             value: object = NAME
         elif kind == "UI":
@@ -78,7 +79,8 @@ def plant(data: Dataset, depth: int) -> None:
     inner = Dataset()
     inner.PatientName = NAME
     block.add_new(0x11, "SQ", [inner])
-    data.add_new(0x00081199 + 2, "LO", NAME) if (0x0008, 0x119B) not in data else None  # of no dictionary
+    data.add_new(0x0018FF01, "LO", NAME)  # of no dictionary
+    data.add_new(0x00089215, "LO", NAME)  # a text where a sequence belongs
     data.add_new(0x60000022, "LO", NAME)
     data.add_new(0x60004000, "LT", NAME)
     data.add_new(0x60001500, "LO", NAME)
@@ -87,7 +89,7 @@ def plant(data: Dataset, depth: int) -> None:
     if depth:
         deeper = Dataset()
         plant(deeper, depth - 1)
-        data.DerivationCodeSequence = [deeper]  # no entry of the table
+        data.add_new(0x00080121, "SQ", [deeper])  # no entry of the table
 
 
 def planted_zip(slices: list[bytes]) -> bytes:

@@ -20,7 +20,7 @@ from pipeline.io.formats.image_header import ImageHeader, numbers_of
 from pipeline.io.formats.images import parse_image, unpacked_pixels
 from pipeline.io.formats.limits import SizeLimits
 from pipeline.io.formats.metaimage import metaimage_fields
-from pipeline.io.formats.nrrd import MM_PER_UNIT, nrrd_fields
+from pipeline.io.formats.nrrd import MM_PER_UNIT, SPACES, nrrd_fields
 from pipeline.io.formats.unpack import Packing
 
 DEIDENTIFIED: Final = "deidentified"
@@ -37,8 +37,7 @@ _NIFTI_TEXTS: Final = {
 _NRRD_FIELDS: Final = {
     "type": r"[a-z0-9_ ]+",
     "dimension": r"\d+",
-    "space": r"[LR][AP][SI]T?|(?:(?:left|right)-(?:anterior|posterior)-(?:superior|inferior)|scanner-xyz"
-    r"|3D-(?:left|right)-handed)(?:-time)?",
+    "space": SPACES.pattern,
     "space dimension": r"\d+",
     "sizes": r"[\d\s]+",
     "endian": "little|big",

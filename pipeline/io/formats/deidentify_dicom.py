@@ -20,7 +20,6 @@ from typing import Any, BinaryIO, Final
 
 import pydicom
 from dicomanonymizer import simpledicomanonymizer as profile
-from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
@@ -139,10 +138,12 @@ class BasicProfile:
             )
             if action is not None:
                 self._act(data, tag, action)
-            elif _is_sequence(data.get_item(tag)):
+            elif group not in _OVERLAYS and pydicom.datadict.dictionary_VR(tag) == "SQ":
                 try:
-                    items = list(data[tag].value or [])
+                    items = list(data[tag].value or []) if data[tag].VR == "SQ" else None
                 except FAULTS:
+                    items = None
+                if items is None:  # something else under the tag of a sequence
                     del data[tag]
                     continue
                 for item in items:
@@ -175,9 +176,3 @@ class BasicProfile:
             return written
         digest = hmac.digest(self.key, written.encode(), "sha256")
         return f"2.25.{uuid.UUID(bytes=digest[:16], version=5).int}"
-
-
-def _is_sequence(element: Any) -> bool:
-    if isinstance(element, RawDataElement) and element.VR in (None, "UN"):
-        return bool(pydicom.datadict.dictionary_VR(element.tag) == "SQ")
-    return bool(element.VR == "SQ")

@@ -39,6 +39,12 @@ _PACKINGS: Final = {"raw": Packing.PLAIN, "gzip": Packing.GZIP, "gz": Packing.GZ
 _SPACE: Final = re.compile(
     r"(?P<x>left|right|l|r)-?(?P<y>anterior|posterior|a|p)-?(?P<z>superior|inferior|s|i)", re.IGNORECASE
 )
+#: All names of spaces that NRRD defines. Others are not repeated to anybody: some exporters write texts of their own.
+SPACES: Final = re.compile(
+    r"[LR][AP][SI]T?|(?:(?:left|right)-(?:anterior|posterior)-(?:superior|inferior)|scanner-xyz"
+    r"|3D-(?:left|right)-handed)(?:-time)?",
+    re.IGNORECASE,
+)
 _VECTOR: Final = re.compile(r"none|\([^()]*\)", re.IGNORECASE)
 MM_PER_UNIT: Final = {
     **dict.fromkeys(("", "mm", "millimeter", "millimeters", "millimetre", "millimetres"), 1.0),
@@ -159,7 +165,8 @@ def _placement(
     directions = _directions(fields)
     spacings = _spacings(fields, spatial)
     if sides is None:
-        findings.append(orientation_assumed(f"space: {space[:40] or 'missing'}"))
+        said = space if SPACES.fullmatch(space) else "unknown"
+        findings.append(orientation_assumed(f"space: {said if space else 'missing'}"))
     elif directions is None:
         findings.append(orientation_assumed("space directions are missing"))
     if directions is not None:
