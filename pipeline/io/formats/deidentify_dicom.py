@@ -25,7 +25,7 @@ from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRL
 
 from pipeline.errors import UnsupportedFormatError
 from pipeline.io.formats.archive import Member
-from pipeline.io.formats.dicom_headers import DEFLATED, NO_CONTRAST
+from pipeline.io.formats.dicom_headers import NO_CONTRAST
 from pipeline.io.formats.dicom_inventory import Inventory, take_stock
 from pipeline.io.formats.dicom_tags import FAULTS, OVERLAY_BITS, seconds_of_day, text
 from pipeline.io.formats.limits import SizeLimits
@@ -54,18 +54,17 @@ def deidentify_series(members: Iterable[Member], folder: Path, limits: SizeLimit
     stock = Inventory()
     take_stock(members, folder, limits, stock)
     paths = sorted({s.pixels.path for s in stock.slices})
-    inflated = {s.pixels.path for s in stock.slices if s.pixels.syntax == DEFLATED}
     times = {s.content_time_s for s in stock.slices} | {s.traits["acquisition_time_s"] for s in stock.slices}
     profiled = BasicProfile(key, sorted(time for time in times if isinstance(time, float)))
     if len(paths) == 1:
-        pydicom.dcmwrite(kept, profiled.apply_to_file(paths[0], paths[0] in inflated))
+        pydicom.dcmwrite(kept, profiled.apply_to_file(paths[0]))
         return 1
     with zipfile.ZipFile(kept, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for number, path in enumerate(paths):
             info = zipfile.ZipInfo(f"{number:05d}.dcm", _ZIP_TIME)
             info.compress_type = zipfile.ZIP_DEFLATED
             written = io.BytesIO()
-            pydicom.dcmwrite(written, profiled.apply_to_file(path, path in inflated))
+            pydicom.dcmwrite(written, profiled.apply_to_file(path))
             archive.writestr(info, written.getbuffer(), compresslevel=1)
             path.unlink()  # the disk need not hold a third copy
     return len(paths)
@@ -87,7 +86,7 @@ class BasicProfile:
     def __post_init__(self) -> None:
         self._ranks = {time: rank for rank, time in enumerate(self.times_s)}
 
-    def apply_to_file(self, path: Path, is_inflated: bool = False) -> Dataset:
+    def apply_to_file(self, path: Path) -> Dataset:
         """The file's data set with a new preamble and meta header, ready to be written.
 
         Raises UnsupportedFormatError: BurnedInAnnotation.
@@ -99,8 +98,6 @@ class BasicProfile:
         given = data.file_meta.get("TransferSyntaxUID") if hasattr(data, "file_meta") else None
         plain = ImplicitVRLittleEndian if is_implicit else ExplicitVRLittleEndian
         meta.TransferSyntaxUID = given or (plain if is_little_endian in (None, True) else ExplicitVRBigEndian)
-        if is_inflated:
-            meta.TransferSyntaxUID = ExplicitVRLittleEndian
         self.apply(data)
         if "SOPClassUID" in data:
             meta.MediaStorageSOPClassUID = data.SOPClassUID
