@@ -12,6 +12,7 @@ from api.errors import invalid_parameters, pointer
 from api.metrics import Metrics
 from api.schemas import FieldError
 from api.upload_limits import UploadLimiter
+from jobs.access.caller import Caller
 from jobs.live.status_batcher import StatusBatcher
 from jobs.service import JobService
 from jobs.settings import ApiSettings
@@ -86,6 +87,12 @@ def _from_state(name: str) -> Callable[[Request], Awaitable[Any]]:
     return read
 
 
+async def _caller(request: Request) -> Caller:
+    caller: Caller = request.state.caller
+    return caller
+
+
+CallerDep = Annotated[Caller, Depends(_caller)]
 JobsDep = Annotated[JobService, Depends(_from_state("jobs"))]
 UploadLimiterDep = Annotated[UploadLimiter, Depends(_from_state("upload_limiter"))]
 StatusBatcherDep = Annotated[StatusBatcher, Depends(_from_state("status_batcher"))]

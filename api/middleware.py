@@ -17,6 +17,7 @@ from api.errors import internal_error
 from api.metrics import Metrics
 from api.upload_limits import UploadLimiter
 from jobs import tracing
+from jobs.access.caller import ANONYMOUS
 from jobs.states import is_id
 
 logger = logging.getLogger("lobewise.api")
@@ -47,6 +48,7 @@ class RequestEnvelope:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope.setdefault("state", {})["caller"] = ANONYMOUS
         span: Span = INVALID_SPAN
         if not scope["path"].endswith(_ROUTINE):
             if scope["method"] == "GET":

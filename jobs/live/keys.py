@@ -21,6 +21,7 @@ lobewise:callbacks                      ids of jobs, and `batch:{id}`, that have
 lobewise:batch:{id}                     set of its jobs that are not finished, where it wants to tell of its end
 lobewise:deadlines                      ids of jobs that no worker has begun, by the time until which one may, ms
 lobewise:recent                         list: how long workers had the last jobs that they ended, ms
+lobewise:lists                          lists of messages of tenants but `default`, by when one was last put in
 lobewise:callback-outcomes              hash: how many attempts ended in each way since the server was last empty
 lobewise:reaper                         who looks for lost jobs now
 lobewise:rebuild:{mark}                 a rebuild is under way, and the server was not wiped since it began
@@ -43,6 +44,7 @@ DEADLINES: Final = PREFIX + "deadlines"
 RECENT: Final = PREFIX + "recent"
 CALLBACK_OUTCOMES: Final = PREFIX + "callback-outcomes"
 LEADER: Final = PREFIX + "reaper"
+LISTS: Final = PREFIX + "lists"
 
 #: Both have every job that a list may name (`REFERENCES` those that have a reference). Versions before them fill the
 #: other lists alone: the view is whole for them only while `DELAYS` is as long as the list of all jobs.

@@ -11,7 +11,7 @@ from typing import Final, cast
 import redis
 
 from jobs.live.connection import Script, broker_errors
-from jobs.live.keys import DEADLINES, DELAYS, EPOCH, LEADER, REFERENCES, key
+from jobs.live.keys import DEADLINES, DELAYS, EPOCH, LEADER, LISTS, REFERENCES, key
 from jobs.live.pagination import id_of
 from jobs.models import JobStatus
 
@@ -20,6 +20,11 @@ REBUILD_SECONDS: Final = 24 * 3600
 
 #: Members in one command.
 MAX_REMOVED: Final = 1000
+
+
+#: A list of messages that is empty for so long is no longer looked into. Much longer than a message is with a worker,
+#: so that one that is delivered again is seen.
+LIST_SECONDS: Final = 7 * 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -142,6 +147,23 @@ class BrokerMessages:
 
     def __init__(self, server: redis.Redis) -> None:
         self._redis = server
+        self._note_list = Script(server, "note_list")
+        self._drop_lists = Script(server, "drop_lists")
+
+    @broker_errors()
+    def note_list(self, name: str) -> None:
+        """Let workers look into this list, which is about to get a message."""
+        self._note_list(lists=LISTS, name=name)
+
+    @broker_errors()
+    def lists(self) -> list[str]:
+        """Every list that was noted and not dropped since."""
+        return cast("list[str]", self._redis.zrange(LISTS, 0, -1))
+
+    @broker_errors()
+    def drop_lists(self) -> int:
+        """Let nobody look into lists that have been empty for `LIST_SECONDS`; how many there were."""
+        return int(self._drop_lists(lists=LISTS, seconds=LIST_SECONDS))
 
     @broker_errors()
     def waiting(self, queues: Iterable[str]) -> list[str]:

@@ -56,6 +56,7 @@ class Reconciler:
         if self._cleaned_up_at is None or now - self._cleaned_up_at > settings.sweep_seconds:
             self._cleaned_up_at = now
             self._cleanup.clean_up()
+            self._backends.live.messages.drop_lists()
         found = self._rebuild_if_due()
         if not recovery.has_whole_lists():
             self._complete_lists()
