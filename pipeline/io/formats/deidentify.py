@@ -6,7 +6,6 @@ only what says where voxels lie and how they are stored; voxels stay as they are
 
 import re
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -95,16 +94,16 @@ def _deidentify_image(path: Path, content: Content, limits: SizeLimits, kept: Bi
         is_packed = content is Content.NIFTI_GZ
         # No name, comment or time of the file that was packed.
         target = igzip.GzipFile(filename="", mode="wb", fileobj=kept, compresslevel=1, mtime=0) if is_packed else kept
-        target.write(_nifti_header(head, header))
+        target.write(clean_nifti_header(head, header))
         for block in unpacked_pixels(path, content, header):
             target.write(block)
         if is_packed:
             target.close()
     elif content is Content.NRRD:
-        kept.write(_nrrd_header(head))
+        kept.write(clean_nrrd_header(head))
         _write_pixels(path, content, header, kept)
     elif content is Content.METAIMAGE:
-        kept.write(_metaimage_header(head))
+        kept.write(clean_metaimage_header(head))
         _write_pixels(path, content, header, kept)
     else:
         raise UnsupportedFormatError(f"The file is {content.value}.")
@@ -117,20 +116,14 @@ def _write_pixels(path: Path, content: Content, header: ImageHeader, kept: Binar
             for block in blocks:
                 target.write(block)
         return
-    if header.packing is Packing.ZLIB:
-        blocks = _zlib(blocks)
+    packer = isal_zlib.compressobj(1) if header.packing is Packing.ZLIB else None
     for block in blocks:
-        kept.write(block)
+        kept.write(packer.compress(block) if packer else block)
+    if packer:
+        kept.write(packer.flush())
 
 
-def _zlib(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    stream = isal_zlib.compressobj(1)
-    for block in blocks:
-        yield stream.compress(block)
-    yield stream.flush()
-
-
-def _nifti_header(head: bytes, header: ImageHeader) -> bytes:
+def clean_nifti_header(head: bytes, header: ImageHeader) -> bytes:
     """All bytes up to the pixels, texts and extensions zeroed."""
     blank = bytearray(head[: header.data_at].ljust(header.data_at, b"\0"))
     order = "<" if struct.unpack_from("<i", head)[0] in _NIFTI_TEXTS else ">"
@@ -141,7 +134,7 @@ def _nifti_header(head: bytes, header: ImageHeader) -> bytes:
     return bytes(blank)
 
 
-def _nrrd_header(head: bytes) -> bytes:
+def clean_nrrd_header(head: bytes) -> bytes:
     """The fields that the reader uses, if their values are what such values are: no comments, keys or labels."""
     fields, lines = nrrd_fields(head), [head.split(b"\n", 1)[0].strip()[:8].decode("latin-1")]
     for name, allowed in _NRRD_FIELDS.items():
@@ -155,7 +148,8 @@ def _nrrd_header(head: bytes) -> bytes:
     return "\n".join([*lines, "", ""]).encode("latin-1")
 
 
-def _metaimage_header(head: bytes) -> bytes:
+def clean_metaimage_header(head: bytes) -> bytes:
+    """The fields that the reader uses, if their values are what such values are: no comments and no names."""
     fields = metaimage_fields(head)
     lines = ["ObjectType = Image", f"NDims = {len(fields['DimSize'].split())}"]
     for name in _META_WORDS:
