@@ -70,15 +70,11 @@ def connect(settings: JobsSettings | None = None) -> Connection:
     feed_limits = FeedLimits(resolved.feed_events, resolved.feed_seconds)
     live = LiveView(resolved.redis_url or "", resolved.broker_timeout_seconds, view_freshness, feed_limits)
     backends = Backends(resolved, JobStore(blobs), live, JobQueue(resolved, live))
-    if server is None:
-        return assemble(backends)
-    return assemble(backends, on_close=server.close, compact=server.compact)
+    return assemble(backends, on_close=server.close if server else lambda: None)
 
 
-def assemble(
-    backends: Backends, on_close: Callable[[], None] = lambda: None, compact: Callable[[], None] | None = None
-) -> Connection:
-    """All sides over these backends. `compact` lets an embedded server forget what was deleted."""
+def assemble(backends: Backends, on_close: Callable[[], None] = lambda: None) -> Connection:
+    """All sides over these backends."""
     service = JobService(backends)
-    cleanup = Cleanup(backends, service.uploads, service.batches, compact)
+    cleanup = Cleanup(backends, service.uploads, service.batches)
     return Connection(backends, service, WorkerApi(backends), cleanup, Reconciler(backends, cleanup), on_close)

@@ -59,17 +59,6 @@ class EmbeddedServer:
     _users: int = field(repr=False)
     _supervisor: "subprocess.Popen[bytes] | None" = field(default=None, repr=False)
 
-    def compact(self) -> None:
-        """Let the server write its files anew, if anything has changed since it did: they still hold what was deleted.
-
-        Returns at once; harmless when the server is gone.
-        """
-        with _client(self.url) as client, suppress(redis.RedisError):
-            sizes = client.info("persistence")
-            # A base file with nothing behind it holds what the server does, and no more.
-            if sizes.get("aof_current_size") != sizes.get("aof_base_size"):
-                client.bgrewriteaof()
-
     def close(self) -> None:
         """Leave; stop the server if nobody else uses it."""
         if self._users < 0:
@@ -117,6 +106,20 @@ def running(folder: Path) -> str | None:
     except (FileNotFoundError, ValueError):
         return None
     return url if _answers(url) else None
+
+
+def compact(folder: Path, url: str | None) -> None:
+    """Let the server write its files anew, if it is this folder's: they still hold what was deleted.
+
+    Returns at once, and does nothing where nothing has changed since; harmless when the server is gone.
+    """
+    if url is None or url != running(folder):
+        return
+    with _client(url) as client, suppress(redis.RedisError):
+        sizes = client.info("persistence")
+        # A base file with nothing behind it holds what the server does, and no more.
+        if sizes.get("aof_current_size") != sizes.get("aof_base_size"):
+            client.bgrewriteaof()
 
 
 def supervise(folder: Path, server: str) -> None:

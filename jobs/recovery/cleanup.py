@@ -5,13 +5,13 @@ writer that was killed. All are left alone for `upload_seconds`, in which an hon
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
-from jobs import states
+from jobs import embedded_redis, states
 from jobs.backends import Backends
 from jobs.batches import Batches
 from jobs.errors import JobNotFoundError, JobPurgedError, NewerSchemaError
@@ -29,12 +29,9 @@ VOID_KEPT: Final = timedelta(days=30)
 
 @dataclass(frozen=True)
 class Cleanup:
-    """Looks for it when asked. `compact` lets an embedded server forget what was deleted, too."""
-
     backends: Backends
     uploads: MultipartUploads
     batches: Batches
-    compact: Callable[[], None] | None = None
 
     def clean_up(self, now: datetime | None = None) -> int:
         """Look once through all blobs; how many things were deleted. Raises StorageUnavailableError."""
@@ -55,8 +52,7 @@ class Cleanup:
         # A bucket may also be that of others.
         below = ("",) if blobs.folder is not None else (JOBS, UPLOADS)
         unfinished = sum(blobs.delete_unfinished(prefix, upload_from) for prefix in below)
-        if self.compact is not None:
-            self.compact()
+        embedded_redis.compact(settings.data_dir / "valkey", settings.redis_url)
         if retired or orphans or unfinished:
             log.info("deleted %d jobs past retention, %d orphans, %d unfinished writes", retired, orphans, unfinished)
         return retired + orphans + unfinished
