@@ -1,4 +1,4 @@
-"""The broker: three Celery queues in Redis, and the one task that goes through them. Only the job id does.
+"""The broker: three Celery queues in Redis, and the one task that goes through them. The job id does, and its tenant.
 
 The gateway sends the task by its name, so that it needs nothing of the worker's.
 
@@ -12,13 +12,14 @@ take turns: the one that this worker took from longest ago is looked into first.
 one of any `n` jobs that a worker takes, however many the others have sent.
 """
 
+import copy
 import json
 import logging
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from queue import Empty
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from celery import Celery
 from kombu.entity import Queue
@@ -178,41 +179,51 @@ class JobQueue:
     """The gateway's and the reconciler's end of the broker."""
 
     def __init__(self, settings: JobsSettings, live: LiveView) -> None:
-        self._live = live
+        self._live, self._tenant = live, DEFAULT_TENANT
         self._app = Celery("lobewise", set_as_current=False)
         self._app.conf.update(celery_config(settings))
         self._app.conf.broker_transport_options["socket_timeout"] = settings.broker_timeout_seconds
 
-    def publish(self, job_id: str, priority: Priority, tenant: str = DEFAULT_TENANT) -> None:
-        """Send a job to the workers. Twice does no harm: only one can claim it.
+    def of(self, tenant: str, live: LiveView) -> Self:
+        """That of a tenant, whose live view this is; over the same connections."""
+        queue = copy.copy(self)
+        queue._live, queue._tenant = live, tenant
+        return queue
+
+    def publish(self, job_id: str, priority: Priority) -> None:
+        """Send a job of this tenant to the workers. Twice does no harm: only one can claim it.
 
         Raises BrokerUnavailableError: not sent, or not known to be sent.
         """
-        name = queue_name(priority, tenant)
+        name = queue_name(priority, self._tenant)
         queue = Queue(name, routing_key=name)  # type: ignore[no-untyped-call]
         attributes = {
             "messaging.system": "celery",
             "messaging.destination.name": queue_name(priority),
             "messaging.message.id": job_id,
             "messaging.operation.type": "send",
+            tracing.TENANT: self._tenant,
         }
         try:
             with broker_errors(), tracing.step(f"send {queue_name(priority)}", attributes, SpanKind.PRODUCER):
-                # Before sending: a worker would not look into the list.
-                if tenant != DEFAULT_TENANT:
+                arguments: tuple[str, ...] = (job_id,)
+                # Of `default` as before there were tenants: workers of both versions take messages from one Redis.
+                if self._tenant != DEFAULT_TENANT:
+                    arguments = (job_id, self._tenant)
+                    # Before sending: a worker would not look into the list.
                     self._live.messages.note_list(name)
-                self._app.send_task(TASK_NAME, (job_id,), task_id=job_id, queue=queue, retry_policy=_RETRY_ONCE)
+                self._app.send_task(TASK_NAME, arguments, task_id=job_id, queue=queue, retry_policy=_RETRY_ONCE)
         except (OperationalError, OSError) as error:
             raise BrokerUnavailableError(f"the broker does not answer: {type(error).__name__}") from error
         # After sending: a message that is not known to be sent is sent again, and one too many does no harm.
         self._live.recovery.mark_published(job_id)
 
     def has_messages(self) -> bool:
-        """Whether any queue holds one. Raises BrokerUnavailableError."""
+        """Whether any queue holds one, of whatever tenant. Raises BrokerUnavailableError."""
         return self._live.messages.any_waiting((*QUEUES, *self._live.messages.lists()))
 
     def present(self, delivered_within_seconds: float) -> set[str]:
-        """Ids of the jobs with a message in a queue, or delivered to a worker lately."""
+        """Ids of the jobs, of all tenants, with a message in a queue, or delivered to a worker lately."""
         ids = set()
         for raw in self._live.messages.waiting((*QUEUES, *self._live.messages.lists())):
             with suppress(ValueError):

@@ -1,5 +1,6 @@
 """Jobs as workers see them: claim an attempt, fetch the scan, end the attempt in one of its ways, say who is ready."""
 
+import hmac
 import secrets
 import time
 from collections.abc import Mapping
@@ -54,7 +55,8 @@ class WorkerApi:
         # The lease only keeps honest workers from the same work; what makes an attempt one worker's is `claim.json`.
         if not self._live.lease(job_id, value, self.settings.lease_seconds):
             raise LeaseLostError(f"another worker holds job {job_id}")
-        span = tracing.entry(tracing.ATTEMPT_SPAN, record.traceparent, SpanKind.CONSUMER, {tracing.JOB_ID: job_id})
+        about = {tracing.TENANT: self._backends.tenant, tracing.JOB_ID: job_id}
+        span = tracing.entry(tracing.ATTEMPT_SPAN, record.traceparent, SpanKind.CONSUMER, about)
         claim = Claim(attempt=attempt, started_at=states.now(), worker=worker, traceparent=tracing.traceparent_of(span))
         lease = Lease(self._backends, record, claim, value, span)
         try:
@@ -66,7 +68,7 @@ class WorkerApi:
             tracing.end(span)
             lease.drop()
             raise
-        span.set_attributes(finalize.attempt_attributes(record, attempt))
+        span.set_attributes(finalize.attempt_attributes(self._backends, record, attempt))
         return lease
 
     def _begin_attempt(self, lease: Lease) -> None:
@@ -124,12 +126,15 @@ class WorkerApi:
 
     @cached_property
     def deidentification_key(self) -> bytes:
-        """Under which UIDs are mapped. Raises StorageUnavailableError: it cannot be kept in the data folder."""
+        """Under which the tenant's UIDs are mapped. Raises StorageUnavailableError: no secret can be kept."""
         given = self.settings.deidentify_secret
         if given is not None:
-            return given.get_secret_value().encode()
-        path = self.settings.data_dir / "deidentify-secret"
-        return read_or_make_secret(path, lambda: secrets.token_hex(32)).encode()
+            secret = given.get_secret_value()
+        else:
+            path = self.settings.data_dir / "deidentify-secret"
+            secret = read_or_make_secret(path, lambda: secrets.token_hex(32))
+        # Two tenants that have the same study shall not be able to tell.
+        return hmac.digest(secret.encode(), self._backends.tenant.encode(), "sha256")
 
     def replace_input(self, lease: Lease, path: Path) -> None:
         """Keep the scan at `path`, which names no patient, in place of the one that came. Raises as `fence`."""

@@ -112,6 +112,7 @@ class WorkerContext:
     """What a worker process has at hand.
 
     Attributes:
+        jobs: of the tenant whose job is worked on.
         stop_hard: ends this process, when a cancelled or lost job does not stop by itself.
         drain: whether the running job shall be requeued.
         result_digest: of the software and weights that results come from; without it none is used again.

@@ -1,5 +1,6 @@
 """Who calls: which tenant's work they see, and what they may do with it."""
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -8,6 +9,11 @@ from typing import Final
 DEFAULT_TENANT: Final = "default"
 #: What a tenant's name may be: it becomes a part of blobs' paths and of Redis' keys.
 TENANT_NAME: Final = r"[a-z0-9][a-z0-9-]{0,62}"
+
+
+def is_tenant(name: str) -> bool:
+    """Whether this may be a tenant's name."""
+    return re.fullmatch(TENANT_NAME, name) is not None
 
 
 class Role(StrEnum):

@@ -18,7 +18,7 @@ from jobs.errors import JobNotFoundError, JobPurgedError, NewerSchemaError
 from jobs.recovery import finalize
 from jobs.store.inputs import RECEIVED, Inputs
 from jobs.store.job_store import JobFiles
-from jobs.store.keys import JOBS, RESULTS, UPLOADS
+from jobs.store.keys import JOBS, RESULTS, TENANTS, UPLOADS
 from jobs.store.multipart_uploads import MultipartUploads
 
 log = logging.getLogger(__name__)
@@ -49,8 +49,10 @@ class Cleanup:
         orphans += self.batches.clean_up(now, kept_from)
         orphans += self._delete_stale_results(listed)
         blobs = self.backends.store.blobs
-        # A bucket may also be that of others.
-        below = ("",) if blobs.folder is not None else (JOBS, UPLOADS)
+        # A bucket may also be that of others; in the folder of `default` lie those of all other tenants, which are looked
+        # at by themselves.
+        in_folder = blobs.folder is not None
+        below = [f"{name}/" for name in blobs.folders("") if f"{name}/" != TENANTS] if in_folder else [JOBS, UPLOADS]
         unfinished = sum(blobs.delete_unfinished(prefix, upload_from) for prefix in below)
         embedded_redis.compact(settings.data_dir / "valkey", settings.redis_url)
         if retired or orphans or unfinished:

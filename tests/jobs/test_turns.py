@@ -50,7 +50,7 @@ def test_a_flood_of_one_tenant_leaves_another_its_share(jobs: Connection) -> Non
 def test_messages_of_every_tenant_are_seen_until_they_are_taken(jobs: Connection, server: redis.Redis) -> None:
     sent = {states.new_id(): tenant for tenant in ("default", "clinic-a", "clinic-b")}
     for job_id, tenant in sent.items():
-        jobs.backends.queue.publish(job_id, Priority.STAT, tenant)
+        jobs.tenants.of(tenant).backends.queue.publish(job_id, Priority.STAT)
     assert [server.llen(queue_name(Priority.STAT, tenant)) for tenant in sent.values()] == [1, 1, 1]
     assert jobs.backends.queue.present(10) == set(sent)
     server.delete(*QUEUES)
@@ -71,7 +71,7 @@ def test_a_tenant_that_begins_while_workers_wait_is_seen_within_two_seconds(jobs
     try:
         jobs.backends.queue.publish(states.new_id(), Priority.ROUTINE)
         assert until(lambda: len(taken.jobs) == 1, 10)
-        jobs.backends.queue.publish(states.new_id(), Priority.ROUTINE, "newcomer")
+        jobs.tenants.of("newcomer").backends.queue.publish(states.new_id(), Priority.ROUTINE)
         assert until(lambda: len(taken.jobs) == 2, 2 * LOOK_SECONDS + 1)
     finally:
         stop.set()
@@ -80,7 +80,7 @@ def test_a_tenant_that_begins_while_workers_wait_is_seen_within_two_seconds(jobs
 
 def test_what_is_delivered_again_lies_in_its_own_list(jobs: Connection, server: redis.Redis) -> None:
     job_id = states.new_id()
-    jobs.backends.queue.publish(job_id, Priority.BATCH, "clinic")
+    jobs.tenants.of("clinic").backends.queue.publish(job_id, Priority.BATCH)
     options = celery_config(jobs.settings)
     got: list[Any] = []
     with kombu.Connection(
@@ -102,7 +102,7 @@ def test_what_is_delivered_again_lies_in_its_own_list(jobs: Connection, server: 
 
 def test_a_list_is_dropped_once_it_has_been_empty_for_long(jobs: Connection, server: redis.Redis) -> None:
     for tenant in ("gone", "waiting", "new"):
-        jobs.backends.queue.publish(states.new_id(), Priority.ROUTINE, tenant)
+        jobs.tenants.of(tenant).backends.queue.publish(states.new_id(), Priority.ROUTINE)
     names = {tenant: queue_name(Priority.ROUTINE, tenant) for tenant in ("gone", "waiting", "new")}
     server.delete(names["gone"], names["new"])
     for tenant in ("gone", "waiting"):

@@ -72,10 +72,10 @@ def run(
     Raises TimeoutError: they are not done in time.
     """
     taken, stop = Taken(), threading.Event()
-    queue = jobs.backends.queue
+    queues = {tenant: jobs.tenants.of(tenant).backends.queue for tenant in ("flood", other)}
     owners = {states.new_id(): "flood" for _ in range(flood)}
     for job_id in owners:
-        queue.publish(job_id, Priority.ROUTINE, "flood")
+        queues["flood"].publish(job_id, Priority.ROUTINE)
     threads = [
         threading.Thread(target=consume, args=(jobs.settings, work_seconds, taken, stop)) for _ in range(consumers)
     ]
@@ -87,7 +87,7 @@ def run(
         began = time.perf_counter()
         few_ids = {states.new_id(): "other" for _ in range(few)}
         for job_id in few_ids:
-            queue.publish(job_id, Priority.ROUTINE, other)
+            queues[other].publish(job_id, Priority.ROUTINE)
         _wait(lambda: len(taken.done_at(set(few_ids))) == few)
     finally:
         stop.set()
