@@ -49,8 +49,8 @@ class Cleanup:
         orphans += self.batches.clean_up(now, kept_from)
         orphans += self._delete_stale_results(listed)
         blobs = self.backends.store.blobs
-        # A bucket may also be that of others; in the folder of `default` lie those of all other tenants, which are looked
-        # at by themselves.
+        # A bucket may also be that of others. In the folder of `default` lie those of all tenants, which are looked at
+        # by themselves.
         in_folder = blobs.folder is not None
         below = [f"{name}/" for name in blobs.folders("") if f"{name}/" != TENANTS] if in_folder else [JOBS, UPLOADS]
         unfinished = sum(blobs.delete_unfinished(prefix, upload_from) for prefix in below)
