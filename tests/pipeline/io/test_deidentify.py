@@ -88,7 +88,7 @@ def all_sets(data: pydicom.Dataset) -> list[pydicom.Dataset]:
 
 
 def test_every_attribute_of_the_profile_is_as_its_table_says(slices: list[pydicom.Dataset]) -> None:
-    planted = pydicom.dcmread(io.BytesIO(planted_dicom(HU[0], 1, 0)))
+    planted = pydicom.dcmread(io.BytesIO(planted_dicom(HU[0], 1, 0)[: -len(CANARY)]))
     looked_at = 0
     for original, data in zip(all_sets(planted), all_sets(slices[0]), strict=False):
         for tag in table.X_TAGS:
