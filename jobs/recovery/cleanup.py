@@ -12,6 +12,9 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from jobs import embedded_redis, states
+from jobs.access.caller import DEFAULT_TENANT
+from jobs.audit.entries import Act, Entry
+from jobs.audit.trail import delete_expired
 from jobs.backends import Backends
 from jobs.batches import Batches
 from jobs.errors import JobNotFoundError, JobPurgedError, NewerSchemaError
@@ -48,6 +51,10 @@ class Cleanup:
         orphans += self._delete_tombstones(listed, now - timedelta(seconds=settings.tombstone_seconds))
         orphans += self.batches.clean_up(now, kept_from)
         orphans += self._delete_stale_results(listed)
+        audit, audit_days = self.backends.audit, settings.audit_retention_days
+        # The trail is one for all tenants.
+        if audit is not None and audit_days is not None and self.backends.tenant == DEFAULT_TENANT:
+            orphans += delete_expired(audit, audit_days, now.date())
         blobs = self.backends.store.blobs
         # A bucket may also be that of others. In the folder of `default` lie those of all tenants, which are looked at
         # by themselves.
@@ -70,6 +77,11 @@ class Cleanup:
                 if manifest is not None and manifest.finished_at <= oldest:
                     finalize.purge(self.backends, self.uploads, files.job_id)
                     purged += 1
+                    if self.backends.audit is not None:
+                        tenant, job_id = self.backends.tenant, files.job_id
+                        self.backends.audit.record(
+                            Entry(Act.PURGE, tenant=tenant, subject="retention", kind="job", id=job_id)
+                        )
         return purged
 
     def _delete_orphans(self, old: Iterable[JobFiles], now: datetime) -> int:
