@@ -5,7 +5,7 @@ import socket
 import unicodedata
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Final
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -55,8 +55,9 @@ def checked(entry: str, schemes: Mapping[str, int | None]) -> str:
         "a bucket has no port": parts.scheme == "s3" and ":" in parts.netloc,
         "0 is no port": port == 0,
         "its host is none that DNS has": parts.scheme != "s3" and not _is_host(host),
-        "it names a network, and an entry is of one host: LOBEWISE_OUTBOUND_NETWORKS takes networks": _is_address(host)
-        and bool(re.fullmatch(r"/\d{1,3}", parts.path)),
+        "it names a network, and an entry is of one host: LOBEWISE_OUTBOUND_NETWORKS takes networks": _is_network(
+            host + parts.path
+        ),
         "its path has . or ..": _has_dots(parts.path),
         "it has characters that must be written as %XX": bool(
             _NEVER.search(entry if entry.isascii() or parts.scheme == "s3" else parts.path)  # hosts: see below
@@ -101,6 +102,14 @@ def _is_host(host: str) -> bool:
         return False
     # Letters other than ASCII's are spelt for DNS later, and are checked then.
     return all(0 < len(label) < 64 for label in host.removesuffix(".").split(".")) and not re.search(r"[^\w.-]", host)
+
+
+def _is_network(text: str) -> bool:
+    """Whether it is more than one address, as people write that."""
+    try:
+        return ip_network(text).num_addresses > 1
+    except ValueError:
+        return False
 
 
 def _is_address(host: str) -> bool:

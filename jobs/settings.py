@@ -30,7 +30,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from jobs.allowlist import CALLBACK_SCHEMES, SOURCE_SCHEMES, checked
+from jobs.allowlist import CALLBACK_SCHEMES, SOURCE_SCHEMES, checked, is_allowed
 from jobs.audit.entries import AuditLevel
 from jobs.errors import SettingsError
 from jobs.logs import LogFormat, LogLevel
@@ -297,6 +297,17 @@ class JobsSettings(BaseSettings):
             )
         if self.blob_encryption_key is not None and self.blob_encryption in (None, "AES256"):
             raise ValueError("LOBEWISE_BLOB_ENCRYPTION_KEY needs LOBEWISE_BLOB_ENCRYPTION=aws:kms or aws:kms:dsse")
+        return self
+
+    @model_validator(mode="after")
+    def _require_own_records_apart(self) -> Self:
+        # A source there would be another's scan: the bucket's key is ours, whoever asks.
+        own = (self.blob_url or "").rstrip("/")
+        records = [own, *(f"{own}/{folder}" for folder in ("jobs", "tenants", "uploads"))]
+        for entry in self.source_allowlist if own.startswith("s3:") else ():
+            is_above = any(is_allowed(where, (entry,)) for where in records)
+            if is_above or any(is_allowed(entry, (where,)) for where in records[1:]):
+                raise ValueError(f"LOBEWISE_SOURCE_ALLOWLIST has {entry!r}, which allows records of LOBEWISE_BLOB_URL")
         return self
 
     @model_validator(mode="after")

@@ -113,3 +113,30 @@ def test_a_path_that_is_encoded_without_end_is_refused_at_once() -> None:
     begin = time.monotonic()
     assert not is_allowed(f"https://pacs.example/ct/{path}", ["https://pacs.example/ct"])
     assert time.monotonic() - begin < 0.5
+
+
+@pytest.mark.parametrize(
+    ("entry", "is_taken"),
+    [
+        ("s3://lobewise", False),
+        ("s3://lobewise/", False),
+        ("s3://lobewise/scans", False),
+        ("s3://lobewise/scans/jobs", False),
+        ("s3://lobewise/scans/tenants/clinic-a/jobs", False),
+        ("s3://lobewise/scans/uploads/", False),
+        ("s3://lobewise/incoming", True),
+        ("s3://lobewise/scans/incoming", True),
+        ("s3://lobewise/scans-of-ours", True),
+        ("s3://other/scans", True),
+        ("https://pacs.example/scans", True),
+    ],
+)
+def test_no_source_is_a_record_of_the_service(entry: str, is_taken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever may name a source would read scans of others with the service's own key."""
+    monkeypatch.setenv("LOBEWISE_BLOB_URL", "s3://lobewise/scans")
+    monkeypatch.setenv("LOBEWISE_SOURCE_ALLOWLIST", entry)
+    if is_taken:
+        assert read_settings(JobsSettings).source_allowlist == (entry,)
+        return
+    with pytest.raises(SettingsError, match="which allows records of LOBEWISE_BLOB_URL"):
+        read_settings(JobsSettings)
