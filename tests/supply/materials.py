@@ -58,14 +58,7 @@ def write(part: str, root: Path | None = None, out: Path = OUT) -> Path:
         interpreter.write_text(f"#!/bin/sh\necho '{json.dumps([str(packages)])}'\n")
         interpreter.chmod(stat.S_IRWXU)
         program = str(Path(sys.executable).with_name("cyclonedx-py"))
-        options = [
-            "--no-validate",
-            "--pyproject",
-            ROOT / "pyproject.toml",
-            "--output-reproducible",
-            "--output-file",
-            path,
-        ]
+        options = ["--no-validate", "--pyproject", str(ROOT / "pyproject.toml"), "--output-reproducible"]
         subprocess.run(
             [program, "environment", *options, "--output-file", str(path), str(interpreter)],
             check=True,
