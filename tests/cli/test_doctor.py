@@ -40,7 +40,7 @@ def test_all_is_well_on_a_fresh_machine(lobewise: Run) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
     found = verdicts(result)
     stored = {"broker", "clock", "blobs", "files", "retention", "disk"}
-    parts = {"settings", *stored, "access", "outbound", "weights", "device", "sandbox"}
+    parts = {"settings", *stored, "access", "weights", "device", "sandbox"}
     assert set(found) == parts
     assert (found["files"], found["retention"]) == (["ok"], ["warning"])
     assert found["weights"] == ["ok"] * 3
@@ -60,6 +60,11 @@ def test_files_that_others_may_read_are_told(lobewise: Run, tmp_path: Path, monk
     assert (blobs.stat().st_mode & 0o777, found["retention"]["verdict"]) == (0o755, "ok")
     monkeypatch.setenv("LOBEWISE_UMASK", "022")
     assert verdicts(lobewise("doctor", "--json"))["files"] == ["ok"]
+
+
+def test_hosts_that_clients_may_name_are_looked_up(lobewise: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOBEWISE_CALLBACK_ALLOWLIST", "http://127.0.0.1:9000 https://nowhere.invalid")
+    assert verdicts(lobewise("doctor", "--json"))["outbound"] == ["ok"]
 
 
 def test_a_collector_of_traces_is_asked_where_one_is_named(lobewise: Run, monkeypatch: pytest.MonkeyPatch) -> None:
