@@ -36,6 +36,7 @@ from jobs.liveness import alive
 from jobs.logs import configure_logging
 from jobs.models import CallbackFault, JobRecord
 from jobs.outbound import AsyncPinnedBackend, OutboundRules, warn_of_refused
+from jobs.private_files import keep_private
 from jobs.proxies import AsyncRoutedTransport, proxy_of
 from jobs.service import JobService
 from jobs.settings import JobsSettings, misspelt, read_settings
@@ -53,6 +54,7 @@ CROWDED_SECONDS: Final = 2.0
 def run(settings: JobsSettings | None = None) -> None:
     """Send until SIGTERM or Ctrl-C; what is under way then is finished."""
     settings = settings or read_settings(JobsSettings)
+    keep_private(settings)
     configure_logging(settings.log_format, settings.log_level)
     configure_tracing("lobewise-sender")
     for prefix in settings.callback_allowlist:

@@ -80,6 +80,10 @@ class Metrics:
         self._requests.labels(method, route, str(status)).inc()
         self._seconds.labels(method, route).observe(seconds)
 
+    def refused(self, status: int) -> None:
+        """A connection was answered before there was a request to count."""
+        self._requests.labels("(none)", "(none)", str(status)).inc()
+
     def text(self) -> bytes:
         return generate_latest(self.registry)
 
