@@ -4,9 +4,10 @@ BIN := .venv/bin
 CT ?=
 STATES ?= 3000
 FILES ?= 5500
+MINUTES ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo openapi-check test lint types layers unit test-states test-files test-monitoring test-proxies first-hour docs images chaos chaos-small soak k8s-check load load-check test-clients format constraints clean
+.PHONY: help install demo openapi-check test lint types layers unit test-states test-files test-hostile fuzz test-monitoring test-proxies first-hour docs images chaos chaos-small soak k8s-check load load-check test-clients format constraints clean
 
 help: ## show the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -47,6 +48,12 @@ test-states: install ## jobs in every order of steps, a quarter of an hour: make
 
 test-files: install ## generated files of every format, half an hour: make test-files [FILES=5500]
 	LOBEWISE_TEST_FILES=$(FILES) $(BIN)/pytest -q tests/pipeline/io/formats/test_generated_files.py tests/pipeline/io/formats/test_dicom_worlds.py
+
+test-hostile: install ## files that mean harm, through a whole service: make test-hostile [ONLY=zip]
+	$(BIN)/python -m tests.support.hostile --only "$(ONLY)"
+
+fuzz: install ## fuzz the readers of all formats, guided by coverage: make fuzz [MINUTES=60] [ONLY=dicom,zip]
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) --only "$(ONLY)"
 
 first-hour: install clients/postman/node_modules/.installed ## a notebook and a collection of all calls, run against a service (npm)
 	$(BIN)/python -m tests.first_hour

@@ -31,12 +31,16 @@ from jobs.models import (
     Stage,
 )
 
+#: Characters that turn the order of a line or break it, so that a page would show another text than it was given.
+#: As they are, since not every engine knows one way to write them.
+_TURNING: Final = "\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
+
 ClientReference = Annotated[
     str,
     Field(
         min_length=1,
         max_length=128,
-        pattern=r"^[^\x00-\x1f\x7f]*$",
+        pattern=rf"^[^\x00-\x1f\x7f{_TURNING}]*$",
         description="your own name for the scan, given back with the job. Opaque to the service; "
         "never put patient data in it",
         examples=["worklist-4711"],

@@ -1,27 +1,37 @@
 """Zip files and folders as members that are safe to open.
 
-A zip may not lead out of itself (absolute or `..` names, links) and may not be encrypted. A zip within it is a member
+A zip may not lead out of itself (absolute or `..` names, links), may not be encrypted, and each of its bytes belongs to
+one member at most. A zip within it is a member
 like any other that is no scan: viewers on patient CDs are full of them (.jar, .docx). Members are copied under names of
 ours, so that no name of theirs ever meets the file system.
 """
 
+import io
 import os
 import re
 import stat
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Final
+from typing import IO, Final
 
-from pipeline.errors import DamagedFileError, UnsupportedFormatError
+from pipeline.errors import DamagedFileError, ScanTooLargeError, UnsupportedFormatError
 from pipeline.io.formats.content import HEAD_BYTES, Content, identify
+from pipeline.io.formats.gate import require_ratio
 from pipeline.io.formats.limits import SizeLimits
 
 _COPY_BYTES: Final = 1 << 20
 _ENCRYPTED: Final = 0x1
 _DRIVE: Final = re.compile(r"[A-Za-z]:[\\/]")
+#: Of a local header, before the member's name.
+_LOCAL_HEADER_BYTES: Final = 30
+#: What an entry of the directory takes, its name and the fields of some packers with it; most take 100.
+_MOST_ENTRY_BYTES: Final = 1024
+#: What `zipfile` reads at once besides the directory: the end of the file, where its end record is.
+_END_BYTES: Final = (1 << 16) + 1024
 _METHODS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
@@ -78,6 +88,7 @@ def members_of_zip(archive: zipfile.ZipFile, limits: SizeLimits) -> Iterator[Mem
         UnsupportedFormatError: a member is encrypted, or is compressed in an unusual way.
         ScanTooLargeError: too many members, or too many bytes once unpacked.
     """
+    _require_apart(archive)
     infos = [info for info in archive.infolist() if not info.is_dir()]
     limits.check_files(len(infos))
     wanted = []
@@ -97,7 +108,10 @@ def members_of_zip(archive: zipfile.ZipFile, limits: SizeLimits) -> Iterator[Mem
             raise UnsupportedFormatError("The zip is compressed in an unusual way; use deflate.")
         if not _is_litter(name.parts):
             wanted.append(info)
-    limits.check_bytes(sum(info.file_size for info in infos))
+    unpacked_bytes = sum(info.file_size for info in infos)
+    limits.check_bytes(unpacked_bytes)
+    if limits.is_noisy:
+        require_ratio(sum(info.compress_size for info in infos), unpacked_bytes)
     for info in wanted:
         try:
             with archive.open(info) as member:
@@ -112,9 +126,52 @@ def _is_litter(parts: tuple[str, ...]) -> bool:
     return parts[0] == "__MACOSX" or parts[-1].startswith(".") or parts[-1].upper() == "DICOMDIR"
 
 
-def open_zip(path: Path) -> zipfile.ZipFile:
-    """Raises: DamagedFileError: the directory at its end is missing or wrong."""
+def _require_apart(archive: zipfile.ZipFile) -> None:
+    """Members that share bytes unpack to millions of times the size of the file, and no packer writes them.
+
+    Raises:
+        DamagedFileError: members overlap each other or the directory, or lie outside of the file.
+    """
+    entries = sorted(archive.infolist(), key=lambda info: info.header_offset)
+    ends = [*(info.header_offset for info in entries[1:]), archive.start_dir]
+    for info, end in zip(entries, ends, strict=False):  # an empty zip has the directory's end alone
+        if info.header_offset < 0 or info.header_offset + _LOCAL_HEADER_BYTES + info.compress_size > end:
+            raise DamagedFileError(
+                "The zip is damaged: its members overlap, or lie outside of it. Pack the files anew.",
+                evidence={"members": len(entries)},
+            )
+
+
+class _BoundedFile(io.BufferedReader):
+    """A zip file of whose directory no more is read than `most_bytes`.
+
+    `zipfile` reads the directory at once and makes an object of each entry, whatever their number.
+    """
+
+    def __init__(self, path: Path, most_bytes: int) -> None:
+        super().__init__(io.FileIO(path))
+        self._most_bytes = most_bytes
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        wants_all = size is None or size < 0
+        content = super().read(self._most_bytes + 1 if wants_all else min(size or 0, self._most_bytes + 1))
+        if len(content) > self._most_bytes:
+            raise ScanTooLargeError(
+                f"The directory of the zip has more than {self._most_bytes} bytes: too many files, or too long names.",
+                evidence={"max_bytes": self._most_bytes},
+            )
+        return content
+
+
+@contextmanager
+def open_zip(path: Path, limits: SizeLimits) -> Iterator[zipfile.ZipFile]:
+    """Raises: DamagedFileError: the directory at its end is missing or wrong; ScanTooLargeError: it is too large."""
+    with _BoundedFile(path, max(_MOST_ENTRY_BYTES * limits.max_files, _END_BYTES)) as file, _opened(file) as archive:
+        yield archive
+
+
+def _opened(file: IO[bytes]) -> zipfile.ZipFile:
     try:
-        return zipfile.ZipFile(path)
+        return zipfile.ZipFile(file)
     except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError) as error:
         raise DamagedFileError("The zip is damaged or cut short: its directory cannot be read.") from error
