@@ -32,8 +32,7 @@ from jobs.models import (
 )
 
 #: Characters that turn the order of a line or break it, so that a page would show another text than it was given.
-#: As they are, since not every engine knows one way to write them.
-_TURNING: Final = "\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
+_TURNING: Final = r"\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
 
 ClientReference = Annotated[
     str,
