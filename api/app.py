@@ -23,6 +23,7 @@ from api.routes import batches, callbacks, events, exports, feed, results, servi
 from api.routes import jobs as job_routes
 from api.sse import Streams
 from api.upload_limits import UploadLimiter
+from jobs.access.caller import DEFAULT_TENANT
 from jobs.bootstrap import Connection, connect
 from jobs.logs import configure_logging
 from jobs.settings import ApiSettings, JobsSettings, misspelt, read_settings
@@ -65,7 +66,7 @@ def create_app(settings: ApiSettings | None = None, jobs: Connection | None = No
     app.state.waiting = anyio.CapacityLimiter(settings.max_waiting)
     app.state.upload_limiter = UploadLimiter(settings.max_uploads)
     app.state.metrics.watch_uploads(app.state.upload_limiter.taken, app.state.upload_limiter.bytes_per_second)
-    app.state.jobs = None
+    app.state.connection = None
     if jobs is not None:
         _use(app, jobs)
     # The router tries its routes in this order, so polls, which are most of the requests, come first.
@@ -137,16 +138,18 @@ class _Server(uvicorn.Server):
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     configure_tracing("lobewise-gateway")
     owned: Connection | None = None
-    if app.state.jobs is None:
+    if app.state.connection is None:
         owned = await anyio.to_thread.run_sync(connect)
         _use(app, owned)
-    app.state.reconciler.start()
-    app.state.streams.start(app.state.jobs)
-    app.state.status_batcher = app.state.jobs.open_status_batcher()
+    connection: Connection = app.state.connection
+    connection.reconciler.start()
+    app.state.streams.start(connection.service)
+    app.state.status_batchers = {DEFAULT_TENANT: connection.service.open_status_batcher()}
     try:
         yield
     finally:
-        await app.state.status_batcher.close()
+        for batcher in app.state.status_batchers.values():
+            await batcher.close()
         await anyio.to_thread.run_sync(app.state.streams.stop)
         if owned is not None:
             await anyio.to_thread.run_sync(owned.close)
@@ -154,6 +157,5 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 def _use(app: FastAPI, connection: Connection) -> None:
-    app.state.jobs = connection.service
-    app.state.reconciler = connection.reconciler
-    app.state.metrics.watch(connection.service)
+    app.state.connection, app.state.tenants = connection, connection.tenants
+    app.state.metrics.watch(connection.tenants)

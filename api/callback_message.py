@@ -6,14 +6,17 @@ message that somebody cannot check.
 
 import json
 import secrets
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from standardwebhooks import Webhook
 
+from jobs.access.caller import DEFAULT_TENANT
 from jobs.batches import BatchEnd
 from jobs.callbacks import Delivery
 from jobs.models import JobRecord, JobStatus
@@ -23,6 +26,7 @@ from jobs.store.signed_urls import read_or_make_secret
 CONTENT_TYPE: Final = "application/cloudevents+json"
 SECRET_FILE: Final = "callback-secret"  # noqa: S105 (the name of the file)
 SECRET_BYTES: Final = 32
+_PREFIX: Final = "whsec_"
 
 
 @dataclass(frozen=True)
@@ -33,19 +37,34 @@ class Message:
     headers: dict[str, str]
 
 
-def signers(settings: JobsSettings) -> list[Webhook]:
-    """One for each secret. Without a setting, for the one kept in the data folder.
+def callback_secrets(settings: JobsSettings, tenant: str = DEFAULT_TENANT) -> list[str]:
+    """Those that sign a tenant's messages, newest first. Without a setting, the one kept in the data folder.
+
+    That is how those of `default` stand there; those of another tenant are derived from them, so that each has its own
+    and there is one to keep. Nobody gets from one tenant's to another's, or to the one that is kept.
 
     Raises:
-        StorageUnavailableError: that cannot be read or written.
+        StorageUnavailableError: the data folder cannot be read or written.
     """
     if settings.callback_secrets is not None:
-        return [Webhook(secret) for secret in settings.callback_secrets.get_secret_value().split()]
+        kept = settings.callback_secrets.get_secret_value().split()
+    else:
+        kept = [read_or_make_secret(settings.data_dir / SECRET_FILE, lambda: _text(secrets.token_bytes(SECRET_BYTES)))]
+    if tenant == DEFAULT_TENANT:
+        return kept
+    purpose = f"lobewise callbacks of tenant {tenant}".encode()
+    keys = [b64decode(secret.removeprefix(_PREFIX)) for secret in kept]
+    return [_text(HKDF(SHA256(), SECRET_BYTES, salt=None, info=purpose).derive(key)) for key in keys]
 
-    def new_secret() -> str:
-        return f"whsec_{b64encode(secrets.token_bytes(SECRET_BYTES)).decode()}"
 
-    return [Webhook(read_or_make_secret(settings.data_dir / SECRET_FILE, new_secret))]
+def _text(secret: bytes) -> str:
+    """As Standard Webhooks write it."""
+    return _PREFIX + b64encode(secret).decode()
+
+
+def signers(settings: JobsSettings, tenant: str = DEFAULT_TENANT) -> list[Webhook]:
+    """One for each of a tenant's secrets. Raises StorageUnavailableError."""
+    return [Webhook(secret) for secret in callback_secrets(settings, tenant)]
 
 
 def compose(delivery: Delivery, signed_by: Sequence[Webhook], now: datetime, traceparent: str | None = None) -> Message:

@@ -20,15 +20,18 @@ from standardwebhooks import Webhook
 
 from api.callback_message import Message, compose, signers
 from jobs import states, tracing
+from jobs.access.caller import DEFAULT_TENANT
 from jobs.bootstrap import connect
-from jobs.callbacks import Answer, Callbacks, Delivery
+from jobs.callbacks import Answer, Delivery
 from jobs.errors import BatchNotFoundError, JobNotFoundError, JobPurgedError, SettingsError, UnavailableError
 from jobs.live.callback_schedule import batch_id_of
 from jobs.liveness import alive
 from jobs.logs import configure_logging
 from jobs.models import CallbackFault, JobRecord
 from jobs.proxies import AsyncRoutedTransport, proxy_of
+from jobs.service import JobService
 from jobs.settings import JobsSettings, misspelt, read_settings
+from jobs.tenants import Tenants
 from jobs.tracing import configure_tracing, stop_tracing
 
 log = logging.getLogger(__name__)
@@ -55,7 +58,7 @@ def run(settings: JobsSettings | None = None) -> None:
         # Set, not cancelled: a message that is cut off after the receiver's answer would be sent again.
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        await Sender(connection.service.callbacks, connection.settings).run(stop)
+        await Sender(connection.tenants, connection.settings).run(stop)
 
     try:
         with alive(settings.liveness_file):
@@ -68,17 +71,20 @@ def run(settings: JobsSettings | None = None) -> None:
 class Sender:
     """Sends what is due, many at once, and to no host more than its share."""
 
-    def __init__(self, callbacks: Callbacks, settings: JobsSettings) -> None:
-        self._callbacks, self._settings = callbacks, settings
+    def __init__(self, tenants: Tenants, settings: JobsSettings) -> None:
+        self._tenants, self._settings = tenants, settings
         self._under_way: set[asyncio.Task[None]] = set()
         self._at_host: Counter[str] = Counter()
+        self._turn = 0
+        self._signers: dict[str, list[Webhook]] = {}
         # A quarter, so that a receiver that hangs leaves most connections to the others.
         self._share = max(self._settings.callback_concurrency // 4, 1)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop` is set and all that is under way has ended."""
-        signed_by = await asyncio.to_thread(signers, self._settings)
         settings = self._settings
+        # Now, so that what every message would meet is raised.
+        self._signers[DEFAULT_TENANT] = await asyncio.to_thread(signers, settings)
         # No connection is kept between messages: receivers are many and messages few.
         limits = httpx.Limits(max_connections=settings.callback_concurrency, max_keepalive_connections=0)
         async with httpx.AsyncClient(
@@ -90,14 +96,14 @@ class Sender:
         ) as client:
             while not stop.is_set():
                 free = settings.callback_concurrency - len(self._under_way)
-                due: list[str] = []
+                due: list[tuple[JobService, str]] = []
                 try:
                     if free > 0:
-                        due = await asyncio.to_thread(self._callbacks.take_due, free)
+                        due = await asyncio.to_thread(self._take_due, free)
                 except UnavailableError as error:
                     log.warning("cannot look for callbacks: %s", error)
-                for name in due:
-                    task = asyncio.create_task(self._deliver(name, client, signed_by))
+                for jobs, name in due:
+                    task = asyncio.create_task(self._deliver(jobs, name, client))
                     self._under_way.add(task)
                     task.add_done_callback(self._under_way.discard)
                 with suppress(TimeoutError):
@@ -105,18 +111,30 @@ class Sender:
                         await stop.wait()
             await asyncio.gather(*self._under_way)
 
-    async def _deliver(self, name: str, client: httpx.AsyncClient, signed_by: list[Webhook]) -> None:
+    def _take_due(self, count: int) -> list[tuple[JobService, str]]:
+        """What is due now, of all tenants, and no more than `count`."""
+        due: list[tuple[JobService, str]] = []
+        known = self._tenants.known()
+        self._turn += 1
+        for n in range(len(known)):
+            # Another begins each time, and has no more than its share of what is free while others may wait.
+            jobs = known[(self._turn + n) % len(known)].service
+            share = -(-(count - len(due)) // (len(known) - n))
+            due += [(jobs, name) for name in jobs.callbacks.take_due(share)] if share > 0 else []
+        return due
+
+    async def _deliver(self, jobs: JobService, name: str, client: httpx.AsyncClient) -> None:
         try:
-            delivery = await asyncio.to_thread(self._callbacks.next_delivery, name)
+            delivery = await asyncio.to_thread(jobs.callbacks.next_delivery, name)
             if delivery is None:
                 return
             record = delivery.record
             what = {tracing.JOB_ID: record.id} if isinstance(record, JobRecord) else {"lobewise.batch.id": record.id}
-            span = tracing.entry("callback", record.traceparent, SpanKind.CLIENT, what)
+            span = tracing.entry("callback", record.traceparent, SpanKind.CLIENT, {tracing.TENANT: jobs.tenant, **what})
             # Not the address: it may hold a receiver's secret.
             span.set_attributes({"lobewise.callback.round": delivery.round, tracing.ATTEMPT: delivery.number})
             with tracing.ended(span), tracing.active(span):
-                await self._send(delivery, client, signed_by)
+                await self._send(jobs, delivery, client)
         except (JobNotFoundError, JobPurgedError, BatchNotFoundError):
             log.info("%s is gone, and with it whom to tell", _spoken(name))
         except UnavailableError as error:
@@ -125,27 +143,29 @@ class Sender:
         except Exception:
             log.exception("%s: its callback stumbled", _spoken(name))
 
-    async def _send(self, delivery: Delivery, client: httpx.AsyncClient, signed_by: list[Webhook]) -> None:
-        fault = await asyncio.to_thread(self._callbacks.barred, delivery)
+    async def _send(self, jobs: JobService, delivery: Delivery, client: httpx.AsyncClient) -> None:
+        fault = await asyncio.to_thread(jobs.callbacks.barred, delivery)
         if fault is not None:
-            await self._record_answer(delivery, Answer(states.now(), 0.0, fault=fault))
+            await self._record_answer(jobs, delivery, Answer(states.now(), 0.0, fault=fault))
             return
         host = urlsplit(delivery.url).netloc
         if self._at_host[host] >= self._share:
-            await asyncio.to_thread(self._callbacks.postpone, delivery.name, CROWDED_SECONDS)
+            await asyncio.to_thread(jobs.callbacks.postpone, delivery.name, CROWDED_SECONDS)
             return
         self._at_host[host] += 1
         try:
-            message = compose(delivery, signed_by, states.now(), tracing.traceparent_of())
+            if jobs.tenant not in self._signers:
+                self._signers[jobs.tenant] = await asyncio.to_thread(signers, self._settings, jobs.tenant)
+            message = compose(delivery, self._signers[jobs.tenant], states.now(), tracing.traceparent_of())
             answer = await send(client, delivery.url, message, self._settings.callback_timeout_seconds)
         finally:
             self._at_host[host] -= 1
             # Drops the hosts at zero: the process runs for months, and every host would stay in memory.
             self._at_host += Counter()
-        await self._record_answer(delivery, answer)
+        await self._record_answer(jobs, delivery, answer)
 
-    async def _record_answer(self, delivery: Delivery, answer: Answer) -> None:
-        attempt = await asyncio.to_thread(self._callbacks.record_answer, delivery, answer)
+    async def _record_answer(self, jobs: JobService, delivery: Delivery, answer: Answer) -> None:
+        attempt = await asyncio.to_thread(jobs.callbacks.record_answer, delivery, answer)
         trace.get_current_span().set_attributes({tracing.OUTCOME: attempt.outcome.value})
         if attempt.http_status is not None:
             trace.get_current_span().set_attributes({"http.response.status_code": attempt.http_status})

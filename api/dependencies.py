@@ -6,16 +6,19 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Final
 from urllib.parse import urlencode
 
+from anyio.to_thread import run_sync
 from fastapi import Depends, Request
 
 from api.errors import invalid_parameters, pointer
 from api.metrics import Metrics
 from api.schemas import FieldError
 from api.upload_limits import UploadLimiter
+from jobs.access.caller import DEFAULT_TENANT, Caller
 from jobs.live.status_batcher import StatusBatcher
 from jobs.service import JobService
 from jobs.settings import ApiSettings
 from jobs.states import UrlSignature
+from jobs.tenants import Tenants
 
 #: Parameters that may be given several times.
 _LISTS: Final = frozenset({"status"})
@@ -49,7 +52,9 @@ class Addresses:
 
     def part(self, upload_id: str, number: int, signed: UrlSignature) -> str:
         """Where the gateway takes this part, for as long as its signature is valid."""
-        query = urlencode({"expires": signed.expires, "signature": signed.signature})
+        # Whoever has the address sends the part, and says nothing else of whose it is.
+        tenant = {} if signed.tenant == DEFAULT_TENANT else {"tenant": signed.tenant}
+        query = urlencode({**tenant, "expires": signed.expires, "signature": signed.signature})
         return f"{self.upload(upload_id, 'parts', str(number))}?{query}"
 
 
@@ -86,9 +91,39 @@ def _from_state(name: str) -> Callable[[Request], Awaitable[Any]]:
     return read
 
 
-JobsDep = Annotated[JobService, Depends(_from_state("jobs"))]
+async def _caller(request: Request) -> Caller:
+    caller: Caller = request.state.caller
+    return caller
+
+
+CallerDep = Annotated[Caller, Depends(_caller)]
+
+
+async def jobs_of(request: Request, tenant: str) -> JobService:
+    """The jobs of a tenant, which is made known if this is its first call. Raises TooManyTenantsError."""
+    tenants: Tenants = request.app.state.tenants
+    found = tenants.opened(tenant)
+    if found is None:
+        found = await run_sync(tenants.of, tenant)
+    return found.service
+
+
+async def _jobs(request: Request) -> JobService:
+    # All that is asked of the jobs goes through here: so no route can reach those of another tenant.
+    caller: Caller = request.state.caller
+    return await jobs_of(request, caller.tenant)
+
+
+async def _status_batcher(request: Request, jobs: "JobsDep") -> StatusBatcher:
+    batchers: dict[str, StatusBatcher] = request.app.state.status_batchers
+    if jobs.tenant not in batchers:
+        batchers[jobs.tenant] = jobs.open_status_batcher(beside=batchers[DEFAULT_TENANT])
+    return batchers[jobs.tenant]
+
+
+JobsDep = Annotated[JobService, Depends(_jobs)]
 UploadLimiterDep = Annotated[UploadLimiter, Depends(_from_state("upload_limiter"))]
-StatusBatcherDep = Annotated[StatusBatcher, Depends(_from_state("status_batcher"))]
+StatusBatcherDep = Annotated[StatusBatcher, Depends(_status_batcher)]
 SettingsDep = Annotated[ApiSettings, Depends(_from_state("settings"))]
 MetricsDep = Annotated[Metrics, Depends(_from_state("metrics"))]
 AddressesDep = Annotated[Addresses, Depends(_addresses)]

@@ -11,9 +11,14 @@ from prometheus_client.registry import Collector
 
 from jobs.errors import BrokerUnavailableError
 from jobs.live.job_metrics import Histogram as Seconds
-from jobs.service import JobService
+from jobs.models import JobStatus, Priority, Stage
+from jobs.tenants import Tenants
 
 MEDIA_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+#: With the other, which a tenant cannot be called.
+TENANTS_SHOWN: Final = 20
+OTHERS: Final = "(other)"
+OPEN: Final = (JobStatus.QUEUED, JobStatus.RUNNING)
 _SECONDS: Final = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 
@@ -52,9 +57,9 @@ class Metrics:
         meaning = "How fast scans may come in together while others ask for something; +Inf while nobody does"
         self._add_gauge("lobewise_upload_limit_bytes_per_second", meaning, bytes_per_second)
 
-    def watch(self, jobs: JobService) -> None:
+    def watch(self, tenants: Tenants) -> None:
         """Add what the jobs themselves know, asked for at each scrape."""
-        self.registry.register(_JobsCollector(jobs))
+        self.registry.register(_JobsCollector(tenants))
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
         self._requests.labels(method, route, str(status)).inc()
@@ -68,8 +73,8 @@ class Metrics:
 
 
 class _JobsCollector(Collector):
-    def __init__(self, jobs: JobService) -> None:
-        self._jobs = jobs
+    def __init__(self, tenants: Tenants) -> None:
+        self._tenants, self._jobs = tenants, tenants.default.service
 
     def describe(self) -> Iterator[Metric]:
         """Nothing is asked of the jobs before the first scrape."""
@@ -83,19 +88,25 @@ class _JobsCollector(Collector):
         if ready.broker:
             # It may go down between two questions. Then what is known is still shown, rather than no page at all.
             with suppress(BrokerUnavailableError):
+                services = [known.service for known in self._tenants.known()]
+                counts = {jobs.tenant: jobs.monitoring.counts() for jobs in services}
                 jobs = GaugeMetricFamily("lobewise_jobs", "Jobs by status", labels=["status"])
-                yield _filled(jobs, self._jobs.monitoring.counts())
+                yield _filled(jobs, {status: sum(found[status] for found in counts.values()) for status in JobStatus})
+                yield GaugeMetricFamily("lobewise_tenants", "Tenants, with `default`", value=len(services))
+                yield _by_tenant(counts)
                 waiting = GaugeMetricFamily("lobewise_queue_jobs", "Jobs that wait for a worker", labels=["priority"])
                 meaning = "How long the first of the waiting jobs has waited"
                 oldest = GaugeMetricFamily("lobewise_queue_oldest_seconds", meaning, labels=["priority"])
-                queues = self._jobs.monitoring.queues()
-                yield _filled(waiting, {priority: queue.waiting for priority, queue in queues.items()})
-                yield _filled(oldest, {priority: queue.oldest_seconds for priority, queue in queues.items()})
-                backlog = self._jobs.callbacks.schedule.backlog()
+                queues = [jobs.monitoring.queues() for jobs in services]
+                yield _filled(waiting, {p: sum(queue[p].waiting for queue in queues) for p in Priority})
+                yield _filled(oldest, {p: max(queue[p].oldest_seconds for queue in queues) for p in Priority})
+                backlogs = [jobs.callbacks.schedule.backlog() for jobs in services]
                 meaning = "Callbacks to make, now or later"
-                yield GaugeMetricFamily("lobewise_callbacks_pending", meaning, value=backlog.pending)
+                pending = sum(backlog.pending for backlog in backlogs)
+                yield GaugeMetricFamily("lobewise_callbacks_pending", meaning, value=pending)
                 meaning = "For how long the first callback that is due has been"
-                yield GaugeMetricFamily("lobewise_callbacks_overdue_seconds", meaning, value=backlog.overdue_seconds)
+                overdue_seconds = max(backlog.overdue_seconds for backlog in backlogs)
+                yield GaugeMetricFamily("lobewise_callbacks_overdue_seconds", meaning, value=overdue_seconds)
                 meaning = "Attempts at callbacks, by how they ended"
                 attempts = CounterMetricFamily("lobewise_callback_attempts", meaning, labels=["outcome"])
                 yield _filled(attempts, self._jobs.callbacks.schedule.outcomes())
@@ -111,8 +122,9 @@ class _JobsCollector(Collector):
         meaning = "Jobs that were given the result of an earlier one"
         yield CounterMetricFamily("lobewise_jobs_reused", meaning, value=job_metrics.reused)
         running = GaugeMetricFamily("lobewise_running_jobs", "Jobs that a worker has, by stage", labels=["stage"])
-        for stage, count in job_metrics.running.items():
-            running.add_metric([stage or "none"], count)
+        by_stage = [known.service.monitoring.running() for known in self._tenants.known()]
+        for stage in (None, *Stage):
+            running.add_metric([stage or "none"], sum(count[stage] for count in by_stage))
         yield from (finished, running)
         meaning = "What each stage took, in the attempt that ended its job"
         yield _histogram("lobewise_stage_seconds", meaning, "stage", job_metrics.stage_seconds)
@@ -125,6 +137,19 @@ class _JobsCollector(Collector):
                 if (value := getattr(stats, field)) is not None:
                     gauge.add_metric([worker], value)
             yield gauge
+
+
+def _by_tenant(counts: Mapping[str, Mapping[JobStatus, int]]) -> Metric:
+    """Open jobs of the tenants that have most of them; all others are one, so that there is no label without end."""
+    meaning = f"Jobs of a tenant that wait or run; those of all but {TENANTS_SHOWN} tenants are one, `{OTHERS}`"
+    family = GaugeMetricFamily("lobewise_tenant_open_jobs", meaning, labels=["tenant", "status"])
+    ranked = sorted(counts, key=lambda tenant: (-sum(counts[tenant][status] for status in OPEN), tenant))
+    for status in OPEN:
+        for tenant in ranked[:TENANTS_SHOWN]:
+            family.add_metric([tenant, status], counts[tenant][status])
+        others = sum(counts[tenant][status] for tenant in ranked[TENANTS_SHOWN:])
+        family.add_metric([OTHERS, status], others)
+    return family
 
 
 def _filled(family: GaugeMetricFamily | CounterMetricFamily, values: Mapping[Any, float]) -> Metric:

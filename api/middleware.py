@@ -17,6 +17,7 @@ from api.errors import internal_error
 from api.metrics import Metrics
 from api.upload_limits import UploadLimiter
 from jobs import tracing
+from jobs.access.caller import ANONYMOUS
 from jobs.states import is_id
 
 logger = logging.getLogger("lobewise.api")
@@ -47,6 +48,7 @@ class RequestEnvelope:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope.setdefault("state", {})["caller"] = ANONYMOUS
         span: Span = INVALID_SPAN
         if not scope["path"].endswith(_ROUTINE):
             if scope["method"] == "GET":
@@ -75,13 +77,16 @@ class RequestEnvelope:
         span = trace.get_current_span()
         status = envelope.status
         span.update_name(f"{method} {route}")
+        tenant = scope["state"]["caller"].tenant
         span.set_attributes({"http.request.method": method, "http.route": route, "http.response.status_code": status})
+        span.set_attributes({tracing.TENANT: tenant})
         job_id = scope.get("path_params", {}).get("job_id")
         if job_id is not None and is_id(job_id):
             span.set_attributes({tracing.JOB_ID: job_id})
         if status >= 500:
             tracing.fail(span, str(status))
         fields = {"method": method, "route": route, "status": envelope.status, "seconds": round(seconds, 4)}
+        fields["tenant"] = tenant
         logger.info("request", extra=fields)
 
 

@@ -39,7 +39,7 @@ class Streams:
         self._closing = threading.Event()
 
     def start(self, jobs: JobService) -> None:
-        """Listen for changes, in a thread of its own."""
+        """Listen for changes of all tenants' jobs, in a thread of its own."""
         self._loop = asyncio.get_running_loop()
         arguments = (jobs, self._loop)
         self._listener = threading.Thread(target=self._listen, args=arguments, name="job-changes", daemon=True)
@@ -78,7 +78,7 @@ class Streams:
 
     @contextmanager
     def watching(self, job_id: str) -> Iterator[asyncio.Event]:
-        """What is set whenever the job may have changed."""
+        """What is set whenever the job, or the feed of this name, may have changed."""
         # A stream costs this event and no connection to Redis: one listener wakes all.
         waker = asyncio.Event()
         self._waiting.setdefault(job_id, set()).add(waker)

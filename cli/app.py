@@ -208,6 +208,29 @@ def sender() -> None:
     run()
 
 
+@app.command(epilog="Example:  [bold]lobewise callback-secret radiology[/]")
+def callback_secret(
+    tenant: Annotated[str, typer.Argument(help="Whose; those of `default` are the ones that are kept.")] = "default",
+) -> None:
+    """Print what a tenant's receivers check callbacks with: one secret a line, newest first.
+
+    It needs what the sender needs: LOBEWISE_CALLBACK_SECRETS, or the data folder.
+    """
+    from api.callback_message import callback_secrets
+    from jobs.access.caller import is_tenant
+    from jobs.errors import UnavailableError
+    from jobs.settings import JobsSettings, read_settings
+
+    if not is_tenant(tenant):
+        raise fail(Exit.USAGE, f"{tenant!r} is no tenant's name: up to 63 of a-z, 0-9 and -, beginning with none.")
+    try:
+        secrets = callback_secrets(read_settings(JobsSettings), tenant)
+    except UnavailableError as error:
+        raise fail(Exit.SERVICE_PROBLEM, str(error)) from error
+    for secret in secrets:
+        print(secret)
+
+
 @app.command(
     epilog="Example:  [bold]lobewise phantom out/phantom --opacity 12 --seed 7[/], then "
     "[bold]lobewise score out/phantom/ct.nii.gz[/]"
@@ -263,7 +286,7 @@ def rebuild() -> None:
 
     jobs = connect()
     try:
-        restored = jobs.reconciler.rebuild()
+        restored = sum(known.reconciler.rebuild() for known in jobs.tenants.known())
     except UnavailableError as error:
         raise fail(Exit.SERVICE_PROBLEM, str(error), "lobewise doctor looks at every part.") from error
     finally:

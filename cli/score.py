@@ -14,12 +14,10 @@ from jobs.problems import BY_SLUG
 
 with needs("worker"):
     from pipeline.errors import PipelineError
-    from pipeline.geometry import LobeLabels, Scan
+    from pipeline.geometry import Scan
     from pipeline.io.overview import draw_overview
     from pipeline.io.read import read_ct
-    from pipeline.io.write import write_mask
-    from pipeline.labels import LABELS
-    from worker.report import mask_labels, masks_of, report_of
+    from worker.report import mask_labels, report_of, write_masks
 
 if TYPE_CHECKING:  # it imports torch, which takes seconds: a scan that cannot be read is refused before
     from pipeline.lungs.backend import LungBackendName
@@ -74,12 +72,8 @@ def score_here(path: Path, device: str, weights: Path | None, lung_stage: LungBa
 def save(scored: Scored, folder: Path) -> list[Path]:
     """Masks, their labels, overview and report, written to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, mask in masks_of(scored.result).items():
-        paths.append(folder / f"{name.value}.nii.gz")
-        array = mask.labels if isinstance(mask, LobeLabels) else mask.mask
-        write_mask(paths[-1], array, mask.grid, scored.result.source, LABELS[name])
+    masks = write_masks(scored.result, folder)
     overview = folder / "overview.png"
     draw_overview(overview, scored.scan.volume, scored.result.lobes, scored.result.lesions)
     labels = write_document(mask_labels(), folder / "labels.json")
-    return [*paths, labels, overview, write_document(scored.report, folder / "report.json")]
+    return [*masks.values(), labels, overview, write_document(scored.report, folder / "report.json")]

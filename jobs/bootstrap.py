@@ -16,6 +16,7 @@ from jobs.service import JobService
 from jobs.settings import JobsSettings, read_settings
 from jobs.store.job_store import JobStore
 from jobs.store.object_store import open_object_store
+from jobs.tenants import Tenants
 from jobs.worker_api import WorkerApi
 
 
@@ -24,17 +25,35 @@ class Connection:
     """Of one process to the jobs; each process uses the side that it needs.
 
     Attributes:
-        service: for the gateway, probes and metrics, and the sender of callbacks.
-        worker: for workers.
-        reconciler: finds lost jobs; gateways and workers start it.
+        tenants: leads to the jobs of each.
     """
 
-    backends: Backends
-    service: JobService
-    worker: WorkerApi
-    cleanup: Cleanup
-    reconciler: Reconciler
+    tenants: Tenants
     _on_close: Callable[[], None]
+
+    # Those of the tenant `default`:
+
+    @property
+    def backends(self) -> Backends:
+        return self.tenants.default.backends
+
+    @property
+    def service(self) -> JobService:
+        """For probes, and what is the same for all tenants."""
+        return self.tenants.default.service
+
+    @property
+    def worker(self) -> WorkerApi:
+        return self.tenants.default.worker
+
+    @property
+    def cleanup(self) -> Cleanup:
+        return self.tenants.default.cleanup
+
+    @property
+    def reconciler(self) -> Reconciler:
+        """Finds lost jobs, of all tenants; gateways and workers start it."""
+        return self.tenants.default.reconciler
 
     @property
     def settings(self) -> JobsSettings:
@@ -74,7 +93,5 @@ def connect(settings: JobsSettings | None = None) -> Connection:
 
 
 def assemble(backends: Backends, on_close: Callable[[], None] = lambda: None) -> Connection:
-    """All sides over these backends."""
-    service = JobService(backends)
-    cleanup = Cleanup(backends, service.uploads, service.batches)
-    return Connection(backends, service, WorkerApi(backends), cleanup, Reconciler(backends, cleanup), on_close)
+    """All sides over these backends, which are those of the tenant `default`."""
+    return Connection(Tenants(backends), on_close)

@@ -5,6 +5,7 @@ JobsError
 ├── JobPurgedError                it was deleted, with all that belonged to it
 ├── WrongStateError               the job's status does not allow this
 ├── BatchNotFoundError            no such batch was ever accepted
+├── TooManyTenantsError           one more than the operator allows
 ├── NoCallbackError               the job, or the batch, tells nobody how it ended
 ├── IdempotencyMismatchError      the key was used with another request
 ├── IdempotencyInFlightError      the first request with this key is still being accepted
@@ -70,6 +71,10 @@ class JobPurgedError(JobsError):
 
     def __init__(self, job_id: str) -> None:
         super().__init__(f"job {job_id} was deleted")
+
+
+class TooManyTenantsError(JobsError):
+    pass
 
 
 class WrongStateError(JobsError):

@@ -1,8 +1,8 @@
 """One shape of log for every process: a line of JSON, or a readable line on a terminal.
 
-Each line has the time (UTC), level, logger and event, and what it belongs to: `request_id`, `job_id`, `attempt`
-(`structlog.contextvars.bound_contextvars`), and where there are traces `trace_id` and `span_id`. No file names, client
-references or anything else that a client sent: they may be a patient's.
+Each line has the time (UTC), level, logger and event, and what it belongs to: `request_id`, `tenant`, `job_id`,
+`attempt` (`structlog.contextvars.bound_contextvars`), and where there are traces `trace_id` and `span_id`. No file
+names, client references or anything else that a client sent: they may be a patient's.
 """
 
 import logging

@@ -1,18 +1,25 @@
-"""The broker: three Celery queues in Redis, and the one task that goes through them. Only the job id does.
+"""The broker: three Celery queues in Redis, and the one task that goes through them. The job id does, and its tenant.
 
 The gateway sends the task by its name, so that it needs nothing of the worker's.
 
+A queue is one list for each tenant: `lobewise.{priority}` for tenant `default`, `lobewise.{priority}:{tenant}` for
+another. The list is the message's routing key too, so that a message that is delivered again lies in its own list.
+
 A worker looks into the queues in the order of `Priority`, but for some turns: every fourth job is `routine` and every
 sixteenth `batch`, if one waits. A flood of `batch` so delays a `stat` by no more than the job in progress and one
-other, and a flood of `stat` leaves `routine` three sixteenths of the workers and `batch` one.
+other, and a flood of `stat` leaves `routine` three sixteenths of the workers and `batch` one. Within a queue the lists
+take turns: the one that this worker took from longest ago is looked into first. Of `n` tenants that wait, each so has
+one of any `n` jobs that a worker takes, however many the others have sent.
 """
 
+import copy
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from queue import Empty
-from typing import Any, Final
+from time import monotonic
+from typing import Any, Final, Self
 
 from celery import Celery
 from kombu.entity import Queue
@@ -22,8 +29,10 @@ from kombu.utils.scheduling import round_robin_cycle
 from opentelemetry.trace import SpanKind
 
 from jobs import states, tracing
+from jobs.access.caller import DEFAULT_TENANT
 from jobs.errors import BrokerUnavailableError
 from jobs.live.connection import broker_errors
+from jobs.live.keys import LISTS
 from jobs.live.redis_view import LiveView
 from jobs.models import Priority
 from jobs.settings import JobsSettings
@@ -38,12 +47,20 @@ RESTORE_GRACE_SECONDS: Final = 60
 ROUTINE_TURN: Final = 4
 BATCH_TURN: Final = 16
 
+#: How often a worker looks which tenants have lists, so that the first message of a new one waits no longer.
+LOOK_SECONDS: Final = 1.0
+
 # Once, at once: a client waits for the answer, and the reconciler publishes what was lost.
 _RETRY_ONCE: Final = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
 
 
-def queue_name(priority: Priority) -> str:
-    return f"lobewise.{priority}"
+def queue_name(priority: Priority, tenant: str = DEFAULT_TENANT) -> str:
+    """The list of a tenant in the queue of a priority; of tenant `default` it has the queue's own name."""
+    return f"lobewise.{priority}" + ("" if tenant == DEFAULT_TENANT else f":{tenant}")
+
+
+def _queue_of(list_name: str) -> str:
+    return list_name.partition(":")[0]
 
 
 #: Most urgent first.
@@ -56,22 +73,48 @@ class FairQueues(round_robin_cycle):
     def __init__(self, items: Sequence[str] = ()) -> None:
         super().__init__(list(items))  # type: ignore[no-untyped-call]  # kombu does not type it
         self._taken = 0
+        #: Beside those of the default tenant, which are always looked into.
+        self._lists: list[str] = []
+        self._last_turns: dict[str, int] = {}
+
+    def know(self, lists: Iterable[str]) -> None:
+        """Look into these lists from now on, beside those that have the name of their queue."""
+        self._lists = sorted(lists)
+        known = {*self.items, *self._lists}
+        self._last_turns = {name: turn for name, turn in self._last_turns.items() if name in known}
 
     def consume(self, n: int) -> list[str]:
-        """The queues in the order in which the next message is looked for."""
+        """The lists in the order in which the next message is looked for."""
         turn, queues = self._taken + 1, self.items[:n]
         first = 2 if turn % BATCH_TURN == 0 else 1 if turn % ROUTINE_TURN == 0 else 0
         # The favoured queue first, then the others by urgency: a turn whose queue is empty is not lost.
-        return queues[first : first + 1] + queues[:first] + queues[first + 1 :]
+        queues = queues[first : first + 1] + queues[:first] + queues[first + 1 :]
+        lists: dict[str, list[str]] = {queue: [queue] for queue in queues}
+        for name in self._lists:
+            if (queue := _queue_of(name)) in lists:
+                lists[queue].append(name)
+        return [name for names in lists.values() for name in sorted(names, key=lambda n: self._last_turns.get(n, 0))]
 
     def rotate(self, last_used: str) -> str:
         """A message was taken from `last_used`: the next turn begins."""
         self._taken += 1
+        self._last_turns[last_used] = self._taken
         return last_used
 
 
 class _Channel(redis.Channel):
-    """Drops a message that is no JSON, where kombu's would end the worker."""
+    """Waits for the lists of all tenants; drops a message that is no JSON, where kombu's would end the worker."""
+
+    _looked_at = float("-inf")
+
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        # It waits for a second at most: so a list that is new is known after two.
+        if monotonic() - self._looked_at >= LOOK_SECONDS:
+            with self.conn_or_acquire() as client:
+                lists = [name.decode() for name in client.zrange(LISTS, 0, -1)]
+            self._queue_cycle.know(lists)
+            self._looked_at = monotonic()
+        super()._brpop_start(timeout)  # type: ignore[no-untyped-call]
 
     def _brpop_read(self, **options: Any) -> bool:
         try:
@@ -88,8 +131,9 @@ class Transport(redis.Transport):
     Channel = _Channel
 
     def _deliver(self, message: Any, queue: str) -> None:
+        """`queue` is the list that the message was in; Celery listens to the queue that it belongs to."""
         if _id_of(message) is not None:
-            super()._deliver(message, queue)  # type: ignore[no-untyped-call]
+            super()._deliver(message, _queue_of(queue))  # type: ignore[no-untyped-call]
         else:
             log.warning("a message of %s that is no task was dropped", queue)
 
@@ -135,39 +179,53 @@ class JobQueue:
     """The gateway's and the reconciler's end of the broker."""
 
     def __init__(self, settings: JobsSettings, live: LiveView) -> None:
-        self._live = live
+        self._live, self._tenant = live, DEFAULT_TENANT
         self._app = Celery("lobewise", set_as_current=False)
         self._app.conf.update(celery_config(settings))
         self._app.conf.broker_transport_options["socket_timeout"] = settings.broker_timeout_seconds
 
+    def of(self, tenant: str, live: LiveView) -> Self:
+        """That of a tenant, whose live view this is; over the same connections."""
+        queue = copy.copy(self)
+        queue._live, queue._tenant = live, tenant
+        return queue
+
     def publish(self, job_id: str, priority: Priority) -> None:
-        """Send a job to the workers. Twice does no harm: only one can claim it.
+        """Send a job of this tenant to the workers. Twice does no harm: only one can claim it.
 
         Raises BrokerUnavailableError: not sent, or not known to be sent.
         """
-        queue = queue_name(priority)
+        name = queue_name(priority, self._tenant)
+        queue = Queue(name, routing_key=name)  # type: ignore[no-untyped-call]
         attributes = {
             "messaging.system": "celery",
-            "messaging.destination.name": queue,
+            "messaging.destination.name": queue_name(priority),
             "messaging.message.id": job_id,
             "messaging.operation.type": "send",
+            tracing.TENANT: self._tenant,
         }
         try:
-            with broker_errors(), tracing.step(f"send {queue}", attributes, SpanKind.PRODUCER):
-                self._app.send_task(TASK_NAME, (job_id,), task_id=job_id, queue=queue, retry_policy=_RETRY_ONCE)
+            with broker_errors(), tracing.step(f"send {queue_name(priority)}", attributes, SpanKind.PRODUCER):
+                arguments: tuple[str, ...] = (job_id,)
+                # Of `default` as before there were tenants: workers of both versions take messages from one Redis.
+                if self._tenant != DEFAULT_TENANT:
+                    arguments = (job_id, self._tenant)
+                    # Before sending: a worker would not look into the list.
+                    self._live.messages.note_list(name)
+                self._app.send_task(TASK_NAME, arguments, task_id=job_id, queue=queue, retry_policy=_RETRY_ONCE)
         except (OperationalError, OSError) as error:
             raise BrokerUnavailableError(f"the broker does not answer: {type(error).__name__}") from error
         # After sending: a message that is not known to be sent is sent again, and one too many does no harm.
         self._live.recovery.mark_published(job_id)
 
     def has_messages(self) -> bool:
-        """Whether any queue holds one. Raises BrokerUnavailableError."""
-        return self._live.messages.any_waiting(QUEUES)
+        """Whether any queue holds one, of whatever tenant. Raises BrokerUnavailableError."""
+        return self._live.messages.any_waiting((*QUEUES, *self._live.messages.lists()))
 
     def present(self, delivered_within_seconds: float) -> set[str]:
-        """Ids of the jobs with a message in a queue, or delivered to a worker lately."""
+        """Ids of the jobs, of all tenants, with a message in a queue, or delivered to a worker lately."""
         ids = set()
-        for raw in self._live.messages.waiting(QUEUES):
+        for raw in self._live.messages.waiting((*QUEUES, *self._live.messages.lists())):
             with suppress(ValueError):
                 ids.add(_id_of(json.loads(raw)))
         for raw in self._live.messages.delivered(delivered_within_seconds):

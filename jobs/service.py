@@ -50,6 +50,9 @@ _SLOW_POLL_SECONDS: Final = 1.0
 READ_TOGETHER: Final = 32
 READ_AT_ONCE: Final = 8
 
+#: Of a process, whatever the tenant.
+_report_readers: Final = ThreadPoolExecutor(READ_AT_ONCE, thread_name_prefix="report-reader")
+
 
 @dataclass(frozen=True)
 class StoredMask:
@@ -72,7 +75,9 @@ class StoredMask:
 
 
 class JobService:
-    """All calls are synchronous and thread-safe; only the upload sink and the status batcher are async.
+    """The jobs of one tenant; those of another are not known here.
+
+    All calls are synchronous and thread-safe; only the upload sink and the status batcher are async.
 
     What cannot be reached raises UnavailableError: StorageUnavailableError always, BrokerUnavailableError only
     where it says so, and always from `workers`, `monitoring` and `event_log`; all else works without the broker, if
@@ -84,12 +89,21 @@ class JobService:
         self.settings = backends.settings
         self.workers, self.monitoring, self.event_log = self._live.workers, self._live.monitoring, self._live.events
         self._results = Results(backends.store, backends.settings)
-        self.uploads = MultipartUploads(backends.store.blobs, backends.settings)
-        self._report_readers = ThreadPoolExecutor(READ_AT_ONCE, thread_name_prefix="report-reader")
+        self.uploads = MultipartUploads(backends.store.blobs, backends.settings, backends.tenant)
         self.listing = Listing(backends.store, backends.live)
         self.batches = Batches(backends.store, backends.live, self.accept_once)
         self.callbacks = Callbacks(backends.store, backends.live, backends.settings, self.batches)
         self.idempotency = Idempotency(backends.store, backends.settings.in_flight_seconds)
+
+    @property
+    def tenant(self) -> str:
+        """Whose jobs these are."""
+        return self._backends.tenant
+
+    @property
+    def feed_name(self) -> str:
+        """What `EventLog.changes` calls the feed of these jobs."""
+        return self._live.keys.feed
 
     def readiness(self) -> Readiness:
         """Which parts answer. Never raises."""
@@ -189,9 +203,10 @@ class JobService:
                 finalize.remove_traces_if_deleted(self._backends, job_id)
         return state
 
-    def open_status_batcher(self) -> StatusBatcher:
-        """`get` for an event loop, which must close it."""
-        return StatusBatcher(self.settings, self._live.view_freshness, self.get, self._store.state)
+    def open_status_batcher(self, beside: StatusBatcher | None = None) -> StatusBatcher:
+        """`get` for an event loop, which must close it; over the connections of another tenant's, if one is given."""
+        opened = beside or StatusBatcher(self.settings, self._live.view_freshness, self.get, self._store.state)
+        return opened.of(self._live.keys, self.get, self._store.state)
 
     def list(self, query: Query = ALL, *, limit: int, cursor: str | None = None) -> JobPage:
         """A page of jobs. Raises InvalidCursorError: not a cursor of this service, or one of another query."""
@@ -292,7 +307,7 @@ class JobService:
         left = limit
         while some := list(islice(found, READ_TOGETHER if left is None else min(left, READ_TOGETHER))):
             # All at once, since each is a question or two to a store that may be far away.
-            reports = self._report_readers.map(read, some)
+            reports = _report_readers.map(read, some)
             read_now = [(state, report) for state, report in zip(some, reports, strict=True) if report is not None]
             left = None if left is None else left - len(read_now)
             yield read_now

@@ -145,6 +145,10 @@ class JobsSettings(BaseSettings):
     retention_seconds: PositiveInt | None = Field(
         default=None, description="a finished job is deleted after that time; without it jobs are kept"
     )
+    max_tenants: PositiveInt = Field(
+        default=100,
+        description="how many tenants there may be beside `default`; a caller of one more is refused",
+    )
     # Tombstones end too: in a busy service they would be most of what there is to list.
     tombstone_seconds: PositiveInt = Field(
         default=30 * 24 * 3600, description="how long a deleted job answers 410; then it is forgotten and answers 404"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
+from jobs.access.caller import DEFAULT_TENANT
 from jobs.models import JobRecord, JobState, JobStatus, Manifest, UploadCompletion, UploadRecord
 
 
@@ -169,6 +170,7 @@ class UrlSignature:
 
     expires: int
     signature: str
+    tenant: str = DEFAULT_TENANT
 
 
 @dataclass(frozen=True)

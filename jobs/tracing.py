@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 Attributes = Mapping[str, str | int | float | bool]
 
 JOB_ID: Final = "lobewise.job.id"
+TENANT: Final = "lobewise.tenant"
 ATTEMPT: Final = "lobewise.attempt"
 ATTEMPT_SPAN: Final = "attempt"
 OUTCOME: Final = "lobewise.outcome"

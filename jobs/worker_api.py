@@ -53,7 +53,8 @@ class WorkerApi:
         # The lease only keeps honest workers from the same work; what makes an attempt one worker's is `claim.json`.
         if not self._live.lease(job_id, value, self.settings.lease_seconds):
             raise LeaseLostError(f"another worker holds job {job_id}")
-        span = tracing.entry(tracing.ATTEMPT_SPAN, record.traceparent, SpanKind.CONSUMER, {tracing.JOB_ID: job_id})
+        about = {tracing.TENANT: self._backends.tenant, tracing.JOB_ID: job_id}
+        span = tracing.entry(tracing.ATTEMPT_SPAN, record.traceparent, SpanKind.CONSUMER, about)
         claim = Claim(attempt=attempt, started_at=states.now(), worker=worker, traceparent=tracing.traceparent_of(span))
         lease = Lease(self._backends, record, claim, value, span)
         try:
@@ -65,7 +66,7 @@ class WorkerApi:
             tracing.end(span)
             lease.drop()
             raise
-        span.set_attributes(finalize.attempt_attributes(record, attempt))
+        span.set_attributes(finalize.attempt_attributes(self._backends, record, attempt))
         return lease
 
     def _begin_attempt(self, lease: Lease) -> None:

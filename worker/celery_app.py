@@ -9,11 +9,14 @@ import sys
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Final
 
 from celery import Celery
 from celery.signals import setup_logging, worker_process_init, worker_process_shutdown
+from structlog.contextvars import bound_contextvars
 
+from jobs.access.caller import DEFAULT_TENANT
 from jobs.bootstrap import connect
 from jobs.errors import BrokerUnavailableError
 from jobs.live.workers import WorkerStats
@@ -21,6 +24,7 @@ from jobs.logs import configure_logging
 from jobs.models import ModelProvenance
 from jobs.queue import TASK_NAME, celery_config
 from jobs.settings import JobsSettings
+from jobs.tenants import Tenants
 from jobs.tracing import configure_tracing, stop_tracing
 from jobs.worker_api import WorkerApi
 from worker.report import result_digest
@@ -109,12 +113,21 @@ class _Process:
     def __init__(self, settings: JobsSettings, device: str, load: Load) -> None:
         self._settings, self._device, self._load = settings, device, load
         self._context: WorkerContext | None = None
+        self._tenants: Tenants | None = None
 
-    def score(self, job_id: str) -> None:
+    def score(self, job_id: str, tenant: str = DEFAULT_TENANT) -> None:
         """The task."""
-        if self._context is None:
+        if self._context is None or self._tenants is None:
             raise RuntimeError("this process has not started")
-        work_on(self._context, job_id)
+        try:
+            jobs = self._tenants.find(tenant)
+        except ValueError:
+            jobs = None
+        if jobs is None:  # whoever wrote this message, it stands for no job
+            log.warning("a message of a tenant that there is not was dropped")
+            return
+        with bound_contextvars(tenant=tenant):
+            work_on(replace(self._context, jobs=jobs.worker), job_id)
 
     def start(self, **_signal: object) -> None:
         """Load the models, then say that we are ready. A worker that cannot load them ends."""
@@ -122,7 +135,8 @@ class _Process:
         configure_tracing(SERVICE)
         open_scratch()
         try:
-            jobs = connect(self._settings).worker
+            connection = connect(self._settings)
+            self._tenants, jobs = connection.tenants, connection.worker
             analysis = self._load(self._settings, self._device)
         except Exception:
             log.exception("the worker cannot start")

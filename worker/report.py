@@ -32,6 +32,7 @@ from jobs.models import (
 from jobs.version import __version__
 from pipeline import severity as science
 from pipeline.geometry import Finding, GeometrySource, LesionMask, LobeLabels, LungMask, Scan
+from pipeline.io.write import write_mask
 from pipeline.labels import LABELS
 from pipeline.severity import LobeSeverity, Severity
 
@@ -126,13 +127,20 @@ def finding_of(finding: Finding) -> QualityFinding:
     )
 
 
-def masks_of(result: Quantification) -> dict[MaskName, LungMask | LobeLabels | LesionMask]:
-    return {
+def write_masks(result: Quantification, folder: Path) -> dict[MaskName, Path]:
+    """The four masks as gzipped NIfTI in `folder`, on the input's own grid."""
+    masks: dict[MaskName, LungMask | LobeLabels | LesionMask] = {
         MaskName.LUNGS: result.lungs,
         MaskName.LOBES: result.lobes,
         MaskName.LESIONS: result.lesions,
         MaskName.HIGH_OPACITY: result.high_opacity,
     }
+    paths = {}
+    for name, mask in masks.items():
+        paths[name] = folder / f"{name}.nii.gz"
+        array = mask.labels if isinstance(mask, LobeLabels) else mask.mask
+        write_mask(paths[name], array, mask.grid, result.source, LABELS[name])
+    return paths
 
 
 def mask_labels() -> MaskLabels:

@@ -24,18 +24,16 @@ from jobs.errors import (
     SourceError,
     WrongStateError,
 )
-from jobs.models import JobError, JobTask, MaskName, ModelProvenance, Stage
+from jobs.models import JobError, JobTask, ModelProvenance, Stage
 from jobs.problems import BY_SLUG
 from jobs.settings import JobsSettings
 from jobs.tracing import OUTCOME, step
 from jobs.worker_api import WorkerApi
 from pipeline.errors import PipelineError
-from pipeline.geometry import LobeLabels, Scan
+from pipeline.geometry import Scan
 from pipeline.io.overview import draw_slices
 from pipeline.io.read import ReadLimits, read_ct
-from pipeline.io.write import write_mask
-from pipeline.labels import LABELS
-from worker.report import inspection_of, mask_labels, masks_of, models_of, report_of
+from worker.report import inspection_of, mask_labels, models_of, report_of, write_masks
 from worker.shutdown import Drain
 
 if TYPE_CHECKING:  # it imports torch, which the parent of the worker processes does not need
@@ -107,6 +105,7 @@ class WorkerContext:
     """What a worker process has at hand.
 
     Attributes:
+        jobs: of the tenant whose job is worked on.
         stop_hard: ends this process, when a cancelled or lost job does not stop by itself.
         drain: whether the running job shall be requeued.
         result_digest: of the software and weights that results come from; without it none is used again.
@@ -212,16 +211,6 @@ def is_out_of_memory(fault: BaseException) -> bool:
     if isinstance(fault, OSError):
         return fault.errno == errno.ENOMEM
     return isinstance(fault, RuntimeError) and any(text in str(fault).lower() for text in OUT_OF_MEMORY_TEXTS)
-
-
-def write_masks(result: "Quantification", folder: Path) -> dict[MaskName, Path]:
-    """The four masks as gzipped NIfTI in `folder`, on the input's own grid."""
-    paths = {}
-    for name, mask in masks_of(result).items():
-        paths[name] = folder / f"{name}.nii.gz"
-        array = mask.labels if isinstance(mask, LobeLabels) else mask.mask
-        write_mask(paths[name], array, mask.grid, result.source, LABELS[name])
-    return paths
 
 
 def _stop_hard(context: WorkerContext, lease: Lease) -> None:

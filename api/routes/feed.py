@@ -15,7 +15,6 @@ from api.schemas import FeedPage, Schema
 from api.sse import Streams
 from api.views import feed_view, json_response
 from jobs import problems
-from jobs.live.keys import FEED
 
 router = APIRouter(tags=["jobs"])
 
@@ -79,7 +78,7 @@ async def list_events(
 
     changes, states = await run_sync(read, query.cursor)
     if waits and not changes.items:
-        with streams.slot(), streams.watching(FEED) as waker:
+        with streams.slot(), streams.watching(jobs.feed_name) as waker:
             while not changes.items and not streams.is_closing:
                 # Read after the watch has begun: a change in between would wake nobody.
                 changes, states = await run_sync(read, changes.next_cursor)

@@ -6,12 +6,16 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from api import examples, openapi
-from api.dependencies import AddressesDep, JobsDep, SettingsDep, UploadLimiterDep, one_of_each
+from api.dependencies import AddressesDep, CallerDep, JobsDep, SettingsDep, UploadLimiterDep, jobs_of, one_of_each
 from api.request_body import MAX_JSON_BYTES, read_json, receive_part
 from api.schemas import Upload, UploadRequest
 from api.views import json_response, upload_view
 from jobs import problems
+from jobs.access.caller import ANONYMOUS, DEFAULT_TENANT, TENANT_NAME
+from jobs.errors import UrlNotValidError
+from jobs.service import JobService
 from jobs.states import UrlSignature
+from jobs.tenants import Tenants
 
 router = APIRouter(tags=["uploads"])
 
@@ -31,6 +35,30 @@ Signature = Annotated[
     str,
     Query(min_length=1, max_length=128, description="as it stands in the part's `url`", examples=[examples.SHA256]),
 ]
+Tenant = Annotated[
+    str | None,
+    Query(
+        pattern=rf"^{TENANT_NAME}$",
+        description="as it stands in the part's `url`; absent in those of the tenant `default`",
+        examples=["radiology"],
+    ),
+]
+
+
+async def jobs_of_part(request: Request, caller: CallerDep, tenant: Tenant = None) -> JobService:
+    """Whoever has the address of a part may send it, whoever they are: its signature says so, for its tenant.
+
+    Raises UrlNotValidError: there is no such tenant.
+    """
+    if caller.subject != ANONYMOUS.subject:
+        return await jobs_of(request, caller.tenant)
+    tenants: Tenants = request.app.state.tenants
+    found = await run_sync(tenants.find, tenant or DEFAULT_TENANT)
+    if found is None:
+        raise UrlNotValidError("the signature is not one of this service")
+    return found.service
+
+
 _PROBLEMS: Final = (problems.UPLOAD_NOT_FOUND, problems.STORAGE_UNAVAILABLE)
 _ANNOUNCEMENT: Final = {
     "scan": {"summary": "a scan of 20 MB", "value": {"size_bytes": 20_000_000, "sha256": examples.SHA256}}
@@ -108,7 +136,7 @@ async def put_upload_part(
     expires: Expires,
     signature: Signature,
     request: Request,
-    jobs: JobsDep,
+    jobs: Annotated[JobService, Depends(jobs_of_part)],
     settings: SettingsDep,
     upload_limiter: UploadLimiterDep,
 ) -> Response:

@@ -11,7 +11,7 @@ from typing import Final, cast
 import redis
 
 from jobs.live.connection import Script, broker_errors
-from jobs.live.keys import CALLBACK_OUTCOMES, CALLBACKS, PREFIX, key
+from jobs.live.keys import CALLBACK_OUTCOMES, Keys
 from jobs.models import CallbackOutcome
 
 _BATCH: Final = "batch:"
@@ -41,8 +41,8 @@ class CallbackBacklog:
 class CallbackSchedule:
     """Every method raises BrokerUnavailableError when Redis does not answer in time."""
 
-    def __init__(self, server: redis.Redis) -> None:
-        self._redis = server
+    def __init__(self, server: redis.Redis, keys: Keys) -> None:
+        self._redis, self._keys = server, keys
         self._take, self._schedule = Script(server, "take_callbacks"), Script(server, "schedule_callback")
         self._watch_batch = Script(server, "watch_batch")
         self._backlog = Script(server, "callback_backlog")
@@ -50,22 +50,24 @@ class CallbackSchedule:
     @broker_errors()
     def take(self, count: int, seconds: float) -> list[str]:
         """Up to `count` jobs that are due; what is neither removed nor set anew is due again after `seconds`."""
-        return cast("list[str]", self._take(callbacks=CALLBACKS, count=count, milliseconds=round(1000 * seconds)))
+        return cast(
+            "list[str]", self._take(callbacks=self._keys.callbacks, count=count, milliseconds=round(1000 * seconds))
+        )
 
     @broker_errors()
     def set_due(self, job_id: str, seconds: float) -> None:
         """Make it due in `seconds`."""
-        self._schedule(callbacks=CALLBACKS, job_id=job_id, milliseconds=round(1000 * seconds))
+        self._schedule(callbacks=self._keys.callbacks, job_id=job_id, milliseconds=round(1000 * seconds))
 
     @broker_errors()
     def watch_batch(self, batch_id: str, open_jobs: Sequence[str]) -> int:
         """Make its callback due when the last of these jobs ends; how many are shown as unfinished, or not at all."""
-        arguments: list[str | int] = [PREFIX, 1000 * _WATCHED_SECONDS, *open_jobs]
-        return int(self._watch_batch.run([key("batch", batch_id)], arguments))
+        arguments: list[str | int] = [self._keys.prefix, 1000 * _WATCHED_SECONDS, *open_jobs]
+        return int(self._watch_batch.run([self._keys.key("batch", batch_id)], arguments))
 
     @broker_errors()
     def remove(self, job_id: str) -> None:
-        self._redis.zrem(CALLBACKS, job_id)
+        self._redis.zrem(self._keys.callbacks, job_id)
 
     @broker_errors()
     def count(self, outcome: CallbackOutcome) -> None:
@@ -73,11 +75,11 @@ class CallbackSchedule:
 
     @broker_errors()
     def outcomes(self) -> Mapping[CallbackOutcome, int]:
-        """How many attempts ended in each way."""
+        """How many attempts ended in each way, of all tenants."""
         found = cast("dict[str, str]", self._redis.hgetall(CALLBACK_OUTCOMES))
         return {outcome: int(found.get(outcome.value, 0)) for outcome in CallbackOutcome}
 
     @broker_errors()
     def backlog(self) -> CallbackBacklog:
-        pending, due, overdue_ms = cast("list[int]", self._backlog(callbacks=CALLBACKS))
+        pending, due, overdue_ms = cast("list[int]", self._backlog(callbacks=self._keys.callbacks))
         return CallbackBacklog(int(pending), int(due), int(overdue_ms) / 1000)

@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from importlib.resources import files
 from typing import Any, Final
 
@@ -59,6 +60,11 @@ def broker_errors() -> Iterator[None]:
         raise BrokerUnavailableError("the broker is read-only") from error
 
 
+@cache
+def text_of_script(name: str) -> str:
+    return files("jobs.live").joinpath("scripts", f"{name}.lua").read_text(encoding="utf-8")
+
+
 class Script:
     """`scripts/{name}.lua`, which runs in Redis in one step. A call on an asynchronous server is to be awaited.
 
@@ -66,7 +72,7 @@ class Script:
     """
 
     def __init__(self, server: "redis.Redis | redis.asyncio.Redis", name: str) -> None:
-        text = files("jobs.live").joinpath("scripts", f"{name}.lua").read_text(encoding="utf-8")
+        text = text_of_script(name)
         self.name = name
         self._keys: list[str] = re.findall(_NAME % "KEYS", text, re.MULTILINE)
         self._arguments: list[str] = re.findall(_NAME % "ARGV", text, re.MULTILINE)

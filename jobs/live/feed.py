@@ -14,7 +14,7 @@ import redis
 
 from jobs.errors import BrokerUnavailableError, CursorExpiredError, InvalidCursorError
 from jobs.live.connection import broker_errors
-from jobs.live.keys import EPOCH, FEED
+from jobs.live.keys import Keys
 
 #: The view that it belongs to, and the last change that was read.
 _CURSOR: Final = re.compile(r"([0-9A-Za-z]{1,64})\.(\d{1,18}-\d{1,18})")
@@ -71,8 +71,8 @@ class Changes:
 class Feed:
     """Raises BrokerUnavailableError when Redis does not answer in time, or was wiped and is not rebuilt yet."""
 
-    def __init__(self, server: redis.Redis) -> None:
-        self._redis = server
+    def __init__(self, server: redis.Redis, keys: Keys) -> None:
+        self._redis, self._keys = server, keys
 
     def after(self, cursor: str, limit: int) -> Changes:
         """What followed a cursor.
@@ -103,17 +103,17 @@ class Feed:
     def newest(self) -> Changes:
         """No change, and a cursor to those to come."""
         with broker_errors(), self._redis.pipeline() as pipe:
-            pipe.get(EPOCH)
-            pipe.xrevrange(FEED, count=1)
+            pipe.get(self._keys.epoch)
+            pipe.xrevrange(self._keys.feed, count=1)
             epoch, last = pipe.execute()
         return _page(_require_whole(epoch), last[0][0] if last else _BEGINNING, [], 0)
 
     def _read(self, begin: str, limit: int) -> tuple[str, _Entry | None, list[_Entry]]:
         """Which view this is, its first change, and those from `begin` on: that one, `limit` more and one further."""
         with broker_errors(), self._redis.pipeline() as pipe:
-            pipe.get(EPOCH)
-            pipe.xrange(FEED, count=1)
-            pipe.xrange(FEED, begin, count=limit + 2)
+            pipe.get(self._keys.epoch)
+            pipe.xrange(self._keys.feed, count=1)
+            pipe.xrange(self._keys.feed, begin, count=limit + 2)
             epoch, first, entries = cast("tuple[str | None, list[_Entry], list[_Entry]]", pipe.execute())
         return _require_whole(epoch), first[0] if first else None, entries
 

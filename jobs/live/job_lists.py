@@ -1,8 +1,8 @@
 """Lists of jobs from the sorted sets of the live view, without a look at all jobs.
 
-A job's id has the moment at which its request began, and the job is created once its scan is here (`DELAYS` knows how
-much later). So a time range is a range of ids, a little wider than asked, whose jobs are then compared with the times.
-What has to fit two lists is found in the shorter one and looked up in the other.
+A job's id has the moment at which its request began, and the job is created once its scan is here (`Keys.delays` knows
+how much later). So a time range is a range of ids, a little wider than asked, whose jobs are then compared with the
+times. What has to fit two lists is found in the shorter one and looked up in the other.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ import redis
 from redis.client import Pipeline
 
 from jobs.live.connection import broker_errors
-from jobs.live.keys import DELAYS, EPOCH, REFERENCES, key
+from jobs.live.keys import Keys
 from jobs.live.pagination import Query, id_of, reference_prefix
 from jobs.models import JobState, JobStatus
 from jobs.states import first_id, made_at
@@ -63,9 +63,9 @@ class _Checks:
 class JobLists:
     """Raises BrokerUnavailableError when Redis does not answer in time."""
 
-    def __init__(self, server: redis.Redis, read: Callable[[Sequence[str]], list[JobState | None]]) -> None:
+    def __init__(self, server: redis.Redis, keys: Keys, read: Callable[[Sequence[str]], list[JobState | None]]) -> None:
         """`read` gives the states of jobs that are shown."""
-        self._redis, self._read = server, read
+        self._redis, self._keys, self._read = server, keys, read
 
     def page(self, query: Query, after: str | None, limit: int) -> list[str] | None:
         """Up to `limit` members of a list after one; None when the view is not whole."""
@@ -79,7 +79,7 @@ class JobLists:
             return None
 
     def _by_id(self, query: Query, after: str | None, limit: int) -> list[str]:
-        span, lists = self._span(query), _lists(query)
+        span, lists = self._span(query), self._lists(query)
         if query.client_reference is None:
             return self._walk(query, lists, span, after, limit, _Checks(times=query.has_times))
         referring = _Span(span.first, span.end, reference_prefix(query.client_reference))
@@ -87,22 +87,22 @@ class JobLists:
         if checks.lists:
             of_reference, *of_lists = self._ask(
                 query,
-                _command("zlexcount", REFERENCES, *referring.bounds(query, after)),
+                _command("zlexcount", self._keys.references, *referring.bounds(query, after)),
                 *(_command("zlexcount", name, *span.bounds(query, after)) for name in lists),
             )
             if sum(of_lists) < of_reference:
                 checks = _Checks(times=query.has_times, reference=True)
                 return self._walk(query, lists, span, after, limit, checks)
-        return self._walk(query, [REFERENCES], referring, after, limit, checks)
+        return self._walk(query, [self._keys.references], referring, after, limit, checks)
 
     def _by_severity(self, query: Query, after: str | None, limit: int) -> list[str]:
-        ranked = key("severity", query.priority or "*")
+        ranked = self._keys.key("severity", query.priority or "*")
         whole = _Span("", ":")  # members begin with digits, which all come before this
         if query.client_reference is None and not query.has_times:
             return self._walk(query, [ranked], whole, after, limit, _Checks())
-        span, source = self._span(query), key("index", JobStatus.SUCCEEDED, query.priority or "*")
+        span, source = self._span(query), self._keys.key("index", JobStatus.SUCCEEDED, query.priority or "*")
         if query.client_reference is not None:
-            span, source = _Span(span.first, span.end, reference_prefix(query.client_reference)), REFERENCES
+            span, source = _Span(span.first, span.end, reference_prefix(query.client_reference)), self._keys.references
         bounds = span.bounds(query, None)
         candidates, all_ranked = self._ask(query, _command("zlexcount", source, *bounds), _command("zcard", ranked))
         # Few jobs are read and put in order; of many, one is soon met on the way down from the most severe.
@@ -140,14 +140,16 @@ class JobLists:
             return members
         passing = [True] * len(job_ids)
         if checks.lists:
-            answers = self._ask(query, *(_command("zmscore", name, job_ids) for name in _lists(query)))
+            answers = self._ask(query, *(_command("zmscore", name, job_ids) for name in self._lists(query)))
             passing = [any(score is not None for score in scores) for scores in zip(*answers, strict=True)]
         if checks.reference:
             prefix = reference_prefix(query.client_reference or "")
-            (scores,) = self._ask(query, _command("zmscore", REFERENCES, [prefix + job_id for job_id in job_ids]))
+            (scores,) = self._ask(
+                query, _command("zmscore", self._keys.references, [prefix + job_id for job_id in job_ids])
+            )
             passing = [ok and score is not None for ok, score in zip(passing, scores, strict=True)]
         if checks.times:
-            (delays,) = self._ask(query, _command("zmscore", DELAYS, job_ids))
+            (delays,) = self._ask(query, _command("zmscore", self._keys.delays, job_ids))
             passing = [
                 ok and delay is not None and query.has_time(made_at(job_id) + timedelta(milliseconds=delay))
                 for ok, job_id, delay in zip(passing, job_ids, delays, strict=True)
@@ -160,8 +162,8 @@ class JobLists:
             return _Span("", _END)
         least, most = self._ask(
             query,
-            _command("zrange", DELAYS, 0, 0, withscores=True),
-            _command("zrange", DELAYS, -1, -1, withscores=True),
+            _command("zrange", self._keys.delays, 0, 0, withscores=True),
+            _command("zrange", self._keys.delays, -1, -1, withscores=True),
         )
 
         def moved(moment: datetime, delays: list[tuple[str, float]], spare_ms: int) -> str:
@@ -175,9 +177,9 @@ class JobLists:
     def _ask(self, query: Query, *commands: Callable[[Pipeline], object]) -> list[Any]:
         """Answers that belong together. Raises _NotWholeError."""
         with broker_errors(), self._redis.pipeline() as pipe:
-            pipe.exists(EPOCH)
-            pipe.zcard(key("index", "*", "*"))
-            pipe.zcard(DELAYS)
+            pipe.exists(self._keys.epoch)
+            pipe.zcard(self._keys.key("index", "*", "*"))
+            pipe.zcard(self._keys.delays)
             for command in commands:
                 command(pipe)
             is_whole, shown, listed, *answers = pipe.execute()
@@ -186,8 +188,7 @@ class JobLists:
             raise _NotWholeError
         return answers
 
-
-def _lists(query: Query) -> list[str]:
-    """Every job that may be in the list is in one of these sorted sets, and in no other."""
-    statuses: list[str] = sorted(query.status) or ["*"]
-    return [key("index", status, query.priority or "*") for status in statuses]
+    def _lists(self, query: Query) -> list[str]:
+        """Every job that may be in the list is in one of these sorted sets, and in no other."""
+        statuses: list[str] = sorted(query.status) or ["*"]
+        return [self._keys.key("index", status, query.priority or "*") for status in statuses]

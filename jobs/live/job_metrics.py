@@ -30,7 +30,7 @@ from typing import Final, cast
 import redis
 
 from jobs.live.connection import broker_errors
-from jobs.live.keys import METRICS, key
+from jobs.live.keys import METRICS, Keys
 from jobs.live.workers import ReadyWorkers, WorkerStats
 from jobs.models import JobState, JobStatus, Priority, Stage
 from jobs.problems import PROBLEM_TYPES
@@ -56,12 +56,11 @@ class Histogram:
 
 @dataclass(frozen=True)
 class JobMetrics:
-    """All that was counted, and what is there now.
+    """All that was counted, and the workers that there are.
 
     Attributes:
         finished: jobs by outcome and, for failures, problem ("" for the others).
         reused: jobs that were given the result of an earlier one.
-        running: jobs by stage; those that have reported none yet are at None.
         workers: by name.
     """
 
@@ -69,7 +68,6 @@ class JobMetrics:
     reused: int
     stage_seconds: Mapping[Stage, Histogram]
     job_seconds: Mapping[Priority, Histogram]
-    running: Mapping[Stage | None, int]
     workers: Mapping[str, WorkerStats]
 
 
@@ -94,10 +92,14 @@ class Monitoring:
     """Every method raises BrokerUnavailableError when Redis does not answer in time."""
 
     def __init__(
-        self, server: redis.Redis, states: Callable[[Sequence[str]], list[JobState | None]], workers: ReadyWorkers
+        self,
+        server: redis.Redis,
+        keys: Keys,
+        states: Callable[[Sequence[str]], list[JobState | None]],
+        workers: ReadyWorkers,
     ) -> None:
         """`states` reads jobs by their ids."""
-        self._redis, self._states, self._workers = server, states, workers
+        self._redis, self._keys, self._states, self._workers = server, keys, states, workers
 
     @broker_errors()
     def ping(self) -> None:
@@ -108,7 +110,7 @@ class Monitoring:
         """How many jobs have each status."""
         with broker_errors(), self._redis.pipeline(transaction=False) as pipe:
             for status in JobStatus:
-                pipe.zcard(key("index", status, "*"))
+                pipe.zcard(self._keys.key("index", status, "*"))
             return dict(zip(JobStatus, pipe.execute(), strict=True))
 
     @broker_errors()
@@ -116,24 +118,29 @@ class Monitoring:
         """How many jobs wait, and how long."""
         with self._redis.pipeline(transaction=False) as pipe:
             for priority in Priority:
-                pipe.zcard(key("index", JobStatus.QUEUED, priority))
-                pipe.zrange(key("index", JobStatus.QUEUED, priority), 0, 0)
+                pipe.zcard(self._keys.key("index", JobStatus.QUEUED, priority))
+                pipe.zrange(self._keys.key("index", JobStatus.QUEUED, priority), 0, 0)
             pipe.time()
             *answers, (seconds, microseconds) = pipe.execute()
         now_ms = seconds * 1000 + microseconds // 1000
         counts, firsts = answers[::2], answers[1::2]
-        begun = [self._redis.hget(key("job", first[0]), "since_ms") if first else None for first in firsts]
+        begun = [self._redis.hget(self._keys.key("job", first[0]), "since_ms") if first else None for first in firsts]
         return {
             priority: QueueLength(int(count), max(now_ms - int(cast("str", since)), 0) / 1000 if since else 0.0)
             for priority, count, since in zip(Priority, counts, begun, strict=True)
         }
 
     @broker_errors()
-    def job_metrics(self) -> JobMetrics:
-        """What workers did since Redis was last empty, and how they are now."""
-        job_ids = cast("list[str]", self._redis.zrange(key("index", JobStatus.RUNNING, "*"), 0, -1))
+    def running(self) -> Mapping[Stage | None, int]:
+        """How many jobs are at each stage; those that have reported none yet are at None."""
+        job_ids = cast("list[str]", self._redis.zrange(self._keys.key("index", JobStatus.RUNNING, "*"), 0, -1))
         shown = [state for state in self._states(job_ids) if state is not None and state.status is JobStatus.RUNNING]
-        running = Counter(state.stage for state in shown)
+        counts = Counter(state.stage for state in shown)
+        return {stage: counts[stage] for stage in (None, *Stage)}
+
+    @broker_errors()
+    def job_metrics(self) -> JobMetrics:
+        """What workers did since Redis was last empty, for all tenants, and how they are now."""
         raw = cast("dict[str, str]", self._redis.hgetall(METRICS))
         counts = {name: int(count) for name, count in raw.items()}
         ends = [(JobStatus.SUCCEEDED, ""), (JobStatus.CANCELLED, ""), *((JobStatus.FAILED, slug) for slug in PROBLEMS)]
@@ -142,7 +149,6 @@ class Monitoring:
             reused=counts.get("reused", 0),
             stage_seconds={stage: _histogram(counts, f"stage:{stage}", BUCKETS_SECONDS) for stage in Stage},
             job_seconds={p: _histogram(counts, f"job:{p}", WAITING_BUCKETS_SECONDS) for p in Priority},
-            running={stage: running[stage] for stage in (None, *Stage)},
             workers=self._workers.stats(),
         )
 

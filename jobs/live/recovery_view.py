@@ -11,7 +11,7 @@ from typing import Final, cast
 import redis
 
 from jobs.live.connection import Script, broker_errors
-from jobs.live.keys import DEADLINES, DELAYS, EPOCH, LEADER, REFERENCES, key
+from jobs.live.keys import LEADER, LISTS, Keys
 from jobs.live.pagination import id_of
 from jobs.models import JobStatus
 
@@ -20,6 +20,11 @@ REBUILD_SECONDS: Final = 24 * 3600
 
 #: Members in one command.
 MAX_REMOVED: Final = 1000
+
+
+#: A list of messages that is empty for so long is no longer looked into. Much longer than a message is with a worker,
+#: so that one that is delivered again is seen.
+LIST_SECONDS: Final = 7 * 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -39,40 +44,40 @@ class Waiting:
 class RecoveryView:
     """Every method raises BrokerUnavailableError when Redis does not answer in time."""
 
-    def __init__(self, server: redis.Redis) -> None:
-        self._redis = server
+    def __init__(self, server: redis.Redis, keys: Keys) -> None:
+        self._redis, self._keys = server, keys
         self._lead = Script(server, "lead")
         self._declare_whole = Script(server, "declare_whole")
         self._mark_published = Script(server, "mark_published")
 
     @broker_errors()
     def lead(self, who: str, seconds: float) -> bool:
-        """Whether `who` is the one that looks for lost jobs."""
+        """Whether `who` is the one that looks for lost jobs, of all tenants."""
         return bool(self._lead(leader=LEADER, who=who, milliseconds=round(seconds * 1000)))
 
     @broker_errors()
     def is_whole(self) -> bool:
         """False after a wipe, until a rebuild."""
-        return bool(self._redis.exists(EPOCH))
+        return bool(self._redis.exists(self._keys.epoch))
 
     @broker_errors()
     def begin_rebuild(self) -> str:
         """Leave a mark for `declare_whole`, which a wipe in between takes away."""
         mark = secrets.token_hex(8)
-        self._redis.set(key("rebuild", mark), "1", ex=REBUILD_SECONDS)
+        self._redis.set(self._keys.key("rebuild", mark), "1", ex=REBUILD_SECONDS)
         return mark
 
     @broker_errors()
     def declare_whole(self, mark: str) -> bool:
         """After a rebuild. False if the server was wiped meanwhile: then it takes another."""
-        return bool(self._declare_whole(epoch=EPOCH, mark_key=key("rebuild", mark), mark=mark))
+        return bool(self._declare_whole(epoch=self._keys.epoch, mark_key=self._keys.key("rebuild", mark), mark=mark))
 
     @broker_errors()
     def running_without_lease(self) -> list[str]:
         job_ids = self._ids(JobStatus.RUNNING)
         with self._redis.pipeline(transaction=False) as pipe:
             for job_id in job_ids:
-                pipe.exists(key("lease", job_id))
+                pipe.exists(self._keys.key("lease", job_id))
             return [job_id for job_id, held in zip(job_ids, pipe.execute(), strict=True) if not held]
 
     @broker_errors()
@@ -82,7 +87,7 @@ class RecoveryView:
         with self._redis.pipeline(transaction=False) as pipe:
             pipe.time()
             for job_id in job_ids:
-                pipe.hmget(key("job", job_id), "since_ms", "published_ms", "retry_ms")
+                pipe.hmget(self._keys.key("job", job_id), "since_ms", "published_ms", "retry_ms")
             (seconds, microseconds), *rows = pipe.execute()
         now_ms = seconds * 1000 + microseconds // 1000
         found = []
@@ -96,7 +101,9 @@ class RecoveryView:
     def past_deadline(self) -> list[str]:
         """Jobs that no worker has begun, though their `not_after` is over."""
         seconds, microseconds = self._redis.time()
-        return cast("list[str]", self._redis.zrangebyscore(DEADLINES, "-inf", seconds * 1000 + microseconds // 1000))
+        return cast(
+            "list[str]", self._redis.zrangebyscore(self._keys.deadlines, "-inf", seconds * 1000 + microseconds // 1000)
+        )
 
     @broker_errors()
     def all_ids(self) -> list[str]:
@@ -107,8 +114,8 @@ class RecoveryView:
     def has_whole_lists(self) -> bool:
         """False after an earlier version showed or removed a job, which it did not in all lists of this one."""
         with self._redis.pipeline() as pipe:
-            pipe.zcard(key("index", "*", "*"))
-            pipe.zcard(DELAYS)
+            pipe.zcard(self._keys.key("index", "*", "*"))
+            pipe.zcard(self._keys.delays)
             shown, listed = pipe.execute()
         return bool(shown == listed)
 
@@ -116,12 +123,12 @@ class RecoveryView:
     def unlisted(self) -> list[str]:
         """Jobs that are shown and not in all lists. What the lists have of jobs that are not shown is removed."""
         with self._redis.pipeline() as pipe:
-            for name in (key("index", "*", "*"), DELAYS, REFERENCES):
+            for name in (self._keys.key("index", "*", "*"), self._keys.delays, self._keys.references):
                 pipe.zrange(name, 0, -1)
             shown, listed, references = pipe.execute()
         known = set(shown)
-        removed = {DELAYS: [i for i in listed if i not in known]}
-        removed[REFERENCES] = [member for member in references if id_of(member) not in known]
+        removed = {self._keys.delays: [i for i in listed if i not in known]}
+        removed[self._keys.references] = [member for member in references if id_of(member) not in known]
         with self._redis.pipeline() as pipe:
             for name, members in removed.items():
                 for at in range(0, len(members), MAX_REMOVED):
@@ -131,10 +138,10 @@ class RecoveryView:
 
     @broker_errors()
     def mark_published(self, job_id: str) -> None:
-        self._mark_published(job=key("job", job_id))
+        self._mark_published(job=self._keys.key("job", job_id))
 
     def _ids(self, status: str) -> list[str]:
-        return cast("list[str]", self._redis.zrange(key("index", status, "*"), 0, -1))
+        return cast("list[str]", self._redis.zrange(self._keys.key("index", status, "*"), 0, -1))
 
 
 class BrokerMessages:
@@ -142,6 +149,23 @@ class BrokerMessages:
 
     def __init__(self, server: redis.Redis) -> None:
         self._redis = server
+        self._note_list = Script(server, "note_list")
+        self._drop_lists = Script(server, "drop_lists")
+
+    @broker_errors()
+    def note_list(self, name: str) -> None:
+        """Let workers look into this list, which is about to get a message."""
+        self._note_list(lists=LISTS, name=name)
+
+    @broker_errors()
+    def lists(self) -> list[str]:
+        """Every list that was noted and not dropped since."""
+        return cast("list[str]", self._redis.zrange(LISTS, 0, -1))
+
+    @broker_errors()
+    def drop_lists(self) -> int:
+        """Let nobody look into lists that have been empty for `LIST_SECONDS`; how many there were."""
+        return int(self._drop_lists(lists=LISTS, seconds=LIST_SECONDS))
 
     @broker_errors()
     def waiting(self, queues: Iterable[str]) -> list[str]:

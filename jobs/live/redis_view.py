@@ -3,9 +3,10 @@
 It shows quickly what the blobs decide, and can be wrong for a while, or wiped.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, cast
+from typing import Any, Final, Self, cast
 
 import redis
 from pydantic_core import from_json
@@ -20,20 +21,7 @@ from jobs.live.events import EVENTS_KEPT, KEPT_SECONDS, EventLog
 from jobs.live.feed import Feed, FeedLimits
 from jobs.live.job_lists import JobLists
 from jobs.live.job_metrics import Monitoring, counts_of
-from jobs.live.keys import (
-    CALLBACKS,
-    CHANGED,
-    DEADLINES,
-    DELAYS,
-    EPOCH,
-    FEED,
-    METRICS,
-    PREFIX,
-    RECENT,
-    REFERENCES,
-    WORKERS,
-    key,
-)
+from jobs.live.keys import AT_WORK, CHANGED, METRICS, PREFIX, RECENT, WORKERS, Keys
 from jobs.live.pagination import Query, delay_ms, reference_member, severity_member
 from jobs.live.recovery_view import BrokerMessages, RecoveryView
 from jobs.live.workers import ReadyWorkers
@@ -75,14 +63,8 @@ class LiveView:
             retry=retry,
             redis_connect_func=self._connected,
         )
-        self.events = EventLog(self._redis, _read_state)
-        self.feed = Feed(self._redis)
-        self.callbacks = CallbackSchedule(self._redis)
         self.workers = ReadyWorkers(self._redis)
-        self.recovery = RecoveryView(self._redis)
         self.messages = BrokerMessages(self._redis)
-        self.monitoring = Monitoring(self._redis, self.get_many, self.workers)
-        self._lists = JobLists(self._redis, self.get_many)
         self._put_state = Script(self._redis, "put_state")
         self._mark_purged = Script(self._redis, "mark_purged")
         self._list_job = Script(self._redis, "list_job")
@@ -90,6 +72,23 @@ class LiveView:
         self._request_cancel = Script(self._redis, "request_cancel")
         self._renew_lease = Script(self._redis, "renew_lease")
         self._drop_lease = Script(self._redis, "drop_lease")
+        self.use(Keys())
+
+    def use(self, keys: Keys) -> None:
+        """Show what lies under these keys."""
+        self.keys = keys
+        self.events = EventLog(self._redis, keys, _read_state)
+        self.feed = Feed(self._redis, keys)
+        self.callbacks = CallbackSchedule(self._redis, keys)
+        self.recovery = RecoveryView(self._redis, keys)
+        self.monitoring = Monitoring(self._redis, keys, self.get_many, self.workers)
+        self._lists = JobLists(self._redis, keys, self.get_many)
+
+    def of(self, tenant: str) -> Self:
+        """That of a tenant, over the same connections."""
+        view = copy.copy(self)
+        view.use(Keys.of(tenant))
+        return view
 
     def close(self) -> None:
         self._redis.close()
@@ -120,13 +119,14 @@ class LiveView:
         has_deadline = state.not_after is not None and state.status is JobStatus.QUEUED and state.attempt == 0
         is_shown = self._put_state(
             *(item for pair in counts.items() for item in pair),
-            job=key("job", state.id),
-            lease=key("lease", state.id),
-            events=key("events", state.id),
+            job=self.keys.key("job", state.id),
+            lease=self.keys.key("lease", state.id),
+            events=self.keys.key("events", state.id),
             metrics=METRICS,
-            tombstone=key("purged", state.id),
-            feed=FEED,
-            prefix=PREFIX,
+            at_work=AT_WORK,
+            tombstone=self.keys.key("purged", state.id),
+            feed=self.keys.feed,
+            prefix=self.keys.prefix,
             job_id=state.id,
             priority=state.priority,
             status=state.status,
@@ -156,9 +156,9 @@ class LiveView:
     def list_again(self, state: JobState) -> None:
         """Add a job that is shown to the lists that an earlier version did not keep."""
         self._list_job(
-            job=key("job", state.id),
-            delays=DELAYS,
-            references=REFERENCES,
+            job=self.keys.key("job", state.id),
+            delays=self.keys.delays,
+            references=self.keys.references,
             job_id=state.id,
             delay_ms=delay_ms(state),
             reference_member=reference_member(state) or "",
@@ -185,37 +185,39 @@ class LiveView:
 
     @broker_errors()
     def _read(self, job_ids: Sequence[str]) -> tuple[list[JobState | None], bool]:
-        keys, arguments = read_states_arguments(job_ids)
+        keys, arguments = read_states_arguments(self.keys, job_ids)
         return parse_states(self._read_states.run(keys, arguments))
 
     @broker_errors()
     def status(self, job_id: str) -> JobStatus | None:
-        status = cast("str | None", self._redis.hget(key("job", job_id), "status"))
+        status = cast("str | None", self._redis.hget(self.keys.key("job", job_id), "status"))
         return JobStatus(status) if status else None
 
     def statuses(self, job_ids: Sequence[str]) -> list[JobStatus | None]:
         """None for those that are unknown here."""
         with broker_errors(), self._redis.pipeline(transaction=False) as pipe:
             for job_id in job_ids:
-                pipe.hget(key("job", job_id), "status")
+                pipe.hget(self.keys.key("job", job_id), "status")
             return [JobStatus(status) if status else None for status in pipe.execute()]
 
     @broker_errors()
     def request_cancel(self, job_id: str) -> None:
-        self._request_cancel(job=key("job", job_id), events=key("events", job_id), job_id=job_id, **_EVENTS)
+        self._request_cancel(
+            job=self.keys.key("job", job_id), events=self.keys.key("events", job_id), job_id=job_id, **_EVENTS
+        )
 
     @broker_errors()
     def is_cancel_requested(self, job_id: str) -> bool:
-        return bool(self._redis.hget(key("job", job_id), "cancel") == "1")
+        return bool(self._redis.hget(self.keys.key("job", job_id), "cancel") == "1")
 
     def remove_traces(self, job_id: str) -> None:
         """Remove a job that was deleted, and from now on show nothing that others may still say of it."""
         with broker_errors():
             self._mark_purged(
-                job=key("job", job_id),
-                tombstone=key("purged", job_id),
-                feed=FEED,
-                prefix=PREFIX,
+                job=self.keys.key("job", job_id),
+                tombstone=self.keys.key("purged", job_id),
+                feed=self.keys.feed,
+                prefix=self.keys.prefix,
                 job_id=job_id,
                 seconds=TRACES_REMOVED_SECONDS,
                 **self._feed_limits,
@@ -227,18 +229,18 @@ class LiveView:
         state = self.get(job_id)
         if state is not None:
             with broker_errors(), self._redis.pipeline() as pipe:
-                pipe.delete(key("job", state.id), key("events", state.id))
+                pipe.delete(self.keys.key("job", state.id), self.keys.key("events", state.id))
                 pipe.publish(CHANGED, state.id)
-                pipe.zrem(CALLBACKS, state.id)
-                pipe.zrem(DELAYS, state.id)
+                pipe.zrem(self.keys.callbacks, state.id)
+                pipe.zrem(self.keys.delays, state.id)
                 if member := reference_member(state):
-                    pipe.zrem(REFERENCES, member)
-                pipe.zrem(DEADLINES, state.id)
+                    pipe.zrem(self.keys.references, member)
+                pipe.zrem(self.keys.deadlines, state.id)
                 for priority in ("*", state.priority):
                     for status in ("*", *JobStatus):
-                        pipe.zrem(key("index", status, priority), state.id)
+                        pipe.zrem(self.keys.key("index", status, priority), state.id)
                     if member := severity_member(state):
-                        pipe.zrem(key("severity", priority), member)
+                        pipe.zrem(self.keys.key("severity", priority), member)
                 pipe.execute()
 
     def page(self, query: Query, after: str | None, limit: int) -> list[str] | None:
@@ -250,24 +252,23 @@ class LiveView:
     @broker_errors()
     def lease(self, job_id: str, value: str, seconds: float) -> bool:
         """Take the lease if nobody holds it."""
-        return bool(self._redis.set(key("lease", job_id), value, nx=True, px=round(seconds * 1000)))
+        return bool(self._redis.set(self.keys.key("lease", job_id), value, nx=True, px=round(seconds * 1000)))
 
     @broker_errors()
     def renew_lease(self, job_id: str, value: str, attempt: int, seconds: float) -> bool:
         """False when the job is no longer this attempt's."""
-        keys = {"job": key("job", job_id), "lease": key("lease", job_id)}
+        keys = {"job": self.keys.key("job", job_id), "lease": self.keys.key("lease", job_id)}
         return bool(self._renew_lease(**keys, value=value, attempt=attempt, milliseconds=round(seconds * 1000)))
 
     @broker_errors()
     def drop_lease(self, job_id: str, value: str) -> None:
-        self._drop_lease(lease=key("lease", job_id), value=value)
+        self._drop_lease(lease=self.keys.key("lease", job_id), value=value)
 
 
-def read_states_arguments(job_ids: Sequence[str]) -> tuple[list[str], Sequence[str]]:
+def read_states_arguments(keys: Keys, job_ids: Sequence[str]) -> tuple[list[str], Sequence[str]]:
     """Keys and arguments of the script `read_states`."""
-    queues = [key("index", JobStatus.QUEUED, priority) for priority in _PRIORITIES]
-    running = key("index", JobStatus.RUNNING, "*")
-    return [*(key("job", job_id) for job_id in job_ids), *queues, WORKERS, running, RECENT, EPOCH], job_ids
+    jobs = (keys.key("job", job_id) for job_id in job_ids)
+    return [*jobs, WORKERS, RECENT, keys.epoch, AT_WORK], [*job_ids, keys.prefix, PREFIX, *_PRIORITIES]
 
 
 def parse_states(answer: Sequence[Any]) -> tuple[list[JobState | None], bool]:

@@ -5,8 +5,9 @@ each costs, and one connection is enough.
 """
 
 import asyncio
+import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import redis
 import redis.asyncio
@@ -15,6 +16,7 @@ from redis.backoff import NoBackoff
 
 from jobs.errors import BrokerUnavailableError
 from jobs.live.connection import Script, ViewFreshness, broker_errors
+from jobs.live.keys import Keys
 from jobs.live.redis_view import MAX_TOGETHER, parse_states, read_states_arguments
 from jobs.models import JobState
 from jobs.settings import JobsSettings
@@ -40,7 +42,16 @@ class StatusBatcher:
         )
         self._view_freshness = view_freshness
         self._read_states = Script(self._redis, "read_states")
-        self._checked, self._recorded = checked, recorded
+        self._begin(Keys(), checked, recorded)
+
+    def of(self, keys: Keys, checked: Read, recorded: Read) -> Self:
+        """The same for the jobs of a tenant, over the same connections."""
+        batcher = copy.copy(self)
+        batcher._begin(keys, checked, recorded)
+        return batcher
+
+    def _begin(self, keys: Keys, checked: Read, recorded: Read) -> None:
+        self._keys, self._checked, self._recorded = keys, checked, recorded
         self._asked: dict[str, asyncio.Future[JobState | None]] = {}
         self._asking: asyncio.Task[None] | None = None
 
@@ -61,6 +72,7 @@ class StatusBatcher:
         return await asyncio.to_thread(self._checked, job_id)
 
     async def close(self) -> None:
+        """Of all that share these connections, each has to be closed."""
         if self._asking is not None:
             await self._asking
         await self._redis.aclose()
@@ -83,7 +95,7 @@ class StatusBatcher:
         """None for those of which Redis may not be believed, too."""
         try:
             with broker_errors():
-                keys, arguments = read_states_arguments(job_ids)
+                keys, arguments = read_states_arguments(self._keys, job_ids)
                 states, is_whole = parse_states(await self._read_states.run(keys, arguments))
         except BrokerUnavailableError:
             self._view_freshness.lose()

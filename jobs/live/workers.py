@@ -7,7 +7,7 @@ import redis
 from pydantic import TypeAdapter
 
 from jobs.live.connection import Script, broker_errors
-from jobs.live.keys import WORKERS, key
+from jobs.live.keys import WORKERS, worker_key
 from jobs.models import Model, ModelProvenance
 
 _MODELS: Final = TypeAdapter(list[ModelProvenance])
@@ -43,9 +43,9 @@ class ReadyWorkers:
     ) -> None:
         """`worker` can score with these models; say so again before `seconds` have passed."""
         milliseconds = round(seconds * 1000)
-        self._redis.set(key("models", worker), _MODELS.dump_json(list(models)), px=milliseconds)
+        self._redis.set(worker_key("models", worker), _MODELS.dump_json(list(models)), px=milliseconds)
         if worker_stats is not None:
-            self._redis.set(key("vitals", worker), worker_stats.model_dump_json(), px=milliseconds)
+            self._redis.set(worker_key("vitals", worker), worker_stats.model_dump_json(), px=milliseconds)
         self._ready_workers(workers=WORKERS, worker=worker, milliseconds=milliseconds)
 
     @broker_errors()
@@ -86,5 +86,5 @@ class ReadyWorkers:
         workers = self._names()
         if not workers:  # Redis refuses a question for no key
             return {}
-        texts = cast("list[str | None]", self._redis.mget([key(kind, worker) for worker in workers]))
+        texts = cast("list[str | None]", self._redis.mget([worker_key(kind, worker) for worker in workers]))
         return {worker: text for worker, text in zip(workers, texts, strict=True) if text}

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from typing import Final
 
 from jobs import states
@@ -18,7 +19,7 @@ from jobs.batches import Batches
 from jobs.errors import JobNotFoundError, JobPurgedError, NewerSchemaError
 from jobs.recovery import finalize
 from jobs.store.job_store import JobFiles
-from jobs.store.keys import JOBS, RESULTS, UPLOADS
+from jobs.store.keys import JOBS, RESULTS, TENANTS, UPLOADS
 from jobs.store.multipart_uploads import MultipartUploads
 
 log = logging.getLogger(__name__)
@@ -121,7 +122,9 @@ class Cleanup:
 
     def _delete_staged(self, oldest: datetime) -> int:
         folder, deleted = self.backends.store.blobs.folder, 0
-        for path in folder.rglob("*#*") if folder is not None else ():
+        # In the folders of `default` lie those of all other tenants, which are looked at by themselves.
+        tops = () if folder is None else (top for top in folder.iterdir() if f"{top.name}/" != TENANTS)
+        for path in chain.from_iterable(top.rglob("*#*") for top in tops):
             with suppress(FileNotFoundError):  # just finished
                 if _STAGED.fullmatch(path.name) and datetime.fromtimestamp(path.stat().st_mtime, UTC) < oldest:
                     path.unlink()

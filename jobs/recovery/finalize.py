@@ -136,13 +136,14 @@ def record_ending(backends: Backends, record: JobRecord, claim: Claim, ending: E
     """Durable: the attempt can publish nothing any more. The span of a lost one has nobody else to end it."""
     is_new = backends.store.attempts.create_ending(record.id, claim.attempt, ending)
     if is_new and ending.reason == "worker-lost":
-        what = {**attempt_attributes(record, claim.attempt), tracing.OUTCOME: "worker-lost"}
+        what = {**attempt_attributes(backends, record, claim.attempt), tracing.OUTCOME: "worker-lost"}
         tracing.end_lost(claim.traceparent, tracing.ATTEMPT_SPAN, record.traceparent, claim.started_at, what)
 
 
-def attempt_attributes(record: JobRecord, attempt: int) -> dict[str, str | int]:
+def attempt_attributes(backends: Backends, record: JobRecord, attempt: int) -> dict[str, str | int]:
     """The attributes of an attempt's span."""
-    return {tracing.JOB_ID: record.id, tracing.ATTEMPT: attempt, "lobewise.priority": record.priority.value}
+    about = {tracing.TENANT: backends.tenant, tracing.JOB_ID: record.id, "lobewise.priority": record.priority.value}
+    return {**about, tracing.ATTEMPT: attempt}
 
 
 def end_if_decided(backends: Backends, record: JobRecord, claim: Claim) -> bool:

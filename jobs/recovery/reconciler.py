@@ -7,7 +7,9 @@ import logging
 import secrets
 import threading
 import time
+from collections.abc import Callable, Iterable, Set
 from contextlib import suppress
+from functools import cache
 from typing import Final
 
 from jobs import states, tracing
@@ -27,10 +29,20 @@ RECONCILE_SECONDS: Final = 600.0
 
 
 class Reconciler:
-    """One look (`reconcile`), or a thread that keeps looking, and cleans up. Of many one leads; the others wait."""
+    """One look (`reconcile`), or a thread that keeps looking, and cleans up. Of many one leads; the others wait.
 
-    def __init__(self, backends: Backends, cleanup: Cleanup) -> None:
-        self._backends, self._cleanup, self._who = backends, cleanup, secrets.token_hex(8)
+    It has the jobs of one tenant. That of `default` leads for all, and has the others look after it.
+    """
+
+    def __init__(
+        self,
+        backends: Backends,
+        cleanup: Cleanup,
+        others: Callable[[], Iterable["Reconciler"]] = tuple,
+    ) -> None:
+        """`others` gives those of the other tenants that are known by now."""
+        self._backends, self._cleanup, self._others = backends, cleanup, others
+        self._who = secrets.token_hex(8)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._rebuilt_at: float | None = None
@@ -47,15 +59,37 @@ class Reconciler:
             self._thread.join()
 
     def reconcile(self) -> int:
-        """Look once, if nobody else does; how many jobs were put on their way again."""
+        """Look once, if nobody else does; how many jobs, of all tenants, were put on their way again."""
+        # To list all messages costs Redis much: it is asked at most once for all tenants, and only where it must be.
+        present = cache(lambda: self._backends.queue.present(self._backends.settings.lease_seconds))
+        found, faults = 0, list[Exception]()
+        for reconciler in (self, *self._others()):
+            # Three rounds of silence end the leadership, so that a leader that was killed is soon followed by another.
+            # Asked for each tenant: to look at one may take longer than that.
+            if not self._backends.live.recovery.lead(self._who, 3 * self._backends.settings.reap_seconds):
+                return found
+            try:
+                found += reconciler.look(present)
+            except UnavailableError:  # of what all share: the next would wait for it as long
+                raise
+            except Exception as fault:  # of one tenant: the others' jobs must be found
+                faults.append(fault)
+        if faults:
+            raise faults[0]
+        return found
+
+    def look(self, present: Callable[[], Set[str]]) -> int:
+        """Look at this tenant's jobs, without asking who leads; how many were put on their way again.
+
+        Args:
+            present: the jobs that have a message.
+        """
         settings, recovery = self._backends.settings, self._backends.live.recovery
-        # Three rounds of silence end the leadership, so that a leader that was killed is soon followed by another.
-        if not recovery.lead(self._who, 3 * settings.reap_seconds):
-            return 0
         now = time.monotonic()
         if self._cleaned_up_at is None or now - self._cleaned_up_at > settings.sweep_seconds:
             self._cleaned_up_at = now
             self._cleanup.clean_up()
+            self._backends.live.messages.drop_lists()
         found = self._rebuild_if_due()
         if not recovery.has_whole_lists():
             self._complete_lists()
@@ -68,10 +102,8 @@ class Reconciler:
         # The message of a job that waits for longer than a look apart, if there is one, should have reached a worker.
         queued = [job for job in waiting if job.retry_in_ms is None]
         doubtful = [job.job_id for job in queued if job.silent_for_ms > 1000 * settings.reap_seconds]
-        # To list all messages costs Redis much: it is asked only then.
         if doubtful:
-            present = self._backends.queue.present(settings.lease_seconds)
-            due += [job_id for job_id in doubtful if job_id not in present]
+            due += [job_id for job_id in doubtful if job_id not in present()]
         return found + sum(self._publish(job_id) for job_id in due)
 
     def rebuild(self) -> int:
@@ -105,7 +137,8 @@ class Reconciler:
                 self.reconcile()
             except UnavailableError as error:
                 log.warning("cannot look for lost jobs: %s", error)
-                self._rebuilt_at = None  # what happened meanwhile was not shown
+                for reconciler in (self, *self._others()):
+                    reconciler._rebuilt_at = None  # what happened meanwhile was not shown
             except Exception:  # a thread that dies unseen would lose jobs silently
                 log.exception("the reconciler met a fault; it goes on")
             if self._stop.wait(self._backends.settings.reap_seconds):

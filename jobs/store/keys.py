@@ -23,12 +23,15 @@ uploads/{id}/upload.json            a scan that comes in parts, before there is 
 uploads/{id}/parts/{n}              in a folder; S3 keeps parts where no listing shows them
 uploads/{id}/scan                   all parts, joined
 uploads/{id}/completed.json         created once: a job may take the scan
+tenants/{tenant}/tenant.json        created once, before anything else of a tenant but `default`
+tenants/{tenant}/                   all of the above, of its own
 ```
 """
 
 import hashlib
 from typing import Final
 
+from jobs.access.caller import DEFAULT_TENANT, is_tenant
 from jobs.errors import JobNotFoundError
 from jobs.states import is_id
 
@@ -36,6 +39,7 @@ JOBS: Final = "jobs/"
 UPLOADS: Final = "uploads/"
 BATCHES: Final = "batches/"
 RESULTS: Final = "results/"
+TENANTS: Final = "tenants/"
 
 
 def job_key(job_id: str, name: str) -> str:
@@ -55,6 +59,13 @@ def upload_key(upload_id: str, name: str) -> str:
 
 def batch_key(batch_id: str, name: str) -> str:
     return f"{BATCHES}{batch_id}/{name}"
+
+
+def tenant_folder(tenant: str) -> str:
+    """Where all that belongs to a tenant lies; that of `default` is the whole store. Raises ValueError: no name."""
+    if not is_tenant(tenant):
+        raise ValueError(f"{tenant!r} is no tenant's name")
+    return "" if tenant == DEFAULT_TENANT else f"{TENANTS}{tenant}/"
 
 
 def hashed(text: str) -> str:

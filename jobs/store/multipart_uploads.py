@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 from jobs import states
+from jobs.access.caller import DEFAULT_TENANT
 from jobs.errors import (
     NewerSchemaError,
     UploadClosedError,
@@ -45,9 +46,9 @@ class MultipartUploads:
     Unavailable storage raises StorageUnavailableError; the broker is never asked.
     """
 
-    def __init__(self, blobs: ObjectStore, settings: JobsSettings) -> None:
+    def __init__(self, blobs: ObjectStore, settings: JobsSettings, tenant: str = DEFAULT_TENANT) -> None:
         self._blobs, self._settings = blobs, settings
-        self._parts: S3Bucket | FolderParts = blobs.bucket or FolderParts(blobs, UrlSigner(settings))
+        self._parts: S3Bucket | FolderParts = blobs.bucket or FolderParts(blobs, UrlSigner(settings, tenant))
 
     def create(self, size_bytes: int, sha256: str | None = None) -> MultipartUploadState:
         """Raises UploadTooLargeError."""

@@ -1,5 +1,6 @@
 """The object store: a local folder or an S3 bucket, with create-only writes. It is the record; all else is a view."""
 
+import copy
 import hashlib
 import os
 import re
@@ -8,7 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, Self, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import obstore
@@ -56,7 +57,17 @@ class ObjectStore:
         self, store: obstore.store.ObjectStore, folder: Path | None = None, bucket: "S3Bucket | None" = None
     ) -> None:
         """`folder` is where a local store keeps its files; they are synced to the disk there. S3 has a `bucket`."""
-        self.store, self.folder, self.bucket = store, folder, bucket
+        self.folder, self.bucket = folder, bucket
+        self._store, self._prefix = store, ""
+
+    def within(self, prefix: str) -> Self:
+        """What lies below a prefix that ends with a slash, as a store of its own over the same connections."""
+        # One store for all prefixes: each of obstore's has connections, and a client of botocore takes megabytes.
+        store = copy.copy(self)
+        store._prefix = self._prefix + prefix
+        store.folder = None if self.folder is None else self.folder / prefix
+        store.bucket = None if self.bucket is None else self.bucket.within(prefix)
+        return store
 
     @property
     def part_bytes(self) -> int:
@@ -67,7 +78,7 @@ class ObjectStore:
         """The whole blob; None if there is none."""
         try:
             with _unavailable():
-                return bytes(obstore.get(self.store, key).bytes())
+                return bytes(obstore.get(self._store, self._prefix + key).bytes())
         except FileNotFoundError:
             return None
 
@@ -81,7 +92,7 @@ class ObjectStore:
         # The promise that all else rests on: exactly one attempt wins, without a lock service or a database.
         with _unavailable(), step("blob create", traced(key, len(data))) as span:
             try:
-                obstore.put(self.store, key, data, mode="create")
+                obstore.put(self._store, self._prefix + key, data, mode="create")
             except AlreadyExistsError:
                 span.set_attributes({"lobewise.blob.existed": True})
                 return False
@@ -90,7 +101,7 @@ class ObjectStore:
 
     def write(self, key: str, data: bytes) -> None:
         with _unavailable(), step("blob write", traced(key, len(data))):
-            obstore.put(self.store, key, data)
+            obstore.put(self._store, self._prefix + key, data)
             self.sync(key)
 
     def write_file(self, key: str, path: Path) -> str:
@@ -98,23 +109,27 @@ class ObjectStore:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         with _unavailable(), step("blob write", traced(key, path.stat().st_size)):
-            obstore.put(self.store, key, path, chunk_size=PART_BYTES, max_concurrency=2)
+            obstore.put(self._store, self._prefix + key, path, chunk_size=PART_BYTES, max_concurrency=2)
             self.sync(key)
         return digest
 
     def write_pieces(self, key: str, pieces: Iterator[bytes]) -> None:
         """Store a stream; nothing is seen of it before its end. Raises what `pieces` does."""
         with _unavailable(), step("blob write", traced(key)):
-            writer = obstore.open_writer(self.store, key, buffer_size=PART_BYTES, max_concurrency=2)
+            writer = obstore.open_writer(self._store, self._prefix + key, buffer_size=PART_BYTES, max_concurrency=2)
             for piece in pieces:
                 writer.write(piece)
             writer.close()  # without it the parts are dropped, and nothing is stored of a stream that broke off
             self.sync(key)
 
+    def open_writer(self, key: str) -> "obstore.WritableFile":
+        """To write piece by piece; nothing is seen of it before it is closed. Errors are the caller's to turn."""
+        return obstore.open_writer(self._store, self._prefix + key, buffer_size=self.part_bytes, max_concurrency=1)
+
     def copy(self, key: str, to: str) -> None:
         """Within the store, which moves no bytes through us. Raises FileNotFoundError."""
         with _unavailable(), step("blob copy", traced(to)):
-            obstore.copy(self.store, key, to)
+            obstore.copy(self._store, self._prefix + key, self._prefix + to)
             self.sync(to)
 
     def read_file(self, key: str, path: Path) -> None:
@@ -127,14 +142,14 @@ class ObjectStore:
         """The bytes from `start` up to, not including, `end`. Raises FileNotFoundError."""
         span: GetOptions = {"range": {"offset": start} if end is None else (start, end)}
         with _unavailable():
-            stream = obstore.get(self.store, key, options=span if start or end else None)
+            stream = obstore.get(self._store, self._prefix + key, options=span if start or end else None)
             for piece in stream.stream(min_chunk_size=PIECE_BYTES):
                 yield bytes(piece)
 
     def info(self, key: str) -> BlobInfo | None:
         try:
             with _unavailable():
-                meta = obstore.head(self.store, key)
+                meta = obstore.head(self._store, self._prefix + key)
         except FileNotFoundError:
             self.check()  # HEAD has no body that tells a missing blob from a missing bucket
             return None
@@ -150,13 +165,20 @@ class ObjectStore:
     def infos(self, prefix: str) -> Iterator[BlobInfo]:
         """What is known of every blob below a prefix that ends with a slash, in no order."""
         with _unavailable():
-            for page in obstore.list(self.store, prefix, chunk_size=1000):
-                yield from (BlobInfo(meta["path"], meta["size"], meta["last_modified"]) for meta in page)
+            for page in obstore.list(self._store, self._prefix + prefix, chunk_size=1000):
+                for meta in page:
+                    yield BlobInfo(meta["path"].removeprefix(self._prefix), meta["size"], meta["last_modified"])
+
+    def folders(self, prefix: str) -> list[str]:
+        """The names between a prefix that ends with a slash and the next slash, each once and in order."""
+        with _unavailable():
+            found = obstore.list_with_delimiter(self._store, self._prefix + prefix)["common_prefixes"]
+        return sorted(path.rstrip("/").rpartition("/")[2] for path in found)
 
     def delete(self, key: str) -> None:
         """Harmless when there is no such blob."""
         with suppress(FileNotFoundError), _unavailable():
-            obstore.delete(self.store, key)
+            obstore.delete(self._store, self._prefix + key)
 
     def delete_all(self, prefix: str, keep: Callable[[str], bool] = lambda _key: False) -> None:
         for key in list(self.keys(prefix)):
@@ -184,7 +206,7 @@ class ObjectStore:
         if self.folder is not None and not self.folder.is_dir():
             raise StorageUnavailableError("the folder of the blobs is gone")
         with _unavailable():
-            next(iter(obstore.list(self.store, "ready/", chunk_size=1)), None)
+            next(iter(obstore.list(self._store, self._prefix + "ready/", chunk_size=1)), None)
 
 
 def traced(key: str, size_bytes: int | None = None) -> dict[str, str | int]:

@@ -5,12 +5,13 @@ Everything else goes through `ObjectStore`. Credentials come from the `AWS_*` va
 where the AWS tools find them: a web identity, a container's role, the instance.
 """
 
+import copy
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import botocore.session
 from botocore.config import Config
@@ -44,6 +45,12 @@ class S3Bucket:
         self._prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
         self._client = _client(s3_endpoint())
         self._signer = _client(public_endpoint) if public_endpoint else self._client
+
+    def within(self, prefix: str) -> Self:
+        """What lies below a prefix, over the same connections."""
+        bucket = copy.copy(self)
+        bucket._prefix = self._prefix + prefix
+        return bucket
 
     def create(self, upload_id: str) -> str:
         """Start an upload in parts; the result is its id at S3."""

@@ -1,6 +1,6 @@
 """Signed addresses of the gateway for the parts of an upload, where no S3 server gives presigned ones.
 
-The signature (HMAC-SHA256, RFC 2104) holds for one upload, one part and until one second.
+The signature (HMAC-SHA256, RFC 2104) holds for one tenant, one upload, one part and until one second.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
+from jobs.access.caller import DEFAULT_TENANT
 from jobs.errors import StorageUnavailableError, UrlNotValidError
 from jobs.settings import JobsSettings
 from jobs.states import UrlSignature
@@ -21,11 +22,11 @@ from jobs.states import UrlSignature
 class UrlSigner:
     """Signs the addresses of parts and verifies them. The key is made when it is first needed."""
 
-    def __init__(self, settings: JobsSettings) -> None:
-        self._settings = settings
+    def __init__(self, settings: JobsSettings, tenant: str = DEFAULT_TENANT) -> None:
+        self._settings, self._tenant = settings, tenant
 
     def sign(self, upload_id: str, number: int, expires: int) -> UrlSignature:
-        return UrlSignature(expires, self._hmac(upload_id, number, expires))
+        return UrlSignature(expires, self._hmac(upload_id, number, expires), self._tenant)
 
     def verify(self, signed: UrlSignature, upload_id: str, number: int) -> None:
         """Raises UrlNotValidError: the signature is of something else, changed, or expired."""
@@ -37,7 +38,9 @@ class UrlSigner:
             raise UrlNotValidError("this address has expired", expired_seconds_ago=int(time.time() - signed.expires))
 
     def _hmac(self, upload_id: str, number: int, expires: int) -> str:
-        message = f"PUT part\n{upload_id}\n{number}\n{expires}"
+        # As it always was for `default`: addresses that were given before an upgrade are good after it.
+        of_tenant = "" if self._tenant == DEFAULT_TENANT else f" of {self._tenant}"
+        message = f"PUT part{of_tenant}\n{upload_id}\n{number}\n{expires}"
         return hmac.new(self._key, message.encode(), hashlib.sha256).hexdigest()
 
     @cached_property

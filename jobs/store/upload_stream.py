@@ -43,9 +43,7 @@ class BlobUpload:
         self._hash = hashlib.sha256()
         self._size_bytes = 0
         self._span = tracing.child("blob write", traced(key))
-        self._writer: obstore.WritableFile | None = obstore.open_writer(
-            blobs.store, key, buffer_size=blobs.part_bytes, max_concurrency=1
-        )
+        self._writer: obstore.WritableFile | None = blobs.open_writer(key)
 
     async def write(self, chunk: Chunk) -> None:
         """Raises UploadTooLargeError past the limit; nothing is kept then."""

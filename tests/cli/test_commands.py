@@ -31,6 +31,7 @@ COMMANDS = (
     "demo",
     "prepare",
     "sender",
+    "callback-secret",
     "train",
     "evaluate",
 )

@@ -9,7 +9,7 @@ import redis
 from jobs import states
 from jobs.bootstrap import Connection
 from jobs.errors import LeaseLostError, WrongStateError
-from jobs.live.keys import DEADLINES
+from jobs.live.keys import Keys
 from jobs.models import JobStatus
 from tests.support.processes import until
 
@@ -29,8 +29,8 @@ def later(server: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> Callable[[], 
 
     def later() -> None:
         monkeypatch.setattr(states, "now", lambda: real() + timedelta(hours=1))
-        for job_id in server.zrange(DEADLINES, 0, -1):
-            server.zincrby(DEADLINES, -3_600_000, job_id)
+        for job_id in server.zrange(Keys().deadlines, 0, -1):
+            server.zincrby(Keys().deadlines, -3_600_000, job_id)
 
     return later
 
@@ -63,7 +63,7 @@ def test_a_job_that_no_worker_reaches_ends_soon_after(jobs: Connection, server: 
     assert state.not_after is not None
     assert 0 <= (state.finished_at - state.not_after).total_seconds() < 5
     assert jobs.service.get(patient).status == JobStatus.QUEUED
-    assert server.zcard(DEADLINES) == 0
+    assert server.zcard(Keys().deadlines) == 0
 
 
 def test_a_job_that_was_begun_runs_on(
@@ -71,7 +71,7 @@ def test_a_job_that_was_begun_runs_on(
 ) -> None:
     job_id = post(jobs, **soon())
     with jobs.worker.claim(job_id, "in time") as lease:
-        assert server.zcard(DEADLINES) == 0
+        assert server.zcard(Keys().deadlines) == 0
         later()
         jobs.reconciler.reconcile()
         succeed(jobs, lease)
@@ -143,4 +143,4 @@ def test_one_that_was_deleted_stays_deleted(jobs: Connection, server: redis.Redi
     jobs.backends.store.mark_purged(job_id)  # and its gateway was killed
     jobs.reconciler.reconcile()
     assert jobs.backends.store.files(job_id).names == {"purged.json"}
-    assert server.zcard(DEADLINES) == 0
+    assert server.zcard(Keys().deadlines) == 0

@@ -63,3 +63,42 @@ def test_each_queue_is_looked_into_once(known: int, turns: int) -> None:
     for _ in range(turns):
         cycle.rotate("stat")
     assert sorted(cycle.consume(known)) == sorted(QUEUES[:known])
+
+
+def tenants_of(priority: str, count: int) -> list[str]:
+    return [priority, *(f"{priority}:tenant-{number}" for number in range(1, count))]
+
+
+@given(st.integers(1, 6), st.integers(0, 5), st.integers(1, 40))
+def test_a_flood_delays_another_tenant_by_no_more_than_its_share(tenants: int, few: int, flood: int) -> None:
+    lists = tenants_of("routine", tenants)
+    cycle = FairQueues(QUEUES)
+    cycle.know(lists[1:])
+    left = dict.fromkeys(lists[:-1], flood) | {lists[-1]: few}
+    ended = []
+    while any(left.values()):
+        name = next(name for name in cycle.consume(3) if left.get(name))
+        left[name] -= 1
+        cycle.rotate(name)
+        ended.append(name)
+    # Of any as many jobs as there are tenants one is theirs, while they have any.
+    for nth, place in enumerate(place for place, name in enumerate(ended) if name == lists[-1]):
+        assert place < (nth + 1) * tenants
+
+
+def test_who_comes_late_is_next_however_often_the_others_were_served() -> None:
+    cycle = FairQueues(QUEUES)
+    for _ in range(50):
+        cycle.rotate("routine:flood")
+    cycle.know(["routine:flood", "routine:late"])
+    assert [name for name in cycle.consume(3) if name.startswith("routine:")] == ["routine:late", "routine:flood"]
+
+
+@given(st.integers(1, 5), st.integers(1, 64))
+def test_turns_of_priorities_are_the_same_however_many_tenants_there_are(tenants: int, takes: int) -> None:
+    def priorities(count: int) -> list[str]:
+        cycle = FairQueues(QUEUES)
+        cycle.know(name for queue in QUEUES for name in tenants_of(queue, count)[1:])
+        return [cycle.rotate(cycle.consume(3)[0]).partition(":")[0] for _ in range(takes)]
+
+    assert priorities(tenants) == priorities(1)

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 from obstore.store import LocalStore
 
 from jobs.errors import BrokerUnavailableError, StorageUnavailableError
+from jobs.live.keys import Keys
 from jobs.live.recovery_view import BrokerMessages, RecoveryView
 from jobs.live.redis_view import LiveView
 from jobs.models import Priority
@@ -177,8 +178,11 @@ _GatedMessages = _gated(BrokerMessages, "waiting", "delivered")
 class GatedLive(_gated(LiveView, *_STATES, *_LEASES)):  # type: ignore[misc]  # made at run time
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.recovery = _GatedRecovery(self._redis)
         self.messages = _GatedMessages(self._redis)
+
+    def use(self, keys: Keys) -> None:
+        super().use(keys)
+        self.recovery = _GatedRecovery(self._redis, keys)
 
 
 class GatedQueue(JobQueue):

@@ -21,7 +21,7 @@ import SimpleITK as sitk
 
 from jobs import states
 from jobs.bootstrap import Connection, connect
-from jobs.errors import SettingsError
+from jobs.errors import JobNotFoundError, SettingsError
 from jobs.models import InputInfo, JobRecord, JobStatus, JobTask, MaskName, Priority
 from jobs.settings import JobsSettings
 from pipeline.io.confinement import Protection
@@ -66,16 +66,16 @@ class Service:
         self.workers.append(process)
         return process
 
-    def post(self, order: dict[str, Any], **options: Any) -> str:
-        job_id = states.new_id()
+    def post(self, order: dict[str, Any], tenant: str = "default", **options: Any) -> str:
+        job_id, jobs = states.new_id(), self.jobs.tenants.of(tenant).service
 
         async def stream() -> InputInfo:
-            sink = self.jobs.service.open_upload(job_id)
+            sink = jobs.open_upload(job_id)
             await sink.write(json.dumps(order).encode())
             return await sink.finish()
 
         record = JobRecord(id=job_id, created_at=states.now(), input=asyncio.run(stream()), **options)
-        return self.jobs.service.accept(record).id
+        return jobs.accept(record).id
 
     def close(self) -> None:
         for process in self.workers:
@@ -92,6 +92,32 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     until(lambda: service.jobs.service.readiness().workers == 1)
     yield service
     service.close()
+
+
+def test_one_worker_does_the_jobs_of_all_tenants_and_none_has_the_others(service: Service) -> None:
+    posted = {
+        tenant: service.post({"do": "score", "opacity": opacity}, tenant)
+        for tenant, opacity in (("left", 20), ("right", 40), ("default", 60))
+    }
+    for tenant, opacity in (("left", 20), ("right", 40), ("default", 60)):
+        jobs = service.jobs.tenants.of(tenant).service
+        assert jobs.wait(posted[tenant], 60).status is JobStatus.SUCCEEDED
+        assert jobs.report(posted[tenant]).severity.percent_opacity == opacity
+        assert gzip.decompress(b"".join(jobs.mask(posted[tenant], MaskName.LUNGS).read()))[344:347] == b"n+1"
+        for other in posted.keys() - {tenant}:
+            with pytest.raises(JobNotFoundError):
+                jobs.get(posted[other])
+    assert [known.tenant for known in service.jobs.tenants.known()] == ["default", "left", "right"]
+
+
+def test_a_message_of_a_tenant_that_there_is_not_stops_nobody(service: Service) -> None:
+    job_id = service.post({"do": "score", "opacity": 40})
+    service.jobs.service.wait(job_id, 60)
+    for tenant in ("nobody", "../default", ""):
+        service.jobs.backends.queue.of(tenant, service.jobs.backends.live).publish(job_id, Priority.ROUTINE)
+    after = service.post({"do": "score", "opacity": 40})
+    assert service.jobs.service.wait(after, 60).status is JobStatus.SUCCEEDED
+    assert service.jobs.tenants.find("nobody") is None
 
 
 @contextmanager

@@ -8,7 +8,8 @@
 -- KEYS[4] metrics
 -- KEYS[5] tombstone
 -- KEYS[6] feed
--- ARGV[1] prefix              of all keys
+-- KEYS[7] at_work              prefixes of the tenants that may have open jobs
+-- ARGV[1] prefix              of all keys of the job's tenant
 -- ARGV[2] job_id
 -- ARGV[3] priority
 -- ARGV[4] status
@@ -29,7 +30,7 @@
 -- ARGV[18] feed_ms            for which they are kept
 -- ARGV[19] batch_id           that the job came in, or ''
 -- ARGV[20...]                 metrics and by how much they grow at the job's end, in pairs
-local job, lease_key, events, metrics, tombstone, feed = unpack(KEYS)
+local job, lease_key, events, metrics, tombstone, feed, at_work = unpack(KEYS)
 local prefix, job_id, priority, status, attempt, state, guard = unpack(ARGV, 1, 7)
 local severity_member, retry_after_ms, events_kept, events_kept_ms, channel, has_callback, not_after_ms = unpack(ARGV, 8, 14)
 local delay_ms, reference_member, feed_events, feed_ms, batch_id = unpack(ARGV, 15, 19)
@@ -92,6 +93,16 @@ if old_status ~= status then
     redis.call('ZADD', prefix .. 'index:' .. status .. ':' .. list, 0, job_id)
     redis.call('ZADD', prefix .. 'index:*:' .. list, 0, job_id)
     if severity_member ~= '' then redis.call('ZADD', prefix .. 'severity:' .. list, 0, severity_member) end
+  end
+  -- So that those who tell a job its place in the queue need look at no tenant that has nothing to do.
+  if not is_final(status) then
+    redis.call('SADD', at_work, prefix)
+  else
+    local open_jobs = 0
+    for _, name in ipairs({'queued', 'running'}) do
+      open_jobs = open_jobs + redis.call('ZCARD', prefix .. 'index:' .. name .. ':*')
+    end
+    if open_jobs == 0 then redis.call('SREM', at_work, prefix) end
   end
   redis.call('ZADD', prefix .. 'delays', delay_ms, job_id)
   if reference_member ~= '' then redis.call('ZADD', prefix .. 'references', 0, reference_member) end

@@ -133,7 +133,8 @@ def jobs(settings: JobsSettings) -> Iterator[Connection]:
 def end_job(jobs: Connection) -> Callable[..., str]:
     """Accept a job and end it, as a worker would; the answer is its id."""
 
-    def end(url: str | None, outcome: str = "succeeded", **more: Any) -> str:
+    def end(url: str | None, outcome: str = "succeeded", *, tenant: str = "default", **more: Any) -> str:
+        one = jobs.tenants.of(tenant)
         record = JobRecord(
             id=states.new_id(),
             created_at=states.now(),
@@ -142,7 +143,7 @@ def end_job(jobs: Connection) -> Callable[..., str]:
             client_reference="worklist-4711",
             **more,
         )
-        jobs.service.accept(record.model_copy(update={"address": f"https://lobewise.example/v1/jobs/{record.id}"}))
+        one.service.accept(record.model_copy(update={"address": f"https://lobewise.example/v1/jobs/{record.id}"}))
         error = JobError(type="/problems/x", title="x", detail="x", retryable=False) if outcome == "failed" else None
         manifest = Manifest(
             job_id=record.id,
@@ -152,7 +153,7 @@ def end_job(jobs: Connection) -> Callable[..., str]:
             severity=SCORES if outcome == "succeeded" else None,
             error=error,
         )
-        assert finalize.end_job(jobs.backends, record, manifest)
+        assert finalize.end_job(one.backends, record, manifest)
         return record.id
 
     return end
@@ -162,9 +163,7 @@ def end_job(jobs: Connection) -> Callable[..., str]:
 def sending(jobs: Connection) -> Iterator[None]:
     """A sender at work."""
     loop, stop = asyncio.new_event_loop(), asyncio.Event()
-    thread = threading.Thread(
-        target=loop.run_until_complete, args=(Sender(jobs.service.callbacks, jobs.settings).run(stop),)
-    )
+    thread = threading.Thread(target=loop.run_until_complete, args=(Sender(jobs.tenants, jobs.settings).run(stop),))
     thread.start()
     try:
         yield

@@ -13,7 +13,7 @@ from jobs import states
 from jobs.batches import BatchItem, BatchRecord
 from jobs.bootstrap import Connection
 from jobs.live.callback_schedule import batch_name
-from jobs.live.keys import key
+from jobs.live.keys import Keys
 from jobs.models import BatchCallback, CallbackStatus, InputInfo, JobError, JobRecord, Manifest
 from jobs.recovery import finalize
 
@@ -98,7 +98,7 @@ def test_a_batch_of_refusals_has_ended_at_once(jobs: Connection, receiver: Calla
 def test_without_an_address_nothing_is_watched_or_told(jobs: Connection) -> None:
     batch = accept(jobs, None, 1)
     end(jobs, batch.job_ids[0])
-    assert not jobs.backends.live._redis.exists(key("batch", batch.id))
+    assert not jobs.backends.live._redis.exists(Keys().key("batch", batch.id))
     assert jobs.service.callbacks.take_due(9) == []
 
 
@@ -121,7 +121,7 @@ def test_a_wiped_broker_loses_no_end(jobs: Connection, receiver: Callable[..., R
 def test_ends_that_nobody_noticed_are_found_by_the_cleanup(jobs: Connection, receiver: Callable[..., Receiver]) -> None:
     there = receiver()
     batch = accept(jobs, there.url, 2)
-    jobs.backends.live._redis.delete(key("batch", batch.id))  # as if the gateway had died before
+    jobs.backends.live._redis.delete(Keys().key("batch", batch.id))  # as if the gateway had died before
     for job_id in batch.job_ids:
         end(jobs, job_id)
     later = states.now() + timedelta(seconds=61)

@@ -9,14 +9,18 @@ from datetime import datetime
 
 import pytest
 from cloudevents.core.bindings.http import HTTPMessage, from_http_event
+from pydantic import SecretStr
 from standardwebhooks import Webhook, WebhookVerificationError
 
+from api.callback_message import callback_secrets
+from api.callback_sender import Sender
 from api.schemas import JobEnded
 from jobs import states
 from jobs.bootstrap import Connection, connect
 from jobs.callbacks import Answer
 from jobs.errors import JobPurgedError, NoCallbackError, WrongStateError
 from jobs.models import CallbackFault, CallbackOutcome, CallbackStatus, InputInfo, JobRecord
+from tests.support.processes import until
 
 from .conftest import NEW_SECRET, OLD_SECRET, Receiver, sending, status
 
@@ -373,6 +377,45 @@ def test_a_secret_of_ones_own_is_made_once_and_signs(
     assert path.stat().st_mode & 0o777 == 0o600
     (message,) = there.got
     Webhook(path.read_text()).verify(message.body, message.headers)
+
+
+@pytest.mark.parametrize("kept", [f"{NEW_SECRET} {OLD_SECRET}", None])
+def test_each_tenants_receivers_hear_of_its_own_jobs_and_verify_with_its_own_secrets(
+    jobs: Connection, receiver: Callable[..., Receiver], end_job: Callable[..., str], kept: str | None
+) -> None:
+    of = {tenant: receiver() for tenant in ("default", "left", "right")}
+    ids = {tenant: end_job(there.url, tenant=tenant) for tenant, there in of.items()}
+    settings = jobs.settings.model_copy(update={"callback_secrets": kept and SecretStr(kept)})
+    other = connect(settings)
+    try:
+        with sending(other):
+            until(lambda: all(there.got for there in of.values()))
+    finally:
+        other.close()
+    secrets = {tenant: callback_secrets(settings, tenant) for tenant in of}
+    assert len({secret for some in secrets.values() for secret in some}) == (6 if kept else 3)
+    for tenant, there in of.items():
+        (message,) = there.got
+        assert json.loads(message.body)["subject"] == ids[tenant]
+        for another, some in secrets.items():
+            for secret in some:
+                if another == tenant:
+                    Webhook(secret).verify(message.body, message.headers)
+                else:
+                    with pytest.raises(WebhookVerificationError):
+                        Webhook(secret).verify(message.body, message.headers)
+
+
+def test_no_tenants_flood_takes_all_that_the_sender_can_do_at_once(
+    jobs: Connection, receiver: Callable[..., Receiver], end_job: Callable[..., str]
+) -> None:
+    there, sender = receiver(), Sender(jobs.tenants, jobs.settings)
+    for _ in range(30):
+        end_job(there.url, tenant="left")
+    few = {end_job(there.url, tenant="right") for _ in range(2)}
+    taken = sender._take_due(9)
+    assert few <= {name for _, name in taken}
+    assert len(taken) == 9, "what one leaves the other has"
 
 
 def test_what_is_under_way_is_finished_when_a_sender_stops(

@@ -9,7 +9,7 @@ import redis
 
 from jobs.bootstrap import Connection, connect
 from jobs.errors import BrokerUnavailableError, CursorExpiredError, InvalidCursorError
-from jobs.live.keys import FEED
+from jobs.live.keys import Keys
 from jobs.models import JobError
 from jobs.settings import JobsSettings
 
@@ -65,7 +65,7 @@ def test_a_page_says_what_is_shown_of_its_jobs(jobs: Connection, finished: Finis
 
 def test_nothing_of_a_deleted_job_stays_but_its_id(jobs: Connection, finished: Finished, server: redis.Redis) -> None:
     jobs.service.purge(finished(jobs, client_reference="worklist-1"))
-    assert {name for _, fields in server.xrange(FEED) for name in fields} == {"job", "type", "prev"}  # type: ignore[union-attr]
+    assert {name for _, fields in server.xrange(Keys().feed) for name in fields} == {"job", "type", "prev"}  # type: ignore[union-attr]
 
 
 def test_a_wiped_broker_expires_every_cursor_and_tells_nothing_until_it_is_rebuilt(
@@ -119,7 +119,7 @@ def test_a_cursor_is_good_until_a_change_after_it_is_dropped(
     ids = [post(jobs) for _ in range(4)]
     changes, _ = jobs.service.changes(beginning, limit=200)
     after = [f"{beginning.partition('.')[0]}.{change.id}" for change in changes.items]
-    server.xtrim(FEED, maxlen=2, approximate=False)
+    server.xtrim(Keys().feed, maxlen=2, approximate=False)
     for lost in (beginning, after[0]):
         with pytest.raises(CursorExpiredError):
             jobs.service.changes(lost, limit=10)
@@ -136,8 +136,8 @@ def test_a_server_that_lost_its_last_changes_expires_the_cursors_to_them(
     before = now(jobs)
     post(jobs)
     lost = now(jobs)
-    (entry, _), *_ = server.xrevrange(FEED, count=1)  # type: ignore[misc]
-    server.xdel(FEED, entry)  # as a replica that was behind, or an older copy of the data, would
+    (entry, _), *_ = server.xrevrange(Keys().feed, count=1)  # type: ignore[misc]
+    server.xdel(Keys().feed, entry)  # as a replica that was behind, or an older copy of the data, would
     with pytest.raises(CursorExpiredError):
         jobs.service.changes(lost, limit=10)
     after = post(jobs)
@@ -170,7 +170,7 @@ def test_length_and_age_are_bounded(
                 change()
             time.sleep(1.1)
             change()
-            assert 1 <= server.xlen(FEED) <= most
+            assert 1 <= server.xlen(Keys().feed) <= most
     finally:
         small.close()
 

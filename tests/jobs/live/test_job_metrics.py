@@ -38,7 +38,7 @@ def test_a_job_counts_once_with_its_stages_and_its_time(jobs: Connection, post: 
     report = report.model_copy(update={"provenance": report.provenance.model_copy(update={"seconds": seconds})})
     with jobs.worker.claim(job_id, "w") as lease:
         lease.report(Stage.LUNGS, 0.2)
-        assert jobs.service.monitoring.job_metrics().running[Stage.LUNGS] == 1
+        assert jobs.service.monitoring.running()[Stage.LUNGS] == 1
         jobs.worker.succeed(lease, report, {})
     figures = jobs.service.monitoring.job_metrics()
     assert counted(jobs) == {("succeeded", ""): 1}

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from jobs.bootstrap import Connection, connect
 from jobs.errors import InvalidCursorError
-from jobs.live.keys import DELAYS
-from jobs.live.keys import REFERENCES as REFERENCES_KEY
+from jobs.live.keys import Keys
 from jobs.live.pagination import ALL, Query, severity_member
 from jobs.models import InputInfo, JobRecord, JobState, JobStatus, Manifest, Priority, SeverityScores
 from jobs.settings import JobsSettings
@@ -284,29 +283,29 @@ def test_a_view_that_an_older_version_filled_is_not_believed_until_its_lists_are
     others = {post(jobs), finished(jobs, client_reference="yours")}
     right = expected(states_of(jobs), query)
     assert ids(jobs, 9, query) == right
-    server.delete(DELAYS, REFERENCES_KEY)  # an older version knows neither
+    server.delete(Keys().delays, Keys().references)  # an older version knows neither
     assert ids(jobs, 9, query) == right
     jobs.reconciler.reconcile()
     with monkeypatch.context() as patch:
         patch.setattr(jobs.service.listing, "_walk_blobs", lambda *_: pytest.fail("the view is whole again"))
         assert ids(jobs, 9, query) == right
-    assert set(server.zrange(DELAYS, 0, -1)) == found | others
+    assert set(server.zrange(Keys().delays, 0, -1)) == found | others
 
     # It goes on running for a while, and deletes a job: what it leaves in the lists goes at the next look.
     gone = right[0]
     monkeypatch.setattr("jobs.live.redis_view.reference_member", lambda _state: None)
     jobs.service.purge(gone)
-    server.zadd(DELAYS, {gone: 0})
+    server.zadd(Keys().delays, {gone: 0})
     assert ids(jobs, 9, query) == right[1:]
     jobs.reconciler.reconcile()
-    assert gone not in str(server.zrange(DELAYS, 0, -1)) + str(server.zrange(REFERENCES_KEY, 0, -1))
+    assert gone not in str(server.zrange(Keys().delays, 0, -1)) + str(server.zrange(Keys().references, 0, -1))
 
 
 def test_nothing_is_left_of_a_deleted_job(jobs: Connection, server: redis.Redis, finished: Post) -> None:
     job_id = finished(jobs, client_reference="mine")
-    assert server.zcard(DELAYS) == server.zcard(REFERENCES_KEY) == 1
+    assert server.zcard(Keys().delays) == server.zcard(Keys().references) == 1
     jobs.service.purge(job_id)
-    assert server.zcard(DELAYS) == server.zcard(REFERENCES_KEY) == 0
+    assert server.zcard(Keys().delays) == server.zcard(Keys().references) == 0
 
 
 def test_no_reference_is_a_part_of_a_key_or_member(jobs: Connection, server: redis.Redis, post: Post) -> None:
