@@ -26,8 +26,8 @@ MOST_MIB = 2048
 LONGEST_BYTES = 8192
 
 
-def fuzz_in_this_process(name: str, arguments: list[str]) -> None:
-    """libFuzzer's loop; it ends the process."""
+def fuzz_in_this_process(name: str, found: Path, arguments: list[str]) -> None:
+    """libFuzzer's loop; it ends the process, at the first fault, which is left in the folder `found`."""
     import atheris
 
     with atheris.instrument_imports(
@@ -44,10 +44,14 @@ def fuzz_in_this_process(name: str, arguments: list[str]) -> None:
         (Path(arguments[-1]) / hashlib.sha256(seed).hexdigest()[:16]).write_bytes(seed)
 
     def try_one(content: bytes) -> None:
-        reader.look(content)
-        # Headers are where files differ; what follows them is tried with every 16th.
-        if zlib.crc32(content) % 16 == 0:
-            reader.read(content)
+        try:
+            reader.look(content)
+            # Headers are where files differ; what follows them is tried with every 16th.
+            if zlib.crc32(content) % 16 == 0:
+                reader.read(content)
+        except Exception:
+            (found / f"broke-{hashlib.sha256(content).hexdigest()[:12]}").write_bytes(content)
+            raise
 
     atheris.Setup([sys.argv[0], *arguments], try_one)
     atheris.Fuzz()
@@ -61,6 +65,7 @@ def fuzz(name: str, seconds: int, runs: int, corpus: Path) -> dict[str, object]:
     while (left := seconds - (time.monotonic() - began)) > 1 and (not runs or done < runs):
         crashes = corpus / "found" / name
         crashes.mkdir(parents=True, exist_ok=True)
+        before = set(crashes.iterdir())
         arguments = [
             f"-max_total_time={int(left)}",
             f"-max_len={LONGEST_BYTES}",
@@ -71,13 +76,13 @@ def fuzz(name: str, seconds: int, runs: int, corpus: Path) -> dict[str, object]:
             *([f"-runs={runs - done}"] if runs else []),
             str(seeds),
         ]
-        command = [sys.executable, "-m", "tests.fuzz", "--inside", name, "--", *arguments]
+        command = [sys.executable, "-m", "tests.fuzz", "--inside", name, "--found", str(crashes), "--", *arguments]
         ended = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
         counted = re.search(r"stat::number_of_executed_units:\s*(\d+)", ended.stderr)
         done += int(counted[1]) if counted else 0
         if ended.returncode == 0:
             break
-        kept = [Path(path) for path in re.findall(r"Test unit written to (\S+)", ended.stderr)]
+        kept = sorted(set(crashes.iterdir()) - before)
         if not kept:
             print(ended.stderr[-4000:], ended.stdout[-4000:], file=sys.stderr)
             raise SystemExit(f"the fuzzer of {name} ended by itself")
@@ -105,10 +110,11 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=0, help="at most, of each format")
     parser.add_argument("--corpus", type=Path, default=Path("build/fuzz"))
     parser.add_argument("--inside", help=argparse.SUPPRESS)
+    parser.add_argument("--found", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("rest", nargs="*", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.inside:
-        fuzz_in_this_process(chosen.inside, chosen.rest)
+        fuzz_in_this_process(chosen.inside, chosen.found, chosen.rest)
         return 0
     names = [name for name in FORMAT_NAMES if not chosen.only or name in chosen.only.split(",")]
     told = []

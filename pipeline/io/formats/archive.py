@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Final
+from typing import Final
 
 from pipeline.errors import DamagedFileError, ScanTooLargeError, UnsupportedFormatError
 from pipeline.io.formats.content import HEAD_BYTES, Content, identify
@@ -32,6 +32,8 @@ _LOCAL_HEADER_BYTES: Final = 30
 _MOST_ENTRY_BYTES: Final = 1024
 #: What `zipfile` reads at once besides the directory: the end of the file, where its end record is.
 _END_BYTES: Final = (1 << 16) + 1024
+#: What `zipfile` raises on members that are damaged; ValueError where a local name is no UTF-8.
+_FAULTS: Final = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError)
 _METHODS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
@@ -61,7 +63,7 @@ class ZipMember:
             with self.archive.open(self.info) as source, target.open("wb") as copy:
                 while copy.tell() <= self.info.file_size and (block := source.read(_COPY_BYTES)):
                     copy.write(block)
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        except _FAULTS as error:
             raise DamagedFileError("The zip is damaged: a member cannot be unpacked.") from error
         return target
 
@@ -116,7 +118,7 @@ def members_of_zip(archive: zipfile.ZipFile, limits: SizeLimits) -> Iterator[Mem
         try:
             with archive.open(info) as member:
                 content = identify(member.read(HEAD_BYTES))
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        except _FAULTS as error:
             raise DamagedFileError("The zip is damaged: a member cannot be unpacked.") from error
         yield ZipMember(archive, info, content)
 
@@ -166,12 +168,10 @@ class _BoundedFile(io.BufferedReader):
 @contextmanager
 def open_zip(path: Path, limits: SizeLimits) -> Iterator[zipfile.ZipFile]:
     """Raises: DamagedFileError: the directory at its end is missing or wrong; ScanTooLargeError: it is too large."""
-    with _BoundedFile(path, max(_MOST_ENTRY_BYTES * limits.max_files, _END_BYTES)) as file, _opened(file) as archive:
-        yield archive
-
-
-def _opened(file: IO[bytes]) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(file)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError) as error:
-        raise DamagedFileError("The zip is damaged or cut short: its directory cannot be read.") from error
+    with _BoundedFile(path, max(_MOST_ENTRY_BYTES * limits.max_files, _END_BYTES)) as file:
+        try:
+            archive = zipfile.ZipFile(file)
+        except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError) as error:
+            raise DamagedFileError("The zip is damaged or cut short: its directory cannot be read.") from error
+        with archive:
+            yield archive

@@ -44,6 +44,8 @@ READ: Final = "read"
 
 #: A name that no answer may quote, in characters that turn the order of a line.
 CANARY: Final = "DOE\u202eENAJ"
+#: The same characters where a number or a known word belongs: an answer quotes what stands there, without them.
+TURNING: Final = "left\u202ethgir"
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,7 @@ def _nrrd_cases() -> Iterator[Case]:
             "byteskip": nrrd(more="byteskip: 99999999999999999999\n"),
             "pixels as text": nrrd(fields={"encoding": "text"}),
             "bzip2": nrrd(fields={"encoding": "bzip2"}),
-            "encoding of its own": nrrd(fields={"encoding": CANARY}),
+            "encoding of its own": nrrd(fields={"encoding": TURNING}),
             "blocks": nrrd(fields={"type": "block"}),
             "type of its own": nrrd(fields={"type": "__import__('os').system('id')"}),
             "unit of its own": nrrd(more='space units: "parsec" "parsec" "parsec"\n'),
@@ -257,7 +259,7 @@ def _metaimage_cases() -> Iterator[Case]:
             "type that depends on its writer": metaimage(fields={"ElementType": "MET_LONG"}),
             "no type": metaimage(fields={"ElementType": None}),
             "pixels as text": metaimage(fields={"BinaryData": "False"}),
-            "unit of its own": metaimage(fields={"DistanceUnits": CANARY}),
+            "unit of its own": metaimage(fields={"DistanceUnits": TURNING}),
             "a thousand volumes": metaimage(
                 fields={
                     "NDims": "4",
@@ -299,7 +301,7 @@ def _metaimage_cases() -> Iterator[Case]:
             "no spacing": metaimage(fields={"ElementSpacing": None}),
             "two numbers of spacing": metaimage(fields={"ElementSpacing": "2 2"}),
             "matrix without volume": metaimage(fields={"TransformMatrix": "1 0 0 1 0 0 0 0 1"}),
-            "matrix of text": metaimage(fields={"TransformMatrix": f"{CANARY} 0 0 0 1 0 0 0 1"}),
+            "matrix of text": metaimage(fields={"TransformMatrix": f"{TURNING} 0 0 0 1 0 0 0 1"}),
             "matrix is no number": metaimage(fields={"TransformMatrix": "nan 0 0 0 1 0 0 0 1"}),
             "origin beyond floats": metaimage(fields={"Offset": "1e999 0 0"}),
             "cut short": metaimage(PIXELS[:10]),
@@ -467,6 +469,9 @@ def _zip_cases() -> Iterator[Case]:
             "size that is too small": _with_central(good, {24: ("<I", 10)}, also_local=True),
             "wrong checksum": _with_central(good, {16: ("<I", 1)}),
             "name in the directory differs": good.replace(b"scan.nii", b"SCAN.nii", 1),
+            "local name that is no UTF-8": _with_central(good, {8: ("<H", 0x800)}).replace(
+                b"scan.nii", b"sc\xff\xfe.nii", 1
+            ),
             "cut short": good[:-10],
             "without a directory": good[: good.index(b"PK\x01\x02")],
             "directory beyond the file": good[:-6] + struct.pack("<IH", 0x7FFFFFFF, 0),
@@ -702,7 +707,7 @@ def _dicom_cases() -> Iterator[Case]:
             "1 bit": _with(0x00280100, "US", us(1)),
             "64 bits": _with(0x00280100, "US", us(64)),
             "table of values": _with(0x00283000, "SQ", item(element(0x00283002, "US", us(1)))),
-            "values of its own": _with(0x00281054, "LO", CANARY.encode()),
+            "values of its own": _with(0x00281054, "LO", TURNING.encode()),
             "single slice": zipped({"a": dicom(slice_elements())}),
             "two patients": _of(lambda i, e: e.update({0x00100020: ("LO", b"P%d" % i)})),
             "frames without places": _with(0x00280008, "IS", b"3"),
@@ -748,7 +753,7 @@ def _dicom_cases() -> Iterator[Case]:
             "position is no number": _positions(lambda i: "nan"),
             "position is infinite": _positions(lambda i: "inf"),
             "position beyond all floats": _positions(lambda i: f"{i}e308"),
-            "position of text": _with(0x00200032, "DS", CANARY.encode()),
+            "position of text": _with(0x00200032, "DS", TURNING.encode()),
             "one slice lies on the moon": _positions(lambda i: "4e8" if i == 3 else str(i)),
             "directions of 0": _with(0x00200037, "DS", b"0\\0\\0\\0\\0\\0"),
             "directions that are the same": _with(0x00200037, "DS", b"1\\0\\0\\1\\0\\0"),
@@ -756,7 +761,7 @@ def _dicom_cases() -> Iterator[Case]:
             "slope of 0": _with(0x00281053, "DS", b"0"),
             "slope is no number": _with(0x00281053, "DS", b"nan"),
             "slope beyond all floats": _with(0x00281053, "DS", b"1e309"),
-            "intercept of text": _with(0x00281052, "DS", CANARY.encode()),
+            "intercept of text": _with(0x00281052, "DS", TURNING.encode()),
             "slices a thousandth apart": _positions(lambda i: f"{i * 0.011}", 12),
             "frames that are not described": _frames(x00280008=("IS", b"1000000")),
             "frames below 0": _frames(x00280008=("IS", b"-3")),
