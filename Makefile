@@ -5,9 +5,10 @@ CT ?=
 STATES ?= 3000
 FILES ?= 5500
 MINUTES ?= 60
+CALLS ?= 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo openapi-check test lint types layers unit test-states test-files test-hostile fuzz test-monitoring test-proxies first-hour docs images chaos chaos-small soak k8s-check load load-check test-clients format constraints clean
+.PHONY: help install demo openapi-check test lint types layers unit test-states test-files test-hostile fuzz test-tenants test-monitoring test-proxies first-hour docs images chaos chaos-small soak k8s-check load load-check test-clients audit-code audit-dependencies sbom format constraints clean
 
 help: ## show the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -35,6 +36,7 @@ types: install ## mypy, strict
 	$(BIN)/mypy
 	MYPYPATH=. $(BIN)/mypy --follow-imports=silent k8s/measure.py
 	MYPYPATH=. $(BIN)/mypy --follow-imports=silent -p tests.chaos
+	MYPYPATH=. $(BIN)/mypy --follow-imports=silent -p tests.supply
 	MYPYPATH=. $(BIN)/mypy --follow-imports=silent $(filter-out %/test_images.py,$(wildcard tests/images/*.py))
 
 layers: install ## who may import whom
@@ -45,6 +47,9 @@ unit: install ## pytest, on two processes
 
 test-states: install ## jobs in every order of steps, a quarter of an hour: make test-states [STATES=3000]
 	LOBEWISE_TEST_STATES=$(STATES) $(BIN)/pytest -s tests/jobs/test_state_machine.py tests/jobs/test_lifecycle.py
+
+test-tenants: install ## calls that name another tenant's ids, a quarter of an hour: make test-tenants [CALLS=10000]
+	LOBEWISE_TEST_TENANT_CALLS=$(CALLS) $(BIN)/pytest -s tests/api/test_tenants.py
 
 test-files: install ## generated files of every format, half an hour: make test-files [FILES=5500]
 	LOBEWISE_TEST_FILES=$(FILES) $(BIN)/pytest -q tests/pipeline/io/formats/test_generated_files.py tests/pipeline/io/formats/test_dicom_worlds.py
@@ -121,6 +126,15 @@ load-check: install .venv-load/.installed ## the same with a few clients for a f
 	$(PYTHON) -m venv .venv-load
 	.venv-load/bin/pip install --quiet --disable-pip-version-check -r tests/load/requirements.txt
 	@touch $@
+
+audit-code: install ## bandit: each finding is mended or has its reason; CI runs it
+	$(BIN)/python -m tests.supply.code
+
+audit-dependencies: install ## pip-audit on all pins; fails where nobody knows (3) as where one is vulnerable (1); CI runs it
+	$(BIN)/python -m tests.supply.dependencies
+
+sbom: install ## CycloneDX bills of materials of both images, in build/sbom; CI runs it
+	$(BIN)/python -m tests.supply.materials
 
 format: install ## let ruff mend what it can
 	$(BIN)/ruff check --fix

@@ -66,7 +66,7 @@ def create_app(settings: ApiSettings | None = None, jobs: Connection | None = No
     app.state.waiting = anyio.CapacityLimiter(settings.max_waiting)
     app.state.upload_limiter = UploadLimiter(settings.max_uploads)
     app.state.metrics.watch_uploads(app.state.upload_limiter.taken, app.state.upload_limiter.bytes_per_second)
-    app.state.connection = None
+    app.state.connection = app.state.audit = None
     if jobs is not None:
         _use(app, jobs)
     # The router tries its routes in this order, so polls, which are most of the requests, come first.
@@ -159,3 +159,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 def _use(app: FastAPI, connection: Connection) -> None:
     app.state.connection, app.state.tenants = connection, connection.tenants
     app.state.metrics.watch(connection.tenants)
+    app.state.audit = connection.backends.audit
+    if connection.backends.audit is not None:
+        app.state.metrics.watch_audit(connection.backends.audit)

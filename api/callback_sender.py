@@ -23,11 +23,19 @@ from jobs import states, tracing
 from jobs.access.caller import DEFAULT_TENANT
 from jobs.bootstrap import connect
 from jobs.callbacks import Answer, Delivery
-from jobs.errors import BatchNotFoundError, JobNotFoundError, JobPurgedError, SettingsError, UnavailableError
+from jobs.errors import (
+    AddressRefusedError,
+    BatchNotFoundError,
+    JobNotFoundError,
+    JobPurgedError,
+    SettingsError,
+    UnavailableError,
+)
 from jobs.live.callback_schedule import batch_id_of
 from jobs.liveness import alive
 from jobs.logs import configure_logging
 from jobs.models import CallbackFault, JobRecord
+from jobs.outbound import AsyncPinnedBackend, OutboundRules, warn_of_refused
 from jobs.proxies import AsyncRoutedTransport, proxy_of
 from jobs.service import JobService
 from jobs.settings import JobsSettings, misspelt, read_settings
@@ -51,6 +59,7 @@ def run(settings: JobsSettings | None = None) -> None:
         proxy_of(prefix)  # raises now what every message would meet
     for sentence in misspelt((JobsSettings,)):
         log.warning("%s", sentence)
+    warn_of_refused(settings.callback_allowlist, settings.outbound_networks)
     connection = connect(settings)
 
     async def send_until_signal() -> None:
@@ -91,7 +100,7 @@ class Sender:
             # No redirects: the operator allowed this address, and a redirect would lead to one that nobody allowed.
             follow_redirects=False,
             timeout=settings.callback_timeout_seconds,
-            transport=AsyncRoutedTransport(limits),
+            transport=AsyncRoutedTransport(limits, AsyncPinnedBackend(OutboundRules.of(settings.outbound_networks))),
             headers={"user-agent": "Lobewise"},
         ) as client:
             while not stop.is_set():
@@ -191,6 +200,10 @@ async def send(client: httpx.AsyncClient, url: str, message: Message, timeout_se
                 status, retry_after = response.status_code, response.headers.get("retry-after", "")
     except TimeoutError:
         return Answer(started_at, time.monotonic() - begin, fault=CallbackFault.TIMEOUT)
+    except AddressRefusedError as refused:
+        # Tried again, as a receiver that is down: the operator may list its network, and nothing is lost by then.
+        log.warning("%s", refused)
+        return Answer(started_at, time.monotonic() - begin, fault=CallbackFault.CONNECTION)
     except (httpx.HTTPError, httpx.InvalidURL, OSError):
         return Answer(started_at, time.monotonic() - begin, fault=CallbackFault.CONNECTION)
     seconds = float(retry_after) if retry_after.isascii() and retry_after.isdecimal() else 0.0

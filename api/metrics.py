@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from jobs.audit.trail import AuditTrail
 from jobs.errors import BrokerUnavailableError
 from jobs.live.job_metrics import Histogram as Seconds
 from jobs.models import JobStatus, Priority, Stage
@@ -57,6 +58,10 @@ class Metrics:
         meaning = "How fast scans may come in together while others ask for something; +Inf while nobody does"
         self._add_gauge("lobewise_upload_limit_bytes_per_second", meaning, bytes_per_second)
 
+    def watch_audit(self, trail: AuditTrail) -> None:
+        """Add what this process recorded in the audit trail, and whether the store takes it."""
+        self.registry.register(_AuditCollector(trail))
+
     def watch(self, tenants: Tenants) -> None:
         """Add what the jobs themselves know, asked for at each scrape."""
         self.registry.register(_JobsCollector(tenants))
@@ -70,6 +75,20 @@ class Metrics:
 
     def _add_gauge(self, name: str, meaning: str, value: Callable[[], float]) -> None:
         Gauge(name, meaning, registry=self.registry).set_function(value)
+
+
+class _AuditCollector(Collector):
+    def __init__(self, trail: AuditTrail) -> None:
+        self._trail = trail
+
+    def collect(self) -> Iterator[Metric]:
+        meaning = "Entries of the audit trail that this process recorded"
+        recorded = CounterMetricFamily("lobewise_audit_entries", meaning, labels=["act"])
+        yield _filled(recorded, dict(self._trail.recorded))
+        meaning = "For how long the oldest entry that this process has not stored has waited"
+        yield GaugeMetricFamily("lobewise_audit_behind_seconds", meaning, value=self._trail.behind_seconds())
+        meaning = "Refusals and looks that were not recorded, since too many entries waited to be stored"
+        yield CounterMetricFamily("lobewise_audit_dropped", meaning, value=self._trail.dropped)
 
 
 class _JobsCollector(Collector):

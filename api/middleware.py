@@ -6,18 +6,20 @@ import time
 from typing import Final
 from uuid import uuid4
 
-from fastapi import Request
+from fastapi import FastAPI, Request
 from opentelemetry import trace
 from opentelemetry.trace import INVALID_SPAN, Span, SpanKind
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bound_contextvars
 
-from api.errors import internal_error
+from api import audit
+from api.errors import internal_error, problem_response
 from api.metrics import Metrics
 from api.upload_limits import UploadLimiter
 from jobs import tracing
 from jobs.access.caller import ANONYMOUS
+from jobs.audit.trail import AuditTrail
 from jobs.states import is_id
 
 logger = logging.getLogger("lobewise.api")
@@ -37,7 +39,9 @@ _ROUTINE: Final = ("/healthz", "/readyz", "/metrics")
 
 
 class RequestEnvelope:
-    """Logs hold the route's template, the status and the request id: no file names, no client references."""
+    """Logs hold the route's template, ids of jobs, batches and uploads, the status and the request id: no file names,
+    no client references.
+    """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, upload_limiter: UploadLimiter) -> None:
         self._app = app
@@ -55,10 +59,14 @@ class RequestEnvelope:
                 self._upload_limiter.defer_to_reader()
             # Goes on with the client's trace. Path and query are left out: they may hold anything, signatures too.
             span = tracing.entry("request", Headers(scope=scope).get("traceparent"), SpanKind.SERVER)
-        envelope = _Envelope(scope, send, tracing.traceparent_of(span))
+        app: FastAPI = scope["app"]
+        trail: AuditTrail | None = app.state.audit
+        envelope = _Envelope(scope, send, trail, tracing.traceparent_of(span))
         with tracing.ended(span), tracing.active(span), bound_contextvars(request_id=envelope.request_id):
             try:
-                await self._app(scope, receive, envelope.send)
+                refusal = None if trail is None else audit.refusal(trail, app, scope)
+                answer = self._app if refusal is None else problem_response(Request(scope), refusal)
+                await answer(scope, receive, envelope.send)
             except Exception:
                 logger.exception("a request failed")
                 # Once headers are out it is too late for another status: raising makes the server close the connection.
@@ -87,16 +95,20 @@ class RequestEnvelope:
             tracing.fail(span, str(status))
         fields = {"method": method, "route": route, "status": envelope.status, "seconds": round(seconds, 4)}
         fields["tenant"] = tenant
+        fields |= audit.ids_of(scope) or envelope.made
         logger.info("request", extra=fields)
 
 
 class _Envelope:
-    def __init__(self, scope: Scope, send: Send, traceparent: str | None) -> None:
+    def __init__(self, scope: Scope, send: Send, trail: AuditTrail | None, traceparent: str | None) -> None:
         given = Headers(scope=scope).get("x-request-id", "")
         self.request_id = given if _REQUEST_ID.fullmatch(given) else uuid4().hex
         self.began = time.perf_counter()
         self.status = 0
+        #: Ids of what the request made, as `ids_of` names those of its address.
+        self.made: dict[str, str] = {}
         self._scope = scope
+        self._trail = trail
         self._traceparent = traceparent
         self._send = send
 
@@ -110,4 +122,10 @@ class _Envelope:
             # A route may have more to say with each of its answers, a refusal too.
             for name, value in (_SAFE_HEADERS | self._scope.get("state", {}).get("headers", {})).items():
                 headers.setdefault(name, value)
+            kind, made_id = audit.made_by(headers)
+            if made_id is not None:
+                self.made = {f"{kind}_id": made_id}
+            trace_id = None if self._traceparent is None else self._traceparent.split("-")[1]
+            # Before the answer: whoever is told that something was done can rely on finding it in the trail.
+            await audit.record(self._trail, self._scope, self.status, headers, self.request_id, trace_id)
         await self._send(message)

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from cli.audit import audit
 from cli.output import Exit, ServiceError, err, fail, needs, out, print_report, require
 from jobs.models import Report
 from jobs.version import __version__
@@ -20,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(audit)
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", envvar="LOBEWISE_DEVICE")]
 Weights = Annotated[

@@ -17,6 +17,7 @@ from cli.output import out
 from jobs.bootstrap import connect
 from jobs.errors import JobsError, SettingsError
 from jobs.live.connection import broker_errors
+from jobs.outbound import doubts
 from jobs.settings import GIB, ApiSettings, JobsSettings, misspelt, read_settings
 from jobs.store.object_store import open_object_store
 from jobs.tracing import collector_takes
@@ -51,7 +52,7 @@ def examine() -> Iterator[Check]:
     wrong = misspelt((JobsSettings, ApiSettings))
     yield Check("settings", "warning" if wrong else "ok", " ".join(wrong) or "as they should be")
     parts: list[Callable[[JobsSettings], Iterator[Check]]] = [_broker, _blobs, _disk, _weights, _device, _sandbox]
-    for part in [*parts, _traces]:
+    for part in [*parts, _outbound, _traces]:
         try:
             yield from part(settings)
         except JobsError as error:
@@ -179,6 +180,14 @@ def _sandbox(settings: JobsSettings) -> Iterator[Check]:
     result: Result = "ok" if not missing else "wrong" if settings.sandbox == "required" else "warning"
     found = f"the reader reaches: {', '.join(missing)}" if missing else "the reader reaches nothing but its scan"
     yield Check("sandbox", result, found, "have Linux 5.13 or newer with Landlock, and libseccomp")
+
+
+def _outbound(settings: JobsSettings) -> Iterator[Check]:
+    allowed = (*settings.source_allowlist, *settings.callback_allowlist)
+    refused = doubts(allowed, settings.outbound_networks)
+    found = " ".join(refused) or f"{len(allowed)} prefixes of addresses are allowed"
+    advice = "list the network there, or take the prefix off its list"
+    yield Check("outbound", "warning" if refused else "ok", found, advice)
 
 
 def _traces(_settings: JobsSettings) -> Iterator[Check]:

@@ -92,7 +92,7 @@ def _environment(*, is_html: bool) -> Environment:
     environment = Environment(
         loader=PackageLoader("evaluation"),
         # Labels are whatever their author typed; Markdown has the filter `cell`.
-        autoescape=is_html,  # noqa: S701
+        autoescape=is_html,  # noqa: S701 (off for Markdown alone)
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

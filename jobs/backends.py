@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from jobs.access.caller import DEFAULT_TENANT
+from jobs.audit.trail import AuditTrail
 from jobs.live.redis_view import LiveView
 from jobs.queue import JobQueue
 from jobs.settings import JobsSettings
@@ -18,12 +19,14 @@ class Backends:
         settings: with `redis_url` filled in, an embedded server's too.
         store: the record of each job, which alone decides.
         live: what is shown of the jobs, and their leases; it can be rebuilt from the store.
+        audit: who did what; nothing is recorded without it.
     """
 
     settings: JobsSettings
     store: JobStore
     live: LiveView
     queue: JobQueue
+    audit: AuditTrail | None = None
     tenant: str = DEFAULT_TENANT
 
     def of(self, tenant: str) -> "Backends":
@@ -33,4 +36,4 @@ class Backends:
         """
         live = self.live.of(tenant)
         store = JobStore(self.store.blobs.within(tenant_folder(tenant)))
-        return Backends(self.settings, store, live, self.queue.of(tenant, live), tenant)
+        return Backends(self.settings, store, live, self.queue.of(tenant, live), self.audit, tenant)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from jobs import embedded_redis
+from jobs.audit.trail import AuditTrail
 from jobs.backends import Backends
 from jobs.live.connection import ViewFreshness
 from jobs.live.feed import FeedLimits
@@ -62,6 +63,8 @@ class Connection:
     def close(self) -> None:
         """Stop threads and connections; the embedded server too, if nobody else uses it."""
         self.reconciler.stop()
+        if self.backends.audit is not None:
+            self.backends.audit.close()
         self.backends.queue.close()
         self.backends.live.close()
         self._on_close()
@@ -88,7 +91,8 @@ def connect(settings: JobsSettings | None = None) -> Connection:
     view_freshness = ViewFreshness(resolved.lease_seconds + 3 * resolved.reap_seconds)
     feed_limits = FeedLimits(resolved.feed_events, resolved.feed_seconds)
     live = LiveView(resolved.redis_url or "", resolved.broker_timeout_seconds, view_freshness, feed_limits)
-    backends = Backends(resolved, JobStore(blobs), live, JobQueue(resolved, live))
+    audit = AuditTrail(blobs, resolved, live.audit_heads)
+    backends = Backends(resolved, JobStore(blobs), live, JobQueue(resolved, live), audit)
     return assemble(backends, on_close=server.close if server else lambda: None)
 
 

@@ -28,10 +28,13 @@ JobsError
 │   ├── SourceNotAllowedError         its address is not one that the operator allows
 │   ├── SourceNotFoundError           its server says that there is no such scan, or not for us
 │   ├── SourceTooLargeError           more bytes than the limit
+│   ├── SourceTooSlowError            not all of it within the time, or fewer bytes in a second than the least
 │   └── SourceMismatchError           other bytes than its sha256 says
+├── AddressRefusedError           an allowed host is at an address that no connection goes to
 └── UnavailableError              a part that we depend on does not answer; try again later
     ├── BrokerUnavailableError
     ├── StorageUnavailableError
+    ├── SourceUnavailableError        the server of a scan does not answer, or not to the end
     └── NewerSchemaError              a document that only a newer version of this software can read
 """
 
@@ -197,8 +200,18 @@ class SourceTooLargeError(SourceError):
     problem = problems.SOURCE_TOO_LARGE
 
 
+class SourceTooSlowError(SourceError):
+    """At once, not after other attempts: each would hold a worker as long."""
+
+    problem = problems.SOURCE_UNAVAILABLE
+
+
 class SourceMismatchError(SourceError):
     problem = problems.SOURCE_MISMATCH
+
+
+class AddressRefusedError(JobsError):
+    """Its sentence has the address: it is for the operator's log, and not for a client."""
 
 
 class UnavailableError(JobsError):
@@ -211,6 +224,12 @@ class BrokerUnavailableError(UnavailableError):
 
 class StorageUnavailableError(UnavailableError):
     problem = problems.STORAGE_UNAVAILABLE
+
+
+class SourceUnavailableError(UnavailableError):
+    """Another attempt may get the scan; a job whose attempts all end with it fails with this problem."""
+
+    problem = problems.SOURCE_UNAVAILABLE
 
 
 class NewerSchemaError(UnavailableError):

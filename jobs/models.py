@@ -93,7 +93,8 @@ class CallbackFault(StrEnum):
     """Why an attempt has no answer."""
 
     TIMEOUT = "timeout"
-    #: No such host, nobody there, a certificate that is not trusted, or a connection that broke.
+    #: No such host, none at an address that may be connected to, nobody there, a certificate that is not trusted, or a
+    #: connection that broke.
     CONNECTION = "connection"
     #: The operator no longer allows the address.
     NOT_ALLOWED = "not-allowed"

@@ -189,7 +189,8 @@ SOURCE_NOT_ALLOWED: Final = ProblemType(
     "source-not-allowed",
     422,
     "Scans may not be fetched from this address",
-    "The operator lists the addresses that a `source` may name, and this one is not among them.",
+    "The operator lists the addresses that a `source` may name, and this one is not among them; or its server "
+    "redirects to one that is not, or its host is in a network that this service connects to nobody in.",
     "Upload the file, or ask the operator to allow the address.",
     ends_job=True,
 )
@@ -336,6 +337,16 @@ SOURCE_MISMATCH: Final = ProblemType(
     "The scan at this address is not the one announced",
     "The bytes at the `source` have another sha256 than the one given with it; `evidence` has both.",
     "Check that the address still leads to the scan that you meant.",
+    ends_job=True,
+)
+SOURCE_UNAVAILABLE: Final = ProblemType(
+    "source-unavailable",
+    None,
+    "The scan could not be fetched",
+    "The server that `source` names cannot be found or reached, does not answer, answers with a fault of its own, is "
+    "too slow, or breaks off before the end of the scan.",
+    "Look after that server, then submit the scan again; or upload the file.",
+    retryable=True,
     ends_job=True,
 )
 OUT_OF_MEMORY: Final = ProblemType(

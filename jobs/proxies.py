@@ -18,6 +18,7 @@ import httpx
 from jobs.errors import SettingsError
 
 if TYPE_CHECKING:
+    import httpcore
     from obstore.store import ClientConfig
 
 PORTS: Final = {"http": 80, "https": 443}
@@ -83,15 +84,26 @@ def is_loopback(host: str) -> bool:
 
 
 class RoutedTransport(httpx.BaseTransport):
-    """Sends each request by the proxy that it is due."""
+    """Sends each request by the proxy that it is due.
 
-    def __init__(self) -> None:
-        self._by_proxy: dict[Proxy | None, httpx.HTTPTransport] = {}
+    Args:
+        straight: makes the connections of requests that take no proxy; httpcore's own by default.
+        to_proxy: makes those to proxies.
+    """
+
+    def __init__(
+        self,
+        straight: "httpcore.NetworkBackend | None" = None,
+        to_proxy: "httpcore.NetworkBackend | None" = None,
+    ) -> None:
+        self._straight, self._to_proxy = straight, to_proxy
+        self._by_proxy: dict[Proxy | None, _Transport] = {}
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         proxy = proxy_of(str(request.url))
         if proxy not in self._by_proxy:
-            self._by_proxy[proxy] = httpx.HTTPTransport(proxy=proxy.address if proxy else None)
+            backend = self._to_proxy if proxy else self._straight
+            self._by_proxy[proxy] = _Transport(backend, proxy.address if proxy else None)
         return self._by_proxy[proxy].handle_request(request)
 
     def close(self) -> None:
@@ -100,22 +112,40 @@ class RoutedTransport(httpx.BaseTransport):
 
 
 class AsyncRoutedTransport(httpx.AsyncBaseTransport):
-    """The same for an event loop."""
+    """The same for an event loop; `straight` as there."""
 
-    def __init__(self, limits: httpx.Limits) -> None:
-        self._limits = limits
-        self._by_proxy: dict[Proxy | None, httpx.AsyncHTTPTransport] = {}
+    def __init__(self, limits: httpx.Limits, straight: "httpcore.AsyncNetworkBackend | None" = None) -> None:
+        self._limits, self._straight = limits, straight
+        self._by_proxy: dict[Proxy | None, _AsyncTransport] = {}
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         proxy = proxy_of(str(request.url))
         if proxy not in self._by_proxy:
-            transport = httpx.AsyncHTTPTransport(proxy=proxy.address if proxy else None, limits=self._limits)
-            self._by_proxy[proxy] = transport
+            backend = None if proxy else self._straight
+            self._by_proxy[proxy] = _AsyncTransport(backend, proxy.address if proxy else None, self._limits)
         return await self._by_proxy[proxy].handle_async_request(request)
 
     async def aclose(self) -> None:
         for transport in self._by_proxy.values():
             await transport.aclose()
+
+
+# httpx takes no backend, but its pools are httpcore's, which ask theirs for each connection
+# (tests/jobs/test_outbound.py fails where that changes).
+
+
+class _Transport(httpx.HTTPTransport):
+    def __init__(self, backend: "httpcore.NetworkBackend | None", proxy: str | None) -> None:
+        super().__init__(proxy=proxy)
+        if backend is not None:
+            self._pool._network_backend = backend
+
+
+class _AsyncTransport(httpx.AsyncHTTPTransport):
+    def __init__(self, backend: "httpcore.AsyncNetworkBackend | None", proxy: str | None, limits: httpx.Limits) -> None:
+        super().__init__(proxy=proxy, limits=limits)
+        if backend is not None:
+            self._pool._network_backend = backend
 
 
 def s3_endpoint() -> str | None:

@@ -30,7 +30,8 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from jobs.allowlist import CALLBACK_SCHEMES, SOURCE_SCHEMES, checked
+from jobs.allowlist import CALLBACK_SCHEMES, SOURCE_SCHEMES, checked, is_allowed
+from jobs.audit.entries import AuditLevel
 from jobs.errors import SettingsError
 from jobs.logs import LogFormat, LogLevel
 
@@ -106,7 +107,20 @@ class JobsSettings(BaseSettings):
         default=(),
         description="prefixes of addresses that `source` may name, separated by spaces; none are allowed by default",
     )
+    # Empty: whoever answers for an allowed name in DNS could lead us to a machine that only we reach.
+    outbound_networks: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="networks that are not public and have allowed hosts, such as `10.20.0.0/16 fd12:3456::/32`; "
+        "without them sources and callbacks reach public addresses, and those that an allow-list has as a number",
+    )
     max_source_bytes: PositiveInt = Field(default=2 * GIB, description="a larger `source` fails its job")
+    source_seconds: PositiveFloat = Field(
+        default=900.0, description="a `source` that takes longer fails its job, at most four fifths of the soft limit"
+    )
+    # Half a megabit: a server that drips would hold a worker until the time is over.
+    source_bytes_per_second: NonNegativeInt = Field(
+        default=64 << 10, description="a `source` that is slower, after its first minute, fails its job"
+    )
     upload_part_bytes: int = Field(
         default=16 * MIB, ge=5 * MIB, description="size of the parts of an upload; S3 takes none below 5 MiB"
     )
@@ -163,6 +177,22 @@ class JobsSettings(BaseSettings):
     sweep_seconds: PositiveFloat = Field(
         default=600.0, description="how often expired uploads, what crashes left and jobs past retention are deleted"
     )
+    audit: AuditLevel = Field(
+        default=AuditLevel.READS,
+        description="what the audit trail records: `off`, `changes` (submitted, cancelled, deleted, refused), `reads` "
+        "(who was given results, ended jobs, lists and exports, too) or `all` (every poll)",
+    )
+    audit_seconds: PositiveFloat = Field(
+        default=5.0, description="how long entries about reads wait for others; a process that is killed loses them"
+    )
+    audit_keys: SecretStr | None = Field(
+        default=None,
+        description="seals the audit trail against who can rewrite all of the storage: a text of 32 characters or "
+        "more; several, separated by spaces, verify, and the first one seals",
+    )
+    audit_retention_days: PositiveInt | None = Field(
+        default=None, description="older days of the audit trail are deleted; without it they are kept"
+    )
     log_format: LogFormat = Field(
         default="auto", description="`json`, `text`, or `auto`: text on a terminal, JSON elsewhere"
     )
@@ -202,7 +232,16 @@ class JobsSettings(BaseSettings):
                 )
         return secrets
 
-    @field_validator("source_allowlist", "callback_allowlist", "callback_retry_seconds", mode="before")
+    @field_validator("audit_keys")
+    @classmethod
+    def _require_long_keys(cls, keys: SecretStr | None) -> SecretStr | None:
+        if keys is not None and not all(len(text) >= 32 for text in keys.get_secret_value().split() or [""]):
+            raise ValueError("each must have 32 characters or more, as `openssl rand -base64 32` gives")
+        return keys
+
+    @field_validator(
+        "source_allowlist", "callback_allowlist", "callback_retry_seconds", "outbound_networks", mode="before"
+    )
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(value.split()) if isinstance(value, str) else value
@@ -212,6 +251,33 @@ class JobsSettings(BaseSettings):
     def _require_matchable(cls, entries: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         schemes = SOURCE_SCHEMES if info.field_name == "source_allowlist" else CALLBACK_SCHEMES
         return tuple(checked(entry, schemes) for entry in entries)
+
+    @field_validator("outbound_networks")
+    @classmethod
+    def _require_networks(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
+        found = []
+        for entry in entries:
+            try:
+                network = ip_network(entry, strict=False)
+            except ValueError as error:
+                raise ValueError(
+                    f"{entry!r} is no network: each must be one such as 10.20.0.0/16, or an address"
+                ) from error
+            if network.prefixlen < (8 if network.version == 4 else 7):
+                raise ValueError(f"{entry!r} is a large part of all addresses: name the networks that have your hosts")
+            found.append(str(network))
+        return tuple(found)
+
+    @model_validator(mode="after")
+    def _require_own_records_apart(self) -> Self:
+        # A source there would be another's scan: the bucket's key is ours, whoever asks.
+        own = (self.blob_url or "").rstrip("/")
+        records = [own, *(f"{own}/{folder}" for folder in ("jobs", "tenants", "uploads"))]
+        for entry in self.source_allowlist if own.startswith("s3:") else ():
+            is_above = any(is_allowed(where, (entry,)) for where in records)
+            if is_above or any(is_allowed(entry, (where,)) for where in records[1:]):
+                raise ValueError(f"LOBEWISE_SOURCE_ALLOWLIST has {entry!r}, which allows records of LOBEWISE_BLOB_URL")
+        return self
 
     @model_validator(mode="after")
     def _require_order(self) -> Self:

@@ -109,15 +109,22 @@ class WorkerApi:
         self._live.put(running, guard=lease.value)
 
     def fetch_input(self, lease: Lease, folder: Path) -> Path:
-        """Copy the scan into `folder`, checked against its sha256. Raises SourceError: the job should fail."""
+        """Copy the scan into `folder`, checked against its sha256.
+
+        Raises SourceError: the job should fail. SourceUnavailableError: another attempt may succeed.
+        """
         path, accepted = folder / "scan", lease.record.input
         if accepted.source is not None:
-            lease.scan = remote_sources.fetch(
-                accepted.source,
-                path,
-                allowlist=self.settings.source_allowlist,
-                limit_bytes=self.settings.max_source_bytes,
+            settings = self.settings
+            limits = remote_sources.FetchLimits(
+                max_bytes=settings.max_source_bytes,
+                networks=settings.outbound_networks,
+                # Below the soft limit, which counts as a fault of ours and would be tried again.
+                seconds=min(settings.source_seconds, 0.8 * settings.soft_limit_seconds),
+                bytes_per_second=settings.source_bytes_per_second,
             )
+            allowed = settings.source_allowlist
+            lease.scan = remote_sources.fetch(accepted.source, path, allowlist=allowed, limits=limits)
             return path
         self._store.blobs.read_file(job_key(lease.job_id, "input"), path)
         with path.open("rb") as file:

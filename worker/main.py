@@ -17,6 +17,7 @@ from jobs.bootstrap import connect
 from jobs.errors import SettingsError
 from jobs.liveness import alive
 from jobs.logs import configure_logging
+from jobs.outbound import warn_of_refused
 from jobs.proxies import proxy_of
 from jobs.settings import JobsSettings, misspelt, read_settings
 from jobs.tracing import configure_tracing, stop_tracing
@@ -54,6 +55,7 @@ def run(
             proxy_of(prefix)  # raises now what every such job would meet
     for sentence in misspelt((JobsSettings,)):
         log.warning("%s", sentence)
+    warn_of_refused(settings.source_allowlist, settings.outbound_networks)
     if missing := sorted(set(Protection) - protections_here()):
         sentence = f"This kernel does not keep the process that reads scans from: {', '.join(missing)}."
         if settings.sandbox == "required":

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from fastapi import APIRouter, Path, Response
+from fastapi import APIRouter, Path, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 
 from api import examples, metrics, openapi
@@ -11,6 +11,7 @@ from api.errors import ApiError
 from api.problem_docs import html_page
 from api.schemas import Health, ModelList, Ready
 from jobs import problems
+from jobs.audit.trail import AuditTrail
 from jobs.problems import BY_SLUG
 
 router = APIRouter(tags=["service"])
@@ -66,10 +67,14 @@ async def get_health() -> Health:
         **openapi.problem_answers(problems.NOT_READY),
     },
 )
-def get_readiness(jobs: JobsDep) -> Response:
+def get_readiness(request: Request, jobs: JobsDep) -> Response:
     """200 once broker and storage answer and a worker has its models loaded; until then 503, saying what is missing."""
     state = jobs.readiness()
     parts = {"broker": state.broker, "blobs": state.blobs, "workers": state.workers}
+    trail: AuditTrail | None = request.app.state.audit
+    # Then nothing that would have to be recorded is answered.
+    if trail is not None and trail.is_full:
+        parts["audit"] = False
     missing = ", ".join(name for name, there in parts.items() if not there)
     if missing:
         raise ApiError(problems.NOT_READY, f"missing: {missing}", evidence=parts)

@@ -24,6 +24,7 @@ lobewise:recent                         list: how long workers had the last jobs
 lobewise:lists                          lists of messages of tenants but `default`, by when one was last put in
 lobewise:callback-outcomes              hash: how many attempts ended in each way since the server was last empty
 lobewise:reaper                         who looks for lost jobs now
+lobewise:audit:{day}                    hash: how far each chain of the audit trail had come
 lobewise:at-work                        prefixes of the tenants that may have queued or running jobs
 lobewise:rebuild:{mark}                 a rebuild is under way, and the server was not wiped since it began
 ```

@@ -15,6 +15,7 @@ from redis.retry import Retry
 
 from jobs import states
 from jobs.errors import BrokerUnavailableError
+from jobs.live.audit_heads import AuditHeads
 from jobs.live.callback_schedule import CallbackSchedule
 from jobs.live.connection import Script, ViewFreshness, broker_errors
 from jobs.live.events import EVENTS_KEPT, KEPT_SECONDS, EventLog
@@ -63,6 +64,7 @@ class LiveView:
             retry=retry,
             redis_connect_func=self._connected,
         )
+        self.audit_heads = AuditHeads(self._redis)
         self.workers = ReadyWorkers(self._redis)
         self.messages = BrokerMessages(self._redis)
         self._put_state = Script(self._redis, "put_state")

@@ -14,6 +14,9 @@ from itertools import chain
 from typing import Final
 
 from jobs import states
+from jobs.access.caller import DEFAULT_TENANT
+from jobs.audit.entries import Act, Entry
+from jobs.audit.trail import delete_expired
 from jobs.backends import Backends
 from jobs.batches import Batches
 from jobs.errors import JobNotFoundError, JobPurgedError, NewerSchemaError
@@ -51,6 +54,10 @@ class Cleanup:
         orphans += self._delete_tombstones(listed, now - timedelta(seconds=settings.tombstone_seconds))
         orphans += self.batches.clean_up(now, kept_from)
         orphans += self._delete_stale_results(listed)
+        audit, audit_days = self.backends.audit, settings.audit_retention_days
+        # The trail is one for all tenants.
+        if audit is not None and audit_days is not None and self.backends.tenant == DEFAULT_TENANT:
+            orphans += delete_expired(audit, audit_days, now.date())
         unfinished = self._abort_multiparts(upload_from) + self._delete_staged(upload_from)
         if retired or orphans or unfinished:
             log.info("deleted %d jobs past retention, %d orphans, %d unfinished writes", retired, orphans, unfinished)
@@ -67,6 +74,11 @@ class Cleanup:
                 if manifest is not None and manifest.finished_at <= oldest:
                     finalize.purge(self.backends, self.uploads, files.job_id)
                     purged += 1
+                    if self.backends.audit is not None:
+                        tenant, job_id = self.backends.tenant, files.job_id
+                        self.backends.audit.record(
+                            Entry(Act.PURGE, tenant=tenant, subject="retention", kind="job", id=job_id)
+                        )
         return purged
 
     def _delete_orphans(self, old: Iterable[JobFiles], now: datetime) -> int:

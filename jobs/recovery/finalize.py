@@ -10,7 +10,13 @@ from typing import Final
 
 from jobs import problems, states, tracing
 from jobs.backends import Backends
-from jobs.errors import BrokerUnavailableError, JobPurgedError, NewerSchemaError, UnavailableError
+from jobs.errors import (
+    BrokerUnavailableError,
+    JobPurgedError,
+    NewerSchemaError,
+    SourceUnavailableError,
+    UnavailableError,
+)
 from jobs.models import InputInfo, JobError, JobRecord, JobState, Manifest
 from jobs.store.job_store import Claim, Ending, JobFiles
 from jobs.store.multipart_uploads import MultipartUploads
@@ -184,6 +190,9 @@ def fail_if_exhausted(backends: Backends, record: JobRecord, claim: Claim) -> bo
     elif set(reasons) == {"worker-lost"}:
         problem = problems.POISON
         detail = "No attempt came to an end. Either the scan ends workers, or they were lost for reasons of their own."
+    elif {ending.fault for ending in endings if ending.reason != "handed-back"} == {SourceUnavailableError.__name__}:
+        problem = problems.SOURCE_UNAVAILABLE
+        detail = "No attempt got the scan from its server. This is a fault of that server, or of the way to it."
     else:
         problem = problems.ATTEMPTS_EXHAUSTED
         detail = "No attempt came to an end. This is a fault of the service, not of the scan."

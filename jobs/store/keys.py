@@ -18,6 +18,7 @@ batches/{id}/pending-{id}.json      the records of its jobs, until all are accep
 batches/{id}/batch.json             created once: many scans in one call (`batches`)
 batches/{id}/ended.json             created once, where somebody wants to be told: no job of it is open any more
 batches/{id}/callbacks/             as those of a job
+audit/{day}/{chain}/                who did what, in segments (`audit.entries`); of all tenants
 results/{task}/{sha256 of the scan}/{digest}/{id}  where the result of job {id} is found again (`results`)
 uploads/{id}/upload.json            a scan that comes in parts, before there is a job
 uploads/{id}/parts/{n}              in a folder; S3 keeps parts where no listing shows them

@@ -79,7 +79,9 @@ class Service:
         return job_id
 
     def stored_files(self) -> set[Path]:
-        return {path for path in self.blobs.rglob("*") if path.is_file()}
+        """But for the audit trail, which every request may add to."""
+        trail = self.blobs / "audit"
+        return {path for path in self.blobs.rglob("*") if path.is_file() and trail not in path.parents}
 
 
 @contextmanager

@@ -34,6 +34,7 @@ COMMANDS = (
     "callback-secret",
     "train",
     "evaluate",
+    "audit",
 )
 
 

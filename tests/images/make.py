@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-from tests.images.bake import ROOT, build, make_base
+from tests.images.bake import ROOT, build, image_of, make_base
 from tests.images.look import faults
 from tests.images.store import Store
+from tests.supply import materials
 
 PARTS: Final = ("api", "worker")
 TOOLS: Final = ("buildah", "crun", "debootstrap", "unshare", "ip")
@@ -69,6 +70,8 @@ def hindrance_of(store: Store) -> str:
 def built(store: Store, part: str) -> list[str]:
     """What is wrong with it."""
     timed(f"{part}, build", lambda: build(store, part))
+    with store.mounted(image_of(part)) as root:
+        print(f"{part}: {materials.write(part, root).relative_to(ROOT)} is its bill of materials", flush=True)
     return timed(f"{part}, look", lambda: list(faults(store, part)))
 
 

@@ -71,6 +71,25 @@ def test_the_base_is_pinned_and_the_same_throughout(part: str) -> None:
             named.add(name)
 
 
+@pytest.mark.parametrize(
+    ("release", "base", "is_built"),
+    [
+        ("", "python:3.11", True),
+        ("1", "python:3.11", False),
+        ("1", f"python:3.11@sha256:{'0' * 64}", True),
+        ("1", f"python:3.11@sha256:{'0' * 63}", False),
+        ("", f"python:3.11@sha256:{'0' * 64}", True),
+    ],
+)
+def test_a_release_is_built_on_no_base_but_one_by_digest(part: str, release: str, base: str, is_built: bool) -> None:
+    """Before anything else is done; run as the build runs it."""
+    check = next(step.rest for step in stages(part)[0] if step.word == "RUN")
+    environment = {"RELEASE": release, "PYTHON_IMAGE": base}
+    done = subprocess.run(["/bin/sh", "-c", check], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode == 0) is is_built
+    assert is_built or "A release needs its base by digest" in done.stderr
+
+
 def test_what_builds_is_not_what_ships(part: str) -> None:
     *building, shipped = stages(part)
     assert len(building) == 2

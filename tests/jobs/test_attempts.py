@@ -7,7 +7,7 @@ import pytest
 
 from jobs.attempts import Lease
 from jobs.bootstrap import Connection, connect
-from jobs.errors import CancelRequestedError, LeaseLostError, WrongStateError
+from jobs.errors import CancelRequestedError, LeaseLostError, SourceUnavailableError, WrongStateError
 from jobs.models import JobError, JobStatus, Stage
 from tests.support.processes import until
 
@@ -142,6 +142,25 @@ def test_the_third_fault_ends_the_job_without_telling_its_message(jobs: Connecti
     assert error.type == "/problems/attempts-exhausted"
     assert "secret" not in error.model_dump_json()
     assert "RuntimeError" in error.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    ("faults", "problem"),
+    [
+        ([SourceUnavailableError()] * 3, "source-unavailable"),
+        ([SourceUnavailableError(), RuntimeError(), SourceUnavailableError()], "attempts-exhausted"),
+    ],
+)
+def test_a_source_that_is_never_there_is_no_fault_of_the_service(
+    faults: list[Exception], problem: str, jobs: Connection, post: Post
+) -> None:
+    job_id = post(jobs)
+    for fault in faults:
+        with jobs.worker.claim(job_id, "one") as lease:
+            jobs.worker.retry(lease, fault)
+    error = jobs.service.get(job_id).error
+    assert error is not None
+    assert (error.type, error.retryable) == (f"/problems/{problem}", True)
 
 
 def test_a_scan_that_cannot_be_scored_fails_at_once(jobs: Connection, post: Post) -> None:

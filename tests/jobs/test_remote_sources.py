@@ -10,9 +10,15 @@ import pytest
 
 from jobs import remote_sources
 from jobs.allowlist import is_allowed
-from jobs.errors import SourceMismatchError, SourceNotAllowedError, SourceNotFoundError, SourceTooLargeError
+from jobs.errors import (
+    SourceMismatchError,
+    SourceNotAllowedError,
+    SourceNotFoundError,
+    SourceTooLargeError,
+    SourceUnavailableError,
+)
 from jobs.models import ScanSource
-from jobs.remote_sources import fetch
+from jobs.remote_sources import FetchLimits, fetch
 from jobs.settings import JobsSettings
 from tests.support.seaweed import S3Server
 
@@ -48,11 +54,28 @@ def test_addresses_below_an_allowed_prefix(url: str) -> None:
         "https://pacs.example/ct/../admin",
         "https://pacs.example/ct/%2e%2e/admin",
         "https://pacs.example/ct/%252e%252e/admin",
+        "https://pacs.example/ct/%25252e%25252e/admin",
+        "https://pacs.example/ct/%2525252525252e",
         "https://pacs.example/ct\\..\\admin",
+        "https://pacs.example/ct/%5c..%5cadmin",
+        "https://pacs.example/ct/..%5cadmin",
+        "https://pacs.example/ct%2f..%2fadmin",
+        "https://pacs.example/ct/..;/admin",
+        "https://pacs.example/ct/..;x=y/admin",
+        "https://pacs.example/ct/.;/admin",
+        "https://pacs.example/ct/..%3b/admin",
+        "https://pacs.example/ct/..%20/admin",
+        "https://pacs.example/ct/%ef%bc%8e%ef%bc%8e/admin",
+        "https://pacs.example/ct/1%00.nii",
+        "https://pacs.example/ct/1%0d%0ax",
+        "https://pacs.example:0/ct/1",
         "https://evil.example\\@pacs.example/ct/1",
         "https://pacs.example:port/ct/1",
         "https://pacs.exämple/ct/1",
         "https://169.254.169.254/ct",
+        "https://2852039166/ct",
+        "https://0xa9.0xfe.0xa9.0xfe/ct",
+        "https://pacs.example./ct/1",
         "s3://scans/other",
         "s3://in/scans",
         "file:///etc/passwd",
@@ -73,7 +96,7 @@ def answer(monkeypatch: pytest.MonkeyPatch) -> dict[str, httpx.Response]:
     answers: dict[str, httpx.Response] = {}
 
     transport = httpx.MockTransport(lambda request: answers[str(request.url)])
-    monkeypatch.setattr(remote_sources, "RoutedTransport", lambda: transport)
+    monkeypatch.setattr(remote_sources, "RoutedTransport", lambda **_: transport)
     return answers
 
 
@@ -81,7 +104,7 @@ def test_a_scan_is_fetched_and_hashed(tmp_path: Path, answer: dict[str, httpx.Re
     answer[URL] = httpx.Response(200, stream=httpx.ByteStream(DATA))
     sha256 = hashlib.sha256(DATA).hexdigest()
     source = ScanSource(url=URL, sha256=sha256)
-    info = fetch(source, tmp_path / "scan", allowlist=ALLOWED, limit_bytes=len(DATA))
+    info = fetch(source, tmp_path / "scan", allowlist=ALLOWED, limits=FetchLimits(len(DATA)))
     assert (info.size_bytes, info.sha256, info.source) == (len(DATA), sha256, source)
     assert (tmp_path / "scan").read_bytes() == DATA
 
@@ -95,14 +118,19 @@ class TestS3:
 
     def test_a_scan_is_fetched_and_hashed(self, tmp_path: Path, address: str) -> None:
         source = ScanSource(url=address, sha256=hashlib.sha256(DATA).hexdigest())
-        info = fetch(source, tmp_path / "scan", allowlist=["s3://lobewise/in"], limit_bytes=len(DATA))
+        info = fetch(source, tmp_path / "scan", allowlist=["s3://lobewise/in"], limits=FetchLimits(len(DATA)))
         assert (info.size_bytes, info.sha256, info.source) == (len(DATA), source.sha256, source)
         assert (tmp_path / "scan").read_bytes() == DATA
 
     def test_what_can_go_wrong(self, tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
         def attempt(url: str, limit_bytes: int = len(DATA), sha256: str | None = None) -> None:
             source = ScanSource(url=url, sha256=sha256)
-            fetch(source, tmp_path / "scan", allowlist=["s3://lobewise/in", "s3://nowhere"], limit_bytes=limit_bytes)
+            fetch(
+                source,
+                tmp_path / "scan",
+                allowlist=["s3://lobewise/in", "s3://nowhere"],
+                limits=FetchLimits(limit_bytes),
+            )
 
         with pytest.raises(SourceMismatchError):
             attempt(address, sha256="0" * 64)
@@ -124,8 +152,10 @@ class TestS3:
         (ScanSource(url=URL, sha256="0" * 64), httpx.Response(200, stream=httpx.ByteStream(DATA)), SourceMismatchError),
         (ScanSource(url=URL), httpx.Response(200, stream=httpx.ByteStream(DATA + b"x")), SourceTooLargeError),
         (ScanSource(url=URL), httpx.Response(404), SourceNotFoundError),
-        (ScanSource(url=URL), httpx.Response(302, headers={"Location": "https://10.0.0.1/"}), SourceNotFoundError),
-        (ScanSource(url=URL), httpx.Response(503), httpx.HTTPStatusError),
+        (ScanSource(url=URL), httpx.Response(302, headers={"Location": "https://10.0.0.1/"}), SourceNotAllowedError),
+        (ScanSource(url=URL), httpx.Response(302), SourceNotFoundError),
+        (ScanSource(url=URL), httpx.Response(304), SourceNotFoundError),
+        (ScanSource(url=URL), httpx.Response(503), SourceUnavailableError),
         (ScanSource(url="https://evil.example/"), httpx.Response(200), SourceNotAllowedError),
     ],
 )
@@ -138,4 +168,4 @@ def test_what_can_go_wrong(
 ) -> None:
     answer[source.url] = response
     with pytest.raises(error):
-        fetch(source, tmp_path / "scan", allowlist=ALLOWED, limit_bytes=len(DATA))
+        fetch(source, tmp_path / "scan", allowlist=ALLOWED, limits=FetchLimits(len(DATA)))

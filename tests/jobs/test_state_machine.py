@@ -42,7 +42,7 @@ from jobs.bootstrap import Connection, assemble
 from jobs.errors import IdempotencyInFlightError, JobNotFoundError, JobPurgedError, UnavailableError, WrongStateError
 from jobs.live.connection import ViewFreshness
 from jobs.live.feed import FeedLimits
-from jobs.live.keys import PREFIX
+from jobs.live.keys import PREFIX, Keys
 from jobs.live.pagination import Query
 from jobs.live.workers import WorkerStats
 from jobs.models import (
@@ -58,7 +58,7 @@ from jobs.models import (
     Report,
     SeverityScores,
 )
-from jobs.queue import QUEUES
+from jobs.queue import queue_name
 from jobs.recovery import finalize
 from jobs.recovery.reconciler import Reconciler
 from jobs.settings import JobsSettings
@@ -193,14 +193,22 @@ class JobMachine(RuleBasedStateMachine):
         super().__init__()
         self.world = WORLD[0]
         self.server = self.world.server
-        self.jobs = self.world.jobs()
-        self.parts = self.jobs.backends
-        self.root = self.parts.store.blobs.folder
+        service = self.world.jobs()
+        self.tenants = service.tenants
+        self.use("default")
         self.seen: list[Seen] = []
         self.running: list[Running] = []
         self.names = itertools.count(1)
         self.mercy = True
         COUNTS["examples"] += 1
+
+    def use(self, tenant: str) -> None:
+        """Do all that follows as this tenant's clients and workers."""
+        self.jobs = self.tenants.of(tenant)
+        self.parts = self.jobs.backends
+        self.root = self.parts.store.blobs.folder
+        self.prefix = Keys.of(tenant).prefix
+        self.queues = [queue_name(priority, tenant) for priority in Priority]
 
     # Actors
 
@@ -262,9 +270,10 @@ class JobMachine(RuleBasedStateMachine):
 
     # Rules: clients
 
-    @initialize(mercy=st.booleans(), reconciled=st.booleans())
-    def begin(self, mercy: bool, reconciled: bool) -> None:
+    @initialize(mercy=st.booleans(), reconciled=st.booleans(), tenant=st.sampled_from(["default", "left"]))
+    def begin(self, mercy: bool, reconciled: bool, tenant: str = "default") -> None:
         self.mercy = mercy
+        self.use(tenant)
         if reconciled:
             self.jobs.reconciler.rebuild()
 
@@ -369,12 +378,12 @@ class JobMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.seen)
     @rule(index=st.integers(0, 9))
     def expire_lease(self, index: int) -> None:
-        self.server.delete(f"{PREFIX}lease:{self.pick(index).id}")
+        self.server.delete(f"{self.prefix}lease:{self.pick(index).id}")
 
     @rule()
     def time_passes(self) -> None:
         """Enough for every pause and every patience, not for leases."""
-        for key in self.server.scan_iter(f"{PREFIX}job:*"):
+        for key in self.server.scan_iter(f"{self.prefix}job:*"):
             for name in ("since_ms", "published_ms", "retry_ms"):
                 if self.server.hexists(key, name):
                     self.server.hset(key, name, 1)
@@ -384,7 +393,7 @@ class JobMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.seen)
     @rule()
     def lose_messages(self) -> None:
-        self.server.delete(*QUEUES)
+        self.server.delete(*self.queues)
 
     @rule()
     def deliver_again(self) -> None:
@@ -498,7 +507,7 @@ class JobMachine(RuleBasedStateMachine):
             self.tidy()
         for round_ in range(4 * MAX_ATTEMPTS):
             for job in self.seen:
-                self.server.delete(f"{PREFIX}lease:{job.id}")
+                self.server.delete(f"{self.prefix}lease:{job.id}")
             self.time_passes()
             self.deliver_again()
             self.server.delete(PREFIX + "reaper")
@@ -534,7 +543,7 @@ class JobMachine(RuleBasedStateMachine):
         for wanted in (frozenset[JobStatus](), *(frozenset({status}) for status in JobStatus)):
             listed = {state.id for state in self.jobs.service.list(Query(status=wanted), limit=99).items}
             assert listed == {i for i, s in final.items() if not wanted or s in wanted}
-        assert self.server.exists(PREFIX + "epoch")
+        assert self.server.exists(self.prefix + "epoch")
 
     def traces(self, job_id: str) -> list[str]:
         """Keys of the live view that still name a job."""
@@ -560,12 +569,12 @@ class JobMachine(RuleBasedStateMachine):
         running = self.start("work", lambda: task.work_on(context, job_id), job=job)
         running.message = running.actor.name if message else None
         if message:
-            self.server.hset("unacked", running.actor.name, json.dumps([json.loads(message), "", QUEUES[1]]))
+            self.server.hset("unacked", running.actor.name, json.dumps([json.loads(message), "", self.queues[1]]))
             self.server.zadd("unacked_index", {running.actor.name: int(self.server.time()[0])})
         return running
 
     def take_message(self) -> str | None:
-        return next((raw for raw in map(self.server.rpop, QUEUES) if raw), None)
+        return next((raw for raw in map(self.server.rpop, self.queues) if raw), None)
 
     def pick(self, index: int) -> Seen:
         return self.pick_of(self.seen, index)

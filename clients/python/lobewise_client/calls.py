@@ -367,7 +367,7 @@ class Calls:
                 break  # something on the way makes of the stream what is none
             yield Close()
             retry_seconds = parser.retry_seconds
-            yield Sleep(min(retry_seconds * random.uniform(0.8, 1.2), told.left_seconds()))  # noqa: S311
+            yield Sleep(min(retry_seconds * random.uniform(0.8, 1.2), told.left_seconds()))  # noqa: S311 (no secret)
         yield Close()
 
     def _require_known(self, opened: Reply) -> Steps[None]:
@@ -400,7 +400,7 @@ class Calls:
             if told.job is not None and told.job.is_final:
                 return
             asked = retry_after_seconds(reply.headers.get("retry-after"))
-            pause = (POLL_SECONDS if asked is None else asked) * random.uniform(0.8, 1.2)  # noqa: S311
+            pause = (POLL_SECONDS if asked is None else asked) * random.uniform(0.8, 1.2)  # noqa: S311 (no secret)
             yield Sleep(min(pause, told.left_seconds()))
 
     def wait(self, job_id: str, wait_seconds: float | None, on_progress: OnProgress | None = None) -> Steps[Job]:

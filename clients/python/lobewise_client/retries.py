@@ -47,9 +47,9 @@ class Patience:
         grown = min(self._retry.first_pause_seconds * 2**self._pauses, self._retry.longest_pause_seconds)
         self._pauses = min(self._pauses + 1, 30)
         # Never sooner than asked, and spread, so that clients which failed together do not come back together.
-        pause = grown * random.uniform(0.5, 1.0)  # noqa: S311
+        pause = grown * random.uniform(0.5, 1.0)  # noqa: S311 (no secret)
         if asked_seconds is not None:
-            pause = max(pause, asked_seconds * random.uniform(1.0, 1.1))  # noqa: S311
+            pause = max(pause, asked_seconds * random.uniform(1.0, 1.1))  # noqa: S311 (no secret)
         return pause if self._retry.seconds > 0 and now + pause <= self._since + self._retry.seconds else None
 
     def progressed(self) -> None:

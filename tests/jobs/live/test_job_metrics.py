@@ -42,7 +42,7 @@ def test_a_job_counts_once_with_its_stages_and_its_time(jobs: Connection, post: 
         jobs.worker.succeed(lease, report, {})
     figures = jobs.service.monitoring.job_metrics()
     assert counted(jobs) == {("succeeded", ""): 1}
-    assert sum(figures.running.values()) == 0
+    assert sum(jobs.service.monitoring.running().values()) == 0
     lungs, lesions = figures.stage_seconds[Stage.LUNGS], figures.stage_seconds[Stage.LESIONS]
     assert (lungs.buckets[5.0], lungs.buckets[10.0], lungs.buckets[INFINITY], lungs.sum_seconds) == (0, 1, 1, 7.0)
     assert (lesions.buckets[BUCKETS_SECONDS[-1]], lesions.buckets[INFINITY]) == (0, 1)
