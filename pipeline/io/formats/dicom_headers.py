@@ -147,7 +147,7 @@ def why_no_slice(header: Dataset) -> str:
         return f"PhotometricInterpretation is {shown(photometric)}, not 'MONOCHROME2'"
     name = class_name(header)
     if "Image Storage" in name and "CT" not in name.split() and "Secondary Capture" not in name:
-        return f"SOPClassUID says {shown(name)}, not CT Image Storage, under Modality CT"
+        return f"SOPClassUID says {shown(name)[1:-1]}, not CT Image Storage, under Modality CT"
     if number_of(header, "NumberOfFrames", 1) > 1 and "PerFrameFunctionalGroupsSequence" not in header:
         return "PerFrameFunctionalGroupsSequence, which says where each frame lies, is missing"
     return ""
