@@ -8,7 +8,9 @@ MINUTES ?= 60
 CALLS ?= 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo openapi-check test lint types layers unit test-states test-files test-hostile fuzz test-tenants test-monitoring test-proxies first-hour docs images chaos chaos-small soak k8s-check load load-check test-clients audit-code audit-dependencies sbom format constraints clean
+
+
+.PHONY: help install demo openapi-check test lint types layers unit test-states test-files test-hostile fuzz test-tenants test-issuer test-monitoring test-proxies first-hour docs images chaos chaos-small soak k8s-check load load-check test-clients audit-code audit-dependencies sbom format constraints clean
 
 help: ## show the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -65,6 +67,13 @@ first-hour: install clients/postman/node_modules/.installed ## a notebook and a 
 
 clients/postman/node_modules/.installed: clients/postman/package.json
 	npm install --prefix clients/postman --no-package-lock --no-fund --no-audit --silent
+	@touch $@
+
+test-issuer: install tests/access/node_modules/.installed ## tokens of a real OpenID Connect issuer (node and npm)
+	$(BIN)/python -m tests.access
+
+tests/access/node_modules/.installed: tests/access/package.json
+	npm install --prefix tests/access --no-package-lock --no-fund --no-audit --silent
 	@touch $@
 
 docs: install ## the documentation as a site, in build/site; strict: no dead link, nothing from elsewhere
@@ -153,4 +162,4 @@ test-clients: install .venv-clients/.installed ## generate clients with ten gene
 	@touch $@
 
 clean: ## remove .venv and everything that was generated
-	rm -rf .venv clients/postman/node_modules .venv-k8s .venv-load .venv-clients tests/clients/node_modules tests/clients/build .images out build *.egg-info lobewise-data .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv clients/postman/node_modules tests/access/node_modules .venv-k8s .venv-load .venv-clients tests/clients/node_modules tests/clients/build .images out build *.egg-info lobewise-data .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

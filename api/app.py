@@ -10,11 +10,12 @@ from typing import Final
 
 import anyio
 import uvicorn
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.responses import PlainTextResponse
 from fastapi_offline import FastAPIOffline
 
 from api import errors, openapi
+from api.access import ROLES, authorize
 from api.forwarded import ForwardedHeaders
 from api.listening import require_free
 from api.metrics import Metrics
@@ -24,9 +25,11 @@ from api.routes import jobs as job_routes
 from api.sse import Streams
 from api.upload_limits import UploadLimiter
 from jobs.access.caller import DEFAULT_TENANT
+from jobs.access.doors import Doors
+from jobs.access.keys import KeyRing
 from jobs.bootstrap import Connection, connect
 from jobs.logs import configure_logging
-from jobs.settings import ApiSettings, JobsSettings, misspelt, read_settings
+from jobs.settings import AccessSettings, ApiSettings, JobsSettings, misspelt, read_settings
 from jobs.tracing import configure_tracing, stop_tracing
 from jobs.version import __version__
 
@@ -36,8 +39,12 @@ logger = logging.getLogger("lobewise.api")
 STARTUP_FAILURE: Final = 3
 
 
-def create_app(settings: ApiSettings | None = None, jobs: Connection | None = None) -> FastAPI:
+def create_app(
+    settings: ApiSettings | None = None, jobs: Connection | None = None, doors: Doors | None = None
+) -> FastAPI:
     """The gateway as an ASGI application; settings come from the environment where none are given.
+
+    It answers whoever reaches it where nothing says who may: `run` looks where it listens, and refuses to.
 
     Without `jobs` it connects when it starts, and closes when it stops; given ones are the caller's to close.
     """
@@ -67,14 +74,18 @@ def create_app(settings: ApiSettings | None = None, jobs: Connection | None = No
     app.state.upload_limiter = UploadLimiter(settings.max_uploads)
     app.state.metrics.watch_uploads(app.state.upload_limiter.taken, app.state.upload_limiter.bytes_per_second)
     app.state.connection = app.state.audit = None
+    app.state.doors = doors
     if jobs is not None:
         _use(app, jobs)
     # The router tries its routes in this order, so polls, which are most of the requests, come first.
     modules = (job_routes, submission, batches, uploads, events, feed, callbacks, results, exports, service)
     routers = [module.router for module in modules]
     app.state.routes = [route for router in routers for route in router.routes]
+    # One that nobody has thought of would be everybody's.
+    if forgotten := {route.operation_id for route in app.state.routes} ^ set(ROLES):
+        raise RuntimeError(f"api.access.ROLES and the operations differ: {sorted(forgotten)}")
     for router in routers:
-        app.include_router(router)
+        app.include_router(router, dependencies=[Depends(authorize)])
     app.webhooks.include_router(callbacks.webhooks)
     errors.install(app)
     openapi.install(app)
@@ -94,10 +105,14 @@ def run(host: str | None = None, port: int | None = None, jobs_settings: JobsSet
     configure_logging(jobs_settings.log_format, jobs_settings.log_level)
     for sentence in misspelt((JobsSettings, ApiSettings)):
         logger.warning("%s", sentence)
+    access = read_settings(AccessSettings)
     require_free(settings.host, settings.port)
     jobs = connect(jobs_settings)
     try:
-        app = create_app(settings, jobs)
+        doors = Doors(access, KeyRing(jobs.backends.store.blobs))
+        doors.require_guarded(settings.host)
+        logger.info("access: %s", doors.words())
+        app = create_app(settings, jobs, doors)
         config = uvicorn.Config(
             app,
             host=settings.host,
@@ -142,6 +157,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         owned = await anyio.to_thread.run_sync(connect)
         _use(app, owned)
     connection: Connection = app.state.connection
+    await anyio.to_thread.run_sync(app.state.doors.start)
     connection.reconciler.start()
     app.state.streams.start(connection.service)
     app.state.status_batchers = {DEFAULT_TENANT: connection.service.open_status_batcher()}
@@ -150,6 +166,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     finally:
         for batcher in app.state.status_batchers.values():
             await batcher.close()
+        await app.state.doors.close()
         await anyio.to_thread.run_sync(app.state.streams.stop)
         if owned is not None:
             await anyio.to_thread.run_sync(owned.close)
@@ -162,3 +179,4 @@ def _use(app: FastAPI, connection: Connection) -> None:
     app.state.audit = connection.backends.audit
     if connection.backends.audit is not None:
         app.state.metrics.watch_audit(connection.backends.audit)
+    app.state.doors = app.state.doors or Doors(read_settings(AccessSettings), KeyRing(connection.backends.store.blobs))

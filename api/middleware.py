@@ -14,11 +14,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bound_contextvars
 
 from api import audit
+from api.access import identify
 from api.errors import internal_error, problem_response
 from api.metrics import Metrics
 from api.upload_limits import UploadLimiter
 from jobs import tracing
-from jobs.access.caller import ANONYMOUS
 from jobs.audit.trail import AuditTrail
 from jobs.states import is_id
 
@@ -52,7 +52,6 @@ class RequestEnvelope:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope.setdefault("state", {})["caller"] = ANONYMOUS
         span: Span = INVALID_SPAN
         if not scope["path"].endswith(_ROUTINE):
             if scope["method"] == "GET":
@@ -64,6 +63,7 @@ class RequestEnvelope:
         envelope = _Envelope(scope, send, trail, tracing.traceparent_of(span))
         with tracing.ended(span), tracing.active(span), bound_contextvars(request_id=envelope.request_id):
             try:
+                await identify(app.state.doors, scope)
                 refusal = None if trail is None else audit.refusal(trail, app, scope)
                 answer = self._app if refusal is None else problem_response(Request(scope), refusal)
                 await answer(scope, receive, envelope.send)

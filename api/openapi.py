@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from fastapi import FastAPI
 
-from api import examples
+from api import access, examples
 from api.errors import MEDIA_TYPE
 from api.portable_schemas import make_portable
 from api.schemas import BatchSubmission, ExportedReport, Problem, SourceSubmission, UploadRequest
@@ -63,6 +63,10 @@ _HEADERS: Final[dict[str, dict[str, Any]]] = {
         "description": "seconds to wait before the next try; absent when there is nothing to wait for",
         "schema": {"type": "integer", "minimum": 1},
         "example": 2,
+    },
+    "WWW-Authenticate": {
+        "description": "how to authenticate (RFC 6750), and which role is lacking",
+        "example": 'Bearer realm="lobewise", error="insufficient_scope", scope="read"',
     },
     "X-Request-ID": {
         "description": "yours, if you sent one of 1 to 64 letters, digits, `.`, `_` and `-`; the log has it",
@@ -170,10 +174,24 @@ def problem_answers(*types: ProblemType) -> Responses:
         answer["content"][MEDIA_TYPE]["examples"][problem.slug] = {"summary": problem.title, "value": value}
         if problem.retryable:
             answer["headers"].update(headers("Retry-After"))
+        if problem.status == 401 or problem is problems.FORBIDDEN:
+            answer["headers"].update(headers("WWW-Authenticate"))
         if problem is problems.RANGE_NOT_SATISFIABLE:
             answer["headers"].update(headers("Content-Range"))
         answer["description"] = " or ".join(e["summary"] for e in answer["content"][MEDIA_TYPE]["examples"].values())
     return answers
+
+
+def add_refusals(responses: dict[str, Any]) -> None:
+    """What every operation may answer that needs a role."""
+    for status, added in problem_answers(
+        problems.UNAUTHENTICATED, problems.FORBIDDEN, problems.ISSUER_UNAVAILABLE, problems.STORAGE_UNAVAILABLE
+    ).items():
+        answer = responses.setdefault(str(status), added)
+        examples = answer["content"][MEDIA_TYPE]["examples"]
+        examples.update(added["content"][MEDIA_TYPE]["examples"])
+        answer["description"] = " or ".join(example["summary"] for example in examples.values())
+        answer["headers"].update(added["headers"])
 
 
 def for_language_models(app: FastAPI) -> str:
@@ -218,8 +236,13 @@ def install(app: FastAPI) -> None:
                     for kind in field.get("anyOf", [field]) if name.endswith("_bytes") else ():
                         if kind["type"] == "integer":
                             kind["format"] = "int64"
+            document["security"] = []
+            document["components"]["securitySchemes"] = copy.deepcopy(access.SECURITY_SCHEMES)
             for path in document["paths"].values():
                 for operation in path.values():
+                    operation["security"] = access.security(operation["operationId"])
+                    if operation["security"]:
+                        add_refusals(operation["responses"])
                     for parameter in operation.get("parameters", ()):
                         # What may be left out of an address or a header is never null: some would send the word.
                         kinds = [kind for kind in parameter["schema"].get("anyOf", ()) if kind != {"type": "null"}]
@@ -247,8 +270,6 @@ def install(app: FastAPI) -> None:
                         }
                         message["operationId"] = f"{operation['operationId']}_{message['operationId']}"
                         operation["callbacks"][name] = {"{$request.body#/callback_url}": {"post": message}}
-            # There is no authentication yet.
-            document["security"] = []
             for route in app.state.routes:
                 for method in route.methods or ():
                     operation = document["paths"][route.path][method.lower()]

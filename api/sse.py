@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -119,7 +119,7 @@ async def follow(
     fetch: Callable[[str | None], Sequence[JobEvent]],
     keep_alive_seconds: float,
     longest_seconds: float,
-) -> AsyncIterator[JobEvent | None]:
+) -> AsyncGenerator[JobEvent | None]:
     """Each state of a job that follows the event `after`, or its present one and those that follow.
 
     `fetch`, called in a thread, gives the events after one, or the present state where they are not known.

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from cli.audit import audit
+from cli.keys import keys
 from cli.output import Exit, ServiceError, err, fail, needs, out, print_report, require
 from jobs.models import Report
 from jobs.version import __version__
@@ -22,6 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(audit)
+app.add_typer(keys)
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", envvar="LOBEWISE_DEVICE")]
 Weights = Annotated[
@@ -131,13 +133,20 @@ def submit(
     out_dir: Out = None,
     as_json: AsJson = False,
     priority: Annotated[str, typer.Option(help="stat, routine or batch.")] = "routine",
+    # From the environment or a file alone: other users see the arguments of a command.
+    key_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="File that has the key; by default the variable LOBEWISE_API_KEY.", exists=True, dir_okay=False
+        ),
+    ] = None,
 ) -> None:
     """Send one scan to a running service, and wait for its scores. A folder is zipped on the way."""
     with needs("submit"):
         from cli.client import connected, score_remotely
 
     try:
-        with connected(service) as client:
+        with connected(service, key_file) as client:
             result, report = score_remotely(client, scan, priority)
             paths = result.save(out_dir) if out_dir else []
     except ServiceError as error:

@@ -22,8 +22,8 @@ from jobs.proxies import RoutedTransport, proxy_of
 
 
 @contextmanager
-def connected(address: str) -> Iterator[Client]:
-    """A client of the service, which must answer.
+def connected(address: str, key_file: Path | None = None) -> Iterator[Client]:
+    """A client of the service, which must answer. The key lies in the file or, without one, in `LOBEWISE_API_KEY`.
 
     Raises:
         SettingsError: the address is none, or the environment's proxy for it cannot be used.
@@ -31,7 +31,8 @@ def connected(address: str) -> Iterator[Client]:
     """
     proxy = proxy_of(address)
     try:
-        with Client(address, transport=RoutedTransport()) as client:
+        key = key_file.read_text(encoding="utf-8").strip() if key_file else None
+        with Client(address, api_key=key, transport=RoutedTransport()) as client:
             # Once, before a call is tried again and again: a wrong address is to be told at once.
             with suppress(ProblemError):
                 client.health()

@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -14,11 +15,13 @@ import typer
 from rich.markup import escape
 
 from cli.output import out
-from jobs.bootstrap import connect
+from jobs.access.doors import Doors
+from jobs.access.keys import KeyRing
+from jobs.bootstrap import blobs_of, connect
 from jobs.errors import JobsError, SettingsError
 from jobs.live.connection import broker_errors
 from jobs.outbound import doubts
-from jobs.settings import GIB, ApiSettings, JobsSettings, misspelt, read_settings
+from jobs.settings import GIB, AccessSettings, ApiSettings, JobsSettings, misspelt, read_settings
 from jobs.store.object_store import open_object_store
 from jobs.tracing import collector_takes
 
@@ -46,12 +49,14 @@ def examine() -> Iterator[Check]:
     try:
         settings = read_settings(JobsSettings)
         read_settings(ApiSettings)
+        read_settings(AccessSettings)
     except SettingsError as error:
         yield Check("settings", "wrong", str(error), "set it as the sentence says; docs/configuration.md has them all")
         return
     wrong = misspelt((JobsSettings, ApiSettings))
     yield Check("settings", "warning" if wrong else "ok", " ".join(wrong) or "as they should be")
-    parts: list[Callable[[JobsSettings], Iterator[Check]]] = [_broker, _blobs, _disk, _weights, _device, _sandbox]
+    parts: list[Callable[[JobsSettings], Iterator[Check]]] = [_broker, _blobs, _access, _disk]
+    parts += [_weights, _device, _sandbox]
     for part in [*parts, _outbound, _traces]:
         try:
             yield from part(settings)
@@ -131,6 +136,25 @@ def _clock(part: str, skew_seconds: float) -> Check:
         return Check("clock", "ok", f"within {LARGEST_SKEW_SECONDS:.0f} s of the {part}'s")
     found = f"{abs(skew_seconds):.0f} s {'behind' if skew_seconds > 0 else 'ahead of'} the {part}'s"
     return Check("clock", "wrong", found, "synchronise the clocks, with NTP for one")
+
+
+def _access(settings: JobsSettings) -> Iterator[Check]:
+    access, host = read_settings(AccessSettings), read_settings(ApiSettings).host
+    ring = KeyRing(blobs_of(settings))
+    ring.refresh()
+    doors = Doors(access, ring)
+    states = Counter(state.status() for state in ring.states)
+    counted = ", ".join(f"{count} {status}" for status, count in sorted(states.items())) or "no keys"
+    issuer = f"; tokens of {access.oidc_issuer}" if access.oidc_issuer else ""
+    try:
+        doors.require_guarded(host)
+    except SettingsError as error:
+        yield Check("access", "wrong", str(error), "docs/access.md")
+        return
+    is_locked_out = not doors.are_open and not states["valid"] and not (access.oidc_issuer or access.first_key)
+    advice = "lobewise keys create" if is_locked_out else "set LOBEWISE_ACCESS=required unless the network is closed"
+    result: Result = "warning" if is_locked_out or access.access == "open" else "ok"
+    yield Check("access", result, f"{doors.words()}; {counted}{issuer}", advice)
 
 
 def _disk(settings: JobsSettings) -> Iterator[Check]:

@@ -17,7 +17,7 @@ from typing import Final
 import httpx
 
 from cli.output import ServiceError, require
-from jobs.settings import JobsSettings, read_settings
+from jobs.settings import AccessSettings, JobsSettings, read_settings
 
 SUPERVISOR: Final = "LOBEWISE_SUPERVISOR_PID"
 
@@ -151,7 +151,7 @@ def local_service(
 
     Raises:
         ServiceError: a process ended, or no worker became ready.
-        SettingsError: nobody can listen there.
+        SettingsError: nobody can listen there, or other machines would, and nothing says who may.
         UnavailableError: the data folder cannot be used.
     """
     for module in ("fastapi", "torch"):
@@ -160,12 +160,15 @@ def local_service(
     environment = {"LOBEWISE_DATA_DIR": str(settings.data_dir.resolve()), "LOBEWISE_DEVICE": device}
     # Not at the top: the client commands need neither Celery nor a server, and the worker's image has no gateway.
     from api.listening import local_address, require_free
+    from jobs.access.doors import Doors
+    from jobs.access.keys import KeyRing
     from jobs.bootstrap import connect
 
     require_free(host, port)
     address = local_address(host, port)
     jobs = connect(settings)
     try:
+        Doors(read_settings(AccessSettings), KeyRing(jobs.backends.store.blobs)).require_guarded(host)
         api = ["api", "--host", host, "--port", str(port)]
         with (
             started("gateway", api, environment, logs and logs / "api.log") as gateway,

@@ -5,7 +5,7 @@ from typing import Final
 
 from pydantic_settings import BaseSettings
 
-from jobs.settings import ApiSettings, JobsSettings, variables
+from jobs.settings import AccessSettings, ApiSettings, JobsSettings, variables
 
 HEAD: Final = """\
 # Settings
@@ -25,6 +25,7 @@ instance.
 SECTIONS: Final[tuple[tuple[str, type[BaseSettings]], ...]] = (
     ("Gateway, worker and sender", JobsSettings),
     ("Gateway", ApiSettings),
+    ("Access to the gateway", AccessSettings),
 )
 FOOT: Final = """
 ## Others
@@ -32,6 +33,7 @@ FOOT: Final = """
 | variable | default | |
 |---|---|---|
 | `LOBEWISE_SERVICE` | | address of the service for `lobewise submit` |
+| `LOBEWISE_API_KEY` | | key or token that `lobewise submit` and the Python client send ([access.md](access.md)) |
 | `LOBEWISE_SECRETS_DIR` | /run/secrets | folder of secrets |
 | `AWS_ENDPOINT_URL`, `AWS_REGION`, `AWS_ALLOW_HTTP`, `AWS_VIRTUAL_HOSTED_STYLE_REQUEST` | AWS | where the bucket is |
 | `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` | | proxies (`http://`, `https://`, `socks5://`, `socks5h://`; SOCKS needs \

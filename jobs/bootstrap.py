@@ -16,7 +16,7 @@ from jobs.recovery.reconciler import Reconciler
 from jobs.service import JobService
 from jobs.settings import JobsSettings, read_settings
 from jobs.store.job_store import JobStore
-from jobs.store.object_store import open_object_store
+from jobs.store.object_store import ObjectStore, open_object_store
 from jobs.tenants import Tenants
 from jobs.worker_api import WorkerApi
 
@@ -78,8 +78,7 @@ def connect(settings: JobsSettings | None = None) -> Connection:
     """
     settings = settings or read_settings(JobsSettings)
     data_dir = settings.data_dir.resolve()
-    blob_url = settings.blob_url or (data_dir / "blobs").as_uri()
-    blobs = open_object_store(blob_url, settings.blob_public_endpoint)
+    blob_url, blobs = _blob_url(settings), blobs_of(settings)
     server = None if settings.redis_url else embedded_redis.join(data_dir / "valkey")
     resolved = settings.model_copy(
         update={"data_dir": data_dir, "blob_url": blob_url, "redis_url": server.url if server else settings.redis_url}
@@ -94,6 +93,15 @@ def connect(settings: JobsSettings | None = None) -> Connection:
     audit = AuditTrail(blobs, resolved, live.audit_heads)
     backends = Backends(resolved, JobStore(blobs), live, JobQueue(resolved, live), audit)
     return assemble(backends, on_close=server.close if server else lambda: None)
+
+
+def blobs_of(settings: JobsSettings) -> ObjectStore:
+    """The store alone, for what needs no broker. Raises as `connect` does."""
+    return open_object_store(_blob_url(settings), settings.blob_public_endpoint)
+
+
+def _blob_url(settings: JobsSettings) -> str:
+    return settings.blob_url or (settings.data_dir.resolve() / "blobs").as_uri()
 
 
 def assemble(backends: Backends, on_close: Callable[[], None] = lambda: None) -> Connection:

@@ -3,6 +3,8 @@
 JobsError
 ├── JobNotFoundError              no such job was ever accepted
 ├── JobPurgedError                it was deleted, with all that belonged to it
+├── UnauthenticatedError          a call without a valid key or token
+├── ForbiddenError                a caller without the role, or whose token names no tenant
 ├── WrongStateError               the job's status does not allow this
 ├── BatchNotFoundError            no such batch was ever accepted
 ├── TooManyTenantsError           one more than the operator allows
@@ -34,6 +36,7 @@ JobsError
 └── UnavailableError              a part that we depend on does not answer; try again later
     ├── BrokerUnavailableError
     ├── StorageUnavailableError
+    ├── IssuerUnavailableError
     ├── SourceUnavailableError        the server of a scan does not answer, or not to the end
     └── NewerSchemaError              a document that only a newer version of this software can read
 """
@@ -74,6 +77,21 @@ class JobPurgedError(JobsError):
 
     def __init__(self, job_id: str) -> None:
         super().__init__(f"job {job_id} was deleted")
+
+
+class UnauthenticatedError(JobsError):
+    """`has_credentials` says whether there was a key or token at all, and nothing says what is wrong with it."""
+
+    problem = problems.UNAUTHENTICATED
+
+    def __init__(self, *, has_credentials: bool) -> None:
+        sentence = "the key or token is not valid" if has_credentials else "the call has no key and no token"
+        super().__init__(sentence)
+        self.has_credentials = has_credentials
+
+
+class ForbiddenError(JobsError):
+    problem = problems.FORBIDDEN
 
 
 class TooManyTenantsError(JobsError):
@@ -224,6 +242,10 @@ class BrokerUnavailableError(UnavailableError):
 
 class StorageUnavailableError(UnavailableError):
     problem = problems.STORAGE_UNAVAILABLE
+
+
+class IssuerUnavailableError(UnavailableError):
+    problem = problems.ISSUER_UNAVAILABLE
 
 
 class SourceUnavailableError(UnavailableError):

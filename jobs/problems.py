@@ -125,6 +125,29 @@ URL_NOT_VALID: Final = ProblemType(
     "Addresses of parts are signed, each for one part and a short time.",
     "Ask for the upload again: it has new addresses for the parts that are missing.",
 )
+UNAUTHENTICATED: Final = ProblemType(
+    "unauthenticated",
+    401,
+    "The call has no key or token that is valid",
+    "There is neither an `Authorization: Bearer` nor an `X-API-Key` header, or what it has is wrong, expired or "
+    "revoked; which of these is not told. A token must come from the operator's issuer and be meant for this service.",
+    "Send a key that the operator has given you, or a new token.",
+)
+FORBIDDEN: Final = ProblemType(
+    "forbidden",
+    403,
+    "The key or token does not allow this",
+    "The caller is known, and lacks the role that `evidence.role` names; or its token names no tenant.",
+    "Ask the operator for a key with that role.",
+)
+ISSUER_UNAVAILABLE: Final = ProblemType(
+    "issuer-unavailable",
+    503,
+    "Tokens cannot be checked now",
+    "The server that issues tokens does not answer, and its keys are not known here. API keys are not affected.",
+    "Try again later, as `Retry-After` says.",
+    retryable=True,
+)
 NOT_FOUND: Final = ProblemType(
     "not-found",
     404,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import (
     AliasChoices,
@@ -34,6 +35,7 @@ from jobs.allowlist import CALLBACK_SCHEMES, SOURCE_SCHEMES, checked, is_allowed
 from jobs.audit.entries import AuditLevel
 from jobs.errors import SettingsError
 from jobs.logs import LogFormat, LogLevel
+from jobs.proxies import is_loopback
 
 MIB: Final = 1 << 20
 GIB: Final = 1 << 30
@@ -41,7 +43,13 @@ GIB: Final = 1 << 30
 SECRETS_VARIABLE: Final = "LOBEWISE_SECRETS_DIR"
 SECRETS_DIR: Final = Path("/run/secrets")
 #: Variables of ours that are no settings of a process: of the client, of the command line, of the tests.
-OTHERS: Final = (SECRETS_VARIABLE, "LOBEWISE_SERVICE", "LOBEWISE_SUPERVISOR_PID", "LOBEWISE_DATA")
+OTHERS: Final = (
+    SECRETS_VARIABLE,
+    "LOBEWISE_SERVICE",
+    "LOBEWISE_API_KEY",
+    "LOBEWISE_SUPERVISOR_PID",
+    "LOBEWISE_DATA",
+)
 
 #: A prefix of paths, without a slash at its end.
 PREFIX: Final = re.compile(r"(?:/(?!\.\.?(?:/|$))[A-Za-z0-9._~-]+)+")
@@ -383,6 +391,93 @@ class ApiSettings(BaseSettings):
         return names
 
 
+#: Signed with a private key: with a shared secret, whoever checks tokens could make them, too.
+SigningAlgorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
+
+
+class AccessSettings(BaseSettings):
+    """Who may call the gateway. Nobody else reads these, though they are not below `LOBEWISE_API_`."""
+
+    model_config = SettingsConfigDict(env_prefix="LOBEWISE_", extra="ignore", frozen=True)
+
+    access: Literal["open", "required"] | None = Field(
+        default=None,
+        description="`required`: every call needs a key or a token; `open`: none does, for networks that are closed by "
+        "other means. Without it: required as soon as there is a key or an issuer, and until then open to this machine "
+        "alone",
+    )
+    # For machines that are set up by files and secrets: nobody is there to run a command and copy what it shows.
+    first_key: SecretStr | None = Field(
+        default=None,
+        description="a key with every role for the tenant `default`, for as long as it is set; of 32 characters or "
+        "more, as `openssl rand -hex 32` gives",
+    )
+    metrics_key: SecretStr | None = Field(
+        default=None, description="the same for /metrics alone: what Prometheus sends as its bearer token"
+    )
+    # No `HttpUrl`: that would add a slash, and the claim is compared letter by letter.
+    oidc_issuer: str | None = Field(
+        default=None,
+        description="whose tokens (JWT) are taken, as it stands in them; its keys are found by "
+        "`/.well-known/openid-configuration` below it",
+    )
+    oidc_audience: str | None = Field(
+        default=None, min_length=1, description="what a token must be meant for (`aud`); needed with an issuer"
+    )
+    oidc_algorithms: Annotated[tuple[SigningAlgorithm, ...], NoDecode] = Field(
+        default=("RS256", "PS256", "ES256", "EdDSA"),
+        min_length=1,
+        description="how its tokens may be signed, separated by spaces; only signatures by a private key",
+    )
+    oidc_roles_claim: str = Field(
+        default="roles",
+        description="the claim that has the roles, as a list or separated by spaces: `scope`, or `realm_access.roles` "
+        "for one inside another",
+    )
+    oidc_role_prefix: str = Field(
+        default="", description="what stands before our roles there: `lobewise.` where the role is `lobewise.submit`"
+    )
+    oidc_tenant_claim: str | None = Field(
+        default=None, min_length=1, description="the claim that has the tenant; without it, all are `default`"
+    )
+    oidc_leeway_seconds: NonNegativeInt = Field(default=30, le=300, description="how wrong a clock may be")
+
+    @field_validator("first_key", "metrics_key")
+    @classmethod
+    def _require_long(cls, key: SecretStr | None) -> SecretStr | None:
+        # Of the characters of a bearer token, so that it can be sent as it stands.
+        if key is not None and not re.fullmatch(r"[A-Za-z0-9._~+/=-]{32,256}", key.get_secret_value()):
+            raise ValueError("it must be 32 to 256 letters, digits and . _ ~ + / = -, as `openssl rand -hex 32` gives")
+        return key
+
+    @field_validator("oidc_issuer")
+    @classmethod
+    def _require_private_line(cls, issuer: str | None) -> str | None:
+        if issuer is None:
+            return None
+        parts = urlsplit(issuer)
+        if not parts.hostname or parts.query or parts.fragment or parts.username is not None:
+            raise ValueError("it must be an address such as https://login.example/realms/clinic, as tokens have it")
+        # Whoever is on the line could hand out keys of his own.
+        if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname)):
+            raise ValueError("it must begin with https://, but for one on this machine")
+        return issuer
+
+    @field_validator("oidc_algorithms", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(value.split()) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _require_whole(self) -> Self:
+        if (self.oidc_issuer is None) is not (self.oidc_audience is None):
+            raise ValueError(
+                "LOBEWISE_OIDC_ISSUER and LOBEWISE_OIDC_AUDIENCE go together: an issuer's tokens for other services "
+                "must not open this one"
+            )
+        return self
+
+
 @dataclass(frozen=True)
 class Variable:
     """A setting, as the table of all settings shows it."""
@@ -424,7 +519,8 @@ def misspelt(kinds: tuple[type[BaseSettings], ...], environment: Mapping[str, st
     """A sentence about each variable that looks like one of ours and is none."""
     # Workers and senders may get the gateway's with the same image or ConfigMap: only who reads those complains.
     foreign = () if ApiSettings in kinds else ("LOBEWISE_API_",)
-    known = [*OTHERS, *(variable.name for kind in kinds for variable in variables(kind))]
+    read: list[type[BaseSettings]] = [*kinds, AccessSettings]
+    known = [*OTHERS, *(variable.name for kind in read for variable in variables(kind))]
     sentences = []
     for name in sorted(environment):
         if name.startswith("LOBEWISE_") and name not in known and not name.startswith(foreign):

@@ -1,7 +1,7 @@
 """Watching a job without asking again and again."""
 
-from collections.abc import AsyncIterator
-from contextlib import ExitStack
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import ExitStack, aclosing
 from functools import partial
 from typing import Annotated, Final
 
@@ -10,6 +10,7 @@ from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import StreamingResponse
 
 from api import examples, openapi
+from api.access import is_still_allowed
 from api.dependencies import Addresses, AddressesDep, JobsDep, SettingsDep
 from api.routes.jobs import READ_PROBLEMS, JobId
 from api.sse import RETRY, Streams, follow, written
@@ -74,11 +75,17 @@ async def watch_job(
         slot = opened.pop_all()
     # nginx would hold events back.
     headers = {"X-Accel-Buffering": "no"}
-    return StreamingResponse(_lines(events, addresses, slot), headers=headers, media_type=MEDIA_TYPE)
+    return StreamingResponse(_lines(request, events, addresses, slot), headers=headers, media_type=MEDIA_TYPE)
 
 
-async def _lines(events: AsyncIterator[JobEvent | None], addresses: Addresses, slot: ExitStack) -> AsyncIterator[str]:
+async def _lines(
+    request: Request, events: AsyncGenerator[JobEvent | None], addresses: Addresses, slot: ExitStack
+) -> AsyncIterator[str]:
     with slot:
         yield RETRY
-        async for event in events:
-            yield ": still there\n\n" if event is None else written(event, addresses)
+        async with aclosing(events):
+            async for event in events:
+                # A key that was revoked meanwhile sees nothing more.
+                if not await is_still_allowed(request):
+                    return
+                yield ": still there\n\n" if event is None else written(event, addresses)

@@ -19,11 +19,11 @@ def is_tenant(name: str) -> bool:
 class Role(StrEnum):
     """What a caller may do; no role contains another."""
 
-    #: Hand in scans: jobs, batches, uploads.
+    #: Hand in scans: jobs, batches, uploads and what belongs to an upload. The answer shows one's own job.
     SUBMIT = "submit"
-    #: See jobs, batches, their changes, results and masks.
+    #: See all of the tenant's jobs, batches, their changes, results and masks.
     READ = "read"
-    #: End jobs and batches before they are done, and give up uploads.
+    #: End jobs and batches before they are done.
     CANCEL = "cancel"
     #: Delete what ended, and send callbacks again.
     ADMIN = "admin"
@@ -43,3 +43,5 @@ class Caller:
 
 #: Everybody, where access is open.
 ANONYMOUS: Final = Caller(DEFAULT_TENANT, "anonymous", frozenset(Role))
+#: Whom a call comes from that has no valid key or token, where the doors are shut.
+NOBODY: Final = Caller(DEFAULT_TENANT, "nobody", frozenset())

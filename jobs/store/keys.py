@@ -24,6 +24,8 @@ uploads/{id}/upload.json            a scan that comes in parts, before there is 
 uploads/{id}/parts/{n}              in a folder; S3 keeps parts where no listing shows them
 uploads/{id}/scan                   all parts, joined
 uploads/{id}/completed.json         created once: a job may take the scan
+access/keys/{id}/key.json           created once: a key to the API, hashed (`access.keys`)
+access/keys/{id}/ends/{moment}      it ends at that time, in ms since 1970; at once where that is 0
 tenants/{tenant}/tenant.json        created once, before anything else of a tenant but `default`
 tenants/{tenant}/                   all of the above, of its own
 ```
@@ -40,6 +42,7 @@ JOBS: Final = "jobs/"
 UPLOADS: Final = "uploads/"
 BATCHES: Final = "batches/"
 RESULTS: Final = "results/"
+ACCESS_KEYS: Final = "access/keys/"
 TENANTS: Final = "tenants/"
 
 

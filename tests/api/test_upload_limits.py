@@ -4,8 +4,10 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+from fastapi import FastAPI
 from hypothesis import given
 from hypothesis import strategies as st
+from obstore.store import MemoryStore
 from starlette.types import Message, Receive, Scope, Send
 
 from api import upload_limits as rules
@@ -13,6 +15,10 @@ from api.errors import ApiError
 from api.metrics import Metrics
 from api.middleware import RequestEnvelope
 from api.upload_limits import FIRST_RATE, LATE_SECONDS, LEAST_RATE, MOST_RATE, TURNS, Rate, UploadLimiter, UploadSlot
+from jobs.access.doors import Doors
+from jobs.access.keys import KeyRing
+from jobs.settings import AccessSettings
+from jobs.store.object_store import ObjectStore
 
 
 class FixedRate(Rate):
@@ -184,9 +190,13 @@ def test_scans_give_way_to_who_asks_and_not_to_probes(path: str, is_deferring: b
 
     async def run() -> bool:
         upload_limiter = UploadLimiter(1)
-        envelope = RequestEnvelope(nothing, Metrics(), upload_limiter)
+        doors = Doors(AccessSettings(access="open"), KeyRing(ObjectStore(MemoryStore())))
+        envelope, app = RequestEnvelope(nothing, Metrics(), upload_limiter), FastAPI()
+        app.state.doors, app.state.audit = doors, None
         with upload_limiter.take():
-            await envelope({"type": "http", "method": "GET", "path": path, "headers": []}, no_message, no_message)
+            await envelope(
+                {"type": "http", "method": "GET", "path": path, "headers": [], "app": app}, no_message, no_message
+            )
             return upload_limiter.is_deferring
 
     assert asyncio.run(run()) is is_deferring

