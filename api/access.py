@@ -43,6 +43,7 @@ ROLES: Final[Mapping[str, Role | None]] = {
     "export_reports_ndjson": Role.READ,
     "export_reports_csv": Role.READ,
     "list_models": Role.READ,
+    "get_quota": Role.READ,
     "cancel_job": Role.CANCEL,
     "cancel_batch": Role.CANCEL,
     "delete_job": Role.ADMIN,

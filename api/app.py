@@ -20,7 +20,8 @@ from api.forwarded import ForwardedHeaders
 from api.listening import require_free
 from api.metrics import Metrics
 from api.middleware import RequestEnvelope
-from api.routes import batches, callbacks, events, exports, feed, results, service, submission, uploads
+from api.quotas import RequestCounter, count_request
+from api.routes import batches, callbacks, events, exports, feed, quota, results, service, submission, uploads
 from api.routes import jobs as job_routes
 from api.sse import Streams
 from api.upload_limits import UploadLimiter
@@ -29,6 +30,7 @@ from jobs.access.doors import Doors
 from jobs.access.keys import KeyRing
 from jobs.bootstrap import Connection, connect
 from jobs.logs import configure_logging
+from jobs.quotas import quotas_of
 from jobs.settings import AccessSettings, ApiSettings, JobsSettings, misspelt, read_settings
 from jobs.tracing import configure_tracing, stop_tracing
 from jobs.version import __version__
@@ -78,14 +80,15 @@ def create_app(
     if jobs is not None:
         _use(app, jobs)
     # The router tries its routes in this order, so polls, which are most of the requests, come first.
-    modules = (job_routes, submission, batches, uploads, events, feed, callbacks, results, exports, service)
+    modules = (job_routes, submission, batches, uploads, events, feed, callbacks, results, exports, quota, service)
     routers = [module.router for module in modules]
     app.state.routes = [route for router in routers for route in router.routes]
     # One that nobody has thought of would be everybody's.
     if forgotten := {route.operation_id for route in app.state.routes} ^ set(ROLES):
         raise RuntimeError(f"api.access.ROLES and the operations differ: {sorted(forgotten)}")
     for router in routers:
-        app.include_router(router, dependencies=[Depends(authorize)])
+        # Counted once it is known that the caller may ask: nobody else uses up what a tenant has.
+        app.include_router(router, dependencies=[Depends(authorize), Depends(count_request)])
     app.webhooks.include_router(callbacks.webhooks)
     errors.install(app)
     openapi.install(app)
@@ -166,6 +169,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     finally:
         for batcher in app.state.status_batchers.values():
             await batcher.close()
+        await app.state.request_counter.close()
         await app.state.doors.close()
         await anyio.to_thread.run_sync(app.state.streams.stop)
         if owned is not None:
@@ -176,6 +180,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 def _use(app: FastAPI, connection: Connection) -> None:
     app.state.connection, app.state.tenants = connection, connection.tenants
     app.state.metrics.watch(connection.tenants)
+    app.state.quotas, app.state.usage = quotas_of(connection.settings), connection.backends.live.usage
+    app.state.request_counter = RequestCounter(app.state.quotas, app.state.usage)
     app.state.audit = connection.backends.audit
     if connection.backends.audit is not None:
         app.state.metrics.watch_audit(connection.backends.audit)

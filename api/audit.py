@@ -59,6 +59,7 @@ ACTS: Final[Mapping[str, Act | None]] = {
     "export_reports_ndjson": Act.EXPORT,
     "export_reports_csv": Act.EXPORT,
     "list_models": None,
+    "get_quota": None,
     "get_health": None,
     "get_readiness": None,
     "get_metrics": None,

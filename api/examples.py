@@ -57,6 +57,29 @@ _WEIGHTS: Final = {
     "lesions": "baa5a0964d3320fbc0c6a922140453c8513ea24ab8fd0577034804a967248096",
 }
 MODELS: Final = [ModelProvenance(name=name, version="1", sha256=sha256) for name, sha256 in _WEIGHTS.items()]
+QUOTA: Final = {
+    "tenant": "clinic-a",
+    "items": [
+        {
+            "quota": "requests_per_minute",
+            "of": "tenant",
+            "limit": 600,
+            "used": 12,
+            "remaining": 588,
+            "window_seconds": 60,
+            "resets_in_seconds": 23,
+        },
+        {
+            "quota": "waiting_jobs",
+            "of": "tenant",
+            "limit": 500,
+            "used": 40,
+            "remaining": 460,
+            "window_seconds": None,
+            "resets_in_seconds": None,
+        },
+    ],
+}
 SEVERITY: Final = SeverityScores(
     percent_opacity=12.3,
     percent_opacity_range=PercentRange(low=10.8, high=14.1),

@@ -13,6 +13,7 @@ from jobs.audit.trail import AuditTrail
 from jobs.errors import BrokerUnavailableError
 from jobs.live.job_metrics import Histogram as Seconds
 from jobs.models import JobStatus, Priority, Stage
+from jobs.quotas import Quota
 from jobs.tenants import Tenants
 
 MEDIA_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -47,6 +48,14 @@ class Metrics:
         self.upload_bytes = Counter(
             "lobewise_upload_bytes", "Bytes of the scans accepted by this process", registry=self.registry
         )
+
+        self.quota_refusals = Counter(
+            "lobewise_quota_refusals", "Requests refused for a limit", ["quota"], registry=self.registry
+        )
+        # All from the start: a rate needs the 0 before the first.
+        for quota in Quota:
+            if quota is not Quota.RUNNING_JOBS:  # which delays, and refuses nothing
+                self.quota_refusals.labels(quota.value)
 
     def watch_streams(self, count: Callable[[], int]) -> None:
         """Add how many streams of events are open."""

@@ -64,6 +64,15 @@ _HEADERS: Final[dict[str, dict[str, Any]]] = {
         "schema": {"type": "integer", "minimum": 1},
         "example": 2,
     },
+    "RateLimit": {
+        "description": "of each limit of requests how many are left, and for how many seconds "
+        "(draft-ietf-httpapi-ratelimit-headers); in all other answers too, where there is such a limit",
+        "example": '"tenant";r=0;t=23',
+    },
+    "RateLimit-Policy": {
+        "description": "the limits of requests, and in how many seconds",
+        "example": '"tenant";q=600;w=60',
+    },
     "WWW-Authenticate": {
         "description": "how to authenticate (RFC 6750), and which role is lacking",
         "example": 'Bearer realm="lobewise", error="insufficient_scope", scope="read"',
@@ -182,6 +191,14 @@ def problem_answers(*types: ProblemType) -> Responses:
     return answers
 
 
+def _add_quota(responses: dict[str, Any]) -> None:
+    """What every operation below /v1 may answer where the operator limits requests."""
+    for status, answer in problem_answers(problems.QUOTA_EXCEEDED).items():
+        if status == problems.QUOTA_EXCEEDED.status:
+            answer["headers"].update(headers("RateLimit", "RateLimit-Policy"))
+            responses.setdefault(str(status), answer)
+
+
 def add_refusals(responses: dict[str, Any]) -> None:
     """What every operation may answer that needs a role."""
     for status, added in problem_answers(
@@ -238,11 +255,13 @@ def install(app: FastAPI) -> None:
                             kind["format"] = "int64"
             document["security"] = []
             document["components"]["securitySchemes"] = copy.deepcopy(access.SECURITY_SCHEMES)
-            for path in document["paths"].values():
+            for address, path in document["paths"].items():
                 for operation in path.values():
                     operation["security"] = access.security(operation["operationId"])
                     if operation["security"]:
                         add_refusals(operation["responses"])
+                    if address.startswith("/v1/"):
+                        _add_quota(operation["responses"])
                     for parameter in operation.get("parameters", ()):
                         # What may be left out of an address or a header is never null: some would send the word.
                         kinds = [kind for kind in parameter["schema"].get("anyOf", ()) if kind != {"type": "null"}]

@@ -30,6 +30,7 @@ from jobs.models import (
     SeverityScores,
     Stage,
 )
+from jobs.quotas import Quota
 
 #: Characters that turn the order of a line or break it, so that a page would show another text than it was given.
 _TURNING: Final = r"\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
@@ -440,6 +441,27 @@ class Ready(Schema):
     broker: bool
     blobs: bool
     workers: int = Field(ge=1, description="workers that have their models loaded")
+
+
+class QuotaUse(Schema):
+    """A limit, and what is used of it."""
+
+    quota: Quota = Field(description="what is limited")
+    of: Literal["tenant", "key"] = Field(description="whether all keys of the tenant share it")
+    limit: int = Field(ge=1, json_schema_extra={"format": "int64"})
+    used: int = Field(ge=0, json_schema_extra={"format": "int64"})
+    remaining: int = Field(ge=0, json_schema_extra={"format": "int64"})
+    window_seconds: int | None = Field(
+        description="of what is counted over a time: for how long; null for what there is at this moment"
+    )
+    resets_in_seconds: int | None = Field(
+        ge=0, description="when the present window ends; 0 if none has begun, null where there are no windows"
+    )
+
+
+class QuotaUses(Schema):
+    tenant: str = Field(description="whose jobs you see", examples=["default"])
+    items: list[QuotaUse] = Field(description="none of what nobody limits")
 
 
 class FieldError(Schema):

@@ -1,6 +1,7 @@
 """`lobewise keys`: who may call the service. It needs the object store alone; no gateway has to run."""
 
 import json
+import os
 import re
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final
@@ -13,6 +14,8 @@ from cli.output import Exit, err, fail, out
 from jobs import states
 from jobs.access.caller import DEFAULT_TENANT, TENANT_NAME, Role
 from jobs.access.keys import REFRESH_SECONDS, Keys, KeyState, NoSuchKeyError, StoredKey
+from jobs.audit.entries import Act, Entry
+from jobs.audit.trail import record_at_once
 from jobs.bootstrap import blobs_of
 from jobs.settings import JobsSettings, read_settings
 
@@ -50,6 +53,7 @@ def create(
     held = _keys()
     is_first = not held.all()
     key, stored = held.create(name, frozenset(role), tenant, end_of(expires))
+    _record(Act.CREATE_KEY, stored)
     _show(key, stored)
     if is_first:
         err.print("It is the first: from now on the service wants a key from every caller (docs/access.md).")
@@ -83,6 +87,7 @@ def revoke(key_id: KeyId) -> None:
         state = _keys().revoke(key_id)
     except NoSuchKeyError as error:
         raise fail(Exit.USAGE, f"There is no key {key_id!r}.", "lobewise keys list --all shows them.") from error
+    _record(Act.REVOKE_KEY, state.key)
     err.print(f"Revoked: {escape(state.key.name)}. Gateways refuse it within {REFRESH_SECONDS:.0f} s.")
 
 
@@ -98,6 +103,8 @@ def rotate(
         raise fail(
             Exit.USAGE, f"{str(error).capitalize()}.", "lobewise keys list shows those that are valid."
         ) from error
+    _record(Act.CREATE_KEY, stored)
+    _record(Act.REVOKE_KEY, stored, key_id)
     _show(key, stored)
     err.print(f"The old one, {key_id}, ends after {escape(overlap)}.", highlight=False)
 
@@ -126,6 +133,14 @@ def span_of(text: str) -> timedelta:
 
 def _keys() -> Keys:
     return Keys(blobs_of(read_settings(JobsSettings)))
+
+
+def _record(act: Act, stored: StoredKey, key_id: str | None = None) -> None:
+    """In the audit trail, before a key is shown: one that nobody could say the origin of is not given out."""
+    settings = read_settings(JobsSettings)
+    who = f"command line, user {os.getuid()}"
+    entry = Entry(act, tenant=stored.tenant, subject=who, kind="key", id=key_id or stored.id)
+    record_at_once(blobs_of(settings), settings, entry)
 
 
 def _show(key: str, stored: StoredKey) -> None:

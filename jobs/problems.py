@@ -270,6 +270,15 @@ NEWER_SCHEMA: Final = ProblemType(
     "Send the request again after `Retry-After`; another gateway may answer it.",
     retryable=True,
 )
+QUOTA_EXCEEDED: Final = ProblemType(
+    "quota-exceeded",
+    429,
+    "A limit of your tenant or key is reached",
+    "The operator limits what a tenant and a key may use. `evidence.quota` is what there is too much of, `evidence.of` "
+    "whether the `tenant` or the `key` has the limit, and `evidence.limit` how much they may have. Nothing was kept.",
+    "Repeat the request after `Retry-After`. `GET /v1/quota` lists all limits and what is used of them.",
+    retryable=True,
+)
 TOO_MANY_STREAMS: Final = ProblemType(
     "too-many-streams",
     503,

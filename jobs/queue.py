@@ -17,6 +17,7 @@ import json
 import logging
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import cached_property
 from queue import Empty
 from time import monotonic
 from typing import Any, Final, Self
@@ -25,8 +26,10 @@ from celery import Celery
 from kombu.entity import Queue
 from kombu.exceptions import OperationalError
 from kombu.transport import redis
+from kombu.utils.json import dumps
 from kombu.utils.scheduling import round_robin_cycle
 from opentelemetry.trace import SpanKind
+from redis import Redis
 
 from jobs import states, tracing
 from jobs.access.caller import DEFAULT_TENANT
@@ -34,7 +37,9 @@ from jobs.errors import BrokerUnavailableError
 from jobs.live.connection import broker_errors
 from jobs.live.keys import LISTS
 from jobs.live.redis_view import LiveView
+from jobs.live.usage import Usage
 from jobs.models import Priority
+from jobs.quotas import Owner, Quota, quotas_of
 from jobs.settings import JobsSettings
 
 log = logging.getLogger(__name__)
@@ -67,6 +72,35 @@ def _queue_of(list_name: str) -> str:
 QUEUES: Final = tuple(queue_name(priority) for priority in Priority)
 
 
+def _tenant_of(list_name: str) -> str:
+    return list_name.partition(":")[2] or DEFAULT_TENANT
+
+
+class RunningLimits:
+    """How many jobs of each tenant all workers may have at once; the others wait in their list."""
+
+    def __init__(self, settings: JobsSettings) -> None:
+        """Raises SettingsError, as `quotas_of`."""
+        self._quotas, self._settings = quotas_of(settings), settings
+
+    @cached_property
+    def _usage(self) -> Usage:
+        seconds = self._settings.broker_timeout_seconds
+        url = self._settings.redis_url or ""
+        server = Redis.from_url(url, decode_responses=True, socket_timeout=seconds, socket_connect_timeout=seconds)
+        return Usage(server)
+
+    def take(self, tenant: str, job_id: str) -> bool:
+        """Whether a worker may run this job now; counts it, if so. Raises BrokerUnavailableError."""
+        limit = self._quotas.limit(Owner("tenant", tenant), Quota.RUNNING_JOBS)
+        return not limit or self._usage.take_slot(tenant, job_id, limit)
+
+    def is_full(self, tenant: str) -> bool:
+        """Whether the tenant has as many jobs as it may. Raises BrokerUnavailableError."""
+        limit = self._quotas.limit(Owner("tenant", tenant), Quota.RUNNING_JOBS)
+        return bool(limit) and self._usage.running(tenant) >= limit
+
+
 class FairQueues(round_robin_cycle):
     """kombu's `queue_order_strategy` of a worker; `items` are the queues, most urgent first."""
 
@@ -76,12 +110,17 @@ class FairQueues(round_robin_cycle):
         #: Beside those of the default tenant, which are always looked into.
         self._lists: list[str] = []
         self._last_turns: dict[str, int] = {}
+        self._rests_until: dict[str, float] = {}
 
     def know(self, lists: Iterable[str]) -> None:
         """Look into these lists from now on, beside those that have the name of their queue."""
         self._lists = sorted(lists)
         known = {*self.items, *self._lists}
         self._last_turns = {name: turn for name, turn in self._last_turns.items() if name in known}
+
+    def rest(self, tenant: str) -> None:
+        """Look into no list of a tenant for `LOOK_SECONDS`: it has as many running jobs as it may."""
+        self._rests_until[tenant] = monotonic() + LOOK_SECONDS
 
     def consume(self, n: int) -> list[str]:
         """The lists in the order in which the next message is looked for."""
@@ -93,13 +132,26 @@ class FairQueues(round_robin_cycle):
         for name in self._lists:
             if (queue := _queue_of(name)) in lists:
                 lists[queue].append(name)
-        return [name for names in lists.values() for name in sorted(names, key=lambda n: self._last_turns.get(n, 0))]
+        in_turn = [name for names in lists.values() for name in sorted(names, key=lambda n: self._last_turns.get(n, 0))]
+        if not self._rests_until:
+            return in_turn
+        now = monotonic()
+        self._rests_until = {tenant: until for tenant, until in self._rests_until.items() if until > now}
+        return [name for name in in_turn if _tenant_of(name) not in self._rests_until]
 
     def rotate(self, last_used: str) -> str:
         """A message was taken from `last_used`: the next turn begins."""
         self._taken += 1
         self._last_turns[last_used] = self._taken
         return last_used
+
+
+class _FullError(Exception):
+    """The tenant of a message has as many running jobs as it may."""
+
+    def __init__(self, message: Any, list_name: str) -> None:
+        super().__init__(list_name)
+        self.message, self.list_name = message, list_name
 
 
 class _Channel(redis.Channel):
@@ -123,6 +175,12 @@ class _Channel(redis.Channel):
             # It is off the queue already. A job that it stood for is found and sent again by the reconciler.
             log.warning("a message that is no JSON was dropped: %s", type(error).__name__)
             raise Empty from error
+        except _FullError as full:
+            # Back to where it was, so that it is the list's next. Who dies before that leaves it to the reconciler.
+            with self.conn_or_acquire() as client:
+                client.rpush(full.list_name, dumps(full.message))  # type: ignore[no-untyped-call]
+            self._queue_cycle.rest(_tenant_of(full.list_name))
+            raise Empty from full
 
 
 class Transport(redis.Transport):
@@ -131,8 +189,16 @@ class Transport(redis.Transport):
     Channel = _Channel
 
     def _deliver(self, message: Any, queue: str) -> None:
-        """`queue` is the list that the message was in; Celery listens to the queue that it belongs to."""
-        if _id_of(message) is not None:
+        """`queue` is the list that the message was in; Celery listens to the queue that it belongs to.
+
+        Raises _FullError.
+        """
+        if (job_id := _id_of(message)) is not None:
+            connection: Any = self.client
+            limits: RunningLimits = connection.transport_options["running_limits"]
+            with suppress(BrokerUnavailableError):  # rather one job too many than a message that nobody has
+                if not limits.take(_tenant_of(queue), job_id):
+                    raise _FullError(message, queue)
             super()._deliver(message, _queue_of(queue))  # type: ignore[no-untyped-call]
         else:
             log.warning("a message of %s that is no task was dropped", queue)
@@ -169,6 +235,7 @@ def celery_config(settings: JobsSettings) -> dict[str, Any]:
             "unacked_restore_interval": 5,
             "unacked_restore_throttle": 1,
             "queue_order_strategy": FairQueues,
+            "running_limits": RunningLimits(settings),
             "priority_steps": [0],  # three queues instead of priorities within one
             "socket_connect_timeout": settings.broker_timeout_seconds,
         },
@@ -219,8 +286,12 @@ class JobQueue:
         self._live.recovery.mark_published(job_id)
 
     def has_messages(self) -> bool:
-        """Whether any queue holds one, of whatever tenant. Raises BrokerUnavailableError."""
-        return self._live.messages.any_waiting((*QUEUES, *self._live.messages.lists()))
+        """Whether any queue holds one that a worker may take. Raises BrokerUnavailableError."""
+        lists = (*QUEUES, *self._live.messages.lists())
+        # What waits for a job of its tenant to end is no reason for a worker to have something to do.
+        limits: RunningLimits = self._app.conf.broker_transport_options["running_limits"]
+        full = {tenant for tenant in {_tenant_of(name) for name in lists} if limits.is_full(tenant)}
+        return self._live.messages.any_waiting([name for name in lists if _tenant_of(name) not in full])
 
     def present(self, delivered_within_seconds: float) -> set[str]:
         """Ids of the jobs, of all tenants, with a message in a queue, or delivered to a worker lately."""

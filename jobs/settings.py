@@ -78,6 +78,29 @@ class JobsSettings(BaseSettings):
         description="`file:///folder` or `s3://bucket/prefix` (credentials as the AWS tools read them); "
         "without it the folder `blobs` in `data_dir`",
     )
+    quota_requests_per_minute: NonNegativeInt = Field(
+        default=0, description="requests that each tenant may make in a minute; 0 is no limit, here and below"
+    )
+    quota_upload_bytes_per_day: NonNegativeInt = Field(
+        default=0, description="bytes of scans that each tenant may send in a day"
+    )
+    quota_waiting_jobs: NonNegativeInt = Field(default=0, description="queued jobs that each tenant may have")
+    quota_running_jobs: NonNegativeInt = Field(
+        default=0, description="jobs of each tenant that workers have at once; others wait for their turn"
+    )
+    quota_storage_bytes: NonNegativeInt = Field(
+        default=0, description="bytes of scans and results that each tenant may have stored"
+    )
+    key_quota_requests_per_minute: NonNegativeInt = Field(
+        default=0, description="requests that each key, or subject of a token, may make in a minute"
+    )
+    key_quota_upload_bytes_per_day: NonNegativeInt = Field(
+        default=0, description="bytes of scans that each key may send in a day"
+    )
+    quotas_file: Path | None = Field(
+        default=None,
+        description="TOML with other limits of single tenants and keys (docs/operations.md), read anew when changed",
+    )
     max_upload_bytes: PositiveInt = Field(default=2 * GIB, description="larger scans are refused")
     # Three heartbeats may be late or lost before a worker that lives loses its job.
     lease_seconds: PositiveFloat = Field(default=20.0, description="a worker silent for longer has lost its job")

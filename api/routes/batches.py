@@ -11,6 +11,7 @@ from pydantic import Field
 from api import examples, openapi
 from api.dependencies import Addresses, AddressesDep, JobsDep, MetricsDep, SettingsDep, one_of_each
 from api.errors import ApiError, problem_of
+from api.quotas import Allowance, AllowanceDep
 from api.request_body import MAX_BATCH_BYTES, read_json
 from api.routes.jobs import CURSOR, CreatedBetween, next_page
 from api.routes.submission import IdempotencyKey, job_record, open_input, require_options
@@ -96,6 +97,7 @@ async def create_batch(
     settings: SettingsDep,
     metrics: MetricsDep,
     addresses: AddressesDep,
+    allowance: AllowanceDep,
     idempotency_key: IdempotencyKey = None,
 ) -> JSONResponse:
     """Up to 1000 scans that workers fetch, or that came in parts; each becomes a job, by default of priority `batch`.
@@ -106,7 +108,7 @@ async def create_batch(
     # First, so that a broker that is down costs the client no upload.
     await run_sync(jobs.monitoring.ping)
     submission = await read_json(request, BatchSubmission, MAX_BATCH_BYTES, settings.idle_seconds)
-    record, is_replay = await run_sync(_accept, jobs, submission, idempotency_key, addresses)
+    record, is_replay = await run_sync(_accept, jobs, submission, idempotency_key, addresses, allowance)
     if not is_replay:
         for item, wanted in zip(record.items, submission.items, strict=True):
             if item.job_id is not None:
@@ -191,7 +193,7 @@ def redeliver_batch_callback(batch_id: BatchId, jobs: JobsDep) -> BatchCallback:
 
 
 def _accept(
-    jobs: JobService, submission: BatchSubmission, key: str | None, addresses: Addresses
+    jobs: JobService, submission: BatchSubmission, key: str | None, addresses: Addresses, allowance: Allowance
 ) -> tuple[BatchRecord, bool]:
     """The batch, and whether an earlier request with this key made it."""
     if submission.callback_url is not None and not jobs.callbacks.is_allowed(submission.callback_url):
@@ -202,6 +204,8 @@ def _accept(
     batch_id, earlier = jobs.batches.begin(key, fingerprint)
     if earlier is not None:
         return earlier, True
+    # All of them or none: a batch is not repeated in part.
+    allowance.require(jobs=len(submission.items))
     records: list[JobRecord] = []
     items: list[BatchItem] = []
     for item in submission.items:

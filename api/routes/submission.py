@@ -14,6 +14,7 @@ from api import examples, openapi
 from api.conditional import wait_seconds
 from api.dependencies import AddressesDep, JobsDep, MetricsDep, SettingsDep, UploadLimiterDep
 from api.errors import ApiError, invalid_parameter, unsupported_content_type
+from api.quotas import AllowanceDep, add_headers
 from api.request_body import (
     FORM_OVERHEAD_BYTES,
     HEAD_BYTES,
@@ -147,6 +148,7 @@ class Submission:
     metrics: MetricsDep
     addresses: AddressesDep
     upload_limiter: UploadLimiterDep
+    allowance: AllowanceDep
     idempotency_key: IdempotencyKey = None
     prefer: Prefer = None
 
@@ -156,10 +158,11 @@ class Submission:
             if media_type_of(self.request) != "application/json":
                 detail = f"send the file as multipart/form-data; an address or an upload is JSON, to {json_path}"
                 raise unsupported_content_type(detail)
-            self.request.state.headers = {
+            found = {
                 "Deprecation": f"@{_JSON_DEPRECATED_AT}",
                 "Link": f'<{self.addresses.at(json_path)}>; rel="successor-version"',
             }
+            add_headers(self.request, found)
         return await self.answer(task)
 
     async def answer_json(self, task: JobTask, form_path: str) -> Response:
@@ -203,24 +206,33 @@ class Submission:
         chunks = body_chunks(self.request, limit_bytes, self.settings.idle_seconds)
         if slot is not None:
             chunks = slot.in_turn(chunks)
+        counted = CountedPieces(chunks)
         job_id = states.new_id()
         first = await run_sync(self.jobs.idempotency.begin, key, job_id) if key else None
         if first is not None:
             # Read and hashed but not stored: only its digest and options show whether it is the same request.
-            record = await self._read("", task, HashSink(), chunks)
+            record = await self._read("", task, HashSink(), counted.pieces())
+            await run_sync(partial(self.allowance.count_bytes, counted.size_bytes, is_stored=False))
             await run_sync(first.require_same, record)
             return await run_sync(self.jobs.get, first.job_id), True
         with step("upload"):
             try:
+                sent_bytes = int(self.request.headers.get("content-length", 0)) if self.is_form else 0
+                await run_sync(self.allowance.require, 1, sent_bytes)
                 sink = self.jobs.open_upload(job_id) if self.is_form else HashSink()
-                record = await self._read(job_id, task, sink, chunks)
+                record = await self._read(job_id, task, sink, counted.pieces())
             except BaseException:
+                # What came and was refused has cost the line as much.
+                with anyio.CancelScope(shield=True):
+                    await run_sync(partial(self.allowance.count_bytes, counted.size_bytes, is_stored=False))
                 # The key is free again at once, else a repetition would get 409 until the key's time in flight is over.
                 # Shielded, because a client that went away cancels this task.
                 if key:
                     with anyio.CancelScope(shield=True):
                         await run_sync(self.jobs.idempotency.abandon, key, job_id)
                 raise
+        # Of an upload in parts the bytes were counted when it was announced.
+        await run_sync(partial(self.allowance.count_bytes, counted.size_bytes if self.is_form else 0, is_stored=True))
         record = record.model_copy(update={"address": self.addresses.job(job_id)})
         state = await run_sync(self.jobs.accept, record)
         self.metrics.accepted.labels(record.priority.value).inc()
@@ -244,6 +256,19 @@ class Submission:
             is_gone = submission.source.upload_id is not None and not job_id
             scan = InputInfo() if is_gone else await run_sync(open_input, self.jobs, submission.source, job_id)
         return job_record(job_id, scan, options).model_copy(update={"task": task})
+
+
+@dataclass
+class CountedPieces:
+    """A body on its way in, and how many bytes of it came."""
+
+    body: AsyncIterator[bytes]
+    size_bytes: int = 0
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        async for piece in self.body:
+            self.size_bytes += len(piece)
+            yield piece
 
 
 SubmissionDep = Annotated[Submission, Depends()]

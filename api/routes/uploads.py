@@ -1,5 +1,6 @@
 """Scans that come in parts: POST /v1/uploads and what follows."""
 
+from functools import partial
 from typing import Annotated, Any, Final
 
 from anyio.to_thread import run_sync
@@ -7,6 +8,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from api import examples, openapi
 from api.dependencies import AddressesDep, CallerDep, JobsDep, SettingsDep, UploadLimiterDep, jobs_of, one_of_each
+from api.quotas import AllowanceDep
 from api.request_body import MAX_JSON_BYTES, read_json, receive_part
 from api.schemas import Upload, UploadRequest
 from api.views import json_response, upload_view
@@ -83,14 +85,19 @@ _PART: Final[dict[str, Any]] = {
     },
     openapi_extra=openapi.json_body("UploadRequest", _ANNOUNCEMENT),
 )
-async def create_upload(request: Request, jobs: JobsDep, settings: SettingsDep, addresses: AddressesDep) -> Response:
+async def create_upload(
+    request: Request, jobs: JobsDep, settings: SettingsDep, addresses: AddressesDep, allowance: AllowanceDep
+) -> Response:
     """For scans too large for one request, or over lines that break.
 
     PUT each part to its `url`, in any order and as many at once as you like, then complete the upload and create a job
     from it. With S3 as storage the parts go straight there.
     """
     wanted = await read_json(request, UploadRequest, MAX_JSON_BYTES, settings.idle_seconds)
+    await run_sync(allowance.require, 0, wanted.size_bytes)
     state = await run_sync(jobs.uploads.create, wanted.size_bytes, wanted.sha256)
+    # In full, now: the parts may go past the gateway, straight to the bucket.
+    await run_sync(partial(allowance.count_bytes, wanted.size_bytes, is_stored=True))
     return json_response(upload_view(state, addresses), 201, {"Location": addresses.upload(state.record.id)})
 
 

@@ -6,6 +6,7 @@ memory, the gauge and the log say so, and when those that may wait are too many,
 """
 
 import logging
+import math
 import os
 import socket
 import threading
@@ -55,6 +56,8 @@ PAUSE_SECONDS: Final = 0.05
 CLOSE_SECONDS: Final = 5.0
 #: A store that is down for a night fills no disk with complaints.
 COMPLAIN_EVERY_SECONDS: Final = 60.0
+#: Redis is not asked for so long after it did not answer.
+TELL_AGAIN_SECONDS: Final = 5.0
 #: Of the chains before it, as a chain's first entry names them.
 HEADS_NAMED: Final = 200
 
@@ -120,6 +123,8 @@ class AuditTrail:
         self._thread: threading.Thread | None = None
         self._chain: _Chain | None = None
         self._complained_at = -COMPLAIN_EVERY_SECONDS
+        self._untold: Head | None = None
+        self._tell_again_at = -math.inf
 
     def refuses(self, entry: Entry) -> bool:
         """Whether what this entry would record must not be done, since too many wait to be stored."""
@@ -215,9 +220,10 @@ class AuditTrail:
                 self._waiting_since = time.monotonic() if self._waiting.entries else None
                 is_over = self._is_stopping and not self._waiting.entries
             batch.stored.set_result(None)
+            if is_over and self._chain is not None:
+                self._append([Entry(Act.END)])
+            self._tell_redis()
             if is_over:
-                if self._chain is not None:
-                    self._append([Entry(Act.END)])
                 return
 
     def _store(self, entries: Sequence[Entry]) -> bool:
@@ -227,6 +233,7 @@ class AuditTrail:
             if self._chain is not None and day > self._chain.day:
                 if not self._append([Entry(Act.END)]):
                     return False
+                self._tell_redis()
                 self._chain = None
             some = list(found)
             for at in range(0, len(some), SEGMENT_ENTRIES):
@@ -244,7 +251,10 @@ class AuditTrail:
                 name = str(segment.key)
                 # It may be there because the store took it the time before, and only the answer was lost.
                 if self.blobs.create(name, segment.data) or self.blobs.read(name) == segment.data:
-                    self._tell(segment)
+                    head = self._untold = segment.head
+                    # The log is out of the store's reach, too.
+                    said = f"{head.day} {head.chain} {head.n} {head.hash}"
+                    log.info("audit segment stored", extra={"audit_head": said})
                     return True
                 # What cannot go on in this chain goes into another, which names the head of this one as it is stored.
                 log.error("audit segment %s was stored by somebody else: a new chain begins", segment.key)
@@ -279,21 +289,34 @@ class AuditTrail:
             self._chain = chain
         return self._chain.segment(entries, self._keys[0] if self._keys else None)
 
-    def _tell(self, segment: _Segment) -> None:
-        """Say where the chain stands to whom a change of the store does not reach: the log, and Redis."""
-        head = segment.head
-        log.info("audit segment stored", extra={"audit_head": f"{head.day} {head.chain} {head.n} {head.hash}"})
-        if self._heads is not None:
-            try:
-                self._heads.show(head)
-            except (UnavailableError, redis.RedisError) as error:
-                log.debug("Redis was not told of an audit head: %s", error)
+    def _tell_redis(self) -> None:
+        """Where the chain stands, to whom a change of the store does not reach."""
+        head, now = self._untold, time.monotonic()
+        # After the entry is known to be stored, and not again and again where Redis is silent: others wait for us.
+        if head is None or self._heads is None or now < self._tell_again_at:
+            return
+        try:
+            self._heads.show(head)
+            self._untold = None
+        except (UnavailableError, redis.RedisError) as error:
+            self._tell_again_at = now + TELL_AGAIN_SECONDS
+            log.debug("Redis was not told of an audit head: %s", error)
 
 
 def audit_keys(settings: JobsSettings) -> list[AuditKey]:
     """The keys that seal and verify segments; the first one seals."""
     given = settings.audit_keys.get_secret_value().split() if settings.audit_keys is not None else []
     return [AuditKey(text.encode()) for text in given]
+
+
+def record_at_once(blobs: ObjectStore, settings: JobsSettings, *entries: Entry) -> None:
+    """What a command did, in a chain of its own. Raises StorageUnavailableError: it is not stored."""
+    trail = AuditTrail(blobs, settings)
+    try:
+        for entry in entries:
+            trail.record_stored(entry)
+    finally:
+        trail.close()
 
 
 def stored_heads(blobs: ObjectStore, days: Iterable[str]) -> list[Head]:

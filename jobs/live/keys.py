@@ -22,6 +22,9 @@ lobewise:batch:{id}                     set of its jobs that are not finished, w
 lobewise:deadlines                      ids of jobs that no worker has begun, by the time until which one may, ms
 lobewise:recent                         list: how long workers had the last jobs that they ended, ms
 lobewise:lists                          lists of messages of tenants but `default`, by when one was last put in
+lobewise:stored-bytes                   hash: bytes of each tenant's scans and results, where that is limited (`usage`)
+lobewise:quota:{quota}/{owner}          requests, or bytes, of a window, with a time to live (`usage`)
+lobewise:slots:{tenant}                 jobs just taken, where running ones are limited, by when that is forgotten
 lobewise:callback-outcomes              hash: how many attempts ended in each way since the server was last empty
 lobewise:reaper                         who looks for lost jobs now
 lobewise:audit:{day}                    hash: how far each chain of the audit trail had come
@@ -54,6 +57,7 @@ AT_WORK: Final = PREFIX + "at-work"
 #: The channels of all feeds but that of the tenant `default`.
 FEED_PATTERN: Final = PREFIX + "tenant:*:feed"
 LISTS: Final = PREFIX + "lists"
+STORED: Final = PREFIX + "stored-bytes"
 
 #: Token of a lease that a rebuild grants, in place of the worker's own that was wiped.
 REBUILT: Final = "rebuilt"

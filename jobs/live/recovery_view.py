@@ -4,7 +4,7 @@ Celery's messages lie in the same server as the live view.
 """
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, cast
 
@@ -176,8 +176,8 @@ class BrokerMessages:
             return [message for queue in pipe.execute() for message in queue]
 
     @broker_errors()
-    def any_waiting(self, queues: Iterable[str]) -> bool:
-        return bool(self._redis.exists(*queues))  # Redis has no empty lists
+    def any_waiting(self, queues: Sequence[str]) -> bool:
+        return bool(queues) and bool(self._redis.exists(*queues))  # Redis has no empty lists
 
     @broker_errors()
     def delivered(self, younger_than_seconds: float) -> list[str]:

@@ -25,6 +25,7 @@ from jobs.live.job_metrics import Monitoring, counts_of
 from jobs.live.keys import AT_WORK, CHANGED, METRICS, PREFIX, RECENT, WORKERS, Keys
 from jobs.live.pagination import Query, delay_ms, reference_member, severity_member
 from jobs.live.recovery_view import BrokerMessages, RecoveryView
+from jobs.live.usage import Usage
 from jobs.live.workers import ReadyWorkers
 from jobs.models import JobState, JobStatus, Priority, Stage
 
@@ -67,6 +68,7 @@ class LiveView:
         self.audit_heads = AuditHeads(self._redis)
         self.workers = ReadyWorkers(self._redis)
         self.messages = BrokerMessages(self._redis)
+        self.usage = Usage(self._redis)
         self._put_state = Script(self._redis, "put_state")
         self._mark_purged = Script(self._redis, "mark_purged")
         self._list_job = Script(self._redis, "list_job")

@@ -63,6 +63,11 @@ class Cleanup:
             log.info("deleted %d jobs past retention, %d orphans, %d unfinished writes", retired, orphans, unfinished)
         return retired + orphans + unfinished
 
+    def stored_bytes(self) -> int:
+        """Of all scans and results, and of uploads on their way to a job. Raises StorageUnavailableError."""
+        blobs = self.backends.store.blobs
+        return sum(info.size_bytes for folder in (JOBS, UPLOADS) for info in blobs.infos(folder))
+
     def _purge_ended(self, listed: Iterable[JobFiles], oldest: datetime) -> int:
         purged = 0
         for files in listed:

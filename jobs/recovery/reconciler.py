@@ -18,6 +18,7 @@ from jobs.errors import JobNotFoundError, JobPurgedError, NewerSchemaError, Unav
 from jobs.live.keys import REBUILT
 from jobs.live.redis_view import MAX_TOGETHER
 from jobs.models import JobState, JobStatus
+from jobs.quotas import Owner, Quota, quotas_of
 from jobs.recovery import finalize
 from jobs.recovery.cleanup import Cleanup
 from jobs.store.job_store import Ending, JobFiles
@@ -90,6 +91,9 @@ class Reconciler:
             self._cleaned_up_at = now
             self._cleanup.clean_up()
             self._backends.live.messages.drop_lists()
+            tenant = self._backends.tenant
+            if quotas_of(settings).limit(Owner("tenant", tenant), Quota.STORAGE_BYTES):
+                self._backends.live.usage.set_stored_bytes(tenant, self._cleanup.stored_bytes())
         found = self._rebuild_if_due()
         if not recovery.has_whole_lists():
             self._complete_lists()

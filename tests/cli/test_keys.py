@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from cli.app import app
 from jobs.access.caller import Role
 from jobs.access.keys import KEY, KeyRing, Keys
+from jobs.audit.verification import entries, verify
 from jobs.bootstrap import blobs_of
 from jobs.settings import JobsSettings
 
@@ -107,3 +108,21 @@ def test_a_stored_key_of_a_later_version_opens_nothing_and_harms_nobody(tmp_path
         strange.write_text(content)
         assert ring().find(key) is not None
         assert len(Keys(blobs_of(JobsSettings())).all()) == 1
+
+
+def test_who_made_and_ended_keys_is_in_the_audit_trail() -> None:
+    said("create", "viewer", "--role", "read", "--tenant", "radiology")
+    (old,) = listed()
+    said("rotate", old["id"])
+    (new,) = [row for row in listed() if row["id"] != old["id"]]
+    said("revoke", new["id"])
+    blobs = blobs_of(JobsSettings())
+    found = [(e["act"], e["id"], e["tenant"]) for e in entries(blobs) if e.get("kind") == "key"]
+    assert found == [
+        ("create-key", old["id"], "radiology"),
+        ("create-key", new["id"], "radiology"),
+        ("revoke-key", old["id"], "radiology"),
+        ("revoke-key", new["id"], "radiology"),
+    ]
+    assert verify(blobs).faults == []
+    assert b"viewer" not in b"".join(blobs.read(key) or b"" for key in blobs.keys("audit/"))

@@ -13,7 +13,7 @@ from jobs.bootstrap import Connection, connect
 from jobs.live.keys import LISTS
 from jobs.live.recovery_view import LIST_SECONDS
 from jobs.models import Priority
-from jobs.queue import LOOK_SECONDS, QUEUES, celery_config, queue_name
+from jobs.queue import LOOK_SECONDS, QUEUES, JobQueue, celery_config, queue_name
 from jobs.settings import JobsSettings
 from tests.load.turns import Taken, consume, run
 from tests.support.processes import until
@@ -109,3 +109,49 @@ def test_a_list_is_dropped_once_it_has_been_empty_for_long(jobs: Connection, ser
         server.zincrby(LISTS, -LIST_SECONDS - 1, names[tenant])
     assert jobs.backends.live.messages.drop_lists() == 1
     assert sorted(jobs.backends.live.messages.lists()) == sorted([names["waiting"], names["new"]])
+
+
+def test_running_jobs_of_a_tenant_are_limited_and_the_others_wait_in_their_list(
+    jobs: Connection, server: redis.Redis
+) -> None:
+    settings = jobs.settings.model_copy(update={"quota_running_jobs": 2})
+    prefix, name = "lobewise:tenant:clinic:", queue_name(Priority.ROUTINE, "clinic")
+    job_ids = [states.new_id() for _ in range(5)]
+    for job_id in job_ids:
+        server.hset(f"{prefix}job:{job_id}", "status", "queued")
+        jobs.tenants.of("clinic").backends.queue.publish(job_id, Priority.ROUTINE)
+    taken, stop = Taken(), threading.Event()
+    threads = [threading.Thread(target=consume, args=(settings, 0.0, taken, stop)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        assert until(lambda: len(taken.jobs) == 2, 10)
+        # What begins to run still counts; and another tenant's are taken meanwhile.
+        running = taken.jobs[0][0]
+        server.zadd(f"{prefix}index:running:*", {running: 0})
+        server.hset(f"{prefix}job:{running}", "status", "running")
+        jobs.tenants.of("other").backends.queue.publish(states.new_id(), Priority.ROUTINE)
+        assert until(lambda: len(taken.jobs) == 3, 10)
+        assert not until(lambda: len(taken.jobs) > 3, 2 * LOOK_SECONDS)
+        assert until(lambda: server.llen(name) == 3, 5)
+        # One that ends lets one of the others in.
+        server.hset(f"{prefix}job:{running}", "status", "succeeded")
+        server.zrem(f"{prefix}index:running:*", running)
+        assert until(lambda: len(taken.jobs) == 4, 10)
+        assert taken.jobs[3][0] in set(job_ids) - {taken.jobs[0][0], taken.jobs[1][0]}
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_what_waits_for_its_own_tenant_is_no_work_for_a_worker(jobs: Connection, server: redis.Redis) -> None:
+    queue = JobQueue(jobs.settings.model_copy(update={"quota_running_jobs": 1}), jobs.backends.live)
+    try:
+        jobs.tenants.of("clinic").backends.queue.publish(states.new_id(), Priority.ROUTINE)
+        assert queue.has_messages()
+        server.zadd("lobewise:tenant:clinic:index:running:*", {states.new_id(): 0})
+        # Else the watchdog would restart every worker that is idle.
+        assert not queue.has_messages()
+    finally:
+        queue.close()

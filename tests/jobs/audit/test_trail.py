@@ -14,11 +14,11 @@ import pytest
 from obstore.store import MemoryStore
 
 from jobs.audit import trail as trail_module
-from jobs.audit.entries import AUDIT, Act, AuditLevel, Entry
+from jobs.audit.entries import AUDIT, Act, AuditLevel, Entry, Head
 from jobs.audit.trail import AuditTrail, audit_keys, delete_expired, stored_heads
 from jobs.audit.verification import entries, verify
 from jobs.bootstrap import Connection, assemble
-from jobs.errors import StorageUnavailableError
+from jobs.errors import BrokerUnavailableError, StorageUnavailableError
 from jobs.settings import JobsSettings
 from jobs.store.object_store import ObjectStore, open_object_store
 
@@ -279,16 +279,43 @@ def test_days_past_their_retention_go_and_that_is_recorded(blobs: ObjectStore) -
     assert [fault.why.partition(":")[0] for fault in verify(other).faults] == ["the chain is missing"]
 
 
-def test_a_job_past_its_retention_is_recorded_as_purged(
+def test_a_job_past_its_retention_is_recorded_as_purged_whichever_tenants_it_is(
     jobs: Connection, finished: Callable[..., str], settings: JobsSettings
 ) -> None:
-    job_id = finished(jobs)
     trail = AuditTrail(jobs.backends.store.blobs, settings, jobs.backends.live.audit_heads)
-    other = assemble(replace(jobs.backends, settings=settings.model_copy(update={"retention_seconds": 1}), audit=trail))
-    other.cleanup.clean_up(datetime.now(UTC) + timedelta(seconds=5))
+    short = settings.model_copy(update={"retention_seconds": 1, "audit_retention_days": 1})
+    other = assemble(replace(jobs.backends, settings=short, audit=trail))
+    radiology = other.tenants.of("radiology")
+    purged = [(finished(other), "default"), (finished(radiology), "radiology")]
+    for each in (other, radiology):
+        each.cleanup.clean_up(datetime.now(UTC) + timedelta(seconds=5))
     trail.close()
     found = [entry for entry in entries(jobs.backends.store.blobs) if entry["act"] == "purge"]
-    assert [(entry["id"], entry["subject"], entry["tenant"]) for entry in found] == [(job_id, "retention", "default")]
-    heads = [("redis", head) for head in jobs.backends.live.audit_heads.all()]
+    assert [(entry["id"], entry["tenant"], entry["subject"]) for entry in found] == [
+        (job_id, tenant, "retention") for job_id, tenant in purged
+    ]
+    # One trail for all: nothing of it lies in a tenant's folder, or under its keys.
+    assert list(radiology.backends.store.blobs.keys(AUDIT)) == []
+    heads = [("redis", head) for head in radiology.backends.live.audit_heads.all()]
     assert len(heads) == 1
     assert verify(jobs.backends.store.blobs, known=heads).faults == []
+
+
+def test_a_redis_that_is_silent_holds_up_no_change(blobs: ObjectStore) -> None:
+    class Silent:
+        asked = 0
+
+        def show(self, _head: Head) -> None:
+            self.asked += 1
+            time.sleep(0.5)
+            raise BrokerUnavailableError("silent")
+
+    silent = Silent()
+    trail = AuditTrail(blobs, settings(), silent)  # type: ignore[arg-type]
+    began = time.monotonic()
+    for n in range(20):
+        trail.record_stored(Entry(Act.DELETE, id=str(n)))
+    assert time.monotonic() - began < 3
+    assert silent.asked == 1
+    trail.close()
+    assert verify(blobs).faults == []
