@@ -86,11 +86,19 @@ def members_of_zip(archive: zipfile.ZipFile, limits: SizeLimits) -> Iterator[Mem
     """Every file in `archive`, after all of them were checked.
 
     Raises:
-        DamagedFileError: a member's name leads out of the zip, or it is a link.
+        DamagedFileError: a member's name leads out of the zip, or it is a link, or members overlap.
         UnsupportedFormatError: a member is encrypted, or is compressed in an unusual way.
         ScanTooLargeError: too many members, or too many bytes once unpacked.
     """
-    _require_apart(archive)
+    # Members that share bytes unpack to millions of times the size of the file, and no packer writes them.
+    entries = sorted(archive.infolist(), key=lambda info: info.header_offset)
+    ends = [*(info.header_offset for info in entries[1:]), archive.start_dir]
+    for info, end in zip(entries, ends, strict=False):  # an empty zip has the directory's end alone
+        if info.header_offset < 0 or info.header_offset + _LOCAL_HEADER_BYTES + info.compress_size > end:
+            raise DamagedFileError(
+                "The zip is damaged: its members overlap, or lie outside of it. Pack the files anew.",
+                evidence={"members": len(entries)},
+            )
     infos = [info for info in archive.infolist() if not info.filename.endswith("/")]  # `is_dir` fails without a name
     limits.check_files(len(infos))
     wanted = []
@@ -126,22 +134,6 @@ def members_of_zip(archive: zipfile.ZipFile, limits: SizeLimits) -> Iterator[Mem
 def _is_litter(parts: tuple[str, ...]) -> bool:
     """Whether it is what operating systems leave behind, or the directory of a CD."""
     return parts[0] == "__MACOSX" or parts[-1].startswith(".") or parts[-1].upper() == "DICOMDIR"
-
-
-def _require_apart(archive: zipfile.ZipFile) -> None:
-    """Members that share bytes unpack to millions of times the size of the file, and no packer writes them.
-
-    Raises:
-        DamagedFileError: members overlap each other or the directory, or lie outside of the file.
-    """
-    entries = sorted(archive.infolist(), key=lambda info: info.header_offset)
-    ends = [*(info.header_offset for info in entries[1:]), archive.start_dir]
-    for info, end in zip(entries, ends, strict=False):  # an empty zip has the directory's end alone
-        if info.header_offset < 0 or info.header_offset + _LOCAL_HEADER_BYTES + info.compress_size > end:
-            raise DamagedFileError(
-                "The zip is damaged: its members overlap, or lie outside of it. Pack the files anew.",
-                evidence={"members": len(entries)},
-            )
 
 
 class _BoundedFile(io.BufferedReader):
