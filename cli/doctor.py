@@ -22,7 +22,7 @@ from jobs.errors import JobsError, SettingsError
 from jobs.live.connection import broker_errors
 from jobs.outbound import doubts
 from jobs.settings import GIB, AccessSettings, ApiSettings, JobsSettings, misspelt, read_settings
-from jobs.store.object_store import open_object_store
+from jobs.store.object_store import encryption_of, open_object_store
 from jobs.tracing import collector_takes
 
 Result = Literal["ok", "warning", "wrong"]
@@ -108,7 +108,7 @@ def _broker(settings: JobsSettings) -> Iterator[Check]:
 
 def _blobs(settings: JobsSettings) -> Iterator[Check]:
     url = settings.blob_url or (settings.data_dir.resolve() / "blobs").as_uri()
-    blobs = open_object_store(url, settings.blob_public_endpoint)
+    blobs = open_object_store(url, settings.blob_public_endpoint, encryption_of(settings))
     blobs.check()
     key, begin = f"doctor/{uuid4()}", time.perf_counter()
     found, skew_seconds = "", None
@@ -208,6 +208,8 @@ def _sandbox(settings: JobsSettings) -> Iterator[Check]:
 
 def _outbound(settings: JobsSettings) -> Iterator[Check]:
     allowed = (*settings.source_allowlist, *settings.callback_allowlist)
+    if not allowed:
+        return
     refused = doubts(allowed, settings.outbound_networks)
     found = " ".join(refused) or f"{len(allowed)} prefixes of addresses are allowed"
     advice = "list the network there, or take the prefix off its list"

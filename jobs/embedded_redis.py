@@ -108,6 +108,20 @@ def running(folder: Path) -> str | None:
     return url if _answers(url) else None
 
 
+def compact(folder: Path, url: str | None) -> None:
+    """Let the server write its files anew, if it is this folder's: they still hold what was deleted.
+
+    Returns at once, and does nothing where nothing has changed since; harmless when the server is gone.
+    """
+    if url is None or url != running(folder):
+        return
+    with _client(url) as client, suppress(redis.RedisError):
+        sizes = client.info("persistence")
+        # A base file with nothing behind it holds what the server does, and no more.
+        if sizes.get("aof_current_size") != sizes.get("aof_base_size"):
+            client.bgrewriteaof()
+
+
 def supervise(folder: Path, server: str) -> None:
     """Run the server until it ends or nobody uses it any more."""
     process = subprocess.Popen([server, str(folder / "valkey.conf")])  # noqa: S603 (our own wheel's server)

@@ -34,7 +34,7 @@ from jobs.models import Inspection, JobRecord, JobState, JobStatus, JobTask, Man
 from jobs.recovery import finalize
 from jobs.states import JobPage, Readiness
 from jobs.store.idempotency import Idempotency
-from jobs.store.keys import job_key
+from jobs.store.inputs import input_key
 from jobs.store.multipart_uploads import MultipartUploads
 from jobs.store.object_store import ObjectStore
 from jobs.store.results import Results
@@ -120,7 +120,7 @@ class JobService:
 
     def open_upload(self, job_id: str) -> BlobUpload:
         """Where the scan of a job to come is written to."""
-        return BlobUpload(self._store.blobs, job_key(job_id, "input"), self.settings.max_upload_bytes)
+        return BlobUpload(self._store.blobs, input_key(job_id, self.settings), self.settings.max_upload_bytes)
 
     def accept(self, record: JobRecord) -> JobState:
         """Make the job durable, then queue it. Once this returns, the job is never lost, broker or not.
@@ -131,7 +131,7 @@ class JobService:
         trace.get_current_span().set_attributes({tracing.JOB_ID: record.id})
         with tracing.step("accept"):
             if not self._store.create_job(record):
-                self._store.blobs.delete(job_key(record.id, "input"))
+                self._store.blobs.delete(input_key(record.id, self.settings))
                 raise IdempotencyInFlightError("another request with this idempotency key came first")
             return self._enqueue(record)
 

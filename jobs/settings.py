@@ -78,6 +78,14 @@ class JobsSettings(BaseSettings):
         description="`file:///folder` or `s3://bucket/prefix` (credentials as the AWS tools read them); "
         "without it the folder `blobs` in `data_dir`",
     )
+    blob_encryption: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = Field(
+        default=None,
+        description="S3 is asked to encrypt what it keeps: `AES256` with keys of its own, `aws:kms` or `aws:kms:dsse` "
+        "with one of KMS; without it the bucket's own default counts",
+    )
+    blob_encryption_key: str | None = Field(
+        default=None, description="the key of KMS, by id or ARN; without it the one that the bucket has"
+    )
     quota_requests_per_minute: NonNegativeInt = Field(
         default=0, description="requests that each tenant may make in a minute; 0 is no limit, here and below"
     )
@@ -109,6 +117,17 @@ class JobsSettings(BaseSettings):
         default=3, description="the last failed attempt ends the job; attempts that were requeued do not count"
     )
     retry_seconds: PositiveFloat = Field(default=5.0, description="pause before the second attempt, then doubled")
+    deidentify: Literal["off", "basic"] = Field(
+        default="off",
+        description="`basic`: the worker that has read an uploaded scan replaces it in the store by one without what "
+        "names the patient (DICOM PS3.15 Basic Profile; texts of other formats); what cannot be replaced is deleted "
+        "when the job ends. `off`: scans are kept as they came",
+    )
+    deidentify_secret: SecretStr | None = Field(
+        default=None,
+        min_length=32,
+        description="UIDs are mapped under it, the same for all workers. Without it one is made in `data_dir`",
+    )
     reuse_results: bool = Field(
         default=True,
         description="whether a scan that was scored before, by the same software and weights, is given that result",
@@ -298,6 +317,18 @@ class JobsSettings(BaseSettings):
                 raise ValueError(f"{entry!r} is a large part of all addresses: name the networks that have your hosts")
             found.append(str(network))
         return tuple(found)
+
+    @model_validator(mode="after")
+    def _require_encryption(self) -> Self:
+        # A switch that does nothing would be believed.
+        if self.blob_encryption is not None and not (self.blob_url or "").startswith("s3://"):
+            raise ValueError(
+                "LOBEWISE_BLOB_ENCRYPTION is for a bucket (LOBEWISE_BLOB_URL=s3://...): a folder is encrypted by its "
+                "file system (docs/patient-data.md)"
+            )
+        if self.blob_encryption_key is not None and self.blob_encryption in (None, "AES256"):
+            raise ValueError("LOBEWISE_BLOB_ENCRYPTION_KEY needs LOBEWISE_BLOB_ENCRYPTION=aws:kms or aws:kms:dsse")
+        return self
 
     @model_validator(mode="after")
     def _require_own_records_apart(self) -> Self:

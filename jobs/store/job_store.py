@@ -173,6 +173,7 @@ class JobStore:
     def delete_all_but_tombstone(self, job_id: str) -> None:
         # The record last: a worker may still look for it, and a crash in between leaves something to find again.
         self.delete_all_but_record(job_id)
+        self.blobs.delete_unfinished(job_key(job_id, ""))
         self.blobs.delete(job_key(job_id, "job.json"))
 
     def delete_tombstone(self, job_id: str, oldest: datetime) -> bool:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -19,11 +19,12 @@ from obstore.store import LocalStore, S3Store
 from jobs.errors import StorageUnavailableError
 from jobs.models import Model
 from jobs.proxies import obstore_options, s3_endpoint
+from jobs.settings import JobsSettings
 from jobs.tracing import step
 
 if TYPE_CHECKING:
     from obstore import GetOptions
-    from obstore.store import ClientConfig, RetryConfig
+    from obstore.store import ClientConfig, RetryConfig, S3Config
 
     from jobs.store.s3_multipart import S3Bucket
 
@@ -33,11 +34,26 @@ PART_BYTES: Final = 8 << 20
 #: What a writer to a folder holds: many may write at once.
 FOLDER_PART_BYTES: Final = 128 << 10
 
+#: What obstore calls a local file that it has not finished.
+_STAGED: Final = re.compile(r".*#\d+")
 _ID: Final = re.compile(r"[0-9a-f-]{32}")
 _RETRY: Final["RetryConfig"] = {"max_retries": 3, "retry_timeout": timedelta(seconds=10)}
 _CLIENT: Final["ClientConfig"] = {"connect_timeout": timedelta(seconds=2), "timeout": timedelta(minutes=5)}
 
 Document = TypeVar("Document", bound=Model)
+
+
+@dataclass(frozen=True)
+class Encryption:
+    """What S3 is told about the key under which it keeps what we write.
+
+    Attributes:
+        kind: `AES256` (SSE-S3), `aws:kms` or `aws:kms:dsse`.
+        key_id: of KMS; None for the bucket's own.
+    """
+
+    kind: str
+    key_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -185,6 +201,25 @@ class ObjectStore:
             if not keep(key):
                 self.delete(key)
 
+    def delete_unfinished(self, prefix: str, begun_before: datetime | None = None) -> int:
+        """What writers below a prefix left that never came to their end, which no listing shows; how many that were.
+
+        Without a time also what is being written now, and then fails.
+        """
+        deleted = 0
+        if self.bucket is not None:
+            found = [upload for upload in self.bucket.unfinished(prefix) if _is_before(upload.begun_at, begun_before)]
+            for upload in found:
+                self.bucket.abort(upload.key, upload.multipart_id)
+            return len(found)
+        for path in (self.folder / prefix).rglob("*#*") if self.folder is not None else ():
+            with suppress(FileNotFoundError):  # just finished
+                begun_at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+                if _STAGED.fullmatch(path.name) and _is_before(begun_at, begun_before):
+                    path.unlink()
+                    deleted += 1
+        return deleted
+
     def sync(self, key: str) -> None:
         """Make a local blob survive a power cut: the file, and the folders that name it."""
         if self.folder is None:
@@ -209,13 +244,25 @@ class ObjectStore:
             next(iter(obstore.list(self._store, self._prefix + "ready/", chunk_size=1)), None)
 
 
+def _is_before(moment: datetime, limit: datetime | None) -> bool:
+    return limit is None or moment < limit
+
+
 def traced(key: str, size_bytes: int | None = None) -> dict[str, str | int]:
     """Attributes of a span about a blob: which of those in `keys` it is, without ids and hashes."""
     name = "/".join(part for part in key.split("/") if not _ID.match(part))
     return {"lobewise.blob.name": name} | ({} if size_bytes is None else {"lobewise.blob.size_bytes": size_bytes})
 
 
-def open_object_store(url: str, public_endpoint: str | None = None) -> ObjectStore:
+def encryption_of(settings: JobsSettings) -> Encryption | None:
+    """What the operator wants S3 to be told; None: nothing."""
+    kind = settings.blob_encryption
+    return None if kind is None else Encryption(kind, settings.blob_encryption_key)
+
+
+def open_object_store(
+    url: str, public_endpoint: str | None = None, encryption: Encryption | None = None
+) -> ObjectStore:
     """The store at `file:///folder` or `s3://bucket/prefix`; a ValueError for another scheme.
 
     Credentials, region and endpoint of S3 come from the usual `AWS_*` variables; clients may know the endpoint by
@@ -226,8 +273,13 @@ def open_object_store(url: str, public_endpoint: str | None = None) -> ObjectSto
         from jobs.store.s3_multipart import S3Bucket  # botocore takes a while, and a folder does not need it
 
         client: ClientConfig = {**_CLIENT, **obstore_options(s3_endpoint())}
-        s3 = S3Store.from_url(url, client_options=client, retry_config=_RETRY)
-        return ObjectStore(s3, bucket=S3Bucket(parts.netloc, unquote(parts.path), public_endpoint))
+        encrypted: S3Config = {}
+        if encryption is not None:
+            encrypted["server_side_encryption"] = encryption.kind
+            if encryption.key_id is not None:
+                encrypted["sse_kms_key_id"] = encryption.key_id
+        s3 = S3Store.from_url(url, config=encrypted, client_options=client, retry_config=_RETRY)
+        return ObjectStore(s3, bucket=S3Bucket(parts.netloc, unquote(parts.path), public_endpoint, encryption))
     if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
         raise ValueError(f"blobs live at file:///folder or s3://bucket/prefix, not at {url!r}")
     folder = Path(unquote(parts.path))

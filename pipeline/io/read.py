@@ -85,14 +85,7 @@ def _read_stored(path: Path, limits: ReadLimits, *, is_noisy: bool) -> Scan:
             "max_files": limits.max_files,
             "is_noisy": is_noisy,
         }
-        confinement = Confinement(
-            limits.memory_bytes,
-            limits.max_bytes,
-            limits.seconds,
-            readable=(scan,),
-            is_required=limits.is_sandbox_required,
-        )
-        answer = call_confined(_READER, arguments, folder, confinement)
+        answer = call_confined(_READER, arguments, folder, confinement_of(scan, limits))
         # The child met bytes that nobody vouches for, so what it left is checked too.
         try:
             z, y, x = map(int, answer["grid"]["shape"])
@@ -109,6 +102,17 @@ def _read_stored(path: Path, limits: ReadLimits, *, is_noisy: bool) -> Scan:
         except (KeyError, TypeError, ValueError) as error:
             raise DamagedFileError("The reader did not leave what it announced.") from error
     return Scan(Volume(hu, grid), findings, source)
+
+
+def confinement_of(scan: str, limits: ReadLimits) -> Confinement:
+    """Of a child that meets this scan."""
+    return Confinement(
+        limits.memory_bytes,
+        limits.max_bytes,
+        limits.seconds,
+        readable=(scan,),
+        is_required=limits.is_sandbox_required,
+    )
 
 
 def _source(answer: dict[str, Any]) -> GeometrySource:

@@ -44,6 +44,11 @@ def test_all_is_well_on_a_fresh_machine(lobewise: Run) -> None:
     assert found["broker"] == ["ok"]
 
 
+def test_hosts_that_clients_may_name_are_looked_up(lobewise: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOBEWISE_CALLBACK_ALLOWLIST", "http://127.0.0.1:9000 https://nowhere.invalid")
+    assert verdicts(lobewise("doctor", "--json"))["outbound"] == ["ok"]
+
+
 def test_a_collector_of_traces_is_asked_where_one_is_named(lobewise: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     with collecting() as collector:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint)
