@@ -17,7 +17,7 @@ from jobs.audit.entries import Act, Entry
 from jobs.audit.trail import delete_expired
 from jobs.backends import Backends
 from jobs.batches import Batches
-from jobs.errors import JobNotFoundError, JobPurgedError, NewerSchemaError
+from jobs.errors import BrokerUnavailableError, JobNotFoundError, JobPurgedError, NewerSchemaError
 from jobs.recovery import finalize
 from jobs.store.inputs import RECEIVED, Inputs
 from jobs.store.job_store import JobFiles
@@ -51,6 +51,8 @@ class Cleanup:
         orphans += self._delete_tombstones(listed, now - timedelta(seconds=settings.tombstone_seconds))
         orphans += self.batches.clean_up(now, kept_from)
         orphans += self._delete_stale_results(listed)
+        with suppress(BrokerUnavailableError):
+            self.backends.live.erase_deleted()
         audit, audit_days = self.backends.audit, settings.audit_retention_days
         # The trail is one for all tenants.
         if audit is not None and audit_days is not None and self.backends.tenant == DEFAULT_TENANT:

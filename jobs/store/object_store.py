@@ -1,6 +1,7 @@
 """The object store: a local folder or an S3 bucket, with create-only writes. It is the record; all else is a view."""
 
 import copy
+import errno
 import hashlib
 import os
 import re
@@ -11,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 from urllib.parse import unquote, urlsplit
+from uuid import uuid4
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
@@ -33,6 +35,11 @@ PIECE_BYTES: Final = 1 << 20
 PART_BYTES: Final = 8 << 20
 #: What a writer to a folder holds: many may write at once.
 FOLDER_PART_BYTES: Final = 128 << 10
+
+#: A file beside the blobs of a folder, and of no key.
+RESERVE: Final = ".reserve"
+#: Enough for tombstones while others who write take their part of it.
+RESERVE_BYTES: Final = 8 << 20
 
 #: What obstore calls a local file that it has not finished.
 _STAGED: Final = re.compile(r".*#\d+")
@@ -74,6 +81,7 @@ class ObjectStore:
     ) -> None:
         """`folder` is where a local store keeps its files; they are synced to the disk there. S3 has a `bucket`."""
         self.folder, self.bucket = folder, bucket
+        self._root = folder
         self._store, self._prefix = store, ""
 
     def within(self, prefix: str) -> Self:
@@ -103,17 +111,44 @@ class ObjectStore:
         data = self.read(key)
         return None if data is None else kind.read(data)
 
-    def create(self, key: str, data: bytes) -> bool:
-        """Write unless the key exists: of many callers exactly one gets True."""
+    def create(self, key: str, data: bytes, *, leads_to_space: bool = False) -> bool:
+        """Write unless the key exists: of many callers exactly one gets True.
+
+        What `leads_to_space`, as the tombstone of a job, is written to a full disk, too, in the place of the reserve.
+        """
         # The promise that all else rests on: exactly one attempt wins, without a lock service or a database.
         with _unavailable(), step("blob create", traced(key, len(data))) as span:
             try:
-                obstore.put(self._store, self._prefix + key, data, mode="create")
+                try:
+                    obstore.put(self._store, self._prefix + key, data, mode="create")
+                except BaseError as error:
+                    # The store's library has no class for it: what it says ends with the number that the system has.
+                    is_full = f"os error {errno.ENOSPC}" in str(error)
+                    if self._root is None or not leads_to_space or not is_full:
+                        raise
+                    with suppress(FileNotFoundError):  # another was faster
+                        (self._root / RESERVE).unlink()
+                    obstore.put(self._store, self._prefix + key, data, mode="create")
             except AlreadyExistsError:
                 span.set_attributes({"lobewise.blob.existed": True})
                 return False
             self.sync(key)
             return True
+
+    def keep_reserve(self) -> None:
+        """Hold some space of a folder's disk back, if there is any: without it nothing could be deleted of a full one.
+
+        A tombstone comes before what it stands for is deleted, and needs space itself.
+        """
+        if self._root is None or (self._root / RESERVE).exists():
+            return
+        partial = self._root / f"{RESERVE}.{uuid4().hex}"
+        try:
+            with partial.open("xb") as file:
+                os.posix_fallocate(file.fileno(), 0, RESERVE_BYTES)
+            partial.replace(self._root / RESERVE)
+        except OSError:  # full now; whoever deletes something tries again
+            partial.unlink(missing_ok=True)
 
     def write(self, key: str, data: bytes) -> None:
         with _unavailable(), step("blob write", traced(key, len(data))):
@@ -291,7 +326,9 @@ def open_object_store(
         raise StorageUnavailableError(f"the folder {folder} cannot be written")
     with _unavailable():
         store = LocalStore(folder, automatic_cleanup=True)
-    return ObjectStore(store, folder.resolve())
+    opened = ObjectStore(store, folder.resolve())
+    opened.keep_reserve()
+    return opened
 
 
 @contextmanager
