@@ -1,12 +1,14 @@
 """Puts the gateway together."""
 
+import asyncio
 import gc
 import logging
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from types import FrameType
-from typing import Final
+from typing import Final, cast
 
 import anyio
 import uvicorn
@@ -16,10 +18,14 @@ from fastapi_offline import FastAPIOffline
 
 from api import errors, openapi
 from api.access import ROLES, authorize
+from api.connection_limits import ClientShares, Connections
+from api.docs_page import STATIC_URL, docs_page
 from api.forwarded import ForwardedHeaders
-from api.listening import require_free
+from api.hosts import HostAndOrigin
+from api.listening import allow_connections, require_free
 from api.metrics import Metrics
 from api.middleware import RequestEnvelope
+from api.protocol import PiecewiseProtocol
 from api.quotas import RequestCounter, count_request
 from api.routes import batches, callbacks, events, exports, feed, quota, results, service, submission, uploads
 from api.routes import jobs as job_routes
@@ -30,6 +36,7 @@ from jobs.access.doors import Doors
 from jobs.access.keys import KeyRing
 from jobs.bootstrap import Connection, connect
 from jobs.logs import configure_logging
+from jobs.private_files import keep_private
 from jobs.quotas import quotas_of
 from jobs.settings import AccessSettings, ApiSettings, JobsSettings, misspelt, read_settings
 from jobs.tracing import configure_tracing, stop_tracing
@@ -64,16 +71,21 @@ def create_app(
         root_path_in_servers=settings.public_url is None,
         openapi_tags=openapi.TAGS,
         redirect_slashes=False,
+        docs_url=None,
         redoc_url=None,
-        static_url="/docs-files",
+        static_url=STATIC_URL,
         lifespan=_lifespan,
     )
     app.state.settings = settings
     app.state.metrics = Metrics()
-    app.state.streams = Streams(settings.max_streams)
+    app.state.streams = Streams(settings.max_streams, settings.max_streams_per_client)
     app.state.metrics.watch_streams(app.state.streams.count)
     app.state.waiting = anyio.CapacityLimiter(settings.max_waiting)
-    app.state.upload_limiter = UploadLimiter(settings.max_uploads)
+    app.state.waiting_of_clients = ClientShares("waits", settings.max_waiting_per_client)
+    app.state.upload_limiter = UploadLimiter(
+        settings.max_uploads, settings.max_uploads_per_client, settings.crowded_seconds
+    )
+    app.state.connections = Connections(settings, app.state.metrics.refused)
     app.state.metrics.watch_uploads(app.state.upload_limiter.taken, app.state.upload_limiter.bytes_per_second)
     app.state.connection = app.state.audit = None
     app.state.doors = doors
@@ -92,8 +104,10 @@ def create_app(
     app.webhooks.include_router(callbacks.webhooks)
     errors.install(app)
     openapi.install(app)
-    # Beside the document, and not in it, as /docs is.
+    # Beside the document, and not in it.
+    app.add_route("/docs", docs_page)
     app.add_route("/llms.txt", lambda _request: PlainTextResponse(openapi.for_language_models(app)))
+    app.add_middleware(HostAndOrigin, settings=settings)
     app.add_middleware(RequestEnvelope, metrics=app.state.metrics, upload_limiter=app.state.upload_limiter)
     # Outside of the other: its answers, too, name the path that the client asked for.
     app.add_middleware(ForwardedHeaders, settings=settings)
@@ -105,11 +119,13 @@ def run(host: str | None = None, port: int | None = None, jobs_settings: JobsSet
     given = {"host": host, "port": port}
     settings = read_settings(ApiSettings, **{name: value for name, value in given.items() if value is not None})
     jobs_settings = jobs_settings or read_settings(JobsSettings)
+    keep_private(jobs_settings)
     configure_logging(jobs_settings.log_format, jobs_settings.log_level)
     for sentence in misspelt((JobsSettings, ApiSettings)):
         logger.warning("%s", sentence)
     access = read_settings(AccessSettings)
     require_free(settings.host, settings.port)
+    allow_connections(settings.max_connections)
     jobs = connect(jobs_settings)
     try:
         doors = Doors(access, KeyRing(jobs.backends.store.blobs))
@@ -120,7 +136,9 @@ def run(host: str | None = None, port: int | None = None, jobs_settings: JobsSet
             app,
             host=settings.host,
             port=settings.port,
-            http="api.protocol:PiecewiseProtocol",
+            http=cast("type[asyncio.Protocol]", partial(PiecewiseProtocol, connections=app.state.connections)),
+            # None is spoken here, and a library for it may be installed all the same.
+            ws="none",
             log_config=None,
             # The middleware logs each request itself; uvicorn's line would show paths, queries and signatures.
             access_log=False,

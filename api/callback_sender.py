@@ -31,11 +31,12 @@ from jobs.errors import (
     SettingsError,
     UnavailableError,
 )
-from jobs.live.callback_schedule import batch_id_of
+from jobs.live.callback_schedule import CallbackSchedule, batch_id_of
 from jobs.liveness import alive
 from jobs.logs import configure_logging
 from jobs.models import CallbackFault, JobRecord
 from jobs.outbound import AsyncPinnedBackend, OutboundRules, warn_of_refused
+from jobs.private_files import keep_private
 from jobs.proxies import AsyncRoutedTransport, proxy_of
 from jobs.service import JobService
 from jobs.settings import JobsSettings, misspelt, read_settings
@@ -53,6 +54,7 @@ CROWDED_SECONDS: Final = 2.0
 def run(settings: JobsSettings | None = None) -> None:
     """Send until SIGTERM or Ctrl-C; what is under way then is finished."""
     settings = settings or read_settings(JobsSettings)
+    keep_private(settings)
     configure_logging(settings.log_format, settings.log_level)
     configure_tracing("lobewise-sender")
     for prefix in settings.callback_allowlist:
@@ -123,12 +125,13 @@ class Sender:
     def _take_due(self, count: int) -> list[tuple[JobService, str]]:
         """What is due now, of all tenants, and no more than `count`."""
         due: list[tuple[JobService, str]] = []
-        known = self._tenants.known()
+        schedules = {known.service.callbacks.schedule: known.service for known in self._tenants.known()}
+        waiting = [schedules[schedule] for schedule in CallbackSchedule.with_due(list(schedules))]
         self._turn += 1
-        for n in range(len(known)):
-            # Another begins each time, and has no more than its share of what is free while others may wait.
-            jobs = known[(self._turn + n) % len(known)].service
-            share = -(-(count - len(due)) // (len(known) - n))
+        for n in range(len(waiting)):
+            # Another begins each time, and has no more than its share of what is free while others wait.
+            jobs = waiting[(self._turn + n) % len(waiting)]
+            share = -(-(count - len(due)) // (len(waiting) - n))
             due += [(jobs, name) for name in jobs.callbacks.take_due(share)] if share > 0 else []
         return due
 

@@ -12,8 +12,8 @@ from fastapi import Depends, Request
 from api.errors import invalid_parameters, pointer
 from api.metrics import Metrics
 from api.schemas import FieldError
-from api.upload_limits import UploadLimiter
-from jobs.access.caller import DEFAULT_TENANT, Caller
+from api.upload_limits import Pace, UploadLimiter
+from jobs.access.caller import ANONYMOUS, DEFAULT_TENANT, Caller
 from jobs.live.status_batcher import StatusBatcher
 from jobs.service import JobService
 from jobs.settings import ApiSettings
@@ -68,6 +68,14 @@ async def _addresses(request: Request) -> Addresses:
     return Addresses(f"{request.url.scheme}://{host}{root}" if HOST.fullmatch(host) else root)
 
 
+async def _lasting_addresses(request: Request) -> Addresses:
+    addresses = await _addresses(request)
+    settings: ApiSettings = request.app.state.settings
+    if settings.public_url is not None or getattr(request.state, "host_is_ours", False):
+        return addresses
+    return Addresses(request.scope.get("root_path", "").rstrip("/"))
+
+
 async def one_of_each(request: Request) -> None:
     """Of parameters that are no lists the framework lets the last of several win, and says nothing.
 
@@ -89,6 +97,19 @@ def _from_state(name: str) -> Callable[[Request], Awaitable[Any]]:
         return getattr(request.app.state, name)
 
     return read
+
+
+async def _pace(request: Request) -> Pace:
+    settings: ApiSettings = request.app.state.settings
+    return Pace(settings.idle_seconds, settings.least_bytes_per_second)
+
+
+async def _client(request: Request) -> str:
+    caller: Caller = request.state.caller
+    # Many may come from one address, as behind a hospital's firewall; a key or a token is of one.
+    if caller.subject != ANONYMOUS.subject:
+        return f"{caller.tenant}/{caller.subject}"
+    return getattr(request.state, "client", "")
 
 
 async def _caller(request: Request) -> Caller:
@@ -127,3 +148,9 @@ StatusBatcherDep = Annotated[StatusBatcher, Depends(_status_batcher)]
 SettingsDep = Annotated[ApiSettings, Depends(_from_state("settings"))]
 MetricsDep = Annotated[Metrics, Depends(_from_state("metrics"))]
 AddressesDep = Annotated[Addresses, Depends(_addresses)]
+#: What is told to others than who asks, signed even, begins with no host that the client alone has named.
+LastingAddressesDep = Annotated[Addresses, Depends(_lasting_addresses)]
+#: Of the request's body.
+PaceDep = Annotated[Pace, Depends(_pace)]
+#: Whom to count the request for; empty where nobody knows.
+ClientDep = Annotated[str, Depends(_client)]

@@ -161,18 +161,29 @@ def problem_of(error: ApiError | JobsError) -> ProblemType:
     return error.problem
 
 
-def problem_response(request: Request, error: ApiError) -> JSONResponse:
-    problem = error.problem
-    body = Problem(
+def problem_of_call(
+    problem: ProblemType,
+    detail: str,
+    path: str,
+    evidence: Mapping[str, Any] | None = None,
+    errors: Iterable[FieldError] = (),
+) -> Problem:
+    """The body of an answer to a call of `path`; empty where the path was not understood."""
+    return Problem(
         type=problem.uri,
         title=problem.title,
         status=problem.status or 500,
-        detail=error.detail,
-        instance=quote(request.url.path),
+        detail=detail,
+        instance=quote(path),
         retryable=problem.retryable,
-        evidence=error.evidence,
-        errors=error.errors,
+        evidence=dict(evidence or {}),
+        errors=list(errors),
     )
+
+
+def problem_response(request: Request, error: ApiError) -> JSONResponse:
+    problem = error.problem
+    body = problem_of_call(problem, error.detail, request.url.path, error.evidence, error.errors)
     is_in_flight = problem is problems.IDEMPOTENCY_IN_FLIGHT
     seconds = IN_FLIGHT_SECONDS if is_in_flight else request.app.state.settings.unavailable_seconds
     retry = {"Retry-After": str(seconds)} if problem.retryable else {}

@@ -6,12 +6,12 @@ What anybody else says of that changes nothing: a link or a callback would lead 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Final
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from api.connection_limits import TrustedAddresses, client_of
 from api.dependencies import HOST
 from jobs.settings import PREFIX, ApiSettings
 
@@ -38,31 +38,36 @@ class ForwardedHeaders:
     """Makes of each request what it was before the proxies, as far as they are trusted and `settings` names the header.
 
     The prefix that they took off, or left on, becomes ASGI's `root_path`, and stands before the path in either case.
+    The request's state gets `client`, whom to count it for (empty where nobody knows), and `host_is_proxys` where a
+    proxy has said the host.
     """
 
     def __init__(self, app: ASGIApp, settings: ApiSettings) -> None:
         self._app = app
         self._prefix = settings.prefix
         self._believed = frozenset(settings.forwarded_headers)
-        entries = [entry.strip() for entry in settings.forwarded_allow_ips.split(",") if entry.strip()]
-        self._trusts_every_peer = "*" in entries
-        self._trusted = [ip_network(entry, strict=False) for entry in entries if entry != "*"]
+        self._trusted = TrustedAddresses(settings.forwarded_allow_ips)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app(self._before_proxies(scope) if scope["type"] == "http" else scope, receive, send)
 
     def _before_proxies(self, scope: Scope) -> Scope:
         scope, prefix = dict(scope), self._prefix
-        if self._trusts_every_peer or (scope.get("client") and self._is_trusted(scope["client"][0])):
+        state = scope.setdefault("state", {})
+        peer = scope["client"][0] if scope.get("client") else None
+        state["client"] = self._trusted.client(peer)
+        if self._trusted.are_all or (peer is not None and self._trusted.names(peer)):
             headers = Headers(scope=scope)
             hop = self._outermost(headers)
             if hop.address:
                 scope["client"] = (hop.address, 0)
+                state["client"] = "" if self._trusted.names(hop.address) else client_of(hop.address)
             if hop.scheme.lower() in ("http", "https"):
                 scope["scheme"] = hop.scheme.lower()
             if HOST.fullmatch(hop.host):
                 others = [header for header in scope["headers"] if header[0] != b"host"]
                 scope["headers"] = [(b"host", hop.host.encode()), *others]
+                state["host_is_proxys"] = True
             given = self._last(headers, "x-forwarded-prefix").rstrip("/")
             if given and PREFIX.fullmatch(given):
                 prefix = given
@@ -86,7 +91,7 @@ class ForwardedHeaders:
     def _nearest_to_client(self, hops: Sequence[Hop]) -> Hop:
         # Each adds itself at the end. What stands before an address that is not trusted may be anybody's invention.
         for hop in reversed(hops):
-            if not self._is_trusted(hop.address):
+            if not self._trusted.names(hop.address):
                 return hop
         return hops[0] if hops else Hop()
 
@@ -98,15 +103,6 @@ class ForwardedHeaders:
     def _last(self, headers: Headers, name: str) -> str:
         """The proxy's own word, where it adds to a list."""
         return (self._values(headers, name) or [""])[-1]
-
-    def _is_trusted(self, address: str) -> bool:
-        try:
-            parsed = ip_address(address)
-        except ValueError:  # `unknown`, or a word that hides who it is
-            return False
-        if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped is not None:  # of a server that listens on `::`
-            parsed = parsed.ipv4_mapped
-        return any(parsed in network for network in self._trusted)
 
 
 def hops_of(forwarded: str) -> list[Hop]:

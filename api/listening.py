@@ -1,10 +1,16 @@
 """Where the gateway listens, and how it is asked from this machine. Light: the command line imports it, too."""
 
+import logging
+import resource
 import socket
 from typing import Final
 
 from jobs.errors import SettingsError
 
+logger = logging.getLogger("lobewise.api")
+
+#: Scans on their way in, Redis, the store and what Python itself has open.
+FILES_BESIDE_CONNECTIONS: Final = 512
 #: These mean "all addresses" to a server and are none to connect to; the loopback is asked instead.
 ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (where to ask, not where to listen)
 
@@ -35,3 +41,16 @@ def require_free(host: str, port: int) -> None:
                 probe.bind(address)
         except OSError as error:
             raise SettingsError(f"Nobody can listen on {host!r}, port {port}: {error.strerror}.") from error
+
+
+def allow_connections(count: int) -> None:
+    """Let this process hold so many connections open, as far as it may: systems begin with 1024 files for each."""
+    wanted = count + FILES_BESIDE_CONNECTIONS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    may = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < may:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (may, hard))
+    if may < wanted:
+        fit = max(may - FILES_BESIDE_CONNECTIONS, 1)
+        sentence = "only %d files may be open (ulimit -Hn): LOBEWISE_API_MAX_CONNECTIONS should be at most %d"
+        logger.warning(sentence, may, fit)

@@ -1,6 +1,6 @@
 """What an operator watches, in the text format of Prometheus."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from math import isinf
 from typing import Any, Final
@@ -14,6 +14,7 @@ from jobs.errors import BrokerUnavailableError
 from jobs.live.job_metrics import Histogram as Seconds
 from jobs.models import JobStatus, Priority, Stage
 from jobs.quotas import Quota
+from jobs.service import JobService
 from jobs.tenants import Tenants
 
 MEDIA_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -79,6 +80,10 @@ class Metrics:
         self._requests.labels(method, route, str(status)).inc()
         self._seconds.labels(method, route).observe(seconds)
 
+    def refused(self, status: int) -> None:
+        """A connection was answered before there was a request to count."""
+        self._requests.labels("(none)", "(none)", str(status)).inc()
+
     def text(self) -> bytes:
         return generate_latest(self.registry)
 
@@ -125,7 +130,9 @@ class _JobsCollector(Collector):
                 waiting = GaugeMetricFamily("lobewise_queue_jobs", "Jobs that wait for a worker", labels=["priority"])
                 meaning = "How long the first of the waiting jobs has waited"
                 oldest = GaugeMetricFamily("lobewise_queue_oldest_seconds", meaning, labels=["priority"])
-                queues = [jobs.monitoring.queues() for jobs in services]
+                # All of these have the default's, so that there is something to show where nobody has anything to do.
+                at_work = [jobs for jobs in services if jobs is self._jobs or any(counts[jobs.tenant][s] for s in OPEN)]
+                queues = [jobs.monitoring.queues() for jobs in at_work]
                 yield _filled(waiting, {p: sum(queue[p].waiting for queue in queues) for p in Priority})
                 yield _filled(oldest, {p: max(queue[p].oldest_seconds for queue in queues) for p in Priority})
                 backlogs = [jobs.callbacks.schedule.backlog() for jobs in services]
@@ -138,9 +145,9 @@ class _JobsCollector(Collector):
                 meaning = "Attempts at callbacks, by how they ended"
                 attempts = CounterMetricFamily("lobewise_callback_attempts", meaning, labels=["outcome"])
                 yield _filled(attempts, self._jobs.callbacks.schedule.outcomes())
-                yield from self._job_metrics()
+                yield from self._job_metrics(at_work)
 
-    def _job_metrics(self) -> Iterator[Metric]:
+    def _job_metrics(self, at_work: Sequence[JobService]) -> Iterator[Metric]:
         """What the workers did; they count in Redis, so every gateway shows the same."""
         job_metrics = self._jobs.monitoring.job_metrics()
         meaning = "Jobs by how they ended and, if they failed, why"
@@ -150,7 +157,7 @@ class _JobsCollector(Collector):
         meaning = "Jobs that were given the result of an earlier one"
         yield CounterMetricFamily("lobewise_jobs_reused", meaning, value=job_metrics.reused)
         running = GaugeMetricFamily("lobewise_running_jobs", "Jobs that a worker has, by stage", labels=["stage"])
-        by_stage = [known.service.monitoring.running() for known in self._tenants.known()]
+        by_stage = [jobs.monitoring.running() for jobs in at_work]
         for stage in (None, *Stage):
             running.add_metric([stage or "none"], sum(count[stage] for count in by_stage))
         yield from (finished, running)

@@ -25,12 +25,17 @@ from jobs.states import is_id
 logger = logging.getLogger("lobewise.api")
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_SAFE_HEADERS: Final = {
+#: Those of each answer that has no others of the kind.
+SAFE_HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
     # Results belong to patients: no cache between may keep them.
     "Cache-Control": "no-store",
     "Referrer-Policy": "no-referrer",
     "X-Frame-Options": "DENY",
+    # An answer that a browser shows as a page loads nothing, runs nothing and is framed by nobody.
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
 }
 #: A client may send any word as a method; as a label each would be a time series of its own.
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -120,7 +125,7 @@ class _Envelope:
             if self._traceparent is not None:
                 headers["traceresponse"] = self._traceparent
             # A route may have more to say with each of its answers, a refusal too.
-            for name, value in (_SAFE_HEADERS | self._scope.get("state", {}).get("headers", {})).items():
+            for name, value in (SAFE_HEADERS | self._scope.get("state", {}).get("headers", {})).items():
                 headers.setdefault(name, value)
             kind, made_id = audit.made_by(headers)
             if made_id is not None:

@@ -8,9 +8,10 @@ from typing import Final
 
 from jobs.problems import PROBLEM_TYPES, ProblemType
 
+PAGE_STYLE: Final = "body{font:1rem/1.5 system-ui,sans-serif;max-width:40rem;margin:3rem auto;padding:0 1rem}"
 _PAGE: Final = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{title}</title>
-<style>body{{font:1rem/1.5 system-ui,sans-serif;max-width:40rem;margin:3rem auto;padding:0 1rem}}</style>
+<style>{style}</style>
 <h1>{title}</h1>
 <p><code>{uri}</code> &middot; {where} &middot; {retryable}</p>
 <h2>What it means</h2><p>{meaning}</p>
@@ -45,6 +46,7 @@ and its `error` holds the problem without `status` and `instance`.
 
 def html_page(problem: ProblemType) -> str:
     return _PAGE.format(
+        style=PAGE_STYLE,
         title=escape(problem.title),
         uri=escape(problem.uri),
         where=_where(problem),

@@ -24,7 +24,7 @@ from api.errors import (
     unsupported_content_type,
 )
 from api.schemas import FieldError, JobOptions, SourceSubmission
-from api.upload_limits import UploadSlot
+from api.upload_limits import Pace, UploadSlot
 from jobs import problems
 from jobs.errors import WrongPartSizeError
 from jobs.models import InputInfo
@@ -234,29 +234,20 @@ def require_length(request: Request, limit_bytes: int) -> None:
         raise BodyTooLargeError(limit_bytes)
 
 
-async def body_chunks(request: Request, limit_bytes: int, idle_seconds: float) -> AsyncIterator[bytes]:
+async def body_chunks(request: Request, limit_bytes: int, pace: Pace) -> AsyncIterator[bytes]:
     """The body as it comes.
 
     Raises:
         BodyTooLargeError: it is longer than `limit_bytes`, whatever its Content-Length says.
-        ApiError (request-timeout): nothing came for `idle_seconds`.
+        ApiError (request-timeout): it came slower than `pace` allows.
         ApiError (malformed-request): the client went away.
     """
     stream, size = request.stream(), 0
     while True:
         try:
-            with anyio.fail_after(idle_seconds):
-                chunk = await anext(stream)
+            chunk = await pace.next_of(stream)
         except StopAsyncIteration:
             return
-        except TimeoutError as error:
-            raise ApiError(
-                problems.REQUEST_TIMEOUT,
-                f"no byte arrived for {idle_seconds:g} seconds",
-                evidence={"idle_seconds": idle_seconds},
-                # The rest of the body is never read, so the next request on this connection could not be found.
-                headers={"Connection": "close"},
-            ) from error
         except ClientDisconnect as error:
             detail = "the connection was closed before the end of the body"
             raise ApiError(problems.MALFORMED_REQUEST, detail) from error
@@ -271,18 +262,16 @@ async def read_submission(chunks: AsyncIterator[bytes]) -> SourceSubmission:
     return _parsed(b"".join([chunk async for chunk in chunks]), SourceSubmission)
 
 
-async def read_json(request: Request, model: type[Body], limit_bytes: int, idle_seconds: float) -> Body:
+async def read_json(request: Request, model: type[Body], limit_bytes: int, pace: Pace) -> Body:
     """The whole body. Raises ApiError (unsupported-content-type), and as `body_chunks` and `read_submission`."""
     if media_type_of(request) != "application/json":
         raise unsupported_content_type("send application/json")
     require_length(request, limit_bytes)
-    chunks = body_chunks(request, limit_bytes, idle_seconds)
+    chunks = body_chunks(request, limit_bytes, pace)
     return _parsed(b"".join([chunk async for chunk in chunks]), model)
 
 
-async def receive_part(
-    request: Request, slot: UploadSlot, sink: Sink, expected_bytes: int, idle_seconds: float
-) -> None:
+async def receive_part(request: Request, slot: UploadSlot, sink: Sink, expected_bytes: int, pace: Pace) -> None:
     """Stream a whole body into `sink`, if it has this size.
 
     Raises:
@@ -294,7 +283,7 @@ async def receive_part(
             raise WrongPartSizeError(expected_bytes, int(announced) if announced.isdecimal() else None)
         size_bytes = 0
         try:
-            async for chunk in slot.in_turn(body_chunks(request, expected_bytes, idle_seconds)):
+            async for chunk in slot.in_turn(body_chunks(request, expected_bytes, pace)):
                 size_bytes += len(chunk)
                 await sink.write(chunk)
         except BodyTooLargeError as error:

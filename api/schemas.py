@@ -250,7 +250,7 @@ class Job(Schema):
     priority: Priority
     input: InputInfo
     client_reference: str | None
-    callback_url: str | None = Field(description="who is told how it ended")
+    callback_url: str | None = Field(description="who is told how it ended, without the address's query and user")
     batch_id: str | None = Field(description="the batch that it came in")
     not_after: datetime | None = Field(
         description="if no worker has begun it by then, it fails; null: it waits for as long as it takes"
@@ -342,7 +342,9 @@ class BatchSummary(Schema):
 
     id: str
     created_at: datetime = Field(description="when its request came")
-    callback_url: str | None = Field(description="who is told that all its jobs have ended")
+    callback_url: str | None = Field(
+        description="who is told that all its jobs have ended, without the address's query and user"
+    )
     counts: BatchCountsView
     links: BatchLinks
 

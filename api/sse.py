@@ -10,6 +10,7 @@ from typing import Final
 
 import anyio
 
+from api.connection_limits import ClientShares
 from api.dependencies import Addresses
 from api.errors import ApiError
 from api.views import as_json, job_view
@@ -30,8 +31,9 @@ STOP_SECONDS: Final = 2.0
 class Streams:
     """The open streams of a gateway. Its event loop calls everything but `close`, which any thread may."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, limit_per_client: int) -> None:
         self.limit = limit
+        self._shares = ClientShares("streams", limit_per_client)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: dict[str, set[asyncio.Event]] = {}
         self._listener: threading.Thread | None = None
@@ -65,16 +67,21 @@ class Streams:
         """How many are open."""
         return self._open
 
+    def has_room(self, client: str) -> bool:
+        """Whether this client may have one more."""
+        return self._open < self.limit and self._shares.has_room(client)
+
     @contextmanager
-    def slot(self) -> Iterator[None]:
-        """Raises ApiError (too-many-streams) when all are taken."""
+    def slot(self, client: str) -> Iterator[None]:
+        """Raises ApiError: too-many-streams when all are taken, client-limit when the client has its share."""
         if self._open >= self.limit:
             raise ApiError(problems.TOO_MANY_STREAMS, f"{self.limit} streams are open", evidence={"limit": self.limit})
-        self._open += 1
-        try:
-            yield
-        finally:
-            self._open -= 1
+        with self._shares.share(client):
+            self._open += 1
+            try:
+                yield
+            finally:
+                self._open -= 1
 
     @contextmanager
     def watching(self, job_id: str) -> Iterator[asyncio.Event]:

@@ -6,6 +6,9 @@ from contextlib import contextmanager
 from time import monotonic
 from typing import Final
 
+import anyio
+
+from api.connection_limits import ClientShares
 from api.errors import ApiError
 from jobs import problems
 from jobs.settings import MIB
@@ -53,11 +56,68 @@ class Rate:
             self._calm_until = now + CALM_SECONDS
 
 
+class Pace:
+    """How fast a body comes: its client's time is counted, and not what it waits for its turn or the disk.
+
+    A body may stay behind `least_bytes_per_second` for `idle_seconds` in all, and stand still for no longer; what comes
+    faster makes up for it, but for no time to come.
+    """
+
+    def __init__(self, idle_seconds: float, least_bytes_per_second: int = 0) -> None:
+        """Without a rate, only standing still counts."""
+        self._idle_seconds, self._rate = idle_seconds, least_bytes_per_second
+        self._behind_seconds = 0.0
+        self._waits_since: float | None = None
+        self._scope: anyio.CancelScope | None = None
+        self.is_displaced = False
+
+    @property
+    def behind_seconds(self) -> float:
+        """How long the client has been too slow."""
+        waited = 0.0 if self._waits_since is None else monotonic() - self._waits_since
+        return self._behind_seconds + waited
+
+    def displace(self) -> None:
+        """End the wait: another scan needs the place. For one whose client is waited for."""
+        self.is_displaced = True
+        if self._scope is not None:
+            self._scope.cancel()
+
+    async def next_of(self, pieces: AsyncIterator[bytes]) -> bytes:
+        """The next piece. Raises StopAsyncIteration, ApiError (request-timeout), and what `pieces` do."""
+        self._waits_since = monotonic()
+        left = self._idle_seconds - self._behind_seconds if self._rate else self._idle_seconds
+        try:
+            with anyio.move_on_after(max(left, 0.0)) as self._scope:
+                piece = await anext(pieces)
+                waited = monotonic() - self._waits_since
+                # A fast client stays at 0, so that what it has sent is no leave to stand still afterwards.
+                if self._rate:
+                    self._behind_seconds = max(self._behind_seconds + waited - len(piece) / self._rate, 0.0)
+                return piece
+        finally:
+            self._waits_since = self._scope = None
+        idle = self._idle_seconds
+        evidence: dict[str, float] = {"idle_seconds": idle}
+        detail = f"no byte arrived for {idle:g} seconds"
+        if self.is_displaced or left < idle:
+            evidence["least_bytes_per_second"] = self._rate
+            detail = f"the body came slower than {self._rate} bytes a second for too long"
+        if self.is_displaced:
+            detail += ", and another scan needed its place"
+        # The rest of the body is never read, so the next request on this connection could not be found.
+        raise ApiError(problems.REQUEST_TIMEOUT, detail, evidence=evidence, headers={"Connection": "close"})
+
+
 class UploadLimiter:
     """How many scans may be on their way in, and how fast. For one event loop alone."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, limit_per_client: int | None = None, crowded_seconds: float = 5.0) -> None:
+        """When all places are taken, a client that was too slow for `crowded_seconds` gives up its own."""
         self.limit = limit
+        self._shares = ClientShares("uploads", limit if limit_per_client is None else limit_per_client)
+        self._crowded_seconds = crowded_seconds
+        self._slots: set[UploadSlot] = set()
         self.rate = Rate()
         self._taken = 0
         self._turns = asyncio.Semaphore(TURNS)
@@ -66,21 +126,31 @@ class UploadLimiter:
         self._delay_task: asyncio.Task[None] | None = None
 
     @contextmanager
-    def take(self) -> Iterator["UploadSlot"]:
-        """A slot for one scan. Raises ApiError (too-many-uploads) when all are taken."""
-        if self._taken >= self.limit:
-            raise ApiError(
-                problems.TOO_MANY_UPLOADS, f"{self.limit} scans are on their way in", evidence={"limit": self.limit}
-            )
-        self._taken += 1
-        if self._delay_task is None:
-            self._delay_task = asyncio.get_running_loop().create_task(self._measure_delay())
-        slot = UploadSlot(self)
-        try:
-            yield slot
-        finally:
-            slot.release()
-            self._taken -= 1
+    def take(self, client: str = "", pace: Pace | None = None) -> Iterator["UploadSlot"]:
+        """A slot for one scan of this client, whose body comes at this pace.
+
+        Raises:
+            ApiError: too-many-uploads when all are taken, client-limit when the client has its share.
+        """
+        with self._shares.share(client):
+            if self._taken >= self.limit:
+                paces = [slot.pace for slot in self._slots if slot.pace is not None and not slot.pace.is_displaced]
+                slowest = max(paces, key=lambda pace: pace.behind_seconds, default=None)
+                if slowest is None or slowest.behind_seconds < self._crowded_seconds:
+                    detail = f"{self.limit} scans are on their way in"
+                    raise ApiError(problems.TOO_MANY_UPLOADS, detail, evidence={"limit": self.limit})
+                slowest.displace()
+            self._taken += 1
+            if self._delay_task is None:
+                self._delay_task = asyncio.get_running_loop().create_task(self._measure_delay())
+            slot = UploadSlot(self, pace)
+            self._slots.add(slot)
+            try:
+                yield slot
+            finally:
+                self._slots.discard(slot)
+                slot.release()
+                self._taken -= 1
 
     def taken(self) -> int:
         """How many scans are on their way in."""
@@ -131,7 +201,8 @@ class UploadLimiter:
 class UploadSlot:
     """One scan on its way in."""
 
-    def __init__(self, upload_limiter: UploadLimiter) -> None:
+    def __init__(self, upload_limiter: UploadLimiter, pace: Pace | None = None) -> None:
+        self.pace = pace
         self._upload_limiter = upload_limiter
         self._has_turn = False
         self._stall: asyncio.TimerHandle | None = None

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
@@ -29,6 +30,7 @@ from jobs.states import MultipartUploadState, UrlSignature
 
 def job_view(state: JobState, addresses: Addresses) -> Job:
     fields = {name: getattr(state, name) for name in Job.model_fields if name != "links"}
+    fields["callback_url"] = _shown(state.callback_url)
     succeeded = state.status is JobStatus.SUCCEEDED
     scored = succeeded and state.task is JobTask.SCORE
     links = JobLinks(
@@ -61,7 +63,7 @@ def batch_summary(record: BatchRecord, counts: BatchCounts, addresses: Addresses
     return BatchSummary(
         id=record.id,
         created_at=record.created_at,
-        callback_url=record.callback_url,
+        callback_url=_shown(record.callback_url),
         counts=BatchCountsView(
             **{status.value: n for status, n in counts.by_status.items()}, purged=counts.purged, refused=counts.refused
         ),
@@ -127,6 +129,14 @@ def as_json(model: BaseModel) -> Any:
 
 def json_response(model: BaseModel, status_code: int = 200, headers: Mapping[str, str] | None = None) -> JSONResponse:
     return JSONResponse(as_json(model), status_code, headers)
+
+
+def _shown(callback_url: str | None) -> str | None:
+    """Without what may be a receiver's secret: everybody who may read the job would have it."""
+    if callback_url is None:
+        return None
+    parts = urlsplit(callback_url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment=""))
 
 
 def _masks(job_id: str, addresses: Addresses) -> dict[MaskName, str]:

@@ -168,11 +168,14 @@ def serve(
     /readyz answers 200 once the worker has loaded its models. Jobs in the data folder outlive the service.
     """
     from cli.local import local_service, terminated_like_interrupted, watch
+    from jobs.private_files import keep_private
+    from jobs.settings import JobsSettings, read_settings
 
+    keep_private(read_settings(JobsSettings))
     try:
         with terminated_like_interrupted(), local_service(host, port, data_dir, device) as local:
             err.print(f"Ready at {local.address}  (description: {local.address}/docs)", highlight=False)
-            watch(local.children)
+            watch(local)
     except KeyboardInterrupt:
         err.print("Stopped.")
 
@@ -294,8 +297,12 @@ def rebuild() -> None:
     """
     from jobs.bootstrap import connect
     from jobs.errors import UnavailableError
+    from jobs.private_files import keep_private
+    from jobs.settings import JobsSettings, read_settings
 
-    jobs = connect()
+    settings = read_settings(JobsSettings)
+    keep_private(settings)
+    jobs = connect(settings)
     try:
         restored = sum(known.reconciler.rebuild() for known in jobs.tenants.known())
     except UnavailableError as error:

@@ -7,7 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Final, Literal
+from urllib.parse import unquote, urlsplit
 from uuid import uuid4
 
 import redis
@@ -21,8 +23,9 @@ from jobs.bootstrap import blobs_of, connect
 from jobs.errors import JobsError, SettingsError
 from jobs.live.connection import broker_errors
 from jobs.outbound import doubts
+from jobs.private_files import keep_private, open_to_others
 from jobs.settings import GIB, AccessSettings, ApiSettings, JobsSettings, misspelt, read_settings
-from jobs.store.object_store import open_object_store
+from jobs.store.object_store import encryption_of, open_object_store
 from jobs.tracing import collector_takes
 
 Result = Literal["ok", "warning", "wrong"]
@@ -53,9 +56,10 @@ def examine() -> Iterator[Check]:
     except SettingsError as error:
         yield Check("settings", "wrong", str(error), "set it as the sentence says; docs/configuration.md has them all")
         return
+    keep_private(settings)
     wrong = misspelt((JobsSettings, ApiSettings))
     yield Check("settings", "warning" if wrong else "ok", " ".join(wrong) or "as they should be")
-    parts: list[Callable[[JobsSettings], Iterator[Check]]] = [_broker, _blobs, _access, _disk]
+    parts: list[Callable[[JobsSettings], Iterator[Check]]] = [_broker, _blobs, _files, _access, _disk]
     parts += [_weights, _device, _sandbox]
     for part in [*parts, _outbound, _traces]:
         try:
@@ -108,7 +112,7 @@ def _broker(settings: JobsSettings) -> Iterator[Check]:
 
 def _blobs(settings: JobsSettings) -> Iterator[Check]:
     url = settings.blob_url or (settings.data_dir.resolve() / "blobs").as_uri()
-    blobs = open_object_store(url, settings.blob_public_endpoint)
+    blobs = open_object_store(url, settings.blob_public_endpoint, encryption_of(settings))
     blobs.check()
     key, begin = f"doctor/{uuid4()}", time.perf_counter()
     found, skew_seconds = "", None
@@ -138,6 +142,21 @@ def _clock(part: str, skew_seconds: float) -> Check:
     return Check("clock", "wrong", found, "synchronise the clocks, with NTP for one")
 
 
+def _files(settings: JobsSettings) -> Iterator[Check]:
+    folders = [settings.data_dir.resolve(), settings.data_dir.resolve() / "blobs"]
+    if (settings.blob_url or "").startswith("file:"):
+        folders.append(Path(unquote(urlsplit(settings.blob_url or "").path)))
+    found = sorted({path for folder in folders for path in open_to_others(folder, settings.umask)})
+    if not found:
+        yield Check("files", "ok", "others on this machine cannot read what is stored")
+        return
+    which = ", ".join(map(str, found[:3])) + (", ..." if len(found) > 3 else "")
+    # Earlier versions left it to the umask that they were started with. Nobody changes them unasked: a folder may be
+    # shared on purpose.
+    advice = f"chmod -R go= {found[0]}, or set LOBEWISE_UMASK if others are to"
+    yield Check("files", "warning", f"others on this machine may read or enter {which}", advice)
+
+
 def _access(settings: JobsSettings) -> Iterator[Check]:
     access, host = read_settings(AccessSettings), read_settings(ApiSettings).host
     ring = KeyRing(blobs_of(settings))
@@ -158,6 +177,12 @@ def _access(settings: JobsSettings) -> Iterator[Check]:
 
 
 def _disk(settings: JobsSettings) -> Iterator[Check]:
+    kept = settings.retention_seconds
+    found = "scans and results are kept until somebody deletes them"
+    if kept is not None:
+        found = f"finished jobs are deleted after {kept / 86400:.1f} days"
+    advice = "set LOBEWISE_RETENTION_SECONDS, 2592000 for 30 days"
+    yield Check("retention", "warning" if kept is None else "ok", found, advice)
     folder = settings.data_dir.resolve()
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(existing).free
@@ -208,6 +233,8 @@ def _sandbox(settings: JobsSettings) -> Iterator[Check]:
 
 def _outbound(settings: JobsSettings) -> Iterator[Check]:
     allowed = (*settings.source_allowlist, *settings.callback_allowlist)
+    if not allowed:
+        return
     refused = doubts(allowed, settings.outbound_networks)
     found = " ".join(refused) or f"{len(allowed)} prefixes of addresses are allowed"
     advice = "list the network there, or take the prefix off its list"

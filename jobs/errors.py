@@ -95,7 +95,7 @@ class ForbiddenError(JobsError):
 
 
 class TooManyTenantsError(JobsError):
-    pass
+    problem = problems.FORBIDDEN
 
 
 class WrongStateError(JobsError):

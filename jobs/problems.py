@@ -52,9 +52,50 @@ REQUEST_TIMEOUT: Final = ProblemType(
     "request-timeout",
     408,
     "The upload stood still for too long",
-    "No byte of the body arrived for the time that `evidence.idle_seconds` says. Nothing was kept.",
+    "No byte of the body arrived for the time that `evidence.idle_seconds` says, or for too long in all it came slower "
+    "than `evidence.least_bytes_per_second`. Nothing was kept.",
     "Send the scan again over a steadier connection.",
     retryable=True,
+)
+HEAD_TIMEOUT: Final = ProblemType(
+    "head-timeout",
+    408,
+    "The request's headers did not come in time",
+    "The first line and the headers were not complete after `evidence.head_seconds`.",
+    "Send the whole request at once.",
+    retryable=True,
+)
+URL_TOO_LONG: Final = ProblemType(
+    "url-too-long",
+    414,
+    "The request's address is too long",
+    "The address has more bytes than `evidence.limit_bytes`.",
+    "Send parameters of this interface alone; what is long belongs into the body. The operator sets the limit.",
+)
+HEADERS_TOO_LARGE: Final = ProblemType(
+    "headers-too-large",
+    431,
+    "The request's headers are too large",
+    "There are more headers than `evidence.limit`, or they have more bytes than `evidence.limit_bytes`.",
+    "Send fewer or shorter headers, cookies above all. The operator sets the limit.",
+)
+HOST_NOT_ALLOWED: Final = ProblemType(
+    "host-not-allowed",
+    421,
+    "The service does not go by this name",
+    "The `Host` header names a host that the operator has not listed: another name may lead here by mistake or by "
+    "deceit (DNS rebinding).",
+    "Use the service's own address. The operator lists names in `LOBEWISE_ALLOWED_HOSTS`, or sets "
+    "`LOBEWISE_API_PUBLIC_URL`.",
+)
+ORIGIN_NOT_ALLOWED: Final = ProblemType(
+    "origin-not-allowed",
+    403,
+    "Another site's page may not do this",
+    "A browser says (`Origin`, `Sec-Fetch-Site`) that a page of another site sends this request, which would change "
+    "something.",
+    "Call the service from a page of its own, or from a program. The operator lists other sites in "
+    "`LOBEWISE_API_ALLOWED_ORIGINS`.",
 )
 UPLOAD_TOO_LARGE: Final = ProblemType(
     "upload-too-large",
@@ -293,6 +334,22 @@ TOO_MANY_UPLOADS: Final = ProblemType(
     "Too many scans are on their way in",
     "This gateway takes in `evidence.limit` scans, and no more for now. Nothing was read of this one.",
     "Send it again after `Retry-After`. The operator sets the limit.",
+    retryable=True,
+)
+TOO_MANY_CONNECTIONS: Final = ProblemType(
+    "too-many-connections",
+    503,
+    "Too many connections are open",
+    "This gateway has `evidence.limit` connections open, and takes no more for now.",
+    "Try again after `Retry-After`. The operator sets the limit.",
+    retryable=True,
+)
+CLIENT_LIMIT: Final = ProblemType(
+    "client-limit",
+    429,
+    "This client holds too much of the service at once",
+    "This client has as many `evidence.of` (connections, streams or uploads) open as one may: `evidence.limit`.",
+    "Close some, or wait for them to end, then try again after `Retry-After`. The operator sets the limit.",
     retryable=True,
 )
 NOT_READY: Final = ProblemType(

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import cached_property
 from queue import Empty
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, Final, Self
 
 from celery import Celery
@@ -30,11 +30,14 @@ from kombu.utils.json import dumps
 from kombu.utils.scheduling import round_robin_cycle
 from opentelemetry.trace import SpanKind
 from redis import Redis
+from redis.connection import Connection, SSLConnection
+from redis.exceptions import ConnectionError as BrokenConnectionError
+from redis.exceptions import ResponseError
 
 from jobs import states, tracing
 from jobs.access.caller import DEFAULT_TENANT
 from jobs.errors import BrokerUnavailableError
-from jobs.live.connection import broker_errors
+from jobs.live.connection import broker_errors, has_full_disk
 from jobs.live.keys import LISTS
 from jobs.live.redis_view import LiveView
 from jobs.live.usage import Usage
@@ -45,6 +48,8 @@ from jobs.settings import JobsSettings
 log = logging.getLogger(__name__)
 
 TASK_NAME: Final = "lobewise.score"
+#: Between two looks into queues of a broker that cannot write to its disk, or that is away.
+DISK_FULL_SECONDS: Final = 0.5
 #: A worker that was killed at the hard limit needs a moment more until it is gone.
 RESTORE_GRACE_SECONDS: Final = 60
 
@@ -146,6 +151,26 @@ class FairQueues(round_robin_cycle):
         return last_used
 
 
+class _PatientConnection:
+    """Of a broker that cannot write to its disk: as one that is away, since kombu waits for that, and ends else."""
+
+    def read_response(self, *arguments: Any, **named: Any) -> Any:
+        try:
+            return super().read_response(*arguments, **named)  # type: ignore[misc]  # of the class beside it
+        except ResponseError as error:
+            if has_full_disk(error):
+                raise BrokenConnectionError(str(error)) from error
+            raise
+
+
+class _Connection(_PatientConnection, Connection):
+    pass
+
+
+class _SslConnection(_PatientConnection, SSLConnection):
+    pass
+
+
 class _FullError(Exception):
     """The tenant of a message has as many running jobs as it may."""
 
@@ -157,6 +182,8 @@ class _FullError(Exception):
 class _Channel(redis.Channel):
     """Waits for the lists of all tenants; drops a message that is no JSON, where kombu's would end the worker."""
 
+    connection_class = _Connection
+    connection_class_ssl = _SslConnection
     _looked_at = float("-inf")
 
     def _brpop_start(self, timeout: float | None = None) -> None:
@@ -171,6 +198,10 @@ class _Channel(redis.Channel):
     def _brpop_read(self, **options: Any) -> bool:
         try:
             return bool(super()._brpop_read(**options))  # type: ignore[no-untyped-call]
+        except BrokenConnectionError:
+            # The connection may be made again at once, while the disk is as full as before.
+            sleep(DISK_FULL_SECONDS)
+            raise
         except ValueError as error:
             # It is off the queue already. A job that it stood for is found and sent again by the reconciler.
             log.warning("a message that is no JSON was dropped: %s", type(error).__name__)

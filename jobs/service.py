@@ -16,6 +16,7 @@ from jobs import states, tracing
 from jobs.backends import Backends
 from jobs.batches import Batches
 from jobs.callbacks import Callbacks
+from jobs.ends import Ends
 from jobs.errors import (
     BrokerUnavailableError,
     IdempotencyInFlightError,
@@ -34,7 +35,7 @@ from jobs.models import Inspection, JobRecord, JobState, JobStatus, JobTask, Man
 from jobs.recovery import finalize
 from jobs.states import JobPage, Readiness
 from jobs.store.idempotency import Idempotency
-from jobs.store.keys import job_key
+from jobs.store.inputs import input_key
 from jobs.store.multipart_uploads import MultipartUploads
 from jobs.store.object_store import ObjectStore
 from jobs.store.results import Results
@@ -90,6 +91,7 @@ class JobService:
         self.workers, self.monitoring, self.event_log = self._live.workers, self._live.monitoring, self._live.events
         self._results = Results(backends.store, backends.settings)
         self.uploads = MultipartUploads(backends.store.blobs, backends.settings, backends.tenant)
+        self.ends = Ends(backends.store.manifest)
         self.listing = Listing(backends.store, backends.live)
         self.batches = Batches(backends.store, backends.live, self.accept_once)
         self.callbacks = Callbacks(backends.store, backends.live, backends.settings, self.batches)
@@ -120,7 +122,7 @@ class JobService:
 
     def open_upload(self, job_id: str) -> BlobUpload:
         """Where the scan of a job to come is written to."""
-        return BlobUpload(self._store.blobs, job_key(job_id, "input"), self.settings.max_upload_bytes)
+        return BlobUpload(self._store.blobs, input_key(job_id, self.settings), self.settings.max_upload_bytes)
 
     def accept(self, record: JobRecord) -> JobState:
         """Make the job durable, then queue it. Once this returns, the job is never lost, broker or not.
@@ -131,7 +133,7 @@ class JobService:
         trace.get_current_span().set_attributes({tracing.JOB_ID: record.id})
         with tracing.step("accept"):
             if not self._store.create_job(record):
-                self._store.blobs.delete(job_key(record.id, "input"))
+                self._store.blobs.delete(input_key(record.id, self.settings))
                 raise IdempotencyInFlightError("another request with this idempotency key came first")
             return self._enqueue(record)
 
@@ -205,14 +207,16 @@ class JobService:
 
     def open_status_batcher(self, beside: StatusBatcher | None = None) -> StatusBatcher:
         """`get` for an event loop, which must close it; over the connections of another tenant's, if one is given."""
-        opened = beside or StatusBatcher(self.settings, self._live.view_freshness, self.get, self._store.state)
-        return opened.of(self._live.keys, self.get, self._store.state)
+        tenants_own = (self.get, self._store.state, self.ends)
+        opened = beside or StatusBatcher(self.settings, self._live.view_freshness, *tenants_own)
+        return opened.of(self._live.keys, *tenants_own)
 
     def list(self, query: Query = ALL, *, limit: int, cursor: str | None = None) -> JobPage:
         """A page of jobs. Raises InvalidCursorError: not a cursor of this service, or one of another query."""
         after = query.decode(cursor) if cursor else None
         found = [*islice(self.listing.walk(query, after, limit + 1), limit + 1)]
-        items = tuple(state for _, state in found[:limit])
+        # All at once, since each that was not read before is a question to a store that may be far away.
+        items = tuple(_report_readers.map(self.ends.settled, (state for _, state in found[:limit])))
         return JobPage(items, query.encode(found[limit - 1][0]) if len(found) > limit else None)
 
     def wait(self, job_id: str, timeout_seconds: float) -> JobState:
@@ -239,9 +243,9 @@ class JobService:
             with suppress(BrokerUnavailableError):
                 known = self.event_log.after(job_id, after) if after else None
                 if known is not None:
-                    return known
+                    return [JobEvent(event.id, self.ends.settled(event.state)) for event in known]
                 if latest := self.event_log.latest(job_id):
-                    return [latest]
+                    return [JobEvent(latest.id, self.ends.settled(latest.state))]
         return [JobEvent(None, self.get(job_id))]
 
     def changes(
@@ -262,7 +266,9 @@ class JobService:
         else:
             found = feed.oldest(limit) if from_oldest else feed.newest()
         job_ids = list(dict.fromkeys(change.job_id for change in found.items))
-        shown = dict(zip(job_ids, self._live.get_many(job_ids), strict=True))
+        states_shown = self._live.get_many(job_ids)
+        settled = _report_readers.map(lambda state: state and self.ends.settled(state), states_shown)
+        shown = dict(zip(job_ids, settled, strict=True))
         return found, [shown[change.job_id] for change in found.items]
 
     def cancel(self, job_id: str) -> JobState:

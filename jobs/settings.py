@@ -51,6 +51,8 @@ OTHERS: Final = (
     "LOBEWISE_DATA",
 )
 
+#: What `LOBEWISE_ALLOWED_HOSTS` may have.
+HOST_NAME: Final = re.compile(r"(?:\*\.)?[a-z0-9._-]+|\[?[0-9a-f:.]+\]?")
 #: A prefix of paths, without a slash at its end.
 PREFIX: Final = re.compile(r"(?:/(?!\.\.?(?:/|$))[A-Za-z0-9._~-]+)+")
 ForwardedHeader = Literal["forwarded", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-forwarded-prefix"]
@@ -77,6 +79,21 @@ class JobsSettings(BaseSettings):
         default=None,
         description="`file:///folder` or `s3://bucket/prefix` (credentials as the AWS tools read them); "
         "without it the folder `blobs` in `data_dir`",
+    )
+    # Scans and reports are of patients: neither the group nor the world of a machine may read them.
+    umask: str = Field(
+        default="077",
+        pattern=r"^0?[0-7]{3}$",
+        description="of the files of all processes, as umask(1) takes it; `027` where they run as several users of one "
+        "group",
+    )
+    blob_encryption: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = Field(
+        default=None,
+        description="S3 is asked to encrypt what it keeps: `AES256` with keys of its own, `aws:kms` or `aws:kms:dsse` "
+        "with one of KMS; without it the bucket's own default counts",
+    )
+    blob_encryption_key: str | None = Field(
+        default=None, description="the key of KMS, by id or ARN; without it the one that the bucket has"
     )
     quota_requests_per_minute: NonNegativeInt = Field(
         default=0, description="requests that each tenant may make in a minute; 0 is no limit, here and below"
@@ -109,6 +126,17 @@ class JobsSettings(BaseSettings):
         default=3, description="the last failed attempt ends the job; attempts that were requeued do not count"
     )
     retry_seconds: PositiveFloat = Field(default=5.0, description="pause before the second attempt, then doubled")
+    deidentify: Literal["off", "basic"] = Field(
+        default="off",
+        description="`basic`: the worker that has read an uploaded scan replaces it in the store by one without what "
+        "names the patient (DICOM PS3.15 Basic Profile; texts of other formats); what cannot be replaced is deleted "
+        "when the job ends. `off`: scans are kept as they came",
+    )
+    deidentify_secret: SecretStr | None = Field(
+        default=None,
+        min_length=32,
+        description="UIDs are mapped under it, the same for all workers. Without it one is made in `data_dir`",
+    )
     reuse_results: bool = Field(
         default=True,
         description="whether a scan that was scored before, by the same software and weights, is given that result",
@@ -188,7 +216,8 @@ class JobsSettings(BaseSettings):
         default=32, description="callbacks that a sender has under way at once, at most a quarter of them to one host"
     )
     retention_seconds: PositiveInt | None = Field(
-        default=None, description="a finished job is deleted after that time; without it jobs are kept"
+        default=None,
+        description="a finished job is deleted after that time, with its scan; without it, or empty, jobs are kept",
     )
     max_tenants: PositiveInt = Field(
         default=100,
@@ -240,6 +269,11 @@ class JobsSettings(BaseSettings):
         "files, the network and other processes; `auto`: it starts, and warns of what is missing",
     )
     weights_dir: Path | None = Field(default=None, description="other weights than those that come with the package")
+
+    @field_validator("retention_seconds", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: object) -> object:
+        return None if value == "" else value
 
     @field_validator("redis_url", "blob_url")
     @classmethod
@@ -300,6 +334,18 @@ class JobsSettings(BaseSettings):
         return tuple(found)
 
     @model_validator(mode="after")
+    def _require_encryption(self) -> Self:
+        # A switch that does nothing would be believed.
+        if self.blob_encryption is not None and not (self.blob_url or "").startswith("s3://"):
+            raise ValueError(
+                "LOBEWISE_BLOB_ENCRYPTION is for a bucket (LOBEWISE_BLOB_URL=s3://...): a folder is encrypted by its "
+                "file system (docs/patient-data.md)"
+            )
+        if self.blob_encryption_key is not None and self.blob_encryption in (None, "AES256"):
+            raise ValueError("LOBEWISE_BLOB_ENCRYPTION_KEY needs LOBEWISE_BLOB_ENCRYPTION=aws:kms or aws:kms:dsse")
+        return self
+
+    @model_validator(mode="after")
     def _require_own_records_apart(self) -> Self:
         # A source there would be another's scan: the bucket's key is ours, whoever asks.
         own = (self.blob_url or "").rstrip("/")
@@ -328,7 +374,7 @@ class JobsSettings(BaseSettings):
 class ApiSettings(BaseSettings):
     """Where the gateway listens and how long it lets things take."""
 
-    model_config = SettingsConfigDict(env_prefix="LOBEWISE_API_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="LOBEWISE_API_", extra="ignore", populate_by_name=True, frozen=True)
 
     # The loopback address: there is no authentication in front of patients' scans until a proxy brings it.
     host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0 lets other machines in")
@@ -353,6 +399,49 @@ class ApiSettings(BaseSettings):
         "whatever its client sent: `x-forwarded-for`, `x-forwarded-proto`, `x-forwarded-host`, `x-forwarded-prefix`, "
         "or `forwarded` (RFC 7239) in place of the first three",
     )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        validation_alias=AliasChoices("LOBEWISE_ALLOWED_HOSTS"),
+        description="names that a request's Host header may have, without ports and separated by spaces, "
+        "`*.example.org` for all below one; others get 421. `localhost`, the address that is called, and the hosts of "
+        "`LOBEWISE_API_HOST` and `LOBEWISE_API_PUBLIC_URL` always may. Without it they alone may where the gateway "
+        "listens on the loopback address, and any elsewhere",
+    )
+    allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="origins of other sites (`https://viewer.example.org`), separated by spaces, whose pages may have "
+        "a browser send what changes something; others get 403",
+    )
+    # What a request is taken for costs memory and time before anybody knows who sends it.
+    max_header_bytes: PositiveInt = Field(
+        default=64 << 10, description="the first line and all headers of a request; more gets 431"
+    )
+    max_headers: PositiveInt = Field(default=100, description="how many headers a request may have; more gets 431")
+    max_url_bytes: PositiveInt = Field(default=8 << 10, description="length of a request's address; longer gets 414")
+    head_seconds: PositiveFloat = Field(
+        default=20.0,
+        description="headers that are not complete by then end in 408, and a new connection without a byte is closed",
+    )
+    max_connections: PositiveInt = Field(
+        default=2048, description="how many connections may be open at once; others get 503"
+    )
+    # Half of each, or a quarter of the connections, so that no client alone shuts the others out.
+    max_connections_per_client: PositiveInt = Field(
+        default=512,
+        description="how many connections one address (of IPv6: one /64 network) may have open at once; others get "
+        "429. Proxies, those of `LOBEWISE_API_FORWARDED_ALLOW_IPS`, have no such limit",
+    )
+    max_streams_per_client: PositiveInt = Field(
+        default=256,
+        description="how many streams of events one client may have open at once; others get 429. A client is its key "
+        "or token, or where there is none its address, as a trusted proxy tells it",
+    )
+    max_waiting_per_client: PositiveInt = Field(
+        default=32, description="how many requests of one client may wait at once; others get 202"
+    )
+    max_uploads_per_client: PositiveInt = Field(
+        default=64, description="how many scans of one client may be on their way in at once; others get 429"
+    )
     max_wait_seconds: NonNegativeInt = Field(
         default=60, description="the longest `Prefer: wait` that is granted; 0 grants none"
     )
@@ -373,12 +462,50 @@ class ApiSettings(BaseSettings):
     poll_seconds: PositiveInt = Field(default=2, description="Retry-After of a job that is not finished")
     unavailable_seconds: PositiveInt = Field(default=5, description="Retry-After while a part is down")
     idle_seconds: PositiveFloat = Field(default=60.0, description="a body that stands still for longer ends in 408")
+    least_bytes_per_second: NonNegativeInt = Field(
+        default=1024,
+        description="a body that has stayed behind this rate for `LOBEWISE_API_IDLE_SECONDS` in all ends in 408; for "
+        "`LOBEWISE_API_CROWDED_SECONDS`, where another scan needs its place. Only time that its client took counts",
+    )
+    crowded_seconds: PositiveFloat = Field(
+        default=5.0,
+        description="when `LOBEWISE_API_MAX_UPLOADS` scans are on their way in, one whose client was too slow for so "
+        "long gives its place to the next",
+    )
     shutdown_seconds: PositiveInt = Field(default=10, description="how long requests may finish when the gateway stops")
 
     @property
     def prefix(self) -> str:
         """What stands before every path, without a slash at its end."""
         return self.root_path or ((self.public_url.path or "").rstrip("/") if self.public_url else "")
+
+    @field_validator("allowed_hosts", "allowed_origins", mode="before")
+    @classmethod
+    def _split_words(cls, value: object) -> object:
+        return tuple(value.lower().split()) if isinstance(value, str) else value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _require_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if not HOST_NAME.fullmatch(name):
+                raise ValueError("each must be a name or an address without port, or *. and a name")
+        return names
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _require_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            parts = urlsplit(origin)
+            if (
+                not parts.netloc
+                or origin != f"{parts.scheme}://{parts.netloc}"
+                or parts.scheme not in ("http", "https")
+            ):
+                raise ValueError(
+                    "each must be as a browser sends it, such as https://viewer.example.org, without a path"
+                )
+        return origins
 
     @field_validator("root_path")
     @classmethod

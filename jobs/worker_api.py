@@ -1,10 +1,11 @@
 """Jobs as workers see them: claim an attempt, fetch the scan, end the attempt in one of its ways, say who is ready."""
 
-import hashlib
+import hmac
 import secrets
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,16 @@ from jobs.errors import (
     CancelRequestedError,
     JobPurgedError,
     LeaseLostError,
-    StorageUnavailableError,
     UnavailableError,
     WrongStateError,
 )
 from jobs.models import Inspection, JobError, Manifest, MaskBlob, MaskLabels, MaskName, Report, Stage
 from jobs.recovery import finalize
+from jobs.store.inputs import Inputs
 from jobs.store.job_store import Claim, Ending
-from jobs.store.keys import attempt_key, job_key
+from jobs.store.keys import attempt_key
 from jobs.store.results import Results, results_prefix
+from jobs.store.signed_urls import read_or_make_secret
 
 
 class WorkerApi:
@@ -126,12 +128,29 @@ class WorkerApi:
             allowed = settings.source_allowlist
             lease.scan = remote_sources.fetch(accepted.source, path, allowlist=allowed, limits=limits)
             return path
-        self._store.blobs.read_file(job_key(lease.job_id, "input"), path)
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if accepted.sha256 not in (None, found):
-            raise StorageUnavailableError("the blob store gave other bytes than it took")
+        lease.must_deidentify = Inputs(self._store.blobs).read(lease.record, path)
         return path
+
+    @cached_property
+    def deidentification_key(self) -> bytes:
+        """Under which the tenant's UIDs are mapped. Raises StorageUnavailableError: no secret can be kept."""
+        given = self.settings.deidentify_secret
+        if given is not None:
+            secret = given.get_secret_value()
+        else:
+            path = self.settings.data_dir / "deidentify-secret"
+            secret = read_or_make_secret(path, lambda: secrets.token_hex(32))
+        # Two tenants that have the same study shall not be able to tell.
+        return hmac.digest(secret.encode(), self._backends.tenant.encode(), "sha256")
+
+    def replace_input(self, lease: Lease, path: Path) -> None:
+        """Keep the scan at `path`, which names no patient, in place of the one that came. Raises as `fence`."""
+        with tracing.step("replace input"):
+            lease.fence()
+            Inputs(self._store.blobs).replace(lease.job_id, lease.attempt, path)
+            lease.must_deidentify = False
+            # Deleted meanwhile: what was just written goes, too.
+            finalize.remove_traces_if_deleted(self._backends, lease.job_id)
 
     def reuse(self, lease: Lease, digest: str) -> bool:
         """Whether the job was given the result of an earlier one with the same bytes: then it has succeeded.

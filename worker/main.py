@@ -18,6 +18,7 @@ from jobs.errors import SettingsError
 from jobs.liveness import alive
 from jobs.logs import configure_logging
 from jobs.outbound import warn_of_refused
+from jobs.private_files import keep_private
 from jobs.proxies import proxy_of
 from jobs.settings import JobsSettings, misspelt, read_settings
 from jobs.tracing import configure_tracing, stop_tracing
@@ -48,6 +49,7 @@ def run(
         load: makes the analysis in each process; the paper's pipeline by default.
     """
     settings = settings or read_settings(JobsSettings)
+    keep_private(settings)
     configure_logging(settings.log_format, settings.log_level)
     configure_tracing(SERVICE)
     for prefix in settings.source_allowlist:

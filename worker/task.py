@@ -31,6 +31,7 @@ from jobs.tracing import OUTCOME, step
 from jobs.worker_api import WorkerApi
 from pipeline.errors import PipelineError
 from pipeline.geometry import Scan
+from pipeline.io.deidentify import deidentify
 from pipeline.io.overview import draw_slices
 from pipeline.io.read import ReadLimits, read_ct
 from worker.report import inspection_of, mask_labels, models_of, report_of, write_masks
@@ -64,6 +65,9 @@ class Analysis(Protocol):
 
     def read(self, path: Path) -> Scan: ...
 
+    def deidentify(self, path: Path, target: Path, key: bytes) -> None:
+        """Write the scan to `target` without what names the patient. Raises PipelineError: it cannot be done."""
+
     def quantify(self, scan: Scan, progress: "Progress", *, low_memory: bool) -> "Quantification":
         """Args: low_memory: in smaller pieces, since the memory did not suffice before."""
 
@@ -85,6 +89,9 @@ class Pipeline:
 
     def read(self, path: Path) -> Scan:
         return read_ct(path, self.limits)
+
+    def deidentify(self, path: Path, target: Path, key: bytes) -> None:
+        deidentify(path, target, key, self.limits)
 
     def quantify(self, scan: Scan, progress: "Progress", *, low_memory: bool) -> "Quantification":
         from pipeline.quantify import quantify
@@ -184,10 +191,12 @@ def _score(context: WorkerContext, lease: Lease, folder: Path) -> None:
             return
         with clock.stage(Stage.READ, READ_AT):
             scan = context.analysis.read(path)
+            if lease.must_deidentify:
+                _replace_input(context, lease, path)
         if lease.record.task is JobTask.VALIDATE:
             picture = folder / "slices.png"
             draw_slices(picture, scan.volume)
-            inspection = inspection_of(scan, path.stat().st_size, picture)
+            inspection = inspection_of(scan, lease.scan.size_bytes or path.stat().st_size, picture)
             context.jobs.succeed_inspected(lease, inspection, clock.seconds)
             return
         # The masks need the room on the disk.
@@ -202,6 +211,19 @@ def _score(context: WorkerContext, lease: Lease, folder: Path) -> None:
         problem = error.problem if isinstance(error, SourceError) else BY_SLUG[error.code]
         log.info("the scan cannot be scored", extra={"code": problem.slug})
         context.jobs.fail(lease, JobError.of(problem, str(error), error.evidence), clock.seconds)
+
+
+def _replace_input(context: WorkerContext, lease: Lease, path: Path) -> None:
+    """Keep the scan without what names the patient, as soon as it is known to be one."""
+    target = path.with_name("deidentified")
+    try:
+        context.analysis.deidentify(path, target, context.jobs.deidentification_key)
+    except PipelineError as error:
+        # It can be scored all the same; what came is deleted when the job ends, and nothing is kept.
+        log.warning("the scan cannot be de-identified, and is not kept", extra={"code": error.code})
+        return
+    context.jobs.replace_input(lease, target)
+    target.unlink()
 
 
 def is_out_of_memory(fault: BaseException) -> bool:

@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 from pydantic import Field
 
 from api import examples, openapi
-from api.dependencies import Addresses, AddressesDep, JobsDep, MetricsDep, SettingsDep, one_of_each
+from api.dependencies import Addresses, AddressesDep, JobsDep, LastingAddressesDep, MetricsDep, PaceDep, one_of_each
 from api.errors import ApiError, problem_of
 from api.quotas import Allowance, AllowanceDep
 from api.request_body import MAX_BATCH_BYTES, read_json
@@ -94,9 +94,10 @@ def list_batches(query: Annotated[BatchesQuery, Query()], jobs: JobsDep, address
 async def create_batch(
     request: Request,
     jobs: JobsDep,
-    settings: SettingsDep,
+    pace: PaceDep,
     metrics: MetricsDep,
     addresses: AddressesDep,
+    lasting_addresses: LastingAddressesDep,
     allowance: AllowanceDep,
     idempotency_key: IdempotencyKey = None,
 ) -> JSONResponse:
@@ -107,8 +108,8 @@ async def create_batch(
     """
     # First, so that a broker that is down costs the client no upload.
     await run_sync(jobs.monitoring.ping)
-    submission = await read_json(request, BatchSubmission, MAX_BATCH_BYTES, settings.idle_seconds)
-    record, is_replay = await run_sync(_accept, jobs, submission, idempotency_key, addresses, allowance)
+    submission = await read_json(request, BatchSubmission, MAX_BATCH_BYTES, pace)
+    record, is_replay = await run_sync(_accept, jobs, submission, idempotency_key, lasting_addresses, allowance)
     if not is_replay:
         for item, wanted in zip(record.items, submission.items, strict=True):
             if item.job_id is not None:

@@ -11,7 +11,7 @@ from fastapi.responses import StreamingResponse
 
 from api import examples, openapi
 from api.access import is_still_allowed
-from api.dependencies import Addresses, AddressesDep, JobsDep, SettingsDep
+from api.dependencies import Addresses, AddressesDep, ClientDep, JobsDep, SettingsDep
 from api.routes.jobs import READ_PROBLEMS, JobId
 from api.sse import RETRY, Streams, follow, written
 from jobs import problems
@@ -46,7 +46,7 @@ LastEventId = Annotated[
             "content": {MEDIA_TYPE: {"schema": _EVENTS, "example": examples.event_example()}},
         },
         204: {"description": "The job is final and you have its last event: do not come back."},
-        **openapi.problem_answers(*READ_PROBLEMS, problems.TOO_MANY_STREAMS),
+        **openapi.problem_answers(*READ_PROBLEMS, problems.TOO_MANY_STREAMS, problems.CLIENT_LIMIT),
     },
 )
 async def watch_job(
@@ -55,6 +55,7 @@ async def watch_job(
     jobs: JobsDep,
     settings: SettingsDep,
     addresses: AddressesDep,
+    client: ClientDep,
     last_event_id: LastEventId = None,
 ) -> Response:
     """The job as it stands, and again whenever it changes, until it is final; then the stream ends.
@@ -69,7 +70,7 @@ async def watch_job(
         return Response(status_code=204)
     # Taken here and not in the generator, which starts after the status: the client must still be able to get a 503.
     with ExitStack() as opened:
-        opened.enter_context(streams.slot())
+        opened.enter_context(streams.slot(client))
         fetch, times = partial(jobs.events, job_id), (settings.keep_alive_seconds, settings.stream_seconds)
         events = follow(streams, job_id, last_event_id, fetch, *times)
         slot = opened.pop_all()

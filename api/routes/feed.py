@@ -10,7 +10,7 @@ from pydantic import Field
 
 from api import examples, openapi
 from api.conditional import wait_seconds
-from api.dependencies import JobsDep, SettingsDep, one_of_each
+from api.dependencies import ClientDep, JobsDep, SettingsDep, one_of_each
 from api.schemas import FeedPage, Schema
 from api.sse import Streams
 from api.views import feed_view, json_response
@@ -52,6 +52,7 @@ async def list_events(
     query: Annotated[FeedQuery, Query()],
     jobs: JobsDep,
     settings: SettingsDep,
+    client: ClientDep,
     prefer: Annotated[
         str | None,
         Header(
@@ -70,7 +71,7 @@ async def list_events(
     streams: Streams = request.app.state.streams
     wanted_seconds = wait_seconds(prefer, settings.max_wait_seconds)
     # A wait is a stream that ends with its first event. Too many: this one is answered at once.
-    waits = wanted_seconds > 0 and streams.count() < streams.limit
+    waits = wanted_seconds > 0 and streams.has_room(client)
     deadline = anyio.current_time() + wanted_seconds
 
     def read(cursor: str | None) -> Any:
@@ -78,7 +79,7 @@ async def list_events(
 
     changes, states = await run_sync(read, query.cursor)
     if waits and not changes.items:
-        with streams.slot(), streams.watching(jobs.feed_name) as waker:
+        with streams.slot(client), streams.watching(jobs.feed_name) as waker:
             while not changes.items and not streams.is_closing:
                 # Read after the watch has begun: a change in between would wake nobody.
                 changes, states = await run_sync(read, changes.next_cursor)

@@ -7,8 +7,9 @@ from fastapi.responses import HTMLResponse, JSONResponse
 
 from api import examples, metrics, openapi
 from api.dependencies import JobsDep, MetricsDep
+from api.docs_page import digest_of
 from api.errors import ApiError
-from api.problem_docs import html_page
+from api.problem_docs import PAGE_STYLE, html_page
 from api.schemas import Health, ModelList, Ready
 from jobs import problems
 from jobs.audit.trail import AuditTrail
@@ -118,4 +119,6 @@ async def get_problem_type(
     """The page that the `type` of a problem leads to."""
     if slug not in BY_SLUG:
         raise ApiError(problems.NOT_FOUND, problems.NOT_FOUND.meaning)
-    return HTMLResponse(html_page(BY_SLUG[slug]), headers={"Cache-Control": "public, max-age=3600"})
+    policy = f"default-src 'none'; style-src '{digest_of(PAGE_STYLE.encode())}'; frame-ancestors 'none'"
+    headers = {"Cache-Control": "public, max-age=3600", "Content-Security-Policy": policy}
+    return HTMLResponse(html_page(BY_SLUG[slug]), headers=headers)

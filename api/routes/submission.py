@@ -12,7 +12,16 @@ from fastapi import APIRouter, Depends, Header, Request, Response
 
 from api import examples, openapi
 from api.conditional import wait_seconds
-from api.dependencies import AddressesDep, JobsDep, MetricsDep, SettingsDep, UploadLimiterDep
+from api.dependencies import (
+    AddressesDep,
+    ClientDep,
+    JobsDep,
+    LastingAddressesDep,
+    MetricsDep,
+    PaceDep,
+    SettingsDep,
+    UploadLimiterDep,
+)
 from api.errors import ApiError, invalid_parameter, unsupported_content_type
 from api.quotas import AllowanceDep, add_headers
 from api.request_body import (
@@ -101,7 +110,7 @@ _JSON_DEPRECATED_AT: Final = 1_795_824_000
 
 
 #: Of a scan that is in the body, and of one that is named there.
-_UPLOAD_PROBLEMS: Final = (problems.TOO_MANY_UPLOADS,)
+_UPLOAD_PROBLEMS: Final = (problems.TOO_MANY_UPLOADS, problems.CLIENT_LIMIT)
 _SOURCE_PROBLEMS: Final = (problems.UPLOAD_NOT_FOUND, problems.UPLOAD_INCOMPLETE, problems.SOURCE_NOT_ALLOWED)
 
 
@@ -147,7 +156,10 @@ class Submission:
     settings: SettingsDep
     metrics: MetricsDep
     addresses: AddressesDep
+    lasting_addresses: LastingAddressesDep
     upload_limiter: UploadLimiterDep
+    client: ClientDep
+    pace: PaceDep
     allowance: AllowanceDep
     idempotency_key: IdempotencyKey = None
     prefer: Prefer = None
@@ -175,20 +187,23 @@ class Submission:
     async def answer(self, task: JobTask) -> Response:
         """Make the job, or find the one of an earlier request, and wait for its end as long as the client asks for."""
         # JSON is small and takes no slot. For a form, too many at once is 503 before a byte of the body is read.
-        with self.upload_limiter.take() if self.is_form else nullcontext() as slot:
+        with self.upload_limiter.take(self.client, self.pace) if self.is_form else nullcontext() as slot:
             state, is_replay = await self._submit(task, slot)
         wanted_seconds = wait_seconds(self.prefer, self.settings.max_wait_seconds)
-        limiter = self.request.app.state.waiting
+        limiter, shares = self.request.app.state.waiting, self.request.app.state.waiting_of_clients
         # Each wait holds a thread. When too many do, this one is answered at once, and without Preference-Applied.
-        waited = wanted_seconds > 0 and limiter.available_tokens >= 1
+        waited = wanted_seconds > 0 and limiter.available_tokens >= 1 and shares.has_room(self.client)
         deadline = anyio.current_time() + wanted_seconds
-        while waited and not state.status.is_final and (left := deadline - anyio.current_time()) > 0:
-            state = await run_sync(self.jobs.wait, state.id, min(left, _WAIT_SLICE_SECONDS), limiter=limiter)
+        with shares.share(self.client) if waited else nullcontext():
+            while waited and not state.status.is_final and (left := deadline - anyio.current_time()) > 0:
+                state = await run_sync(self.jobs.wait, state.id, min(left, _WAIT_SLICE_SECONDS), limiter=limiter)
         headers = {"Location": self.addresses.job(state.id)} | state_headers(state, self.settings)
         if waited:
             headers["Preference-Applied"] = f"wait={wanted_seconds}"
         if is_replay:
             headers["Idempotent-Replayed"] = "true"
+        if not self.jobs.ends.holds(state):
+            state = await run_sync(self.jobs.ends.settled, state)
         view = job_view(state, self.addresses)
         return json_response(view, 200 if waited and state.status.is_final else 202, headers)
 
@@ -203,7 +218,7 @@ class Submission:
             boundary_of(self.request)
             limit_bytes = self.jobs.settings.max_upload_bytes + FORM_OVERHEAD_BYTES
         require_length(self.request, limit_bytes)
-        chunks = body_chunks(self.request, limit_bytes, self.settings.idle_seconds)
+        chunks = body_chunks(self.request, limit_bytes, self.pace)
         if slot is not None:
             chunks = slot.in_turn(chunks)
         counted = CountedPieces(chunks)
@@ -233,7 +248,7 @@ class Submission:
                 raise
         # Of an upload in parts the bytes were counted when it was announced.
         await run_sync(partial(self.allowance.count_bytes, counted.size_bytes if self.is_form else 0, is_stored=True))
-        record = record.model_copy(update={"address": self.addresses.job(job_id)})
+        record = record.model_copy(update={"address": self.lasting_addresses.job(job_id)})
         state = await run_sync(self.jobs.accept, record)
         self.metrics.accepted.labels(record.priority.value).inc()
         self.metrics.upload_bytes.inc(record.input.size_bytes or 0)

@@ -7,7 +7,16 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from api import examples, openapi
-from api.dependencies import AddressesDep, CallerDep, JobsDep, SettingsDep, UploadLimiterDep, jobs_of, one_of_each
+from api.dependencies import (
+    AddressesDep,
+    CallerDep,
+    ClientDep,
+    JobsDep,
+    PaceDep,
+    UploadLimiterDep,
+    jobs_of,
+    one_of_each,
+)
 from api.quotas import AllowanceDep
 from api.request_body import MAX_JSON_BYTES, read_json, receive_part
 from api.schemas import Upload, UploadRequest
@@ -86,14 +95,14 @@ _PART: Final[dict[str, Any]] = {
     openapi_extra=openapi.json_body("UploadRequest", _ANNOUNCEMENT),
 )
 async def create_upload(
-    request: Request, jobs: JobsDep, settings: SettingsDep, addresses: AddressesDep, allowance: AllowanceDep
+    request: Request, jobs: JobsDep, pace: PaceDep, addresses: AddressesDep, allowance: AllowanceDep
 ) -> Response:
     """For scans too large for one request, or over lines that break.
 
     PUT each part to its `url`, in any order and as many at once as you like, then complete the upload and create a job
     from it. With S3 as storage the parts go straight there.
     """
-    wanted = await read_json(request, UploadRequest, MAX_JSON_BYTES, settings.idle_seconds)
+    wanted = await read_json(request, UploadRequest, MAX_JSON_BYTES, pace)
     await run_sync(allowance.require, 0, wanted.size_bytes)
     state = await run_sync(jobs.uploads.create, wanted.size_bytes, wanted.sha256)
     # In full, now: the parts may go past the gateway, straight to the bucket.
@@ -134,6 +143,7 @@ def get_upload(upload_id: UploadId, jobs: JobsDep, addresses: AddressesDep) -> R
             problems.INVALID_PARAMETERS,
             problems.WRONG_PART_SIZE,
             problems.TOO_MANY_UPLOADS,
+            problems.CLIENT_LIMIT,
         ),
     },
     openapi_extra={"requestBody": _PART},
@@ -145,15 +155,16 @@ async def put_upload_part(
     signature: Signature,
     request: Request,
     jobs: Annotated[JobService, Depends(jobs_of_part)],
-    settings: SettingsDep,
+    client: ClientDep,
+    pace: PaceDep,
     upload_limiter: UploadLimiterDep,
 ) -> Response:
     """Where the addresses of parts lead if the storage is a local folder. A part sent again replaces the first."""
     # A slot first, so that too many at once is 503 before the body is read.
-    with upload_limiter.take() as slot:
+    with upload_limiter.take(client, pace) as slot:
         signed = UrlSignature(expires, signature)
         sink, expected_bytes = await run_sync(jobs.uploads.open_part, upload_id, number, signed)
-        await receive_part(request, slot, sink, expected_bytes, settings.idle_seconds)
+        await receive_part(request, slot, sink, expected_bytes, pace)
         await run_sync(jobs.uploads.require_part_in_time, upload_id, number)
     return Response(status_code=204)
 

@@ -47,6 +47,19 @@ class CallbackSchedule:
         self._watch_batch = Script(server, "watch_batch")
         self._backlog = Script(server, "callback_backlog")
 
+    @staticmethod
+    @broker_errors()
+    def with_due(schedules: Sequence["CallbackSchedule"]) -> list["CallbackSchedule"]:
+        """Those in which something is due, by one question for all of them."""
+        with schedules[0]._redis.pipeline(transaction=False) as pipe:
+            pipe.time()
+            for schedule in schedules:
+                pipe.zrange(schedule._keys.callbacks, 0, 0, withscores=True)
+            (seconds, microseconds), *firsts = pipe.execute()
+        now_ms = seconds * 1000 + microseconds // 1000
+        found = zip(schedules, firsts, strict=True)
+        return [schedule for schedule, first in found if first and first[0][1] <= now_ms]
+
     @broker_errors()
     def take(self, count: int, seconds: float) -> list[str]:
         """Up to `count` jobs that are due; what is neither removed nor set anew is due again after `seconds`."""

@@ -58,6 +58,15 @@ def broker_errors() -> Iterator[None]:
         raise BrokerUnavailableError(f"the broker does not answer: {type(error).__name__}") from error
     except redis.exceptions.ReadOnlyError as error:
         raise BrokerUnavailableError("the broker is read-only") from error
+    except redis.ResponseError as error:
+        if not has_full_disk(error):
+            raise
+        raise BrokerUnavailableError("the broker cannot write to its disk") from error
+
+
+def has_full_disk(error: redis.ResponseError) -> bool:
+    """Whether Redis refuses all changes until it can write to its disk again; a script may say so in its own words."""
+    return "MISCONF" in str(error)
 
 
 @cache

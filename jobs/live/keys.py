@@ -27,6 +27,7 @@ lobewise:quota:{quota}/{owner}          requests, or bytes, of a window, with a 
 lobewise:slots:{tenant}                 jobs just taken, where running ones are limited, by when that is forgotten
 lobewise:callback-outcomes              hash: how many attempts ended in each way since the server was last empty
 lobewise:reaper                         who looks for lost jobs now
+lobewise:deletions                      something was deleted that the server's file still has
 lobewise:audit:{day}                    hash: how far each chain of the audit trail had come
 lobewise:at-work                        prefixes of the tenants that may have queued or running jobs
 lobewise:rebuild:{mark}                 a rebuild is under way, and the server was not wiped since it began
@@ -52,6 +53,7 @@ WORKERS: Final = PREFIX + "workers"
 METRICS: Final = PREFIX + "figures"
 RECENT: Final = PREFIX + "recent"
 CALLBACK_OUTCOMES: Final = PREFIX + "callback-outcomes"
+DELETIONS: Final = PREFIX + "deletions"
 LEADER: Final = PREFIX + "reaper"
 AT_WORK: Final = PREFIX + "at-work"
 #: The channels of all feeds but that of the tenant `default`.

@@ -4,6 +4,7 @@ It shows quickly what the blobs decide, and can be wrong for a while, or wiped.
 """
 
 import copy
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Self, cast
@@ -22,12 +23,14 @@ from jobs.live.events import EVENTS_KEPT, KEPT_SECONDS, EventLog
 from jobs.live.feed import Feed, FeedLimits
 from jobs.live.job_lists import JobLists
 from jobs.live.job_metrics import Monitoring, counts_of
-from jobs.live.keys import AT_WORK, CHANGED, METRICS, PREFIX, RECENT, WORKERS, Keys
+from jobs.live.keys import AT_WORK, CHANGED, DELETIONS, METRICS, PREFIX, RECENT, WORKERS, Keys
 from jobs.live.pagination import Query, delay_ms, reference_member, severity_member
 from jobs.live.recovery_view import BrokerMessages, RecoveryView
 from jobs.live.usage import Usage
 from jobs.live.workers import ReadyWorkers
 from jobs.models import JobState, JobStatus, Priority, Stage
+
+log = logging.getLogger(__name__)
 
 #: Nobody who saw a job before it was deleted still works on it after that time.
 TRACES_REMOVED_SECONDS: Final = 24 * 3600
@@ -226,7 +229,30 @@ class LiveView:
                 seconds=TRACES_REMOVED_SECONDS,
                 **self._feed_limits,
             )
+            self._redis.set(DELETIONS, "1")
         self.remove(job_id)
+
+    def erase_deleted(self) -> bool:
+        """Have the server write its append-only file anew, without what was deleted; whether it does.
+
+        The file holds every change, and so a client's reference to a job that is gone, until it is written anew: by
+        itself the server does so once it has doubled, and is 64 MB large. For no server that keeps none, or that does
+        not let us.
+        """
+        with broker_errors():
+            if not self._redis.exists(DELETIONS):
+                return False
+            try:
+                info = self._redis.info("persistence")
+                if str(info.get("aof_enabled")) == "1":
+                    self._redis.bgrewriteaof()
+            except redis.ResponseError as error:
+                # Under way already, from before the deletion for all we know: next time then.
+                if "in progress" in str(error) or "already" in str(error):
+                    return False
+                log.debug("the server does not write its file anew: %s", error)
+            self._redis.delete(DELETIONS)
+        return True
 
     def remove(self, job_id: str) -> None:
         """All but the lease, which stays until it expires: its worker learns from the blobs."""

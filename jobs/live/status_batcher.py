@@ -14,6 +14,7 @@ import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from jobs.ends import Ends
 from jobs.errors import BrokerUnavailableError
 from jobs.live.connection import Script, ViewFreshness, broker_errors
 from jobs.live.keys import Keys
@@ -28,9 +29,11 @@ Read = Callable[[str], JobState]
 class StatusBatcher:
     """Belongs to the event loop that uses it first."""
 
-    def __init__(self, settings: JobsSettings, view_freshness: ViewFreshness, checked: Read, recorded: Read) -> None:
+    def __init__(
+        self, settings: JobsSettings, view_freshness: ViewFreshness, checked: Read, recorded: Read, ends: Ends
+    ) -> None:
         """In a thread, `checked` reads a job that Redis does not know, or of which it may not be believed, and
-        `recorded` one while Redis does not answer; Redis is not asked again.
+        `recorded` one while Redis does not answer; Redis is not asked again. `ends` knows those that ended.
         """
         self._redis = redis.asyncio.Redis.from_url(
             settings.redis_url or "",
@@ -42,16 +45,16 @@ class StatusBatcher:
         )
         self._view_freshness = view_freshness
         self._read_states = Script(self._redis, "read_states")
-        self._begin(Keys(), checked, recorded)
+        self._begin(Keys(), checked, recorded, ends)
 
-    def of(self, keys: Keys, checked: Read, recorded: Read) -> Self:
+    def of(self, keys: Keys, checked: Read, recorded: Read, ends: Ends) -> Self:
         """The same for the jobs of a tenant, over the same connections."""
         batcher = copy.copy(self)
-        batcher._begin(keys, checked, recorded)
+        batcher._begin(keys, checked, recorded, ends)
         return batcher
 
-    def _begin(self, keys: Keys, checked: Read, recorded: Read) -> None:
-        self._keys, self._checked, self._recorded = keys, checked, recorded
+    def _begin(self, keys: Keys, checked: Read, recorded: Read, ends: Ends) -> None:
+        self._keys, self._checked, self._recorded, self._ends = keys, checked, recorded, ends
         self._asked: dict[str, asyncio.Future[JobState | None]] = {}
         self._asking: asyncio.Task[None] | None = None
 
@@ -68,7 +71,9 @@ class StatusBatcher:
             except BrokerUnavailableError:
                 return await asyncio.to_thread(self._recorded, job_id)
             if shown is not None:
-                return shown
+                # A thread for the first look at an end alone: the others are in memory.
+                holds = self._ends.holds(shown)
+                return self._ends.settled(shown) if holds else await asyncio.to_thread(self._ends.settled, shown)
         return await asyncio.to_thread(self._checked, job_id)
 
     async def close(self) -> None:

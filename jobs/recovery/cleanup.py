@@ -5,22 +5,21 @@ writer that was killed. All are left alone for `upload_seconds`, in which an hon
 """
 
 import logging
-import re
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from itertools import chain
+from datetime import datetime, timedelta
 from typing import Final
 
-from jobs import states
+from jobs import embedded_redis, states
 from jobs.access.caller import DEFAULT_TENANT
 from jobs.audit.entries import Act, Entry
 from jobs.audit.trail import delete_expired
 from jobs.backends import Backends
 from jobs.batches import Batches
-from jobs.errors import JobNotFoundError, JobPurgedError, NewerSchemaError
+from jobs.errors import BrokerUnavailableError, JobNotFoundError, JobPurgedError, NewerSchemaError
 from jobs.recovery import finalize
+from jobs.store.inputs import RECEIVED, Inputs
 from jobs.store.job_store import JobFiles
 from jobs.store.keys import JOBS, RESULTS, TENANTS, UPLOADS
 from jobs.store.multipart_uploads import MultipartUploads
@@ -29,9 +28,6 @@ log = logging.getLogger(__name__)
 
 #: What bars a job from coming late is kept for much longer than any request lasts.
 VOID_KEPT: Final = timedelta(days=30)
-
-#: What obstore calls a local file that it has not finished.
-_STAGED: Final = re.compile(r".*#\d+")
 
 
 @dataclass(frozen=True)
@@ -51,14 +47,23 @@ class Cleanup:
         orphans = self._delete_orphans([files for files in listed if states.made_at(files.job_id) < upload_from], now)
         orphans += self.uploads.clean_up(now)
         orphans += self._remove_leftovers(listed)
+        orphans += self._delete_received(listed)
         orphans += self._delete_tombstones(listed, now - timedelta(seconds=settings.tombstone_seconds))
         orphans += self.batches.clean_up(now, kept_from)
         orphans += self._delete_stale_results(listed)
+        with suppress(BrokerUnavailableError):
+            self.backends.live.erase_deleted()
         audit, audit_days = self.backends.audit, settings.audit_retention_days
         # The trail is one for all tenants.
         if audit is not None and audit_days is not None and self.backends.tenant == DEFAULT_TENANT:
             orphans += delete_expired(audit, audit_days, now.date())
-        unfinished = self._abort_multiparts(upload_from) + self._delete_staged(upload_from)
+        blobs = self.backends.store.blobs
+        # A bucket may also be that of others. In the folder of `default` lie those of all tenants, which are looked at
+        # by themselves.
+        in_folder = blobs.folder is not None
+        below = [f"{name}/" for name in blobs.folders("") if f"{name}/" != TENANTS] if in_folder else [JOBS, UPLOADS]
+        unfinished = sum(blobs.delete_unfinished(prefix, upload_from) for prefix in below)
+        embedded_redis.compact(settings.data_dir / "valkey", settings.redis_url)
         if retired or orphans or unfinished:
             log.info("deleted %d jobs past retention, %d orphans, %d unfinished writes", retired, orphans, unfinished)
         return retired + orphans + unfinished
@@ -110,6 +115,13 @@ class Cleanup:
             finalize.remove_traces(self.backends, job_id)
         return len(leftovers)
 
+    def _delete_received(self, listed: Iterable[JobFiles]) -> int:
+        """Scans as they came that outlived their job, since whoever ended it was killed before they were deleted."""
+        left = [f.job_id for f in listed if f.is_final and not f.is_purged and RECEIVED in f.names]
+        for job_id in left:
+            Inputs(self.backends.store.blobs).delete_received(job_id)
+        return len(left)
+
     def _delete_tombstones(self, listed: Iterable[JobFiles], oldest: datetime) -> int:
         # A job cannot have been deleted before it was made: so only the old ones are looked at.
         old = (f.job_id for f in listed if f.names == {"purged.json"} and states.made_at(f.job_id) < oldest)
@@ -125,25 +137,4 @@ class Cleanup:
             if job_id not in kept and states.is_id(job_id) and not self.backends.store.is_final(job_id):
                 blobs.delete(key)
                 deleted += 1
-        return deleted
-
-    def _abort_multiparts(self, oldest: datetime) -> int:
-        bucket = self.backends.store.blobs.bucket
-        if bucket is None:
-            return 0
-        found = [upload for folder in (JOBS, UPLOADS) for upload in bucket.unfinished(folder)]
-        stale = [upload for upload in found if upload.begun_at < oldest]
-        for upload in stale:
-            bucket.abort(upload.key, upload.multipart_id)
-        return len(stale)
-
-    def _delete_staged(self, oldest: datetime) -> int:
-        folder, deleted = self.backends.store.blobs.folder, 0
-        # In the folders of `default` lie those of all other tenants, which are looked at by themselves.
-        tops = () if folder is None else (top for top in folder.iterdir() if f"{top.name}/" != TENANTS)
-        for path in chain.from_iterable(top.rglob("*#*") for top in tops):
-            with suppress(FileNotFoundError):  # just finished
-                if _STAGED.fullmatch(path.name) and datetime.fromtimestamp(path.stat().st_mtime, UTC) < oldest:
-                    path.unlink()
-                    deleted += 1
         return deleted

@@ -18,6 +18,7 @@ from jobs.errors import (
     UnavailableError,
 )
 from jobs.models import InputInfo, JobError, JobRecord, JobState, Manifest
+from jobs.store.inputs import Inputs
 from jobs.store.job_store import Claim, Ending, JobFiles
 from jobs.store.multipart_uploads import MultipartUploads
 
@@ -39,6 +40,9 @@ def end_job(
     Nobody wins a job that was deleted, and nothing of it stays. `stage_seconds` of the winner go into the job metrics.
     """
     won = backends.store.create_manifest(manifest)
+    # Nobody reads the scan any more, and it was not to be kept as it came. The cleanup does it after a crash here.
+    if backends.settings.deidentify == "basic":
+        Inputs(backends.store.blobs).delete_received(record.id)
     winner = manifest if won else backends.store.manifest(record.id)
     if winner is not None:
         show_end(backends, states.final(record, winner), stage_seconds if won else None)

@@ -156,15 +156,18 @@ class JobStore:
 
     def create_manifest(self, manifest: Manifest) -> bool:
         """True for the one that ends the job."""
-        return self.blobs.create(job_key(manifest.job_id, "manifest.json"), manifest.stored())
+        # Who has no more space has to be able to stop what would need some.
+        is_cancelled = manifest.outcome == "cancelled"
+        key = job_key(manifest.job_id, "manifest.json")
+        return self.blobs.create(key, manifest.stored(), leads_to_space=is_cancelled)
 
     def request_cancel(self, job_id: str) -> None:
-        self.blobs.create(job_key(job_id, "cancel.json"), _moment())
+        self.blobs.create(job_key(job_id, "cancel.json"), _moment(), leads_to_space=True)
 
     def mark_purged(self, job_id: str) -> None:
         """The tombstone."""
         # Before anything is deleted: so nobody takes a half-deleted job for a whole one.
-        self.blobs.create(job_key(job_id, "purged.json"), _moment())
+        self.blobs.create(job_key(job_id, "purged.json"), _moment(), leads_to_space=True)
 
     def delete_all_but_record(self, job_id: str) -> None:
         """Delete all but the tombstone and the record, or what stands in its place."""
@@ -173,7 +176,9 @@ class JobStore:
     def delete_all_but_tombstone(self, job_id: str) -> None:
         # The record last: a worker may still look for it, and a crash in between leaves something to find again.
         self.delete_all_but_record(job_id)
+        self.blobs.delete_unfinished(job_key(job_id, ""))
         self.blobs.delete(job_key(job_id, "job.json"))
+        self.blobs.keep_reserve()
 
     def delete_tombstone(self, job_id: str, oldest: datetime) -> bool:
         """Whether there was one older than that."""

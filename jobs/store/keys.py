@@ -3,9 +3,12 @@
 ```
 jobs/{id}/job.json                  created once: the job is accepted
 jobs/{id}/input                     the upload, written before job.json
+jobs/{id}/received                  in its place where scans are de-identified; gone once that is done, or the job ended
+jobs/{id}/deidentified.json         created once: which of the attempts' `input` has taken its place (`inputs`)
 jobs/{id}/attempts/{n}/claim.json   created once, before the work: attempt n has begun
 jobs/{id}/attempts/{n}/ended.json   created once: attempt n ended without an outcome and may publish none
 jobs/{id}/attempts/{n}/report.json  and the masks, named as in `MaskName`
+jobs/{id}/attempts/{n}/input        the scan without what names the patient
 jobs/{id}/manifest.json             created once: the outcome
 jobs/{id}/callbacks/{round}/{n}.json        created once: an attempt to tell of it
 jobs/{id}/callbacks/{round}/asked.json      a redelivery was asked for; round 1 needs no asking

@@ -26,7 +26,8 @@ from jobs.errors import (
 from jobs.models import InputInfo, UploadCompletion, UploadRecord
 from jobs.settings import GIB, MIB, JobsSettings
 from jobs.states import MultipartUploadState, PartState, ReceivedPart, UrlSignature
-from jobs.store.keys import UPLOADS, job_key, upload_key
+from jobs.store.inputs import input_key
+from jobs.store.keys import UPLOADS, upload_key
 from jobs.store.object_store import ObjectStore
 from jobs.store.signed_urls import UrlSigner
 from jobs.store.upload_stream import BlobUpload
@@ -134,7 +135,7 @@ class MultipartUploads:
         """Make the scan that of a job to come. The upload stays until `delete`. Raises UploadIncompleteError."""
         completion = self._require_completed(upload_id)
         try:
-            self._blobs.copy(completion.key, job_key(job_id, "input"))
+            self._blobs.copy(completion.key, input_key(job_id, self._settings))
         except FileNotFoundError as error:
             raise UploadNotFoundError from error
         return InputInfo(size_bytes=completion.size_bytes, sha256=completion.sha256)

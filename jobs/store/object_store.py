@@ -1,16 +1,18 @@
 """The object store: a local folder or an S3 bucket, with create-only writes. It is the record; all else is a view."""
 
 import copy
+import errno
 import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 from urllib.parse import unquote, urlsplit
+from uuid import uuid4
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
@@ -19,11 +21,12 @@ from obstore.store import LocalStore, S3Store
 from jobs.errors import StorageUnavailableError
 from jobs.models import Model
 from jobs.proxies import obstore_options, s3_endpoint
+from jobs.settings import JobsSettings
 from jobs.tracing import step
 
 if TYPE_CHECKING:
     from obstore import GetOptions
-    from obstore.store import ClientConfig, RetryConfig
+    from obstore.store import ClientConfig, RetryConfig, S3Config
 
     from jobs.store.s3_multipart import S3Bucket
 
@@ -33,11 +36,31 @@ PART_BYTES: Final = 8 << 20
 #: What a writer to a folder holds: many may write at once.
 FOLDER_PART_BYTES: Final = 128 << 10
 
+#: A file beside the blobs of a folder, and of no key.
+RESERVE: Final = ".reserve"
+#: Enough for tombstones while others who write take their part of it.
+RESERVE_BYTES: Final = 8 << 20
+
+#: What obstore calls a local file that it has not finished.
+_STAGED: Final = re.compile(r".*#\d+")
 _ID: Final = re.compile(r"[0-9a-f-]{32}")
 _RETRY: Final["RetryConfig"] = {"max_retries": 3, "retry_timeout": timedelta(seconds=10)}
 _CLIENT: Final["ClientConfig"] = {"connect_timeout": timedelta(seconds=2), "timeout": timedelta(minutes=5)}
 
 Document = TypeVar("Document", bound=Model)
+
+
+@dataclass(frozen=True)
+class Encryption:
+    """What S3 is told about the key under which it keeps what we write.
+
+    Attributes:
+        kind: `AES256` (SSE-S3), `aws:kms` or `aws:kms:dsse`.
+        key_id: of KMS; None for the bucket's own.
+    """
+
+    kind: str
+    key_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +81,7 @@ class ObjectStore:
     ) -> None:
         """`folder` is where a local store keeps its files; they are synced to the disk there. S3 has a `bucket`."""
         self.folder, self.bucket = folder, bucket
+        self._root = folder
         self._store, self._prefix = store, ""
 
     def within(self, prefix: str) -> Self:
@@ -87,17 +111,44 @@ class ObjectStore:
         data = self.read(key)
         return None if data is None else kind.read(data)
 
-    def create(self, key: str, data: bytes) -> bool:
-        """Write unless the key exists: of many callers exactly one gets True."""
+    def create(self, key: str, data: bytes, *, leads_to_space: bool = False) -> bool:
+        """Write unless the key exists: of many callers exactly one gets True.
+
+        What `leads_to_space`, as the tombstone of a job, is written to a full disk, too, in the place of the reserve.
+        """
         # The promise that all else rests on: exactly one attempt wins, without a lock service or a database.
         with _unavailable(), step("blob create", traced(key, len(data))) as span:
             try:
-                obstore.put(self._store, self._prefix + key, data, mode="create")
+                try:
+                    obstore.put(self._store, self._prefix + key, data, mode="create")
+                except BaseError as error:
+                    # The store's library has no class for it: what it says ends with the number that the system has.
+                    is_full = f"os error {errno.ENOSPC}" in str(error)
+                    if self._root is None or not leads_to_space or not is_full:
+                        raise
+                    with suppress(FileNotFoundError):  # another was faster
+                        (self._root / RESERVE).unlink()
+                    obstore.put(self._store, self._prefix + key, data, mode="create")
             except AlreadyExistsError:
                 span.set_attributes({"lobewise.blob.existed": True})
                 return False
             self.sync(key)
             return True
+
+    def keep_reserve(self) -> None:
+        """Hold some space of a folder's disk back, if there is any: without it nothing could be deleted of a full one.
+
+        A tombstone comes before what it stands for is deleted, and needs space itself.
+        """
+        if self._root is None or (self._root / RESERVE).exists():
+            return
+        partial = self._root / f"{RESERVE}.{uuid4().hex}"
+        try:
+            with partial.open("xb") as file:
+                os.posix_fallocate(file.fileno(), 0, RESERVE_BYTES)
+            partial.replace(self._root / RESERVE)
+        except OSError:  # full now; whoever deletes something tries again
+            partial.unlink(missing_ok=True)
 
     def write(self, key: str, data: bytes) -> None:
         with _unavailable(), step("blob write", traced(key, len(data))):
@@ -185,6 +236,25 @@ class ObjectStore:
             if not keep(key):
                 self.delete(key)
 
+    def delete_unfinished(self, prefix: str, begun_before: datetime | None = None) -> int:
+        """What writers below a prefix left that never came to their end, which no listing shows; how many that were.
+
+        Without a time also what is being written now, and then fails.
+        """
+        deleted = 0
+        if self.bucket is not None:
+            found = [upload for upload in self.bucket.unfinished(prefix) if _is_before(upload.begun_at, begun_before)]
+            for upload in found:
+                self.bucket.abort(upload.key, upload.multipart_id)
+            return len(found)
+        for path in (self.folder / prefix).rglob("*#*") if self.folder is not None else ():
+            with suppress(FileNotFoundError):  # just finished
+                begun_at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+                if _STAGED.fullmatch(path.name) and _is_before(begun_at, begun_before):
+                    path.unlink()
+                    deleted += 1
+        return deleted
+
     def sync(self, key: str) -> None:
         """Make a local blob survive a power cut: the file, and the folders that name it."""
         if self.folder is None:
@@ -209,13 +279,25 @@ class ObjectStore:
             next(iter(obstore.list(self._store, self._prefix + "ready/", chunk_size=1)), None)
 
 
+def _is_before(moment: datetime, limit: datetime | None) -> bool:
+    return limit is None or moment < limit
+
+
 def traced(key: str, size_bytes: int | None = None) -> dict[str, str | int]:
     """Attributes of a span about a blob: which of those in `keys` it is, without ids and hashes."""
     name = "/".join(part for part in key.split("/") if not _ID.match(part))
     return {"lobewise.blob.name": name} | ({} if size_bytes is None else {"lobewise.blob.size_bytes": size_bytes})
 
 
-def open_object_store(url: str, public_endpoint: str | None = None) -> ObjectStore:
+def encryption_of(settings: JobsSettings) -> Encryption | None:
+    """What the operator wants S3 to be told; None: nothing."""
+    kind = settings.blob_encryption
+    return None if kind is None else Encryption(kind, settings.blob_encryption_key)
+
+
+def open_object_store(
+    url: str, public_endpoint: str | None = None, encryption: Encryption | None = None
+) -> ObjectStore:
     """The store at `file:///folder` or `s3://bucket/prefix`; a ValueError for another scheme.
 
     Credentials, region and endpoint of S3 come from the usual `AWS_*` variables; clients may know the endpoint by
@@ -226,8 +308,13 @@ def open_object_store(url: str, public_endpoint: str | None = None) -> ObjectSto
         from jobs.store.s3_multipart import S3Bucket  # botocore takes a while, and a folder does not need it
 
         client: ClientConfig = {**_CLIENT, **obstore_options(s3_endpoint())}
-        s3 = S3Store.from_url(url, client_options=client, retry_config=_RETRY)
-        return ObjectStore(s3, bucket=S3Bucket(parts.netloc, unquote(parts.path), public_endpoint))
+        encrypted: S3Config = {}
+        if encryption is not None:
+            encrypted["server_side_encryption"] = encryption.kind
+            if encryption.key_id is not None:
+                encrypted["sse_kms_key_id"] = encryption.key_id
+        s3 = S3Store.from_url(url, config=encrypted, client_options=client, retry_config=_RETRY)
+        return ObjectStore(s3, bucket=S3Bucket(parts.netloc, unquote(parts.path), public_endpoint, encryption))
     if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
         raise ValueError(f"blobs live at file:///folder or s3://bucket/prefix, not at {url!r}")
     folder = Path(unquote(parts.path))
@@ -239,7 +326,9 @@ def open_object_store(url: str, public_endpoint: str | None = None) -> ObjectSto
         raise StorageUnavailableError(f"the folder {folder} cannot be written")
     with _unavailable():
         store = LocalStore(folder, automatic_cleanup=True)
-    return ObjectStore(store, folder.resolve())
+    opened = ObjectStore(store, folder.resolve())
+    opened.keep_reserve()
+    return opened
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from jobs.models import UploadRecord
 from jobs.proxies import proxy_of, s3_endpoint
 from jobs.states import ReceivedPart
 from jobs.store.keys import upload_key
+from jobs.store.object_store import Encryption
 
 #: Of an upload that was completed or aborted: a call that is repeated after a crash meets it.
 _GONE: Final = "NoSuchUpload"
@@ -39,8 +40,13 @@ class PartUpload:
 class S3Bucket:
     """Keys are relative to the prefix of the store, as in `ObjectStore`. Raises StorageUnavailableError."""
 
-    def __init__(self, bucket: str, prefix: str, public_endpoint: str | None = None) -> None:
+    def __init__(
+        self, bucket: str, prefix: str, public_endpoint: str | None = None, encryption: Encryption | None = None
+    ) -> None:
         """`public_endpoint` is where clients reach the bucket, if not where we do."""
+        self._encryption = {} if encryption is None else {"ServerSideEncryption": encryption.kind}
+        if encryption is not None and encryption.key_id is not None:
+            self._encryption["SSEKMSKeyId"] = encryption.key_id
         self._bucket = bucket
         self._prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
         self._client = _client(s3_endpoint())
@@ -56,7 +62,8 @@ class S3Bucket:
         """Start an upload in parts; the result is its id at S3."""
         with _unavailable():
             at = self._at(upload_key(upload_id, "scan"))
-            multipart_id: str = self._client.create_multipart_upload(**at)["UploadId"]
+            # Only here: S3 takes it from here for every part, whoever sends it.
+            multipart_id: str = self._client.create_multipart_upload(**at, **self._encryption)["UploadId"]
         return multipart_id
 
     def received(self, upload: UploadRecord) -> dict[int, ReceivedPart]:

@@ -80,14 +80,7 @@ def read_volume(path: Path, limits: ReadLimits = ReadLimits()) -> Scan:
             "max_bytes": limits.max_bytes,
             "max_files": limits.max_files,
         }
-        confinement = Confinement(
-            limits.memory_bytes,
-            limits.max_bytes,
-            limits.seconds,
-            readable=(scan,),
-            is_required=limits.is_sandbox_required,
-        )
-        answer = call_confined(_READER, arguments, folder, confinement)
+        answer = call_confined(_READER, arguments, folder, confinement_of(scan, limits))
         # The child met bytes that nobody vouches for, so what it left is checked too.
         try:
             z, y, x = map(int, answer["grid"]["shape"])
@@ -104,6 +97,17 @@ def read_volume(path: Path, limits: ReadLimits = ReadLimits()) -> Scan:
         except (KeyError, TypeError, ValueError) as error:
             raise DamagedFileError("The reader did not leave what it announced.") from error
     return Scan(Volume(hu, grid), findings, source)
+
+
+def confinement_of(scan: str, limits: ReadLimits) -> Confinement:
+    """Of a child that meets this scan."""
+    return Confinement(
+        limits.memory_bytes,
+        limits.max_bytes,
+        limits.seconds,
+        readable=(scan,),
+        is_required=limits.is_sandbox_required,
+    )
 
 
 def _source(answer: dict[str, Any]) -> GeometrySource:

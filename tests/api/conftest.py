@@ -17,6 +17,7 @@ from api.app import create_app
 from jobs.bootstrap import Connection, connect
 from jobs.models import JobError, MaskName, SeverityScores
 from jobs.settings import ApiSettings, JobsSettings
+from jobs.store.object_store import RESERVE
 
 MAX_UPLOAD_BYTES = 1 << 20
 ALLOWED_SOURCE = "https://pacs.example/ct/"
@@ -79,9 +80,10 @@ class Service:
         return job_id
 
     def stored_files(self) -> set[Path]:
-        """But for the audit trail, which every request may add to."""
+        """But for the audit trail, which every request may add to, and the space that is held back."""
         trail = self.blobs / "audit"
-        return {path for path in self.blobs.rglob("*") if path.is_file() and trail not in path.parents}
+        files = (path for path in self.blobs.rglob("*") if path.is_file() and path.name != RESERVE)
+        return {path for path in files if trail not in path.parents}
 
 
 @contextmanager

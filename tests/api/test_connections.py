@@ -2,6 +2,7 @@
 
 import hashlib
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -80,6 +81,36 @@ def test_a_wish_for_another_protocol_is_ignored_and_the_body_read(pieces: int, a
                 assert piece, answer
                 answer += piece
             assert answer.startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("cut", range(1, 12))
+def test_a_wish_that_comes_in_two_reads_is_ignored_too(cut: int, address: str) -> None:
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUPGRADE: h2c\r\nContent-Length: 3\r\n\r\n"
+    at = head.index(b"\r\nUPGRADE") + cut
+    with socket.create_connection((urlsplit(address).hostname, urlsplit(address).port), timeout=20) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for part in (head[:at], head[at:], b"abc"):
+            connection.sendall(part)
+            time.sleep(0.02)
+        answer = b""
+        while not answer.endswith(hashlib.sha256(b"abc").hexdigest().encode()):
+            piece = connection.recv(4096)
+            assert piece, answer
+            answer += piece
+    assert answer.startswith(b"HTTP/1.1 200")
+
+
+def test_a_body_may_hold_what_a_head_may_not(address: str) -> None:
+    """Nothing of it is renamed, wherever it is cut."""
+    body = b"\r\nUpgrade: h2c\r\nUp"
+    for cut in range(len(body)):
+        request = b"POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
+        with socket.create_connection((urlsplit(address).hostname, urlsplit(address).port), timeout=20) as connection:
+            connection.sendall(request + body[:cut])
+            time.sleep(0.005)
+            connection.sendall(body[cut:])
+            answer = b"".join(iter(lambda: connection.recv(4096), b""))  # read there and then
+        assert answer.endswith(hashlib.sha256(body).hexdigest().encode())
 
 
 def test_a_large_answer_waits_for_a_slow_reader(address: str) -> None:

@@ -1,11 +1,15 @@
 """Looking at jobs, stopping and deleting them."""
 
+import json
+from pathlib import Path
+
 import pytest
 import redis
 
+from jobs.live.keys import Keys
 from jobs.models import Priority, Stage
 
-from .conftest import Service, require_problem
+from .conftest import ALLOWED_SOURCE, Service, require_problem, running_service
 
 UNKNOWN = "01935f3a-7c1e-7b6a-9d53-2f1c7e0a4b11"
 BELOW = ["", "/report", "/masks/lungs"]
@@ -185,6 +189,44 @@ def test_a_cursor_belongs_to_its_query(alone: Service) -> None:
 def test_every_priority_is_taken(shared: Service, priority: Priority) -> None:
     job_id = shared.submit(priority=priority)
     assert shared.client.get(f"/v1/jobs/{job_id}").json()["priority"] == priority
+
+
+def test_how_a_job_ended_is_what_its_manifest_says(alone: Service) -> None:
+    """Whoever writes into Redis changes what is shown of open jobs at most."""
+    job_id, failed = alone.succeeded(percent_opacity=11.8), alone.submit()
+    alone.worker.fail(failed)
+    with redis.Redis.from_url(alone.jobs.settings.redis_url or "", decode_responses=True) as server:
+        for id_ in (job_id, failed):
+            state = json.loads(server.hget(Keys().key("job", id_), "state"))
+            other = {"percent_opacity": 0.0, "percent_high_opacity": 0.0, "lung_severity_score": 0}
+            state |= {"severity": other | {"lung_high_opacity_score": 0}, "status": "succeeded", "error": None}
+            server.hset(Keys().key("job", id_), "state", json.dumps(state))
+            server.xadd(Keys().key("events", id_), {"state": json.dumps(state), "cancel": ""})
+    for _ in range(2):  # the first look reads the manifest
+        job = alone.client.get(f"/v1/jobs/{job_id}").json()
+        assert (job["status"], job["severity"]["percent_opacity"]) == ("succeeded", 11.8)
+        other = alone.client.get(f"/v1/jobs/{failed}").json()
+        assert (other["status"], other["severity"]) == ("failed", None)
+        assert other["error"]["type"] == "/problems/lungs-not-found"
+    assert [item["severity"] for item in alone.client.get("/v1/jobs").json()["items"]] == [None, job["severity"]]
+    listed = alone.client.get("/v1/jobs?sort=severity").json()["items"]
+    # The order is Redis' own; a job whose place and state there contradict each other is left out of it.
+    assert all(item["severity"] == job["severity"] for item in listed)
+    changes = alone.client.get("/v1/events").json()["items"]
+    assert [change["severity"] for change in changes if change["type"] == "lobewise.job.succeeded"] == [job["severity"]]
+    events = alone.client.get(f"/v1/jobs/{job_id}/events").text
+    assert '"percent_opacity": 11.8' in events
+    assert '"percent_opacity": 0.0' not in events
+
+
+def test_a_receiver_s_secret_is_not_shown(tmp_path: Path) -> None:
+    with running_service(tmp_path / "service", callback_allowlist=("https://receiver.example/",)) as service:
+        url = "https://receiver.example/done?token=secret"
+        job_id = service.submit(callback_url=url)
+        assert service.client.get(f"/v1/jobs/{job_id}").json()["callback_url"] == "https://receiver.example/done"
+        assert service.jobs.backends.store.record(job_id).callback_url == url
+        batch = {"items": [{"source": {"url": ALLOWED_SOURCE + "1.nii"}}], "callback_url": url}
+        assert service.client.post("/v1/batches", json=batch).json()["callback_url"] == "https://receiver.example/done"
 
 
 def test_a_job_that_will_wait_for_long_is_asked_for_less_often(alone: Service) -> None:

@@ -193,16 +193,19 @@ def test_links_follow_the_public_url(tmp_path: Path) -> None:
 
 
 def test_links_keep_the_prefix_that_a_proxy_strips(tmp_path: Path) -> None:
-    with running_service(tmp_path / "service", ApiSettings(root_path="/lobewise")) as service:
+    with running_service(
+        tmp_path / "service", ApiSettings(root_path="/lobewise", allowed_hosts=("ct.example",))
+    ) as service:
         answer = service.client.post("/v1/jobs", files={"file": nifti()}, headers={"Host": "ct.example"})
         assert answer.headers["location"].startswith("http://ct.example/lobewise/v1/jobs/")
 
 
-def test_a_host_header_that_is_none_leaves_links_relative(shared: Service) -> None:
-    answer = shared.client.post("/v1/jobs", files={"file": nifti()}, headers={"Host": 'a"b c'})
-    assert answer.status_code in (202, 400)
-    if answer.status_code == 202:
-        assert answer.headers["location"].startswith("/v1/jobs/")
+def test_a_host_header_that_is_none_leaves_links_relative(tmp_path: Path) -> None:
+    settings = ApiSettings(host="0.0.0.0")  # noqa: S104 (it listens elsewhere)
+    with running_service(tmp_path / "service", settings) as service:
+        answer = service.client.post("/v1/jobs", files={"file": nifti()}, headers={"Host": 'a"b c'})
+    assert answer.status_code == 202
+    assert answer.headers["location"].startswith("/v1/jobs/")
 
 
 def test_while_the_broker_is_down_nothing_is_taken_but_all_can_be_read(tmp_path: Path) -> None:

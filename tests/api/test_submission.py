@@ -85,7 +85,7 @@ def test_what_is_no_scan_is_refused(alone: Service, scan: bytes, says: str) -> N
 
 
 def test_the_length_is_looked_at_before_the_body(alone: Service) -> None:
-    head = f"Host: x\r\nContent-Type: {FORM['Content-Type']}\r\nContent-Length: {MAX_UPLOAD_BYTES * 3}"
+    head = f"Host: localhost\r\nContent-Type: {FORM['Content-Type']}\r\nContent-Length: {MAX_UPLOAD_BYTES * 3}"
     with connected(alone) as stream:
         stream.sendall(f"POST /v1/jobs HTTP/1.1\r\n{head}\r\n\r\n".encode())
         answer = b""
@@ -325,7 +325,9 @@ def test_preferences_that_are_not_understood_are_ignored(shared: Service, prefer
 
 
 def test_a_connection_that_breaks_leaves_nothing(alone: Service) -> None:
-    head = f"Host: x\r\nContent-Type: {FORM['Content-Type']}\r\nContent-Length: 900000\r\nIdempotency-Key: broken"
+    head = (
+        f"Host: localhost\r\nContent-Type: {FORM['Content-Type']}\r\nContent-Length: 900000\r\nIdempotency-Key: broken"
+    )
     with connected(alone) as stream:
         stream.sendall(f"POST /v1/jobs HTTP/1.1\r\n{head}\r\n\r\n".encode() + part("file", nifti(100_000)))
     answer = send(alone, "broken")

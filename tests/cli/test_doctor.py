@@ -39,9 +39,32 @@ def test_all_is_well_on_a_fresh_machine(lobewise: Run) -> None:
     result = lobewise("doctor", "--json")
     assert result.returncode == 0, result.stdout + result.stderr
     found = verdicts(result)
-    assert set(found) == {"settings", "broker", "clock", "blobs", "access", "disk", "weights", "device", "sandbox"}
+    stored = {"broker", "clock", "blobs", "files", "retention", "disk"}
+    parts = {"settings", *stored, "access", "weights", "device", "sandbox"}
+    assert set(found) == parts
+    assert (found["files"], found["retention"]) == (["ok"], ["warning"])
     assert found["weights"] == ["ok"] * 3
     assert found["broker"] == ["ok"]
+
+
+def test_files_that_others_may_read_are_told(lobewise: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As earlier versions made them; nobody changes them unasked."""
+    monkeypatch.setenv("LOBEWISE_RETENTION_SECONDS", "86400")
+    (blobs := tmp_path / "data" / "blobs" / "jobs").mkdir(parents=True)
+    for folder in (blobs, blobs.parent, blobs.parent.parent):
+        folder.chmod(0o755)
+    found = {check["part"]: check for check in json.loads(lobewise("doctor", "--json").stdout)}
+    assert found["files"]["verdict"] == "warning"
+    assert str(tmp_path / "data" / "blobs") in found["files"]["found"]
+    assert f"chmod -R go= {tmp_path / 'data'}" in found["files"]["advice"]
+    assert (blobs.stat().st_mode & 0o777, found["retention"]["verdict"]) == (0o755, "ok")
+    monkeypatch.setenv("LOBEWISE_UMASK", "022")
+    assert verdicts(lobewise("doctor", "--json"))["files"] == ["ok"]
+
+
+def test_hosts_that_clients_may_name_are_looked_up(lobewise: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOBEWISE_CALLBACK_ALLOWLIST", "http://127.0.0.1:9000 https://nowhere.invalid")
+    assert verdicts(lobewise("doctor", "--json"))["outbound"] == ["ok"]
 
 
 def test_a_collector_of_traces_is_asked_where_one_is_named(lobewise: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import redis
 
 from jobs import embedded_redis
 from jobs.embedded_redis import EmbeddedServer, join
+from tests.support.processes import until
 
 USE = """
 import sys
@@ -92,6 +93,22 @@ def test_it_ends_when_all_who_used_it_were_killed(tmp_path: Path) -> None:
     process.communicate()
     while embedded_redis._answers(url):
         time.sleep(0.02)
+
+
+def test_a_server_that_is_killed_is_there_again_for_its_users(server: EmbeddedServer) -> None:
+    """With what it knew, at its address."""
+    with client(server.url) as redis_client:
+        redis_client.set("key", "value")
+        time.sleep(1.2)  # its file is synced every second
+        first = redis_client.info("server")["process_id"]
+        os.kill(first, signal.SIGKILL)
+        assert until(lambda: embedded_redis._answers(server.url), 20)
+        assert redis_client.get("key") == "value"
+        assert redis_client.info("server")["process_id"] != first
+        server.close()
+        assert until(lambda: not embedded_redis._answers(server.url), 10)
+        time.sleep(0.5)
+        assert not embedded_redis._answers(server.url)
 
 
 def test_closing_twice_is_harmless(server: EmbeddedServer) -> None:

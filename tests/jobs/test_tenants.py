@@ -344,6 +344,15 @@ class TestPlaces:
         assert self.places(pair.right, one, two) == [2, 5]
         assert self.places(pair.jobs.tenants.default, old) == [3]
 
+    def test_among_very_many_tenants_a_place_is_never_promised_too_early(self, pair: Pair, post: Post) -> None:
+        first = post(pair.left)
+        for n in range(20):
+            post(pair.jobs.tenants.of(f"t{n:02}"))
+        last = post(pair.right)
+        assert self.places(pair.right, last) == [22]
+        # Sixteen others are looked at (`default`, right, t00 to t13); the rest may have come before, for all it knows.
+        assert self.places(pair.left, first) == [7]
+
     def test_what_is_more_urgent_comes_first_whoever_sent_it(self, pair: Pair, post: Post) -> None:
         routine = post(pair.left)
         urgent = [post(pair.right, priority=Priority.STAT) for _ in range(3)]

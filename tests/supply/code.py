@@ -32,7 +32,7 @@ def bandit(*paths: Path) -> dict[str, Any]:
     """Its report of these files and folders."""
     program = Path(sys.executable).with_name("bandit")
     command = [program, "--quiet", "--format", "json", "--skip", ",".join(IMPORTS), "--recursive", *paths]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     if done.returncode not in (0, 1):
         sys.exit(f"bandit failed: {done.stderr}")
     report: dict[str, Any] = json.loads(done.stdout)

@@ -31,8 +31,8 @@ def audit(pins: str) -> dict[str, Any] | None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pins.txt"
         path.write_text(f"{pins}\n{CANARY}\n", encoding="utf-8")
-        program = Path(sys.executable).with_name("pip-audit")
-        command = [program, "--requirement", path, "--no-deps", "--disable-pip", "--progress-spinner", "off"]
+        program = str(Path(sys.executable).with_name("pip-audit"))
+        command = [program, "--requirement", str(path), "--no-deps", "--disable-pip", "--progress-spinner", "off"]
         try:
             done = subprocess.run(
                 [*command, "--format", "json"], capture_output=True, text=True, check=False, timeout=TRIES_SECONDS

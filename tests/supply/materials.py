@@ -57,16 +57,13 @@ def write(part: str, root: Path | None = None, out: Path = OUT) -> Path:
         interpreter = Path(folder) / "python"
         interpreter.write_text(f"#!/bin/sh\necho '{json.dumps([str(packages)])}'\n")
         interpreter.chmod(stat.S_IRWXU)
-        program = Path(sys.executable).with_name("cyclonedx-py")
-        options = [
-            "--no-validate",
-            "--pyproject",
-            ROOT / "pyproject.toml",
-            "--output-reproducible",
-            "--output-file",
-            path,
-        ]
-        subprocess.run([program, "environment", *options, interpreter], check=True, capture_output=True)
+        program = str(Path(sys.executable).with_name("cyclonedx-py"))
+        options = ["--no-validate", "--pyproject", str(ROOT / "pyproject.toml"), "--output-reproducible"]
+        subprocess.run(
+            [program, "environment", *options, "--output-file", str(path), str(interpreter)],
+            check=True,
+            capture_output=True,
+        )
     bill: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     bill["metadata"]["component"]["name"] = f"lobewise-{part}"
     origin = "constraints" if root is None else "image"

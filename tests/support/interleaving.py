@@ -121,8 +121,14 @@ class GatedObjectStore(ObjectStore):
     def read(self, key: str) -> bytes | None:
         return self._at("read", key, super().read)
 
-    def create(self, key: str, data: bytes) -> bool:
-        return self._at("create", key, super().create, data)
+    def create(self, key: str, data: bytes, **named: Any) -> bool:
+        def create(key: str, data: bytes) -> bool:
+            return super(GatedObjectStore, self).create(key, data, **named)
+
+        return self._at("create", key, create, data)
+
+    def keep_reserve(self) -> None:
+        pass
 
     def write(self, key: str, data: bytes) -> None:
         self._at("write", key, super().write, data)

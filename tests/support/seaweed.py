@@ -28,6 +28,7 @@ class S3Server:
 
     endpoint: str
     client: Any = field(repr=False)
+    folder: Path
 
     @property
     def environment(self) -> Mapping[str, str]:
@@ -53,6 +54,10 @@ class S3Server:
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=bucket)
         return {item["Key"] for page in pages for item in page.get("Contents", ())}
 
+    def folder_holds(self, text: bytes) -> bool:
+        """Whether anything that the server keeps, also of what was deleted, has these bytes."""
+        return any(text in path.read_bytes() for path in self.folder.rglob("*") if path.is_file())
+
     def unfinished(self, bucket: str) -> set[str]:
         """Keys of multipart uploads that have neither been completed nor aborted."""
         return {item["Key"] for item in self.client.list_multipart_uploads(Bucket=bucket).get("Uploads", ())}
@@ -69,7 +74,7 @@ def seaweed(folder: Path) -> Iterator[S3Server]:
         with running(command, keys, folder / "log", folder) as process:
             client = _client(endpoint)
             _await_answer(process, client, folder / "log")
-            yield S3Server(endpoint, client)
+            yield S3Server(endpoint, client, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         for port in ports[len(PORTS) :]:  # it leaves these sockets behind

@@ -21,7 +21,7 @@ from celery.signals import worker_ready
 from jobs.models import ModelProvenance
 from jobs.settings import JobsSettings
 from pipeline.anatomy import Landmark
-from pipeline.errors import LungsNotFoundError
+from pipeline.errors import LungsNotFoundError, UnsupportedFormatError
 from pipeline.geometry import Finding, Grid, LesionMask, LobeLabels, Scan, Volume
 from pipeline.severity import high_opacity_of, opacity_range, score_severity
 from worker.main import run
@@ -39,6 +39,12 @@ class Tiny:
         data = path.read_bytes()
         self._order = json.loads(data[data.index(b"{") :])  # what the gateway takes begins like a NIfTI file
         return Scan(Volume(np.full(GRID.shape, -100, dtype=np.int16), GRID), (Finding("thick-slices", "warning", "."),))
+
+    def deidentify(self, path: Path, target: Path, key: bytes) -> None:  # noqa: ARG002
+        """Without the `name` of the order."""
+        if self._order.get("burned_in"):
+            raise UnsupportedFormatError("There is text in the pixels.")
+        target.write_text(json.dumps({part: value for part, value in self._order.items() if part != "name"}))
 
     def quantify(self, scan: Scan, progress: Callable[[str, float], None], *, low_memory: bool) -> SimpleNamespace:
         progress("landmarks", 0.0)

@@ -352,3 +352,21 @@ def test_when_a_whole_worker_is_killed_another_finishes_its_job(service: Service
     service.start_worker()
     state = service.jobs.service.wait(job_id, 60)
     assert (state.status, state.attempt) == (JobStatus.SUCCEEDED, 2)
+
+
+def test_a_scan_is_kept_without_its_name_however_often_its_worker_dies(tmp_path: Path) -> None:
+    with alone(tmp_path, DEIDENTIFY="basic") as (service, _):
+        order = {"do": "die-once", "mark": str(tmp_path / "mark"), "after_seconds": 0.0, "name": "Jane Doe"}
+        died = service.post(order)
+        burned_in = service.post({"do": "score", "name": "Jane Doe", "burned_in": True})
+        refused = service.post({"do": "not-chest", "name": "Jane Doe"})
+        ended = {job_id: service.jobs.service.wait(job_id, 60) for job_id in (died, burned_in, refused)}
+        states_of = [(state.status, state.attempt) for state in ended.values()]
+        assert states_of == [(JobStatus.SUCCEEDED, 2), (JobStatus.SUCCEEDED, 1), (JobStatus.FAILED, 1)]
+        store = service.jobs.backends.store
+        kept = {job_id: store.files(job_id).names for job_id in ended}
+        assert not [job_id for job_id, names in kept.items() if "received" in names]
+        assert [job_id for job_id, names in kept.items() if "deidentified.json" in names] == [died, refused]
+        files = [path for path in (tmp_path / "data" / "blobs").rglob("*") if path.is_file()]
+        assert not [path for path in files if b"Jane Doe" in path.read_bytes()]
+        assert json.loads(store.blobs.read(f"jobs/{died}/attempts/1/input") or b"")["do"] == "die-once"

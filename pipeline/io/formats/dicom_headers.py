@@ -37,7 +37,7 @@ DEFLATED: Final = "1.2.840.10008.1.2.1.99"
 #: JPEG baseline and extended; of JPEG-LS and JPEG 2000 the header alone says whether something was lost.
 _LOSSY: Final = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")
 _UNKNOWN_LENGTH: Final = 0xFFFFFFFF
-_NO_CONTRAST: Final = ("", "NONE", "NO", "N", "0")
+NO_CONTRAST: Final = ("", "NONE", "NO", "N", "0")
 
 
 @dataclass(frozen=True)
@@ -255,7 +255,7 @@ def slice_of(pixels: StoredPixels, frame: int, header: Dataset, groups: FrameGro
             "echo": text(header, "EchoNumbers"),
             "trigger_time": text(header, "TriggerTime"),
             "cardiac_phase": groups.text("CardiacSynchronizationSequence", "NominalPercentageOfCardiacPhase"),
-            "contrast": not all(name in _NO_CONTRAST for name in contrast) or bool(_has_agents(header)),
+            "contrast": not all(name in NO_CONTRAST for name in contrast) or bool(_has_agents(header)),
             "stack": groups.text(frame_content, "StackID", top=False),
             "acquisition": (
                 groups.text(frame_content, "FrameAcquisitionNumber", top=False) or text(header, "AcquisitionNumber")

@@ -1,6 +1,6 @@
 """NIfTI, NRRD and MetaImage files: header, geometry, then pixels as plain numbers, all read by ourselves."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -36,7 +36,7 @@ def read_image(path: Path, content: Content, folder: Path, limits: SizeLimits) -
         UnreadableScanError: as its kinds say.
     """
     packing = Packing.GZIP if content is Content.NIFTI_GZ else Packing.PLAIN
-    header = _PARSERS[content](_head(path, packing))
+    _, header = parse_image(path, content)
     limits.check_voxels(header.sizes)
     limits.check_bytes(header.data_bytes)
     grid, findings = place(header.placement, header.sizes)
@@ -52,6 +52,33 @@ def read_image(path: Path, content: Content, folder: Path, limits: SizeLimits) -
         raise
     hu, value_findings = to_hounsfield(pixels, header.slope, header.intercept)
     return Scan(Volume(hu, grid), (*noticed, *value_findings), source)
+
+
+def parse_image(path: Path, content: Content) -> tuple[bytes, ImageHeader]:
+    """The file's first bytes, unpacked if all of it is packed, and what they say.
+
+    Raises DamagedFileError, UnsupportedFormatError: as the parser of the format.
+    """
+    head = _head(path, Packing.GZIP if content is Content.NIFTI_GZ else Packing.PLAIN)
+    return head, _PARSERS[content](head)
+
+
+def unpacked_pixels(path: Path, content: Content, header: ImageHeader) -> Iterator[bytes]:
+    """The bytes of the voxels, unpacked, in blocks; no others. Raises DamagedFileError: some are missing."""
+    whole = content is Content.NIFTI_GZ
+    packing = Packing.GZIP if whole else header.packing
+    with path.open("rb") as file:
+        file.seek(0 if whole else header.data_at)
+        plain = packing is Packing.PLAIN
+        blocks = iter(lambda: file.read(_BLOCK_BYTES), b"") if plain else unpacked(file.read, packing, _BLOCK_BYTES)
+        skip, left = header.data_at if whole else 0, header.data_bytes
+        for block in blocks:
+            wanted = block[skip : skip + left]
+            skip, left = max(0, skip - len(block)), left - len(wanted)
+            yield wanted
+            if not left:
+                return
+    raise DamagedFileError("The file is cut short: it holds fewer pixels than its header says.")
 
 
 def _pixels(path: Path, packing: Packing, header: ImageHeader, folder: Path) -> np.ndarray:

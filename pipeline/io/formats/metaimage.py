@@ -82,6 +82,11 @@ def parse_metaimage(head: bytes) -> ImageHeader:
     )
 
 
+def metaimage_fields(head: bytes) -> dict[str, str]:
+    """The fields of a header that `parse_metaimage` takes."""
+    return _fields(head)[0]
+
+
 def _fields(head: bytes) -> tuple[dict[str, str], int]:
     """The fields up to and with ElementDataFile, which ends the header."""
     fields, position = {}, 0

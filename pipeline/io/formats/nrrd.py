@@ -39,8 +39,14 @@ _PACKINGS: Final = {"raw": Packing.PLAIN, "gzip": Packing.GZIP, "gz": Packing.GZ
 _SPACE: Final = re.compile(
     r"(?P<x>left|right|l|r)-?(?P<y>anterior|posterior|a|p)-?(?P<z>superior|inferior|s|i)", re.IGNORECASE
 )
+#: All names of spaces that NRRD defines. Others are not repeated to anybody: some exporters write texts of their own.
+SPACES: Final = re.compile(
+    r"[LR][AP][SI]T?|(?:(?:left|right)-(?:anterior|posterior)-(?:superior|inferior)|scanner-xyz"
+    r"|3D-(?:left|right)-handed)(?:-time)?",
+    re.IGNORECASE,
+)
 _VECTOR: Final = re.compile(r"none|\([^()]*\)", re.IGNORECASE)
-_MM_PER_UNIT: Final = {
+MM_PER_UNIT: Final = {
     **dict.fromkeys(("", "mm", "millimeter", "millimeters", "millimetre", "millimetres"), 1.0),
     **dict.fromkeys(("cm", "centimeter", "centimeters", "centimetre", "centimetres"), 10.0),
     **dict.fromkeys(("m", "meter", "meters", "metre", "metres"), 1000.0),
@@ -108,6 +114,12 @@ def parse_nrrd(head: bytes) -> ImageHeader:
     )
 
 
+def nrrd_fields(head: bytes) -> dict[str, str]:
+    """The fields of a header that `parse_nrrd` takes."""
+    end = re.search(rb"\r?\n\r?\n", head)
+    return _fields(head[: end.start() if end else 0].decode("latin-1"))
+
+
 def _fields(text: str) -> dict[str, str]:
     """`field: value` lines; comments and `key:=value` lines are left out."""
     fields = {}
@@ -153,7 +165,8 @@ def _placement(
     directions = _directions(fields)
     spacings = _spacings(fields, spatial)
     if sides is None:
-        findings.append(orientation_assumed(f"space: {space[:40] or 'missing'}"))
+        said = space if SPACES.fullmatch(space) else "unknown"
+        findings.append(orientation_assumed(f"space: {said if space else 'missing'}"))
     elif directions is None:
         findings.append(orientation_assumed("space directions are missing"))
     if directions is not None:
@@ -218,9 +231,9 @@ def _units_mm(fields: Mapping[str, str], field: str, axes: tuple[int, ...]) -> F
     names = re.findall(r"\"([^\"]*)\"", fields.get(field, ""))
     chosen = [names[axis].strip() if axis < len(names) else "" for axis in axes]
     for name in chosen:
-        if name.lower() not in _MM_PER_UNIT:
+        if name.lower() not in MM_PER_UNIT:
             raise UnsupportedFormatError(
                 f"{field} says {name[:40]!r}: mm, cm, m, um and in are known.",
                 evidence={"field": field, "value": name[:40]},
             )
-    return np.array([_MM_PER_UNIT[name.lower()] for name in chosen])
+    return np.array([MM_PER_UNIT[name.lower()] for name in chosen])

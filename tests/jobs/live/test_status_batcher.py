@@ -93,7 +93,11 @@ def test_a_silent_broker_is_asked_once(without_broker: Connection, jobs: Connect
 
     async def look() -> JobState:
         status_batcher = StatusBatcher(
-            without_broker.settings, ViewFreshness(1.0), never, without_broker.backends.store.state
+            without_broker.settings,
+            ViewFreshness(1.0),
+            never,
+            without_broker.backends.store.state,
+            without_broker.service.ends,
         )
         try:
             return await status_batcher.get(job_id)

@@ -207,3 +207,23 @@ def test_one_job_that_cannot_be_read_does_not_keep_the_reaper_from_the_others(
         server.delete(f"lobewise:lease:{job_id}")
     jobs.reconciler.reconcile()
     assert jobs.service.get(sound).status == JobStatus.QUEUED
+
+
+def test_what_was_deleted_leaves_the_broker_s_file(
+    jobs: Connection, server: redis.Redis, finished: Callable[..., str]
+) -> None:
+    """Its file holds each change, and with them a client's reference, until it is written anew."""
+    canary = "canary-4711"
+    job_id = finished(jobs, client_reference=canary)
+    folder = jobs.settings.data_dir / "valkey"
+
+    def holds_canary() -> bool:
+        return any(canary.encode() in path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+    assert until(holds_canary, 10)
+    jobs.cleanup.clean_up()
+    assert holds_canary()  # nothing was deleted yet
+    jobs.service.purge(job_id)
+    assert until(lambda: server.info("persistence")["aof_rewrite_in_progress"] == 0, 10)
+    jobs.cleanup.clean_up()
+    assert until(lambda: not holds_canary(), 20)
