@@ -4,10 +4,13 @@ BIN := .venv/bin
 CT ?=
 STATES ?= 3000
 FILES ?= 5500
+MINUTES ?= 60
 CALLS ?= 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo openapi-check test lint types layers unit test-states test-files test-tenants test-monitoring test-proxies test-issuer first-hour docs images chaos chaos-small soak k8s-check load load-check test-clients audit-code audit-dependencies sbom format constraints clean
+
+
+.PHONY: help install demo openapi-check test lint types layers unit test-states test-files test-hostile fuzz test-tenants test-issuer test-monitoring test-proxies first-hour docs images chaos chaos-small soak k8s-check load load-check test-clients audit-code audit-dependencies sbom format constraints clean
 
 help: ## show the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -52,6 +55,12 @@ test-tenants: install ## calls that name another tenant's ids, a quarter of an h
 
 test-files: install ## generated files of every format, half an hour: make test-files [FILES=5500]
 	LOBEWISE_TEST_FILES=$(FILES) $(BIN)/pytest -q tests/pipeline/io/formats/test_generated_files.py tests/pipeline/io/formats/test_dicom_worlds.py
+
+test-hostile: install ## files that mean harm, through a whole service: make test-hostile [ONLY=zip]
+	$(BIN)/python -m tests.support.hostile --only "$(ONLY)"
+
+fuzz: install ## fuzz the readers of all formats, guided by coverage: make fuzz [MINUTES=60] [ONLY=dicom,zip]
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) --only "$(ONLY)"
 
 first-hour: install clients/postman/node_modules/.installed ## a notebook and a collection of all calls, run against a service (npm)
 	$(BIN)/python -m tests.first_hour

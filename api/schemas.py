@@ -32,12 +32,15 @@ from jobs.models import (
 )
 from jobs.quotas import Quota
 
+#: Characters that turn the order of a line or break it, so that a page would show another text than it was given.
+_TURNING: Final = r"\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
+
 ClientReference = Annotated[
     str,
     Field(
         min_length=1,
         max_length=128,
-        pattern=r"^[^\x00-\x1f\x7f]*$",
+        pattern=rf"^[^\x00-\x1f\x7f{_TURNING}]*$",
         description="your own name for the scan, given back with the job. Opaque to the service; "
         "never put patient data in it",
         examples=["worklist-4711"],

@@ -97,8 +97,9 @@ def test_there_are_few_fragments_and_the_reasons_stand_in_the_code() -> None:
     # its maker meant it (29 560): parsers, DICOM volumes, checks against the anatomy, inspections, proxies. Since then:
     # lists by reference and time, the feed of all changes, deadlines, results used again, exports, labels, ends of
     # batches, estimates; tenants, and all that keeps them apart; outbound connections; the audit trail; the limits of
-    # the gateway, hosts and origins; names taken out of stored scans.
-    assert counts.lines <= 41_000
+    # the gateway, hosts and origins; names taken out of stored scans;
+    # the gate before parsers.
+    assert counts.lines <= 41_500
     assert len(counts.named_once) <= 0.12 * len(counts.functions)
     assert counts.comments >= 0.02 * counts.lines
 

@@ -59,7 +59,7 @@ def read_ct(path: Path, limits: ReadLimits = ReadLimits()) -> Scan:
         FileNotFoundError: there is no such path.
         SandboxMissingError: the sandbox is required, and the kernel does not give it whole.
     """
-    stored = read_volume(path, limits)
+    stored = _read_stored(path, limits, is_noisy=True)
     volume, corrections = normalise(stored.volume)
     findings = (*stored.findings, *corrections)
     return Scan(volume, (*findings, *findings_of_scan(volume, findings)), stored.source)
@@ -71,6 +71,10 @@ def read_volume(path: Path, limits: ReadLimits = ReadLimits()) -> Scan:
     Raises:
         UnsupportedFormatError, DamagedFileError, ScanTooLargeError, NotChestCTError, FileNotFoundError: as `read_ct`.
     """
+    return _read_stored(path, limits, is_noisy=False)
+
+
+def _read_stored(path: Path, limits: ReadLimits, *, is_noisy: bool) -> Scan:
     with tempfile.TemporaryDirectory(prefix="lobewise-read-") as name:
         folder = Path(name)
         scan = str(path.resolve(strict=True))
@@ -79,6 +83,7 @@ def read_volume(path: Path, limits: ReadLimits = ReadLimits()) -> Scan:
             "max_voxels": limits.max_voxels,
             "max_bytes": limits.max_bytes,
             "max_files": limits.max_files,
+            "is_noisy": is_noisy,
         }
         answer = call_confined(_READER, arguments, folder, confinement_of(scan, limits))
         # The child met bytes that nobody vouches for, so what it left is checked too.

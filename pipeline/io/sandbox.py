@@ -12,6 +12,7 @@ import importlib
 import json
 import logging
 import os
+import re
 import resource
 import signal
 import stat
@@ -41,6 +42,9 @@ _ANSWER: Final = "answer.json"
 _FAULT: Final = "fault.txt"
 #: Of an answer: the grid, findings, and a table of what was seen.
 _ANSWER_BYTES: Final = 16 << 20
+
+#: Of one text in it; sentences take some hundreds.
+_TEXT_LENGTH: Final = 4000
 
 _ERRORS: Final[Mapping[str, type[PipelineError]]] = {
     kind.code: kind
@@ -145,7 +149,7 @@ def _answer_of(function: str, arguments: Mapping[str, Any], folder: Path, limits
     if len(text) > _ANSWER_BYTES:
         raise DamagedFileError("The reader's answer is larger than any of a scan.")
     try:
-        left: dict[str, Any] = json.loads(text)
+        left: dict[str, Any] = _plain(json.loads(text))
     except ValueError as error:
         raise DamagedFileError("The reader did not leave what it announced.") from error
     if missing := left.get("missing"):
@@ -154,6 +158,18 @@ def _answer_of(function: str, arguments: Mapping[str, Any], folder: Path, limits
         return left
     told = left["error"]
     raise _ERRORS.get(told["code"], DamagedFileError)(told["detail"], evidence=told["evidence"])
+
+
+def _plain(answer: Any) -> Any:
+    """The answer with texts that can be shown: on one line, left to right, of a length.
+
+    Readers see to that for what they quote; this is for a reader that was taken over, or forgot.
+    """
+    if isinstance(answer, dict):
+        return {_plain(key): _plain(value) for key, value in answer.items()}
+    if isinstance(answer, list):
+        return [_plain(value) for value in answer]
+    return re.sub(r"[^\x20-\x7e]", "?", answer[:_TEXT_LENGTH]) if isinstance(answer, str) else answer
 
 
 def _run_child(folder: Path, seconds: float) -> int:

@@ -35,6 +35,11 @@ def require_sentence(answer: httpx.Response, pointer: str, says: str) -> None:
             "/body/client_reference",
             "leave it out, or send a text that is not empty",
         ),
+        (
+            {"source": SOURCE, "client_reference": "4711\u202e0001"},
+            "/body/client_reference",
+            r"send a text of the form ^[^\x00-\x1f\x7f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]*$",
+        ),
         ({"source": SOURCE, "client_reference": 7}, "/body/client_reference", "send a text, not a number"),
         ({"source": {"url": ""}}, "/body/source/url", "leave it out, or send a text that is not empty"),
         ({"source": {"url": [SOURCE["url"]]}}, "/body/source/url", "send a text, not an array"),

@@ -6,7 +6,7 @@ from enum import Enum
 from io import BytesIO
 from typing import Final
 
-from pipeline.errors import DamagedFileError
+from pipeline.errors import PipelineError
 from pipeline.io.formats.unpack import Packing, unpacked
 
 HEAD_BYTES: Final = 4096
@@ -39,7 +39,7 @@ def identify(head: bytes) -> Content:
     if head.startswith(b"\x1f\x8b"):
         # In small blocks: what `head` unpacks to before anything in it turns out to be damaged or cut off.
         plain = b""
-        with suppress(DamagedFileError):
+        with suppress(PipelineError):
             for block in unpacked(BytesIO(head).read, Packing.GZIP, 16):
                 plain += block
                 if len(plain) >= HEAD_BYTES:

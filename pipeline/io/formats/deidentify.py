@@ -71,7 +71,7 @@ def leave_deidentified(path: str, key: str, max_voxels: int, max_bytes: int, max
         content = identify(file.read(HEAD_BYTES))
     with Path(DEIDENTIFIED).open("wb") as kept:
         if content is Content.ZIP:
-            with open_zip(scan) as archive:
+            with open_zip(scan, limits) as archive:
                 listed = list(members_of_zip(archive, limits))
                 series = [member for member in listed if member.content is Content.DICOM]
                 if series:

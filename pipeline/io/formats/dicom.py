@@ -17,7 +17,7 @@ from pipeline.io.formats.archive import Member
 from pipeline.io.formats.dicom_grid import grid_of_stack, interpolate
 from pipeline.io.formats.dicom_headers import Slice
 from pipeline.io.formats.dicom_inventory import Inventory, take_stock
-from pipeline.io.formats.dicom_pixels import check_pixels, decoded_frames, hounsfield, rescale_of, same_pixels
+from pipeline.io.formats.dicom_pixels import check_pixels, decoded_frames, hounsfield, pixel_digest, rescale_of
 from pipeline.io.formats.dicom_stacks import Stack, choose, one_patient, stacks_of, without_repeats
 from pipeline.io.formats.limits import SizeLimits
 
@@ -45,25 +45,29 @@ def read_series(members: Iterable[Member], folder: Path, limits: SizeLimits) -> 
 def _read(stock: Inventory, limits: SizeLimits, noticed: list[Finding]) -> Scan:
     """`noticed` is filled on the way, for whoever has to say why it ended."""
 
-    def is_same(first: Slice, second: Slice) -> bool:
-        limits.check_voxels((*first.shape[::-1], 1))
-        return first.shape == second.shape and same_pixels(first, second)
+    digests: dict[int, bytes] = {}
+
+    def digest(s: Slice) -> bytes:
+        limits.check_voxels((*s.shape[::-1], 1))
+        if id(s) not in digests:
+            digests[id(s)] = pixel_digest(s)
+        return digests[id(s)]
 
     if stock.localizers:
         message = f"{stock.localizers} localizer images were left out."
         noticed.append(Finding("localizer-dropped", "info", message, {"images": stock.localizers}))
     one_patient(stock.slices)
-    stacks, set_aside = stacks_of(stock.slices, is_same)
+    stacks, set_aside = stacks_of(stock.slices, digest)
     noticed += set_aside
     if stock.left_out and all(len(stack.slices) < 2 for stack in stacks):
         raise stock.nothing_to_stack()
     chosen, others = choose(stacks)
     noticed += [*others, *_left_out(stock, chosen)]
     limits.check_voxels((*chosen.first.shape[::-1], len(chosen.slices)))
-    noticed += without_repeats(chosen, is_same)
-    on = grid_of_stack(chosen)
+    # Where the slices lie is known before pixels are decoded, and refused where no CT lies like that.
+    on = grid_of_stack(chosen, limits)
+    noticed += without_repeats(chosen, digest)
     noticed += on.findings
-    limits.check_voxels((*chosen.first.shape[::-1], len(on.lower)))
     noticed += _header_findings(chosen.slices)
     for s in chosen.slices:
         rescale_of(s.rescale)
@@ -86,6 +90,9 @@ def _left_out(stock: Inventory, chosen: Stack) -> tuple[Finding, ...]:
             f"{stock.unknown} DICOM files were left out: without Rows, Columns and a known SOPClassUID (damaged?)."
         )
         findings.append(Finding("images-left-out", "warning", message, {"files": stock.unknown}))
+    if stock.deflated:
+        message = f"{stock.deflated} deflated DICOM files were left out, unopened: they may hold slices of the scan."
+        findings.append(Finding("images-left-out", "warning", message, {"files": stock.deflated}))
     if stock.other_modalities:
         listed = dict(sorted(stock.other_modalities.items()))
         message = f"{sum(listed.values())} images of other modalities ({', '.join(listed)}) were left out."

@@ -15,6 +15,7 @@ from jaxtyping import Float64, Int16
 from pipeline.geometry import Finding, GeometrySource, Grid
 from pipeline.io.formats.dicom_headers import Slice
 from pipeline.io.formats.dicom_stacks import Stack, positions_mm, step_mm, tolerance_mm
+from pipeline.io.formats.limits import SizeLimits
 from pipeline.io.formats.placement import StoredPlacement, place
 
 #: A stack leaning less than this is straight.
@@ -45,11 +46,12 @@ class SliceGrid:
         return any(self.weight) or len(self.lower) != len(set(self.lower))
 
 
-def grid_of_stack(stack: Stack) -> SliceGrid:
+def grid_of_stack(stack: Stack, limits: SizeLimits) -> SliceGrid:
     """The regular grid of a stack of two slices or more, and how far the stack is from it.
 
     Raises:
         DamagedFileError: distances that no CT has.
+        ScanTooLargeError: more voxels than the limits allow.
     """
     slices = stack.slices
     first = stack.first
@@ -57,18 +59,21 @@ def grid_of_stack(stack: Stack) -> SliceGrid:
     steps = np.diff(along)
     distance_mm = step_mm(steps)
     is_even = bool(np.all(np.abs(steps - distance_mm) <= tolerance_mm(distance_mm)))
-    lower, weight = list(range(len(slices))), [0.0] * len(slices)
-    findings = list(_gap_findings(stack))
+    count = len(slices) if is_even else max(round(float(along[-1]) / distance_mm), 1) + 1
     if not is_even:
-        count = max(round(float(along[-1]) / distance_mm), 1) + 1
         distance_mm = float(along[-1]) / (count - 1)
-        lower, weight = _interpolation(along, np.arange(count) * distance_mm)
-        findings += _uneven_findings(stack, steps, distance_mm, count)
     row, column = np.reshape(first.rows_and_columns, (2, 3))
     steps_mm = np.stack([row * first.spacing_mm[1], column * first.spacing_mm[0], first.normal * distance_mm], axis=1)
     rows, columns = first.shape
     stored = StoredPlacement(steps_mm, np.array(first.position_mm), ", ".join(_FIELDS))
-    grid, placed = place(stored, (columns, rows, len(lower)))
+    # Before the planes are counted out: two slices close together and one far off make millions of planes.
+    limits.check_voxels((columns, rows, count))
+    grid, placed = place(stored, (columns, rows, count))
+    lower, weight = list(range(count)), [0.0] * count
+    findings = list(_gap_findings(stack))
+    if not is_even:
+        lower, weight = _interpolation(along, np.arange(count) * distance_mm)
+        findings += _uneven_findings(stack, steps, distance_mm, count)
     findings += [*placed, *_lean_findings(slices, first.normal)]
     source = GeometrySource("DICOM", _FIELDS, _ignored(slices, distance_mm))
     return SliceGrid(grid, tuple(lower), tuple(weight), source, tuple(findings))

@@ -20,10 +20,11 @@ from pipeline.io.formats.dicom_tags import (
     number_of,
     numbers_of,
     seconds_of_day,
-    shown,
     text,
     whole,
 )
+from pipeline.io.formats.placement import FARTHEST_MM
+from pipeline.io.formats.shown import shown
 
 #: Direction cosines of parallel slices differ by less.
 SAME_DIRECTION: Final = 0.01
@@ -33,7 +34,6 @@ GEOMETRY: Final = {
     "ImageOrientationPatient": "PlaneOrientationSequence",
     "PixelSpacing": "PixelMeasuresSequence",
 }
-DEFLATED: Final = "1.2.840.10008.1.2.1.99"
 #: JPEG baseline and extended; of JPEG-LS and JPEG 2000 the header alone says whether something was lost.
 _LOSSY: Final = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")
 _UNKNOWN_LENGTH: Final = 0xFFFFFFFF
@@ -143,11 +143,11 @@ def why_no_slice(header: Dataset) -> str:
     samples, photometric = number_of(header, "SamplesPerPixel", 1), text(header, "PhotometricInterpretation").upper()
     if samples != 1:
         return f"SamplesPerPixel is {samples}, not 1 (colours)"
-    if not photometric.startswith("MONOCHROME") and photometric:
+    if photometric not in ("", "MONOCHROME1", "MONOCHROME2"):
         return f"PhotometricInterpretation is {shown(photometric)}, not 'MONOCHROME2'"
     name = class_name(header)
     if "Image Storage" in name and "CT" not in name.split() and "Secondary Capture" not in name:
-        return f"SOPClassUID says {name}, not CT Image Storage, under Modality CT"
+        return f"SOPClassUID says {shown(name)[1:-1]}, not CT Image Storage, under Modality CT"
     if number_of(header, "NumberOfFrames", 1) > 1 and "PerFrameFunctionalGroupsSequence" not in header:
         return "PerFrameFunctionalGroupsSequence, which says where each frame lies, is missing"
     return ""
@@ -180,7 +180,7 @@ def frames_of(header: Dataset, frames: int) -> Iterator[FrameGroups]:
         yield FrameGroups((*([each[frame]] if each else []), *shared[:1]), header)
 
 
-def stored_pixels(path: Path, header: Dataset, pixels_at: int, syntax: str, frames: int) -> StoredPixels:
+def stored_pixels(path: Path, header: Dataset, pixels_at: int, frames: int) -> StoredPixels:
     is_implicit, is_little_endian = header.original_encoding
     order = "<" if is_little_endian in (None, True) else ">"
     with path.open("rb") as file:
@@ -191,8 +191,7 @@ def stored_pixels(path: Path, header: Dataset, pixels_at: int, syntax: str, fram
         is_long = not is_implicit and len(start) == 12
         offset = pixels_at + (12 if is_long else 8)
         (length,) = struct.unpack(f"{order}I", start[8:12] if is_long else start[4:8])
-    if not syntax:
-        syntax = str(getattr(header, "file_meta", {}).get("TransferSyntaxUID", "") or "")
+    syntax = str(getattr(header, "file_meta", {}).get("TransferSyntaxUID", "") or "")
     allocated = number_of(header, "BitsAllocated")
     stored = number_of(header, "BitsStored", allocated)
     return StoredPixels(
@@ -215,6 +214,12 @@ def stored_pixels(path: Path, header: Dataset, pixels_at: int, syntax: str, fram
 def slice_of(pixels: StoredPixels, frame: int, header: Dataset, groups: FrameGroups, patient: bytes | None) -> Slice:
     written = {tag: groups.text(sequence, tag) for tag, sequence in GEOMETRY.items()}
     x, y, z = numbers_of(written["ImagePositionPatient"], "ImagePositionPatient", 3)
+    if max(abs(x), abs(y), abs(z)) > FARTHEST_MM:
+        raise DamagedFileError(
+            f"ImagePositionPatient is {shown(written['ImagePositionPatient'])} in a CT slice; up to {FARTHEST_MM:.0f} "
+            "mm from the origin are read. Send the original series.",
+            evidence={"tag": "ImagePositionPatient", "value": shown(written["ImagePositionPatient"])},
+        )
     between_rows, between_columns = numbers_of(written["PixelSpacing"], "PixelSpacing", 2)
     if min(between_rows, between_columns) <= 0:
         raise DamagedFileError(

@@ -7,7 +7,6 @@ is never returned, logged or written.
 import hashlib
 import os
 import re
-import zlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -21,12 +20,10 @@ from pipeline.errors import (
     DamagedFileError,
     NotChestCTError,
     PipelineError,
-    ScanTooLargeError,
     UnsupportedFormatError,
 )
 from pipeline.io.formats.archive import Member
 from pipeline.io.formats.dicom_headers import (
-    DEFLATED,
     GEOMETRY,
     Slice,
     class_name,
@@ -36,14 +33,9 @@ from pipeline.io.formats.dicom_headers import (
     stored_pixels,
     why_no_slice,
 )
-from pipeline.io.formats.dicom_tags import FAULTS, OVERLAY_BITS, TAGS, number_of, text
+from pipeline.io.formats.dicom_tags import FAULTS, MODALITIES, OVERLAY_BITS, TAGS, number_of, text
+from pipeline.io.formats.gate import DeflatedError, HeaderBudget, HeaderFile, require_no_program
 from pipeline.io.formats.limits import SizeLimits
-
-#: A CT of 2000 frames has about 30,000 items. Each takes pydicom 40 microseconds, so more of them is an attack.
-MOST_ITEMS: Final = 200_000
-
-#: What a deflated file may hold besides its pixels.
-MOST_HEADER_BYTES: Final = 16 << 20
 
 _ITEM_TAGS: Final = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
 _COPY_BYTES: Final = 1 << 20
@@ -59,6 +51,7 @@ class Inventory:
         left_out: reasons why images are no slices, each with how many of which series.
         other_modalities: images of each.
         unknown: files that are DICOM, but nobody can tell what they hold.
+        deflated: files that were not opened, since they may unpack to anything.
     """
 
     slices: list[Slice] = field(default_factory=list)
@@ -67,6 +60,7 @@ class Inventory:
     left_out: dict[str, Counter[str]] = field(default_factory=dict)
     other_modalities: Counter[str] = field(default_factory=Counter)
     unknown: int = 0
+    deflated: int = 0
 
     def leave_out(self, reason: str, series: str, images: int = 1) -> None:
         self.left_out.setdefault(reason, Counter())[series] += images
@@ -78,6 +72,7 @@ class Inventory:
             "slices": len(self.slices),
             "series": len({s.series for s in self.slices}),
             "localizers": self.localizers,
+            "deflated": self.deflated,
         }
         if self.other_modalities:
             counts["modalities"] = sorted({*self.other_modalities, *(["CT"] if self.images else [])})
@@ -100,25 +95,30 @@ def take_stock(members: Iterable[Member], folder: Path, limits: SizeLimits, foun
         NotChestCTError: images, but of another modality.
         UnsupportedFormatError: no CT slice that says where it lies.
         DamagedFileError: a header cannot be read.
+        ScanTooLargeError: headers or slices beyond those of any CT.
     """
-    inflated_bytes = 0
+    budget = HeaderBudget()
     for number, member in enumerate(members):
         path = member.as_file(folder / f"{number:06d}.dcm")
         with path.open("rb") as file:
             head = file.read(4096)
+        require_no_program(head)
         try:
-            if DEFLATED.encode() in head:
-                path = _inflate(path, head, folder / f"{number:06d}.inflated", limits)
-                inflated_bytes += path.stat().st_size
-                limits.check_bytes(inflated_bytes)
-                _add(found, path, head, DEFLATED)
-            else:
-                _add(found, path, head, "")
+            _add(found, path, head, budget)
+        except DeflatedError:
+            found.deflated += 1
         except (*FAULTS, OSError) as error:
             # pydicom raises it without a number; with one it is the disk's.
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             raise DamagedFileError("A DICOM file is damaged: its header cannot be read.") from error
+        limits.check_files(len(found.slices))
+    if found.deflated and not found.slices:
+        raise UnsupportedFormatError(
+            f"{found.deflated} DICOM files are deflated (TransferSyntaxUID 1.2.840.10008.1.2.1.99), which is not read, "
+            "and no others hold CT slices. Send the series uncompressed, in a zip.",
+            evidence={"tag": "TransferSyntaxUID", "value": "1.2.840.10008.1.2.1.99"},
+        )
     if not (found.images or found.localizers or found.other_modalities):
         raise UnsupportedFormatError("The DICOM files hold no images (Rows and Columns are missing in all of them).")
     if not (found.images or found.localizers):
@@ -135,9 +135,9 @@ def take_stock(members: Iterable[Member], folder: Path, limits: SizeLimits, foun
         )
 
 
-def _add(found: Inventory, path: Path, head: bytes, syntax: str) -> None:
+def _add(found: Inventory, path: Path, head: bytes, budget: HeaderBudget) -> None:
     """Count what the file holds, and keep its slices."""
-    parsed = _header(path, head)
+    parsed = read_header(path, head, budget)
     if parsed is None:
         return
     header, pixels_at = parsed
@@ -151,7 +151,7 @@ def _add(found: Inventory, path: Path, head: bytes, syntax: str) -> None:
             found.unknown += 1
         return
     if modality != "CT":
-        found.other_modalities[re.sub(r"[^A-Za-z0-9 ]", "?", modality[:16])] += 1
+        found.other_modalities[modality if modality in MODALITIES else "unknown"] += 1
         return
     frames = number_of(header, "NumberOfFrames", 1) or 1
     if is_localizer(text(header, "ImageType")):
@@ -167,7 +167,7 @@ def _add(found: Inventory, path: Path, head: bytes, syntax: str) -> None:
     if reason:
         found.leave_out(reason, series, frames)
         return
-    pixels = stored_pixels(path, header, pixels_at, syntax, frames)
+    pixels = stored_pixels(path, header, pixels_at, frames)
     for frame, groups in enumerate(frames_of(header, frames)):
         if is_localizer(groups.text("CTImageFrameTypeSequence", "FrameType", top=False)):
             found.localizers += 1
@@ -190,20 +190,24 @@ def _cut_short(path: Path) -> DamagedFileError:
     )
 
 
-def _header(path: Path, head: bytes) -> tuple[Dataset, int] | None:
-    """The tags above and where PixelData begins; None of what is no DICOM after all."""
-    items, tail = 0, b""
+def read_header(path: Path, head: bytes, budget: HeaderBudget) -> tuple[Dataset, int] | None:
+    """The tags above and where PixelData begins; None of what is no DICOM after all.
+
+    Raises:
+        DamagedFileError: it cannot be read.
+        ScanTooLargeError: more of it than `budget` has left.
+        DeflatedError: the dataset is deflated.
+    """
+    budget.add_file()
+    tail = b""
     with path.open("rb") as file:
+        items = 0
         while block := file.read(_COPY_BYTES):
             block = tail + block  # a tag may begin in one block and end in the next
             items += max(block.count(tag) for tag in _ITEM_TAGS)
             tail = block[-3:]
-        if items > MOST_ITEMS:
-            raise ScanTooLargeError(
-                f"The header of a DICOM file has {items} sequence items; up to {MOST_ITEMS} are read.",
-                evidence={"items": items, "most_items": MOST_ITEMS},
-            )
-        file.seek(0)
+    budget.take_items(items)
+    with HeaderFile(path, budget) as file:
         try:
             wanted: list[Any] = [*TAGS, OVERLAY_BITS]
             header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=wanted)
@@ -212,48 +216,3 @@ def _header(path: Path, head: bytes) -> tuple[Dataset, int] | None:
                 return None
             raise DamagedFileError("A DICOM file is damaged: its header cannot be read.") from error
         return header, file.tell()
-
-
-def _inflate(path: Path, head: bytes, target: Path, limits: SizeLimits) -> Path:
-    """What a file in Deflated Explicit VR Little Endian unpacks to, as a file of its own.
-
-    No more is unpacked than the header says that the pixels take, since 11 MB of zeros unpack to 11 GB.
-    """
-    if head[128:144][4:8] != b"\x02\x00\x00\x00":
-        raise DamagedFileError("A deflated DICOM file is damaged: it does not say how long its meta header is.")
-    begin = 144 + int.from_bytes(head[140:144], "little")
-    stream = zlib.decompressobj(-15)
-    allowed = MOST_HEADER_BYTES
-    has_header = False
-    try:
-        with path.open("rb") as source, target.open("wb") as copy:
-            source.seek(begin)
-            waiting = b""
-            while not stream.eof:
-                waiting = waiting or source.read(_COPY_BYTES)
-                if not waiting:
-                    raise DamagedFileError("A deflated DICOM file is cut short: its end is missing.")
-                copy.write(stream.decompress(waiting, _COPY_BYTES))
-                waiting = stream.unconsumed_tail
-                if copy.tell() > allowed and not has_header:
-                    copy.flush()
-                    allowed += _bytes_of_pixels(target, limits)
-                    has_header = True
-                if copy.tell() > allowed:
-                    raise ScanTooLargeError(
-                        f"A deflated DICOM file unpacks to more than the {allowed} bytes that its header calls for.",
-                        evidence={"max_bytes": allowed},
-                    )
-    except zlib.error as error:
-        raise DamagedFileError("A deflated DICOM file is damaged: it cannot be unpacked.") from error
-    return target
-
-
-def _bytes_of_pixels(path: Path, limits: SizeLimits) -> int:
-    parsed = _header(path, b"")
-    if parsed is None:
-        return 0
-    header, _ = parsed
-    sizes = [number_of(header, "Columns"), number_of(header, "Rows"), number_of(header, "NumberOfFrames", 1) or 1]
-    limits.check_voxels(sizes)
-    return sizes[0] * sizes[1] * sizes[2] * max(number_of(header, "BitsAllocated") // 8, 1)

@@ -5,6 +5,7 @@ read whole files here before, applies the first frame's numbers to all. Whether 
 checked before anything is decoded, since decoders fill what is missing with whatever lies in memory.
 """
 
+import hashlib
 import os
 import struct
 import tempfile
@@ -20,7 +21,6 @@ from pydicom.uid import (
     HTJ2K,
     JPEG2000,
     UID,
-    DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     HTJ2KLossless,
@@ -38,7 +38,7 @@ from pydicom.uid import (
 
 from pipeline.errors import DamagedFileError, UnsupportedFormatError
 from pipeline.io.formats.dicom_headers import Slice, StoredPixels, StoredRescale
-from pipeline.io.formats.dicom_tags import shown
+from pipeline.io.formats.shown import shown
 from pipeline.io.formats.voxels import to_hounsfield
 
 #: A missing TransferSyntaxUID is of a file without a meta header, whose encoding pydicom finds by trying.
@@ -47,7 +47,6 @@ _NATIVE: Final = (
     ImplicitVRLittleEndian,
     ExplicitVRLittleEndian,
     ExplicitVRBigEndian,
-    DeflatedExplicitVRLittleEndian,
 )
 
 #: Which of pydicom's plugins decodes what: always the same one, so that two machines read the same values.
@@ -71,6 +70,14 @@ _LIBJPEG: Final = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLossle
 
 #: The first bytes of a JPEG, JPEG-LS or JPEG 2000 codestream.
 _STARTS: Final = (b"\xff\xd8\xff", b"\xff\x4f\xff")
+
+#: SOC and SIZ, with which a JPEG 2000 codestream begins, perhaps behind the boxes of a JP2 file.
+_JPEG_2000_START: Final = b"\xff\x4f\xff\x51"
+_MOST_BOX_BYTES: Final = 4096
+_MOST_TILES: Final = 4096
+
+#: SOF0 to SOF15 without DHT, JPG and DAC; SOF55 of JPEG-LS.
+_FRAME_HEADERS: Final = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
 
 _ITEM: Final = (0xFFFE, 0xE000)
 _END: Final = (0xFFFE, 0xE0DD)
@@ -102,8 +109,8 @@ def check_pixels(pixels: StoredPixels) -> None:
     """
     if pixels.syntax not in _NATIVE and pixels.syntax not in _PLUGINS:
         raise UnsupportedFormatError(
-            f"TransferSyntaxUID is {shown(pixels.syntax)} ({UID(pixels.syntax[:64]).name}); read are uncompressed "
-            "pixels, RLE, JPEG, JPEG-LS, JPEG 2000 and HTJ2K. Send the series uncompressed.",
+            f"TransferSyntaxUID is {shown(pixels.syntax)} ({shown(UID(pixels.syntax[:64]).name)}); read are "
+            "uncompressed pixels, RLE, JPEG, JPEG-LS, JPEG 2000 and HTJ2K. Send the series uncompressed.",
             evidence={"tag": "TransferSyntaxUID", "value": shown(pixels.syntax)},
         )
     if pixels.bits_allocated not in (8, 16, 32):
@@ -286,6 +293,17 @@ def _decompress(codestream: bytes, pixels: StoredPixels) -> Shaped[np.ndarray, "
         "pixel_representation": int(pixels.is_signed),
         "pixel_keyword": "PixelData",
     }
+    damaged = DamagedFileError(
+        f"The pixels of a CT slice ({syntax.name}, {len(codestream)} bytes) cannot be decoded: they are damaged or "
+        "cut short. Send the whole file.",
+        evidence={"tag": "PixelData", "transfer_syntax": str(pixels.syntax), "bytes": len(codestream)},
+    )
+    if plugin != "pydicom":
+        # Decoders make room for what the codestream says before anybody can compare it with Rows and Columns.
+        announced = _announced_shape(codestream)
+        if announced is None:
+            raise damaged
+        _require_shape(announced, pixels)
     one_frame = encapsulate([codestream], has_bot=False)
 
     def decode() -> Shaped[np.ndarray, "y x"]:
@@ -297,22 +315,48 @@ def _decompress(codestream: bytes, pixels: StoredPixels) -> Shaped[np.ndarray, "
     except MemoryError:
         raise
     except Exception as error:
-        raise DamagedFileError(
-            f"The pixels of a CT slice ({syntax.name}, {len(codestream)} bytes) cannot be decoded: they are damaged or "
-            "cut short. Send the whole file.",
-            evidence={"tag": "PixelData", "transfer_syntax": str(pixels.syntax), "bytes": len(codestream)},
-        ) from error
-    if values.shape != pixels.shape:
-        raise DamagedFileError(
-            f"The compressed pixels of a CT slice are {values.shape}; Rows and Columns are {pixels.shape}.",
-            evidence={"tag": "Rows", "value": list(values.shape), "wanted": list(pixels.shape)},
-        )
+        raise damaged from error
+    _require_shape(values.shape, pixels)
     if complaint:
         raise DamagedFileError(
             f"The pixels of a CT slice ({syntax.name}) are damaged: {complaint}. Send the whole file.",
             evidence={"tag": "PixelData", "transfer_syntax": str(pixels.syntax), "bytes": len(codestream)},
         )
     return values
+
+
+def _require_shape(shape: tuple[int, ...], pixels: StoredPixels) -> None:
+    if shape != pixels.shape:
+        raise DamagedFileError(
+            f"The compressed pixels of a CT slice are {shape}; Rows and Columns are {pixels.shape}.",
+            evidence={"tag": "Rows", "value": list(shape), "wanted": list(pixels.shape)},
+        )
+
+
+def _announced_shape(codestream: bytes) -> tuple[int, ...] | None:
+    """The rows and columns (and samples, unless one) that a JPEG, JPEG-LS or JPEG 2000 codestream says it has.
+
+    None where it says nothing, or is of more tiles than any CT.
+    """
+    begin = codestream.find(_JPEG_2000_START, 0, _MOST_BOX_BYTES)
+    if begin >= 0:
+        if len(codestream) < begin + 42:
+            return None
+        x1, y1, x0, y0, tile_x, tile_y, _, _, samples = struct.unpack_from(">8IH", codestream, begin + 8)
+        if not (tile_x and tile_y) or -(-x1 // tile_x) * -(-y1 // tile_y) > _MOST_TILES:
+            return None
+        return (y1 - y0, x1 - x0, *([] if samples == 1 else [samples]))
+    at = 2
+    while at + 10 <= len(codestream) and codestream[at] == 0xFF:
+        marker = codestream[at + 1]
+        if marker == 0xFF:  # fill
+            at += 1
+        elif marker in _FRAME_HEADERS:
+            rows, columns, samples = struct.unpack_from(">HHB", codestream, at + 5)
+            return (rows, columns, *([] if samples == 1 else [samples]))
+        else:
+            at += 2 + int(struct.unpack_from(">H", codestream, at + 2)[0])
+    return None
 
 
 def _with_complaint(
@@ -406,11 +450,8 @@ def hounsfield(frame: DecodedFrame, rescale: StoredRescale) -> Int16[np.ndarray,
     return np.asarray(hu[0])
 
 
-def same_pixels(first: Slice, second: Slice) -> bool:
-    """Whether two slices show the same Hounsfield units."""
-    both = []
-    for s in (first, second):
-        check_pixels(s.pixels)
-        ((_, frame),) = decoded_frames(s.pixels, [s.frame])
-        both.append(hounsfield(frame, s.rescale))
-    return bool(np.array_equal(both[0], both[1]))
+def pixel_digest(s: Slice) -> bytes:
+    """What is the same of slices that show the same Hounsfield units."""
+    check_pixels(s.pixels)
+    ((_, frame),) = decoded_frames(s.pixels, [s.frame])
+    return hashlib.blake2b(hounsfield(frame, s.rescale).tobytes(), digest_size=16).digest()

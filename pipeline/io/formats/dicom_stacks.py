@@ -6,6 +6,7 @@ another cover the same part of the patient. Two acquisitions one above the other
 other are two.
 """
 
+from bisect import bisect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -18,6 +19,7 @@ from pipeline.errors import UnsupportedFormatError
 from pipeline.geometry import Finding
 from pipeline.io.formats.dicom_headers import SAME_DIRECTION, Slice
 from pipeline.io.formats.dicom_tags import whole
+from pipeline.io.formats.shown import shown
 
 SAME_POSITION_MM: Final = 0.01
 
@@ -38,9 +40,13 @@ COVERAGE_MM: Final = 20.0
 #: Words of ImageType for what is computed across slices.
 _PROJECTIONS: Final = {"MIP", "MINIP", "MAX_IP", "MIN_IP", "PROJECTION IMAGE", "MAXIMUM INTENSITY PROJECTION"}
 
+#: Of one series. A trait with more volumes than these that cover each other tells nothing apart.
+MOST_VOLUMES: Final = 200
+
 MOST_LISTED: Final = 20
 
-SamePixels = Callable[[Slice, Slice], bool]
+#: The Hounsfield units of a slice, as a digest: slices that show the same have the same.
+PixelDigest = Callable[[Slice], bytes]
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ class Stack:
             "slices": len(self.slices),
             "extent_mm": round(self.extent_mm, 1),
             "series_number": first.series_number,
-            "kernel": str(first.traits["kernel"])[:32] or None,
+            "kernel": shown(str(first.traits["kernel"]))[1:-1] or None,
             "temporal_position": whole(str(first.traits["temporal_position"])),
             "acquisition": whole(str(first.traits["acquisition"])),
             "contrast": first.is_contrasted,
@@ -117,9 +123,9 @@ def one_patient(slices: Iterable[Slice]) -> None:
 # Splitting
 
 
-def stacks_of(slices: Sequence[Slice], is_same: SamePixels) -> tuple[list[Stack], tuple[Finding, ...]]:
+def stacks_of(slices: Sequence[Slice], digest: PixelDigest) -> tuple[list[Stack], tuple[Finding, ...]]:
     """Every volume among `slices`, none of them empty, and what was ignored or left out on the way."""
-    single, copies = _without_copies(slices, is_same)
+    single, copies = _without_copies(slices, digest)
     findings: list[Finding] = []
     if copies:
         message = f"{copies} slices were there twice, with the same pixels; one of each was read."
@@ -137,39 +143,52 @@ def stacks_of(slices: Sequence[Slice], is_same: SamePixels) -> tuple[list[Stack]
         tags = [tag for tag, _ in ignored]
         message = f"Every slice has its own {' and '.join(tags)}; it was ignored, and the slices were stacked."
         findings.append(Finding("series-uid-per-slice", "warning", message, {"tags": tags, "slices": len(single)}))
+    names = {name for _, name in ignored}
+    # By what must be equal first: of what may differ a little, each group has to be asked.
+    alike: dict[tuple[object, ...], list[list[Slice]]] = {}
     groups: list[list[Slice]] = []
     for candidate in single:
-        names = {name for _, name in ignored}
-        home = next((group for group in groups if _belong_together(group[0], candidate, names)), None)
-        if home is None:
-            groups.append([candidate])
-        else:
+        key = (
+            candidate.series if "series" not in names else "",
+            candidate.study if "study" not in names else "",
+            candidate.shape,
+        )
+        near = alike.setdefault(key, [])
+        home = next((group for group in near if _lie_alike(group[0], candidate)), None)
+        if home is not None:
             home.append(candidate)
+        elif len(near) < MOST_VOLUMES:
+            near.append([candidate])
+            groups.append(near[-1])
+        else:
+            raise UnsupportedFormatError(
+                f"One series holds CT slices of more than {MOST_VOLUMES} spacings and directions; send one volume.",
+                evidence={"most_volumes": MOST_VOLUMES},
+            )
     parts = [part for group in _by_frame_of_reference(groups, bool(ignored)) for part in _split(group)]
     return [_stack(part) for part in parts], tuple(findings)
 
 
-def _without_copies(slices: Sequence[Slice], is_same: SamePixels) -> tuple[list[Slice], int]:
+def _without_copies(slices: Sequence[Slice], digest: PixelDigest) -> tuple[list[Slice], int]:
     """Without slices of one name at one place with the same pixels; a folder may hold each file twice."""
-    kept: dict[tuple[str, int, object], list[Slice]] = {}
-    single = []
+    named: dict[tuple[object, ...], list[Slice]] = {}
     for s in slices:
-        twins = kept.setdefault((s.uid, s.frame, s.position_mm), [])
-        if s.uid and any(t.shape == s.shape and is_same(t, s) for t in twins):
-            continue
-        twins.append(s)
-        single.append(s)
-    return single, len(slices) - len(single)
+        named.setdefault((s.uid, s.frame, s.position_mm, s.shape), []).append(s)
+    copies: set[int] = set()
+    for (uid, *_), twins in named.items():
+        if uid and len(twins) > 1:  # pixels are decoded only where there is a doubt
+            seen: set[bytes] = set()
+            for s in twins:
+                shows = digest(s)
+                if shows in seen:
+                    copies.add(id(s))
+                seen.add(shows)
+    return [s for s in slices if id(s) not in copies], len(copies)
 
 
-def _belong_together(a: Slice, b: Slice, ignored: set[str]) -> bool:
-    # The cheap ones first: a CD may hold thousands of series.
-    return (
-        ("series" in ignored or a.series == b.series)
-        and ("study" in ignored or a.study == b.study)
-        and a.shape == b.shape
-        and bool(np.allclose(a.spacing_mm, b.spacing_mm, rtol=1e-3))
-        and bool(np.all(np.abs(np.subtract(a.rows_and_columns, b.rows_and_columns)) < SAME_DIRECTION))
+def _lie_alike(a: Slice, b: Slice) -> bool:
+    return bool(np.allclose(a.spacing_mm, b.spacing_mm, rtol=1e-3)) and bool(
+        np.all(np.abs(np.subtract(a.rows_and_columns, b.rows_and_columns)) < SAME_DIRECTION)
     )
 
 
@@ -205,7 +224,7 @@ def _split_by(group: list[Slice], key: str) -> list[list[Slice]]:
     if len(values) < 2 or (len(values) == len(group) and _unevenness(group) is not None):
         return [group]
     tracks = _tracks([values[value] for value in sorted(values, key=_rank)])
-    return tracks if _is_better(group, tracks) else [group]
+    return tracks if tracks is not None and _is_better(group, tracks) else [group]
 
 
 def _value(s: Slice, key: str) -> object:
@@ -226,20 +245,28 @@ def _rank(value: object) -> tuple[bool, float, str]:
     return not is_number, float(value) if isinstance(value, float) else 0.0, str(value)
 
 
-def _tracks(groups: Iterable[list[Slice]]) -> list[list[Slice]]:
-    """Each group joined to the first volume of which it covers no part: acquisitions 1 + 2 and 3 + 4."""
+def _tracks(groups: Iterable[list[Slice]]) -> list[list[Slice]] | None:
+    """Each group joined to the first volume of which it covers no part: acquisitions 1 + 2 and 3 + 4.
+
+    None where that makes more than `MOST_VOLUMES`.
+    """
     tracks: list[tuple[list[Slice], list[tuple[float, float]]]] = []
     origin: Slice | None = None
     for group in groups:
         origin = origin or group[0]
         along = np.array([s.position_mm for s in group]) @ origin.normal
         low, high = float(along.min()) - SAME_POSITION_MM, float(along.max()) + SAME_POSITION_MM
-        home = next((track for track in tracks if all(high < begin or end < low for begin, end in track[1])), None)
-        if home is None:
-            tracks.append((list(group), [(low, high)]))
+        for slices, covered in tracks:
+            # In order and apart from each other, so that the two neighbours tell.
+            at = bisect(covered, (low, high))
+            if (at == 0 or covered[at - 1][1] < low) and (at == len(covered) or high < covered[at][0]):
+                slices.extend(group)
+                covered.insert(at, (low, high))
+                break
         else:
-            home[0].extend(group)
-            home[1].append((low, high))
+            if len(tracks) == MOST_VOLUMES:
+                return None
+            tracks.append((list(group), [(low, high)]))
     return [track for track, _ in tracks]
 
 
@@ -281,6 +308,8 @@ def _split_by_order(group: list[Slice]) -> list[list[Slice]]:
         in_time = sorted(group, key=order)
         runs = _runs(in_time)
         tracks = _tracks(runs)
+        if tracks is None:
+            continue
         volumes = [track for track in tracks if len(track) >= LEAST_SLICES]
         leftover = len(group) - sum(len(track) for track in volumes)
         # One slice that was made anew is a run of its own beside a volume that needs it nowhere.
@@ -436,7 +465,7 @@ def _differ_in(stacks: Sequence[Stack]) -> list[str]:
     return [*(name for name, values in hard.items() if len(values) > 1), *traits]
 
 
-def without_repeats(stack: Stack, is_same: SamePixels) -> tuple[Finding, ...]:
+def without_repeats(stack: Stack, digest: PixelDigest) -> tuple[Finding, ...]:
     """What to say about slices that lie where others lie.
 
     Raises:
@@ -449,7 +478,7 @@ def without_repeats(stack: Stack, is_same: SamePixels) -> tuple[Finding, ...]:
     for s in stack.repeated:
         at = float(np.dot(s.position_mm, stack.first.normal))
         twin = stack.slices[int(np.argmin(np.abs(along - at)))]
-        if not is_same(twin, s):
+        if twin.shape != s.shape or digest(twin) != digest(s):
             different.append((s, twin))
     total = len(stack.slices) + len(stack.repeated)
     if not different:
@@ -461,7 +490,7 @@ def without_repeats(stack: Stack, is_same: SamePixels) -> tuple[Finding, ...]:
         return (Finding("duplicate-positions", "warning", message, evidence),)
     everything = [*stack.slices, *stack.repeated]
     seen = {
-        key: sorted({str(_value(s, key))[:32] for s in everything})[:8]
+        key: sorted({shown(str(_value(s, key)))[1:-1] for s in everything})[:8]
         for key in stack.first.traits
         if len({_value(s, key) for s in everything}) > 1
     }

@@ -5,6 +5,7 @@ Only these are read. None of them names a patient but PatientID, of which `dicom
 
 import re
 import struct
+from functools import cache
 from typing import Final
 
 import numpy as np
@@ -12,8 +13,10 @@ import pydicom
 from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.tag import BaseTag, Tag
 
 from pipeline.errors import DamagedFileError
+from pipeline.io.formats.shown import shown
 
 TAGS: Final = (
     "SOPClassUID",
@@ -63,6 +66,17 @@ TAGS: Final = (
     "ExtendedOffsetTable",
 )
 
+#: The values that PS3.3 (C.7.3.1.1.1) and older editions define. Others may be anything, a name included.
+MODALITIES: Final = frozenset(
+    re.findall(
+        r"\w+",
+        "ANN AR ASMT AU BDUS BI BMD CFM CR CT CTPROTOCOL DG DMS DOC DX ECG EEG EMG EOG EPS ES FID GM HC HD IO IOL "
+        "IVOCT IVUS KER KO LEN LS M3D MG MR MS NM OAM OCT OP OPM OPT OPTBSV OPTENF OPV OSS OT PLAN POS PR PT PX REG "
+        "RESP RF RG RTDOSE RTIMAGE RTINTENT RTPLAN RTRAD RTRECORD RTSEGANN RTSTRUCT RWV SEG SM SMR SR SRF STAIN "
+        "TEXTUREMAP TG US VA VF XA XAPROTOCOL XC AS CD CF CP CS DD DF DM DS EC FA FS LP MA OPR ST TH VM",
+    )
+)
+
 #: OverlayBitsAllocated of the first overlay: 16 where it lies in unused bits of the pixels.
 OVERLAY_BITS: Final = 0x60000100
 
@@ -84,17 +98,24 @@ FAULTS: Final = (
 )
 
 
+@cache
+def _known(keyword: str) -> tuple[BaseTag, bool]:
+    """The tag, and whether its values are binary; looked up once, since a series asks for half a million."""
+    return Tag(keyword), dictionary_VR(keyword) in _BINARY
+
+
 def text(data: Dataset, keyword: str) -> str:
     """What is written under `keyword`, whatever it means; empty where it is missing.
 
     pydicom checks numbers when they are asked for and raises where they are none: a number that nobody needs must not
     break a scan.
     """
-    element = data.get_item(keyword)
+    tag, is_binary = _known(keyword)
+    element = data.get_item(tag)
     if element is None or element.value is None:
         return ""
     # By the dictionary, since implicit files name no representations, and others name wrong ones.
-    if isinstance(element.value, bytes) and dictionary_VR(keyword) not in _BINARY:
+    if isinstance(element.value, bytes) and not is_binary:
         return element.value.decode("latin-1").strip(" \0")
     try:
         value = data.get(keyword)
@@ -128,11 +149,6 @@ def numbers_of(written: str, tag: str, count: int) -> list[float]:
             evidence={"tag": tag, "value": shown(written)},
         )
     return numbers
-
-
-def shown(written: str) -> str:
-    """What is written, in a form that a sentence can hold."""
-    return repr(re.sub(r"[^\x20-\x7e]", "?", written[:64]))
 
 
 def seconds_of_day(written: str) -> float | None:

@@ -13,9 +13,16 @@ import numpy as np
 from pipeline.errors import DamagedFileError, UnsupportedFormatError
 from pipeline.geometry import Finding, GeometrySource
 from pipeline.io.formats.placement import StoredPlacement
+from pipeline.io.formats.shown import shown
 from pipeline.io.formats.unpack import Packing
 
 MAX_HEADER_BYTES: Final = 1 << 16
+
+#: NRRD has up to 16, the others fewer.
+MOST_AXES: Final = 16
+
+#: No axis is longer; what is, would not fit into the numbers of libraries and of clients either.
+LARGEST_SIZE: Final = 2**31 - 1
 
 #: Fields that place the corners of a scan further apart than this, or than this share of its diagonal, contradict each
 #: other; a quaternion of 32 bits says an angle to half a thousandth.
@@ -120,6 +127,19 @@ def require_volume(sizes: Sequence[int]) -> None:
         )
 
 
+def keep_field(fields: dict[str, str], name: str, value: str) -> None:
+    """Add a field that stands in a header once: of two values, readers take either.
+
+    Raises:
+        DamagedFileError: it stands there with another value.
+    """
+    if fields.setdefault(name, value) != value:
+        raise DamagedFileError(
+            f"The header says {shown(name)} twice, {shown(fields[name])} and {shown(value)}: write it once.",
+            evidence={"field": shown(name)},
+        )
+
+
 def numbers_of(text: str, field: str) -> list[float]:
     """The numbers in a field of text.
 
@@ -129,18 +149,21 @@ def numbers_of(text: str, field: str) -> list[float]:
     try:
         return [float(word) for word in text.replace(",", " ").split()]
     except ValueError as error:
-        raise DamagedFileError(f"{field} is {text[:80]!r}: numbers are wanted.", evidence={"field": field}) from error
+        raise DamagedFileError(f"{field} is {shown(text)}: numbers are wanted.", evidence={"field": field}) from error
 
 
 def sizes_of(text: str, field: str) -> tuple[int, ...]:
     """The whole numbers in a field of text.
 
     Raises:
-        DamagedFileError: a word is no whole number.
+        DamagedFileError: a word is no whole number, or none that 32 bits hold; or too many words.
     """
     try:
-        return tuple(int(word) for word in text.split())
+        sizes = tuple(int(word) for word in text.split())
+        if len(sizes) > MOST_AXES or any(abs(size) > LARGEST_SIZE for size in sizes):
+            raise ValueError(field)
+        return sizes
     except ValueError as error:
         raise DamagedFileError(
-            f"{field} is {text[:80]!r}: whole numbers are wanted.", evidence={"field": field}
+            f"{field} is {shown(text)}: whole numbers are wanted.", evidence={"field": field}
         ) from error

@@ -10,6 +10,7 @@ import numpy as np
 from pipeline.errors import DamagedFileError, PipelineError
 from pipeline.geometry import Scan, Volume, as_evidence
 from pipeline.io.formats.content import Content
+from pipeline.io.formats.gate import require_ratio
 from pipeline.io.formats.image_header import MAX_HEADER_BYTES, ImageHeader
 from pipeline.io.formats.limits import SizeLimits
 from pipeline.io.formats.metaimage import parse_metaimage
@@ -21,7 +22,7 @@ from pipeline.io.formats.voxels import to_hounsfield
 
 _BLOCK_BYTES: Final = 1 << 20
 
-_PARSERS: Final[Mapping[Content, Callable[[bytes], ImageHeader]]] = {
+PARSERS: Final[Mapping[Content, Callable[[bytes], ImageHeader]]] = {
     Content.NIFTI: parse_nifti,
     Content.NIFTI_GZ: parse_nifti,
     Content.NRRD: parse_nrrd,
@@ -39,6 +40,8 @@ def read_image(path: Path, content: Content, folder: Path, limits: SizeLimits) -
     _, header = parse_image(path, content)
     limits.check_voxels(header.sizes)
     limits.check_bytes(header.data_bytes)
+    if limits.is_noisy and {packing, header.packing} != {Packing.PLAIN}:
+        require_ratio(path.stat().st_size, header.data_bytes)
     grid, findings = place(header.placement, header.sizes)
     source = header.source
     if source.nifti is not None and degrees_from_right_angles(header.placement.steps_mm) > EXACT_DEGREES:
@@ -60,7 +63,7 @@ def parse_image(path: Path, content: Content) -> tuple[bytes, ImageHeader]:
     Raises DamagedFileError, UnsupportedFormatError: as the parser of the format.
     """
     head = _head(path, Packing.GZIP if content is Content.NIFTI_GZ else Packing.PLAIN)
-    return head, _PARSERS[content](head)
+    return head, PARSERS[content](head)
 
 
 def unpacked_pixels(path: Path, content: Content, header: ImageHeader) -> Iterator[bytes]:

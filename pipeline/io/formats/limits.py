@@ -14,12 +14,14 @@ class SizeLimits:
     Attributes:
         max_voxels: of the volume.
         max_bytes: of the file, and again of what it unpacks to.
-        max_files: in a zip or a folder.
+        max_files: in a zip or a folder, and slices of DICOM.
+        is_noisy: it unpacks no further than a CT does; masks do.
     """
 
     max_voxels: int
     max_bytes: int
     max_files: int
+    is_noisy: bool = True
 
     def check_voxels(self, sizes: Sequence[int]) -> None:
         voxels = math.prod(sizes)

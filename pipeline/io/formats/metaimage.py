@@ -10,6 +10,7 @@ from pipeline.errors import DamagedFileError, UnsupportedFormatError
 from pipeline.geometry import Finding, GeometrySource
 from pipeline.io.formats.image_header import (
     ImageHeader,
+    keep_field,
     numbers_of,
     orientation_assumed,
     require_volume,
@@ -17,6 +18,7 @@ from pipeline.io.formats.image_header import (
     spacings_differ,
 )
 from pipeline.io.formats.placement import StoredPlacement
+from pipeline.io.formats.shown import shown
 from pipeline.io.formats.unpack import Packing
 
 #: Not MET_LONG: its size depends on who wrote it.
@@ -52,23 +54,28 @@ def parse_metaimage(head: bytes) -> ImageHeader:
         )
     if fields.get("HeaderSize", "0") not in ("0", "-1"):
         raise UnsupportedFormatError(
-            f"HeaderSize is {fields['HeaderSize'][:40]!r}: MetaImage files are read whose pixels follow the header at "
+            f"HeaderSize is {shown(fields['HeaderSize'])}: MetaImage files are read whose pixels follow the header at "
             "once. Save it anew as .mha."
         )
     if fields.get("ElementNumberOfChannels", "1") != "1":
         raise UnsupportedFormatError(
-            f"ElementNumberOfChannels is {fields['ElementNumberOfChannels'][:40]!r}: the file holds colours, not a CT. "
+            f"ElementNumberOfChannels is {shown(fields['ElementNumberOfChannels'])}: the file holds colours, not a CT. "
             "Send the CT itself, one number a voxel."
         )
     if fields.get("ElementType") not in _TYPES:
         raise UnsupportedFormatError(
-            f"The MetaImage file holds no plain numbers: its ElementType is {fields.get('ElementType', '')[:40]!r}; "
+            f"The MetaImage file holds no plain numbers: its ElementType is {shown(fields.get('ElementType', ''))}; "
             f"send one of {', '.join(_TYPES)}."
         )
     if not _is_true(fields, "BinaryData", default="True"):
         raise UnsupportedFormatError("BinaryData is False: pixels as text are not read. Save it anew as binary .mha.")
     is_big_endian = _is_true(fields, "BinaryDataByteOrderMSB") or _is_true(fields, "ElementByteOrderMSB")
     sizes = sizes_of(fields.get("DimSize", ""), "DimSize")
+    if fields.get("NDims", str(len(sizes))) != str(len(sizes)):
+        raise DamagedFileError(
+            f"NDims is {shown(fields['NDims'])}, but DimSize names {len(sizes)} sizes.",
+            evidence={"field": "NDims", "size": list(sizes)},
+        )
     require_volume(sizes)
     placement, source, findings = _placement(fields, len(sizes))
     return ImageHeader(
@@ -89,11 +96,12 @@ def metaimage_fields(head: bytes) -> dict[str, str]:
 
 def _fields(head: bytes) -> tuple[dict[str, str], int]:
     """The fields up to and with ElementDataFile, which ends the header."""
-    fields, position = {}, 0
+    fields: dict[str, str] = {}
+    position = 0
     for line in head.split(b"\n"):
         position += len(line) + 1
         name, _, value = re.sub(r"[=:]", "=", line.decode("latin-1"), count=1).partition("=")
-        fields[name.strip()] = value.strip()
+        keep_field(fields, name.strip(), value.strip())
         if name.strip() == "ElementDataFile":
             return fields, position
     raise DamagedFileError("The MetaImage header does not say where its pixels are (ElementDataFile).")
@@ -118,7 +126,7 @@ def _placement(fields: Mapping[str, str], axes: int) -> tuple[StoredPlacement, G
     spacing_mm = _counted(fields, spacing_field, axes)[:3] * mm
     if spacing_mm.min() <= 0:
         raise DamagedFileError(
-            f"{spacing_field} is {fields[spacing_field][:80]!r}: the length of a voxel is above 0.",
+            f"{spacing_field} is {shown(fields[spacing_field])}: the length of a voxel is above 0.",
             evidence={"field": spacing_field},
         )
     # A row of the file is an axis of the array, so that the axes stand in the columns of the transposed matrix.
@@ -159,6 +167,6 @@ def _unit_mm(fields: Mapping[str, str]) -> float:
     name = fields.get("DistanceUnits", "")
     if name.lower() not in _MM_PER_UNIT:
         raise UnsupportedFormatError(
-            f"DistanceUnits is {name[:40]!r}: mm, cm and um are known.", evidence={"field": "DistanceUnits"}
+            f"DistanceUnits is {shown(name)}: mm, cm and um are known.", evidence={"field": "DistanceUnits"}
         )
     return _MM_PER_UNIT[name.lower()]

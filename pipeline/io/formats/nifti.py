@@ -17,6 +17,7 @@ from scipy.spatial.transform import Rotation
 from pipeline.errors import DamagedFileError, UnsupportedFormatError
 from pipeline.geometry import Finding, GeometrySource, Grid, NiftiGeometry
 from pipeline.io.formats.image_header import (
+    LARGEST_SIZE,
     ImageHeader,
     orientation_assumed,
     placements_differ,
@@ -111,6 +112,11 @@ def parse_nifti(head: bytes) -> ImageHeader:
             "Send the CT itself, an integer or a float a voxel."
         )
     sizes = fields["dim"][1 : axes + 1]
+    if max(sizes) > LARGEST_SIZE:
+        raise DamagedFileError(
+            f"The NIfTI header is damaged: dim is {' x '.join(map(str, sizes))}; at most {LARGEST_SIZE} is possible.",
+            evidence={"field": "dim"},
+        )
     require_volume(sizes)
     slope, intercept, scaling_findings = _scaling(fields["scaling"])
     x, y, z = sizes[:3]

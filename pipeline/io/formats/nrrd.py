@@ -11,6 +11,7 @@ from pipeline.errors import DamagedFileError, UnsupportedFormatError
 from pipeline.geometry import Finding, GeometrySource
 from pipeline.io.formats.image_header import (
     ImageHeader,
+    keep_field,
     numbers_of,
     orientation_assumed,
     require_volume,
@@ -18,6 +19,7 @@ from pipeline.io.formats.image_header import (
     spacings_differ,
 )
 from pipeline.io.formats.placement import StoredPlacement
+from pipeline.io.formats.shown import shown
 from pipeline.io.formats.unpack import Packing
 
 _TYPES: Final = {
@@ -75,19 +77,19 @@ def parse_nrrd(head: bytes) -> ImageHeader:
     for skip in ("line skip", "lineskip", "byte skip", "byteskip"):
         if fields.get(skip, "0") != "0":
             raise UnsupportedFormatError(
-                f"{skip} is {fields[skip][:40]!r}: NRRD files are read whose pixels follow the header at once. Save it "
+                f"{skip} is {shown(fields[skip])}: NRRD files are read whose pixels follow the header at once. Save it "
                 "anew, for instance with 3D Slicer."
             )
     packing = _PACKINGS.get(fields.get("encoding", "").lower())
     if packing is None:
         raise UnsupportedFormatError(
-            f"NRRD files are read with encoding raw or gzip; this one says {fields.get('encoding', 'nothing')[:40]!r}. "
+            f"NRRD files are read with encoding raw or gzip; this one says {shown(fields.get('encoding', 'nothing'))}. "
             "Save it anew."
         )
     kind = _TYPES.get(fields.get("type", "").lower())
     if kind is None:
         raise UnsupportedFormatError(
-            f"The NRRD file holds no plain numbers: its type is {fields.get('type', '')[:40]!r}; send the CT itself, "
+            f"The NRRD file holds no plain numbers: its type is {shown(fields.get('type', ''))}; send the CT itself, "
             "an integer or a float a voxel."
         )
     order = _ORDERS.get(fields.get("endian", "").lower())
@@ -96,7 +98,7 @@ def parse_nrrd(head: bytes) -> ImageHeader:
     sizes = sizes_of(fields.get("sizes", ""), "sizes")
     if fields.get("dimension", str(len(sizes))) != str(len(sizes)):
         raise DamagedFileError(
-            f"The NRRD header is damaged: dimension is {fields['dimension'][:20]!r}, but there are {len(sizes)} sizes.",
+            f"The NRRD header is damaged: dimension is {shown(fields['dimension'])}, but there are {len(sizes)} sizes.",
             evidence={"field": "dimension", "size": list(sizes)},
         )
     spatial = _spatial_axes(fields, sizes)
@@ -122,11 +124,11 @@ def nrrd_fields(head: bytes) -> dict[str, str]:
 
 def _fields(text: str) -> dict[str, str]:
     """`field: value` lines; comments and `key:=value` lines are left out."""
-    fields = {}
+    fields: dict[str, str] = {}
     for line in text.splitlines()[1:]:
         name, colon, value = line.partition(":")
         if colon and not line.startswith("#") and not value.startswith("="):
-            fields[name.strip().lower()] = value.strip()
+            keep_field(fields, name.strip().lower(), value.strip())
     return fields
 
 
@@ -141,7 +143,7 @@ def _spatial_axes(fields: Mapping[str, str], sizes: tuple[int, ...]) -> tuple[in
         if len(directions) != len(sizes):
             raise DamagedFileError(
                 f"The NRRD header is damaged: space directions has {len(directions)} entries for {len(sizes)} sizes.",
-                evidence={"field": "space directions", "value": fields["space directions"][:200]},
+                evidence={"field": "space directions", "value": shown(fields["space directions"])},
             )
         return tuple(axis for axis, vector in enumerate(directions) if vector.lower() != "none")
     longer = [axis for axis, n in enumerate(sizes) if n > 1]
@@ -197,7 +199,7 @@ def _vector(text: str, field: str) -> Float64[np.ndarray, "3"]:
     numbers = numbers_of(text.strip("() "), field)
     if len(numbers) != 3:
         raise UnsupportedFormatError(
-            f"{field} holds {text[:80]!r}: vectors of three numbers are read.", evidence={"field": field}
+            f"{field} holds {shown(text)}: vectors of three numbers are read.", evidence={"field": field}
         )
     return np.array(numbers)
 
@@ -215,7 +217,7 @@ def _spacings(fields: Mapping[str, str], spatial: tuple[int, ...]) -> Float64[np
     numbers = numbers_of(fields["spacings"], "spacings")
     if len(numbers) <= max(spatial):
         raise DamagedFileError(
-            f"The NRRD header is damaged: spacings is {fields['spacings'][:80]!r}, one number for each axis is wanted.",
+            f"The NRRD header is damaged: spacings is {shown(fields['spacings'])}, one number for each axis is wanted.",
             evidence={"field": "spacings"},
         )
     chosen = np.array([numbers[axis] for axis in spatial])
@@ -233,7 +235,7 @@ def _units_mm(fields: Mapping[str, str], field: str, axes: tuple[int, ...]) -> F
     for name in chosen:
         if name.lower() not in MM_PER_UNIT:
             raise UnsupportedFormatError(
-                f"{field} says {name[:40]!r}: mm, cm, m, um and in are known.",
-                evidence={"field": field, "value": name[:40]},
+                f"{field} says {shown(name)}: mm, cm, m, um and in are known.",
+                evidence={"field": field, "value": shown(name)},
             )
     return np.array([MM_PER_UNIT[name.lower()] for name in chosen])

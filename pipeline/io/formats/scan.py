@@ -10,6 +10,7 @@ from pipeline.geometry import Scan
 from pipeline.io.formats.archive import FileMember, Member, members_of_folder, members_of_zip, open_zip
 from pipeline.io.formats.content import HEAD_BYTES, Content, identify
 from pipeline.io.formats.dicom import read_series
+from pipeline.io.formats.gate import require_no_program
 from pipeline.io.formats.images import read_image
 from pipeline.io.formats.limits import SizeLimits
 
@@ -18,7 +19,9 @@ HU_FILE: Final = "hu.raw"
 READ_AS: Final = "NIfTI (.nii, .nii.gz), NRRD, MetaImage (.mha) and DICOM series (a zip or a folder)"
 
 
-def leave_hounsfield(path: str, max_voxels: int, max_bytes: int, max_files: int) -> dict[str, Any]:
+def leave_hounsfield(
+    path: str, max_voxels: int, max_bytes: int, max_files: int, is_noisy: bool = True
+) -> dict[str, Any]:
     """Read `path`, write `hu.raw` (int16 of this machine, z-y-x) to the working folder and say where it lies.
 
     Returns:
@@ -27,7 +30,7 @@ def leave_hounsfield(path: str, max_voxels: int, max_bytes: int, max_files: int)
     Raises:
         PipelineError: as its kinds say.
     """
-    limits = SizeLimits(max_voxels, max_bytes, max_files)
+    limits = SizeLimits(max_voxels, max_bytes, max_files, is_noisy)
     scan = _read(Path(path), Path.cwd(), limits)
     scan.volume.hu.tofile(HU_FILE)
     return {
@@ -42,9 +45,11 @@ def _read(path: Path, folder: Path, limits: SizeLimits) -> Scan:
         return _read_members(members_of_folder(path, limits), folder, limits)
     limits.check_bytes(path.stat().st_size)
     with path.open("rb") as file:
-        content = identify(file.read(HEAD_BYTES))
+        head = file.read(HEAD_BYTES)
+    content = identify(head)
+    require_no_program(head)
     if content is Content.ZIP:
-        with open_zip(path) as archive:
+        with open_zip(path, limits) as archive:
             return _read_members(members_of_zip(archive, limits), folder, limits)
     if content is Content.DICOM:
         return read_series([FileMember(path, content)], folder, limits)

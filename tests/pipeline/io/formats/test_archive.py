@@ -25,7 +25,7 @@ def zipped(path: Path, **members: bytes) -> Path:
 
 
 def open_all(path: Path, work: Path, limits: SizeLimits = LIMITS) -> list[bytes]:
-    with open_zip(path) as archive:
+    with open_zip(path, limits) as archive:
         members = list(members_of_zip(archive, limits))
         return [m.as_file(work / str(i)).read_bytes() for i, m in enumerate(members)]
 

@@ -84,7 +84,7 @@ def test_lossless_compression_is_undone_to_the_bit(
     np.testing.assert_array_equal(read(paths[0].parent).volume.hu, ramp.hu)
 
 
-@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian])
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian])
 @pytest.mark.parametrize(("bits", "signed", "intercept"), FORMS)
 def test_uncompressed_pixels_in_every_encoding(
     syntax: UID, bits: int, signed: int, intercept: int, write_series: WriteSeries, ramp: Volume
@@ -243,15 +243,15 @@ def test_a_frame_may_be_in_several_fragments(write_series: WriteSeries, ramp: Vo
     np.testing.assert_array_equal(read(paths[0].parent).volume.hu, ramp.hu)
 
 
-def test_a_deflated_file_unpacks_to_no_more_than_its_header_calls_for(write_series: WriteSeries, ramp: Volume) -> None:
+def test_a_deflated_file_is_not_opened(write_series: WriteSeries, ramp: Volume) -> None:
     paths = write_series(ramp)
     header = pydicom.dcmread(paths[0])
     header.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
     header.add_new(0x7FE10010, "OB", bytes(40 << 20))
     header.save_as(paths[0])
     assert paths[0].stat().st_size < 100_000
-    with pytest.raises(ScanTooLargeError, match="header calls for"):
-        read(paths[0].parent)
+    message = next(f.message for f in read(paths[0].parent).findings if f.code == "images-left-out")
+    assert message == "1 deflated DICOM files were left out, unopened: they may hold slices of the scan."
 
 
 def test_a_sequence_of_very_many_items_ends_before_it_is_read(write_series: WriteSeries, ramp: Volume) -> None:
@@ -259,7 +259,7 @@ def test_a_sequence_of_very_many_items_ends_before_it_is_read(write_series: Writ
     header = pydicom.dcmread(paths[0])
     header.add_new(0x52009230, "UN", b"\xfe\xff\x00\xe0\0\0\0\0" * 250_000)
     header.save_as(paths[0])
-    with pytest.raises(ScanTooLargeError, match="250000 sequence items"):
+    with pytest.raises(ScanTooLargeError, match="more than 200000 sequence items"):
         read(paths[0].parent)
 
 

@@ -270,7 +270,7 @@ def read(contents: list[bytes]) -> Scan:
         with zipfile.ZipFile(path, "w") as archive:
             for index, content in enumerate(contents):
                 archive.writestr(f"CT 12:30/{index}", content)
-        with open_zip(path) as archive:
+        with open_zip(path, LIMITS) as archive:
             return read_series(members_of_zip(archive, LIMITS), Path(name), LIMITS)
 
 
