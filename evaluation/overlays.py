@@ -18,8 +18,9 @@ from evaluation.analysis import Analysis, ranked_by_lesions
 from evaluation.figures import STYLE, Drawn, save
 from evaluation.masks import Compared
 from evaluation.overlap import Mask
-from pipeline.geometry import Grid, Volume, resample, resample_labels
+from pipeline.geometry import Grid, Volume
 from pipeline.io.overview import centre_mm, planes_through, windowed
+from pipeline.resampling import resample, resample_labels
 
 #: Bluish green, orange and reddish purple (Okabe and Ito), which people with any colour vision tell apart.
 COLOURS: Final = {

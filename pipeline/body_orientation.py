@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 from scipy import ndimage
 
-from pipeline.geometry import Finding, Volume, bin_thin_voxels, resample
+from pipeline.geometry import Finding, Volume
+from pipeline.resampling import bin_thin_voxels, resample
 
 Field = Float32[np.ndarray, "z y x"]
 Mask = Bool[np.ndarray, "z y x"]

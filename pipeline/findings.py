@@ -10,7 +10,6 @@ from pipeline.anatomy import FISSURES, Landmark, Lobe
 from pipeline.body_orientation import body_orientation, orientation_findings
 from pipeline.errors import NotChestCTError, PipelineError
 from pipeline.geometry import (
-    TRUNCATED_CM2,
     Finding,
     Grid,
     LandmarkPosition,
@@ -22,6 +21,7 @@ from pipeline.geometry import (
     as_evidence,
 )
 from pipeline.intensities import histogram_evidence, intensity_findings
+from pipeline.resampling import TRUNCATED_CM2
 from pipeline.severity import LobeSeverity, OpacityRange, PercentRange, Severity
 
 #: From 5 mm on (less what rounding takes) small opacities vanish in partial volume.

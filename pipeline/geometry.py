@@ -7,14 +7,13 @@ Arrays are z-y-x. What belongs to an array (shape, spacing) is z-y-x too; what b
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Final
 
 import edt
 import numpy as np
 import SimpleITK as sitk
 from jaxtyping import Bool, Float32, Float64, Int16, Shaped, UInt8
 
-from pipeline.anatomy import AIR_HU, LEFT_LOBES, Landmark, Lobe
+from pipeline.anatomy import LEFT_LOBES, Landmark, Lobe
 
 Triple = tuple[float, float, float]
 Matrix = tuple[Triple, Triple, Triple]
@@ -24,9 +23,6 @@ Point = Sequence[float] | Float64[np.ndarray, "3"]
 Slices = tuple[slice, slice, slice]
 
 IDENTITY: Matrix = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
-
-#: More lung than this on a face of the scan means that lung lies beyond it.
-TRUNCATED_CM2: Final = 5.0
 
 
 @dataclass(frozen=True)
@@ -275,51 +271,6 @@ def grid_of(image: sitk.Image) -> Grid:
     return Grid((z, y, x), (sz, sy, sx), (ox, oy, oz), ((d[0], d[1], d[2]), (d[3], d[4], d[5]), (d[6], d[7], d[8])))
 
 
-def resample(
-    array: Shaped[np.ndarray, "z y x"], source: Grid, target: Grid, *, outside: int | float = AIR_HU
-) -> Float32[np.ndarray, "zt yt xt"]:
-    """Linear interpolation of `array` at the voxels of `target`; smoothed first where `target` is coarser.
-
-    The Gaussian has half the target's spacing as its width, which suppresses aliasing without a visible blur.
-    """
-    image = sitk.Cast(to_sitk(array, source), sitk.sitkFloat32)
-    # Per array axis of the source (x, y, z): 0 where the target is no coarser along that axis.
-    target_steps = np.abs(np.asarray(target.direction).T @ np.asarray(source.direction))
-    target_mm = np.asarray(target.spacing_mm[::-1]) @ target_steps
-    source_mm = np.asarray(source.spacing_mm[::-1])
-    sigma_xyz = tuple(float(t * 0.5) if t > 1.2 * s else 0.0 for t, s in zip(target_mm, source_mm, strict=True))
-    for axis, sigma_mm in enumerate(sigma_xyz):
-        if sigma_mm > 0 and image.GetSize()[axis] >= 4:
-            image = sitk.RecursiveGaussian(image, sigma=sigma_mm, direction=axis)
-    return _on_grid(image, target, sitk.sitkLinear, outside)
-
-
-def resample_labels(labels: Shaped[np.ndarray, "z y x"], source: Grid, target: Grid) -> UInt8[np.ndarray, "zt yt xt"]:
-    """Nearest neighbour at the voxels of `target`; 0 outside."""
-    image = to_sitk(labels.astype(np.uint8), source)
-    return _on_grid(image, target, sitk.sitkNearestNeighbor, 0)
-
-
-def _on_grid(image: sitk.Image, target: Grid, interpolator: int, outside: int | float) -> np.ndarray:
-    filter_ = sitk.ResampleImageFilter()
-    filter_.SetSize([int(n) for n in target.shape[::-1]])
-    filter_.SetOutputSpacing([float(s) for s in target.spacing_mm[::-1]])
-    filter_.SetOutputOrigin([float(o) for o in target.origin_mm])
-    filter_.SetOutputDirection([float(v) for row in target.direction for v in row])
-    filter_.SetInterpolator(interpolator)
-    filter_.SetDefaultPixelValue(float(outside))
-    return np.asarray(sitk.GetArrayFromImage(filter_.Execute(image)))
-
-
-def sampled(volume: Volume, target: Grid) -> Float32[np.ndarray, "z y x"]:
-    """HU at the voxels of `target`, thin slices averaged first; what lies outside of the scan is air."""
-    # The part of the scan that holds the target, with two voxels to spare.
-    slices = index_box(target, np.zeros(3), np.asarray(target.shape) - 1.0, volume.grid, spare=2)
-    cropped = Volume(volume.hu[slices], part_of(volume.grid, slices))
-    near = bin_thin_voxels(cropped, min(target.spacing_mm))
-    return resample(near.hu, near.grid, target)
-
-
 def index_box(grid: Grid, low: np.ndarray, high: np.ndarray, target: Grid, *, spare: int) -> Slices:
     """Slices of `target` that hold the voxels `low` to `high` (z, y, x) of `grid`, whatever the directions."""
     ends = np.stack([low - 0.5, high + 0.5])
@@ -339,16 +290,6 @@ def part_of(grid: Grid, slices: Slices) -> Grid:
     return Grid(shape, grid.spacing_mm, (float(origin[0]), float(origin[1]), float(origin[2])), grid.direction)
 
 
-def bin_thin_voxels(volume: Volume, spacing_mm: float) -> Volume:
-    """The scan with neighbouring voxels averaged, as long as they stay at or below half of `spacing_mm`."""
-    # Averaging whole voxels costs far less than smoothing every one of thousands of thin slices before resampling.
-    factors = [max(int(spacing_mm / 2 / mm), 1) for mm in volume.grid.spacing_mm[::-1]]
-    if max(factors) == 1:
-        return volume
-    image = sitk.BinShrink(to_sitk(volume.hu, volume.grid), factors)
-    return Volume(np.asarray(sitk.GetArrayFromImage(image)), grid_of(image))
-
-
 def distance_to_mm(mask: Bool[np.ndarray, "z y x"], spacing_mm: Triple) -> Float32[np.ndarray, "z y x"]:
     """How far each voxel is from the nearest one of `mask`; infinite where it is empty.
 
@@ -365,15 +306,3 @@ def area_on_faces_cm2(mask: Bool[np.ndarray, "z y x"], grid: Grid) -> float:
         for axis in range(3)
         for index in (0, -1)
     )
-
-
-def is_truncated(mask: Bool[np.ndarray, "z y x"], grid: Grid, scan: Grid) -> bool:
-    """Whether a mask on another grid than the scan's goes on beyond one of its faces."""
-    for axis, count in enumerate(scan.shape):
-        for end in (0, count - 1):
-            z, y, x = (slice(end, end + 1) if axis == other else slice(0, n) for other, n in enumerate(scan.shape))
-            face = part_of(scan, (z, y, x))
-            area_cm2 = np.count_nonzero(resample_labels(mask, grid, face)) * face.voxel_volume_ml * 10
-            if area_cm2 / scan.spacing_mm[axis] >= TRUNCATED_CM2:
-                return True
-    return False

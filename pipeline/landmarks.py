@@ -15,8 +15,9 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
 from pipeline.anatomy import Landmark
-from pipeline.geometry import Grid, LandmarkPosition, Volume, bin_thin_voxels, resample
+from pipeline.geometry import Grid, LandmarkPosition, Volume
 from pipeline.networks.q_network import STEPS_ZYX, LandmarkConfig, LandmarkNetwork
+from pipeline.resampling import bin_thin_voxels, resample
 
 __all__ = ["LandmarkNetwork", "LandmarkPosition", "find_landmarks"]
 

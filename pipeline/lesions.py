@@ -4,20 +4,21 @@ The scan is resampled to 1 x 1 x 3 mm, windowed to [0, 1] and cropped around the
 back onto the scan's own grid and kept inside the lungs.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import product
-from typing import Final
+from typing import Final, Protocol, runtime_checkable
 
 import cc3d
 import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Num
 
-from pipeline.geometry import Grid, LesionMask, LungMask, Triple, Volume, distance_to_mm, resample, resample_labels
+from pipeline.geometry import Grid, LesionMask, LungMask, Triple, Volume, distance_to_mm
 from pipeline.networks.dense_unet import TOTAL_STRIDE, DenseUNet, DenseUNetConfig, network_inputs
-from pipeline.networks.device import mixed_precision, on_device
+from pipeline.networks.dense_unet_by_slice import DenseUNetBySlice
+from pipeline.networks.device import is_faster_in_bfloat16, on_device
 from pipeline.networks.weights import ModelInfo, Weights, load_into
+from pipeline.resampling import resample, resample_labels
 
 SPACING_MM: Final[Triple] = (3.0, 1.0, 1.0)
 WINDOW_LEVEL_HU: Final = -600.0
@@ -25,11 +26,9 @@ WINDOW_WIDTH_HU: Final = 1500.0
 #: Around the lungs. The paper's box of 384 mm holds the same lungs with more around them; the network is convolutional
 #: and normalises nothing, so a tighter box costs nothing and saves two thirds of the time.
 MARGIN_MM: Final = 12.0
-#: The box is worked off in tiles of at most so many voxels (z-y-x) that overlap by twice the halo, so that memory stays
-#: bounded however large it is. The small ones take about half the memory, and half as much time again.
-TILE: Final = (32, 512, 512)
-LOW_MEMORY_TILE: Final = (32, 160, 160)
-HALO: Final = (8, 32, 32)
+#: So many slices of the box are in work at a time, or few where memory is short.
+SLICES: Final = 8
+LOW_MEMORY_SLICES: Final = 2
 
 #: A voxel at least this likely to be a lesion is one.
 LIKELY: Final = 0.5
@@ -44,7 +43,6 @@ WIDE_MM: Final = 10.0
 BELIEVED: Final = (LIKELY + CERTAIN) / 2
 
 Progress = Callable[[float], None]
-Tile = tuple[int, int, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,12 +54,21 @@ class Lesions:
     possible: LesionMask
 
 
+@runtime_checkable
+class ScanNetwork(Protocol):
+    """What tells lesions from the rest of a whole scan."""
+
+    def probability(
+        self, inputs: Float32[np.ndarray, "3 z y x"], slices: int, progress: Progress
+    ) -> Float32[np.ndarray, "z y x"]:
+        """How likely each voxel in the lungs is a lesion; as `DenseUNetBySlice.probability`."""
+
+
 @dataclass(frozen=True, eq=False)
 class LesionNetwork:
     """The DenseUNet with its weights, ready on a device."""
 
-    network: DenseUNet
-    device: torch.device
+    network: ScanNetwork
     info: ModelInfo
 
     @classmethod
@@ -73,16 +80,14 @@ class LesionNetwork:
         """
         network = DenseUNet(DenseUNetConfig(**weights.config))
         load_into(network, weights.tensors, weights.info.name)
-        return cls(on_device(network, device).eval(), device, weights.info)
+        dtype = torch.bfloat16 if is_faster_in_bfloat16(device) else torch.float32
+        return cls(DenseUNetBySlice(on_device(network, device), dtype), weights.info)
 
-    def probability(self, inputs: Float32[np.ndarray, "3 z y x"]) -> Float32[np.ndarray, "z y x"]:
-        """How likely each voxel is a lesion; sizes must be multiples of the network's stride."""
-        with torch.inference_mode():
-            batch = torch.from_numpy(inputs)[None].to(self.device, memory_format=torch.channels_last_3d)
-            with mixed_precision(self.device):
-                logits = self.network(batch)
-            answer = logits.float().softmax(dim=1)[0, 1]
-        return np.asarray(answer.cpu().numpy())
+    def probability(
+        self, inputs: Float32[np.ndarray, "3 z y x"], progress: Progress = lambda _done: None, slices: int = SLICES
+    ) -> Float32[np.ndarray, "z y x"]:
+        """How likely each voxel in the lungs is a lesion; sizes must be multiples of the network's stride."""
+        return self.network.probability(inputs, slices, progress)
 
 
 def segment_lesions(
@@ -90,12 +95,12 @@ def segment_lesions(
     lungs: LungMask,
     network: LesionNetwork,
     progress: Progress = lambda _done: None,
-    tile: Tile = TILE,
+    slices: int = SLICES,
 ) -> Lesions:
     """The lesions inside `lungs`, on the grid of `volume`.
 
     Args:
-        tile: the largest part that the network sees at once; multiples of its stride.
+        slices: how many the network has in work at a time.
         progress: called with the share of the work that is done.
     """
     if not lungs.mask.any():
@@ -103,7 +108,7 @@ def segment_lesions(
         return Lesions(nothing, nothing, nothing)
     box = lesion_grid(lungs)
     inputs = prepare(volume, lungs, box)
-    believed = believe_wide(predict(inputs, network, progress, tile), inputs[1] > 0)
+    believed = believe_wide(network.probability(inputs, progress, slices), inputs[1] > 0)
     probability = resample(believed, box, volume.grid, outside=0.0)
     likely, certain, possible = (
         LesionMask((probability >= least) & lungs.mask, volume.grid) for least in (LIKELY, CERTAIN, POSSIBLE)
@@ -136,27 +141,6 @@ def prepare(volume: Volume, lungs: LungMask, box: Grid) -> Float32[np.ndarray, "
     return network_inputs(torch.from_numpy(image), torch.from_numpy(mask)).numpy()
 
 
-def predict(
-    inputs: Float32[np.ndarray, "3 z y x"],
-    network: LesionNetwork,
-    progress: Progress = lambda _done: None,
-    tile: Tile = TILE,
-) -> Float32[np.ndarray, "z y x"]:
-    """Lesion probability of a prepared box, tile by tile; of each tile its middle is kept."""
-    size = inputs.shape[1:]
-    probability = np.zeros(size, dtype=np.float32)
-    tiles = list(product(*map(_pieces, size, tile, HALO)))
-    for number, pieces in enumerate(tiles, start=1):
-        part = inputs[:, *(slice(begin, begin + edge) for (begin, _), edge in zip(pieces, tile, strict=True))]
-        keep = tuple(kept for _, kept in pieces)
-        if part[1].any():
-            answer = network.probability(np.ascontiguousarray(part))
-            inner = (slice(kept.start - begin, kept.stop - begin) for begin, kept in pieces)
-            probability[keep] = answer[tuple(inner)]
-        progress(number / len(tiles))
-    return probability
-
-
 def believe_wide(
     probability: Float32[np.ndarray, "z y x"], lungs: Bool[np.ndarray, "z y x"]
 ) -> Float32[np.ndarray, "z y x"]:
@@ -175,15 +159,3 @@ def believe_wide(
     has_likely = np.zeros(int(parts.max()) + 1, dtype=np.bool_)
     has_likely[parts[likely]] = True
     return np.where(wide & has_likely[parts], np.maximum(probability, np.float32(BELIEVED)), probability)
-
-
-def _pieces(size: int, edge: int, halo: int) -> Iterator[tuple[int, slice]]:
-    """Where along an axis each piece begins and what of its answer is kept; together they cover all of it once."""
-    step = edge - 2 * halo
-    done = 0
-    while done < size:
-        begin = max(0, min(done - halo, size - edge))
-        last = begin + edge >= size
-        stop = size if last else min(done + step + (halo if begin == 0 else 0), size)
-        yield begin, slice(done, stop)
-        done = stop

@@ -18,7 +18,7 @@ from pipeline.findings import findings_of_lobes, findings_of_result, refusal, re
 from pipeline.geometry import Finding, GeometrySource, LandmarkPosition, LesionMask, LobeLabels, LungMask, Scan
 from pipeline.intensities import require_hounsfield
 from pipeline.landmarks import find_landmarks
-from pipeline.lesions import LOW_MEMORY_TILE, TILE, LesionNetwork, segment_lesions
+from pipeline.lesions import LOW_MEMORY_SLICES, SLICES, LesionNetwork, segment_lesions
 from pipeline.lungs.backend import DEFAULT as DEFAULT_LUNG_BACKEND
 from pipeline.lungs.backend import LungBackend, LungBackendName, load_lung_backend
 from pipeline.networks.device import choose_device
@@ -31,10 +31,10 @@ Progress = Callable[[str, float], None]
 
 #: Where each stage begins and ends in the time that a scan takes, measured on two CPU cores.
 STAGE_SHARES: Final[Mapping[str, tuple[float, float]]] = {
-    "landmarks": (0.0, 0.1),
-    "lungs": (0.1, 0.5),
-    "lesions": (0.5, 0.93),
-    "severity": (0.93, 1.0),
+    "landmarks": (0.0, 0.02),
+    "lungs": (0.02, 0.67),
+    "lesions": (0.67, 0.98),
+    "severity": (0.98, 1.0),
 }
 
 
@@ -113,7 +113,7 @@ def quantify(scan: Scan, models: Models, progress: Progress = ignore, *, low_mem
     An exception raised by `progress` ends the work, which is how a job is cancelled.
 
     Args:
-        low_memory: in smaller tiles, which needs less memory and more time.
+        low_memory: fewer slices at a time, which needs less memory and more time.
 
     Raises:
         NotChestCTError: the values are not Hounsfield units, or neither landmark is in the scan.
@@ -135,7 +135,7 @@ def quantify(scan: Scan, models: Models, progress: Progress = ignore, *, low_mem
         raise refusal(error, scan) from error
 
     with clock.stage("lesions") as part_done:
-        found = segment_lesions(volume, lungs, models.lesions, part_done, LOW_MEMORY_TILE if low_memory else TILE)
+        found = segment_lesions(volume, lungs, models.lesions, part_done, LOW_MEMORY_SLICES if low_memory else SLICES)
         lesions = found.likely
 
     with clock.stage("severity"):

@@ -9,8 +9,9 @@ from jaxtyping import Bool, Float32, Int16, UInt8
 from scipy import ndimage
 
 from pipeline.anatomy import Lobe
-from pipeline.geometry import Grid, LesionMask, LobeLabels, Triple, Volume, resample, resample_labels
+from pipeline.geometry import Grid, LesionMask, LobeLabels, Triple, Volume
 from pipeline.labels import LABELS
+from pipeline.resampling import resample, resample_labels
 
 #: The lung window: level -600, width 1500.
 WINDOW_HU: Final = (-1350, 150)

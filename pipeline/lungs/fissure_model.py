@@ -18,14 +18,16 @@ from jaxtyping import Bool, Float32, Float64, UInt8
 from scipy import ndimage, optimize
 
 from pipeline.anatomy import FISSURES, LEFT_LOBES, RIGHT_LOBES, Lobe
-from pipeline.geometry import Grid, Volume, is_truncated
+from pipeline.geometry import Grid, Volume
 from pipeline.lungs.fissure_sheets import Sheets, find_faint_sheets
+from pipeline.resampling import is_truncated
 
 Labels = UInt8[np.ndarray, "z y x"]
 Mask = Bool[np.ndarray, "z y x"]
 Points = Float64[np.ndarray, "*n 3"]
 Coefficients = Float64[np.ndarray, "6"]
 Scores = Float64[np.ndarray, "6"]
+ManyScores = Float64[np.ndarray, "k 6"]
 
 #: Box of the standard lung (x, y, z).
 STANDARD_MM: Final = np.array([120.0, 175.0, 265.0])
@@ -277,68 +279,81 @@ class _Search:
     def best(self) -> tuple[Surface, float]:
         """The surface, and by how many standard deviations it meets more sheet than chance does."""
         rng = np.random.default_rng(0)
-        starts = [np.zeros(6), *rng.normal(size=(STARTS, 6))]
-        low, median = np.quantile([self.met(start) for start in starts], [0.16, 0.5])
-        spread = max(float(median - low), LEAST_CHANCE)
-        searched = []
+        starts = np.stack([np.zeros(6), *rng.normal(size=(STARTS, 6))])
+        met = self.met(starts)
+        low, median = np.quantile(met, [0.16, 0.5])
+        chance = _Chance(float(median), max(float(median - low), LEAST_CHANCE))
+        first = []
         if self.drawn is not None:
-            starts += [self.drawn, *(self.drawn + 0.5 * rng.normal(size=(STARTS_NEAR_DRAWN, 6)))]
-            searched.append(self.drawn)
-
-        def loss(scores: Scores) -> float:
-            return self.nats(scores, float(median), spread)
-
-        def slope(scores: Scores) -> Scores:
-            return self.slope(scores, float(median), spread)
-
-        searched += sorted(starts, key=loss)[:SEARCHES]
-        options = {"maxiter": MOST_STEPS}
-        found = [optimize.minimize(loss, start, jac=slope, method="L-BFGS-B", options=options) for start in searched]
+            near = np.stack([self.drawn, *(self.drawn + 0.5 * rng.normal(size=(STARTS_NEAR_DRAWN, 6)))])
+            starts, met = np.concatenate([starts, near]), np.concatenate([met, self.met(near)])
+            first.append(self.drawn)
+        nats = [self._nats(start, chance.unusual(float(own))) for start, own in zip(starts, met, strict=True)]
+        searched = [*first, *starts[np.argsort(nats, kind="stable")[:SEARCHES]]]
+        found = [
+            optimize.minimize(
+                self.nats_and_slope, start, (chance,), jac=True, method="L-BFGS-B", options={"maxiter": MOST_STEPS}
+            )
+            for start in searched
+        ]
         winner = min(found, key=lambda result: float(result.fun)).x
         surface = Surface(self.fissure, np.asarray(self.fissure.mean + self.root @ winner))
-        return surface, (self.met(winner) - float(median)) / spread
+        return surface, chance.unusual(float(self.met(winner[None])[0]))
 
-    def nats(self, scores: Scores, median: float, spread: float) -> float:
-        """How unlikely a surface is, where chance meets as much as `median` and `spread` say."""
-        unusual = max((self.met(scores) - median) / spread, 0.0)
-        nats = 0.5 * float(np.sum(scores**2)) - 0.5 * unusual**2
+    def nats_and_slope(self, scores: Scores, chance: "_Chance") -> tuple[float, Scores]:
+        """How unlikely a surface is, and the slope of that by its scores."""
+        shares = self._shares(scores[None])[0]
+        # Together: most of the time goes into asking for what was met.
+        here, above, below = self._met_at(np.stack([scores] * 3), np.array([0.0, SLOPE_MM, -SLOPE_MM]))
+        unusual = chance.unusual(float(shares @ here))
+        slope = scores.copy()
+        if unusual > 0:
+            rising = (above - below) / (2 * SLOPE_MM)
+            slope -= unusual / chance.spread * ((shares * rising) @ self.terms)
+        if self.drawn is not None:
+            away_mm = self.terms @ (scores - self.drawn)
+            pull = np.sign(away_mm) * (np.abs(away_mm) < FAR_MM)
+            slope += self.drawn_nats / FAR_MM * (pull @ self.terms) / len(self.terms)
+        return self._nats(scores, unusual), slope
+
+    def _nats(self, scores: Scores, unusual: float) -> float:
+        nats = 0.5 * float(np.sum(scores**2)) - 0.5 * max(unusual, 0.0) ** 2
         if self.drawn is not None:
             away_mm = np.abs(self.terms @ (scores - self.drawn))
             nats += self.drawn_nats * float(np.minimum(away_mm / FAR_MM, 1.0).mean())
         return nats
 
-    def slope(self, scores: Scores, median: float, spread: float) -> Scores:
-        """Of `nats`, by the scores."""
-        slope = scores.copy()
-        unusual = (self.met(scores) - median) / spread
-        if unusual > 0:
-            rising = (self._met_at(scores, SLOPE_MM) - self._met_at(scores, -SLOPE_MM)) / (2 * SLOPE_MM)
-            slope -= unusual / spread * ((self._shares(scores) * rising) @ self.terms)
-        if self.drawn is not None:
-            away_mm = self.terms @ (scores - self.drawn)
-            pull = np.sign(away_mm) * (np.abs(away_mm) < FAR_MM)
-            slope += self.drawn_nats / FAR_MM * (pull @ self.terms) / len(self.terms)
-        return slope
+    def met(self, scores: ManyScores) -> Float64[np.ndarray, " k"]:
+        """Mean sheetness on each surface, on that of it which counts."""
+        return np.asarray((self._shares(scores) * self._met_at(scores, np.zeros(len(scores)))).sum(axis=1))
 
-    def met(self, scores: Scores) -> float:
-        """Mean sheetness on the surface, on that of it which counts."""
-        return float(self._shares(scores) @ self._met_at(scores, 0.0))
-
-    def _shares(self, scores: Scores) -> Float64[np.ndarray, " n"]:
-        """What each point of the surface counts for: the same, or nothing."""
+    def _shares(self, scores: ManyScores) -> Float64[np.ndarray, "k n"]:
+        """What each point of the surfaces counts for: the same, or nothing."""
         count = len(self.terms)
         if self.oblique is None:
-            return np.full(count, 1 / count)
-        heights_mm = self.mean_mm + self.terms @ scores
-        points = self.plane + heights_mm[:, None] * self.fissure.axes[2]
+            return np.full((len(scores), count), 1 / count)
+        heights_mm = self.mean_mm + scores @ self.terms.T
+        points = self.plane + heights_mm[..., None] * self.fissure.axes[2]
         # Counted as a whole, the horizontal surface would lose by ending at the oblique one, and climb over it instead.
-        counts = self.oblique.heights(points) > CLEAR_MM
-        return np.asarray(counts / max(float(np.count_nonzero(counts)), LEAST_COUNTED * count))
+        counts = self.oblique.heights(points.reshape(-1, 3)).reshape(heights_mm.shape) > CLEAR_MM
+        return np.asarray(counts / np.maximum(np.count_nonzero(counts, axis=1), LEAST_COUNTED * count)[:, None])
 
-    def _met_at(self, scores: Scores, above_mm: float) -> Float32[np.ndarray, " n"]:
-        heights_mm = self.mean_mm + self.terms @ scores + above_mm
-        where = self.foot + heights_mm[:, None] * self.normal
-        return np.asarray(ndimage.map_coordinates(self.seen, where.T, order=1, mode="constant"))
+    def _met_at(self, scores: ManyScores, above_mm: Float64[np.ndarray, " k"]) -> Float32[np.ndarray, "k n"]:
+        heights_mm = self.mean_mm + scores @ self.terms.T + above_mm[:, None]
+        where = self.foot.T[:, None] + heights_mm * self.normal[:, None, None]
+        return np.asarray(ndimage.map_coordinates(self.seen, where, order=1, mode="constant"))
+
+
+@dataclass(frozen=True)
+class _Chance:
+    """The mean sheetness that surfaces meet by chance."""
+
+    median: float
+    spread: float
+
+    def unusual(self, met: float) -> float:
+        """How many standard deviations above chance."""
+        return (met - self.median) / self.spread
 
 
 def _coefficients_of(

@@ -6,10 +6,11 @@ from typing import Final
 import cc3d
 import edt
 import numpy as np
-from jaxtyping import Bool, Float32, Shaped
+from jaxtyping import Bool, Float32, Float64, Shaped
 from scipy import ndimage
 
-from pipeline.geometry import Grid, Triple, Volume, index_box, part_of, resample, resample_labels, sampled
+from pipeline.geometry import Grid, Triple, Volume, index_box, part_of
+from pipeline.resampling import resample, resample_labels, sampled
 
 #: Where sheets are looked for.
 FINE_MM: Final = 1.25
@@ -32,7 +33,13 @@ VESSEL_WEIGHT: Final = 1.5
 #: On a crest the slope is 0; on the shoulder of a step, as opacities have, it is the curvature times `sigma_mm`.
 SLOPE_WEIGHT: Final = 0.5
 
+#: How often along z, y and x.
+Order = tuple[int, int, int]
+FIRST: Final[tuple[Order, ...]] = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
+SECOND: Final[tuple[Order, ...]] = ((2, 0, 0), (0, 2, 0), (0, 0, 2), (1, 1, 0), (1, 0, 1), (0, 1, 1))
+
 Mask = Bool[np.ndarray, "z y x"]
+Component = Float64[np.ndarray, " n"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,27 +82,55 @@ def sheetness(
     hu: Shaped[np.ndarray, "z y x"], spacing_mm: Triple, inside: Mask, sigma_mm: float
 ) -> Float32[np.ndarray, "z y x"]:
     """How much each voxel `inside` looks like part of a thin bright sheet, 0 to 1: curved across, flat along it."""
-    lung = np.clip(hu, -1000, -300).astype(np.float32)
-    sigma = [sigma_mm / mm for mm in spacing_mm]
-    blurred = ndimage.gaussian_filter(lung, sigma)[inside]
-    hessian = np.empty((len(blurred), 3, 3), dtype=np.float32)
-    slope = np.zeros(len(blurred), dtype=np.float32)
-    for i in range(3):
-        once = [int(axis == i) for axis in range(3)]
-        slope += (ndimage.gaussian_filter(lung, sigma, order=once)[inside] / spacing_mm[i]) ** 2
-        for j in range(i, 3):
-            order = [int(axis == i) + int(axis == j) for axis in range(3)]
-            curved = ndimage.gaussian_filter(lung, sigma, order=order)[inside]
-            if i == j:
-                # What a sampled second-derivative kernel makes of a constant 1: not quite 0 where it is narrow.
-                curved -= np.float32(ndimage.gaussian_filter1d(np.ones(1), sigma[i], order=2)[0]) * blurred
-            hessian[:, i, j] = hessian[:, j, i] = curved / (spacing_mm[i] * spacing_mm[j])
-    curvatures = np.linalg.eigvalsh(hessian)
-    flatness = -curvatures[:, 0] - VESSEL_WEIGHT * np.abs(curvatures[:, 1:]).max(axis=1)
+    derivatives = _derivatives(np.clip(hu, -1000, -300).astype(np.float32), spacing_mm, inside, sigma_mm)
+    slope = sum(derivatives[order] ** 2 for order in FIRST)
+    smallest, middle, largest = eigenvalues(*(derivatives[order] for order in SECOND))
+    flatness = -smallest - VESSEL_WEIGHT * np.maximum(np.abs(middle), np.abs(largest))
     flatness -= SLOPE_WEIGHT * np.sqrt(slope) / sigma_mm
     sheets = np.zeros(hu.shape, dtype=np.float32)
     sheets[inside] = np.clip(flatness / FLATNESS_HU_PER_MM2, 0.0, 1.0)
     return sheets
+
+
+def _derivatives(
+    lung: Float32[np.ndarray, "z y x"], spacing_mm: Triple, inside: Mask, sigma_mm: float
+) -> dict[Order, Component]:
+    """The first and second derivatives of the smoothed scan, per mm, at the voxels `inside`."""
+    sigma = [sigma_mm / mm for mm in spacing_mm]
+    found: dict[Order, Component] = {}
+    # Derivatives that begin alike share their passes: 19 filters along one axis in place of 30.
+    for oz in range(3):
+        along_z = ndimage.gaussian_filter1d(lung, sigma[0], axis=0, order=oz)
+        for oy in range(3 - oz):
+            along_y = ndimage.gaussian_filter1d(along_z, sigma[1], axis=1, order=oy)
+            for ox in range(3 - oz - oy):
+                found[oz, oy, ox] = ndimage.gaussian_filter1d(along_y, sigma[2], axis=2, order=ox)[inside].astype(
+                    np.float64
+                )
+    for axis, order in enumerate(((2, 0, 0), (0, 2, 0), (0, 0, 2))):
+        # What a sampled second-derivative kernel makes of a constant 1: not quite 0 where it is narrow.
+        found[order] -= ndimage.gaussian_filter1d(np.ones(1), sigma[axis], order=2)[0] * found[0, 0, 0]
+    for order, values in found.items():
+        values /= np.prod(np.power(spacing_mm, order))
+    return found
+
+
+def eigenvalues(
+    zz: Component, yy: Component, xx: Component, zy: Component, zx: Component, yx: Component
+) -> tuple[Component, Component, Component]:
+    """Of symmetric 3 x 3 matrices given by their components, ascending; in closed form (Smith 1961).
+
+    That takes a tenth of the time of a solver that is called for each matrix.
+    """
+    mean = (zz + yy + xx) / 3
+    zz, yy, xx = zz - mean, yy - mean, xx - mean
+    spread = np.sqrt((zz**2 + yy**2 + xx**2 + 2 * (zy**2 + zx**2 + yx**2)) / 6)
+    half_determinant = (zz * (yy * xx - yx**2) - zy * (zy * xx - yx * zx) + zx * (zy * yx - yy * zx)) / 2
+    cube = np.maximum(spread**3, np.finfo(np.float64).tiny)
+    angle = np.arccos(np.clip(half_determinant / cube, -1.0, 1.0)) / 3
+    largest = mean + 2 * spread * np.cos(angle)
+    smallest = mean + 2 * spread * np.cos(angle + 2 * np.pi / 3)
+    return smallest, 3 * mean - smallest - largest, largest
 
 
 def _sheets_on(volume: Volume, fine: Grid, roi: Grid, lungs: Mask, sigma_mm: float) -> Float32[np.ndarray, "zf yf xf"]:

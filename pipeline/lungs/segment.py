@@ -13,23 +13,15 @@ import cc3d
 import numpy as np
 from jaxtyping import Bool, Float32, Shaped, UInt8
 from scipy import ndimage
+from scipy.spatial import KDTree
 
 from pipeline.anatomy import LEFT_LOBES, RIGHT_LOBES, Landmark, Lobe
 from pipeline.errors import LungsNotFoundError
-from pipeline.geometry import (
-    Grid,
-    LandmarkPosition,
-    LobeLabels,
-    Volume,
-    distance_to_mm,
-    index_box,
-    part_of,
-    resample,
-    sampled,
-)
+from pipeline.geometry import Grid, LandmarkPosition, LobeLabels, Volume, distance_to_mm, index_box, part_of
 from pipeline.lungs.fissure_model import SeenSd
 from pipeline.lungs.fissure_refinement import follow_fissures
 from pipeline.networks.di2in import CLASSES, LungConfig, LungNetwork
+from pipeline.resampling import resample, sampled
 
 __all__ = ["LungNetwork", "prepare", "roi_grid", "segment_lungs"]
 
@@ -211,8 +203,11 @@ def _without_fragments(labels: Labels) -> Labels:
     fragments = (labels > 0) & (main_parts == 0)
     if not fragments.any() or not main_parts.any():
         return main_parts
-    nearest = ndimage.distance_transform_edt(main_parts == 0, return_distances=False, return_indices=True)
-    main_parts[fragments] = main_parts[tuple(axis[fragments] for axis in nearest)]
+    # Fragments are few: their neighbours are looked for one by one, and not those of every voxel.
+    kept = main_parts > 0
+    shore = np.argwhere(kept & ~ndimage.binary_erosion(kept))
+    _, nearest = KDTree(shore).query(np.argwhere(fragments))
+    main_parts[fragments] = main_parts[tuple(shore[nearest].T)]
     return main_parts
 
 

@@ -27,6 +27,8 @@ TOTAL_STRIDE: Final[Size] = (8, 32, 32)
 INPUTS: Final = 3
 #: Makes up for the half that the rectifier cuts off.
 RECTIFIER_GAIN: Final = 1.4
+#: Of the rectifier, below 0.
+SLOPE: Final = 0.01
 #: So much of any lung is taken to be aerated: its density is this quantile of the lung's. So low a quantile stays with
 #: aerated lung until four fifths of it are affected.
 AERATED_SHARE: Final = 0.2
@@ -88,9 +90,9 @@ class DenseUNet(nn.Module):
         for level, (kernel, stride) in enumerate(zip(KERNELS, STRIDES, strict=True)):
             above, below = channels[level], channels[level + 1]
             self.down.append(_convolution(above, above, stride, stride))
-            self.encoders.append(_DenseBlock(above, below, kernel, config))
+            self.encoders.append(DenseBlock(above, below, kernel, config))
             self.up.append(nn.ConvTranspose3d(below, above, stride, stride))
-            self.decoders.append(_DenseBlock(2 * above, above, kernel, config))
+            self.decoders.append(DenseBlock(2 * above, above, kernel, config))
         self.head = nn.Conv3d(config.stem, 2, kernel_size=1)
 
     def forward(self, x: Float[Tensor, "batch 3 z y x"]) -> Float[Tensor, "batch 2 z y x"]:
@@ -104,7 +106,7 @@ class DenseUNet(nn.Module):
         return logits
 
 
-class _DenseBlock(nn.Module):
+class DenseBlock(nn.Module):
     """Each layer sees all that came before it (Huang et al. 2016); a 1 x 1 x 1 convolution mixes them at the end."""
 
     def __init__(self, inputs: int, outputs: int, kernel: Size, config: DenseUNetConfig) -> None:
@@ -120,7 +122,7 @@ class _DenseBlock(nn.Module):
         return mixed
 
 
-class _StandardisedConvolution(Convolution):
+class StandardisedConvolution(Convolution):
     """A convolution whose kernels have zero mean and a variance that keeps that of what passes through.
 
     Nothing depends on how a volume is cut or on what else it holds (Qiao et al. 2019; Brock et al. 2021).
@@ -132,13 +134,15 @@ class _StandardisedConvolution(Convolution):
         super().__init__(inputs, outputs, kernel, stride, padding)
         self.gain = nn.Parameter(torch.full((outputs, 1, 1, 1, 1), RECTIFIER_GAIN))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def kernels(self) -> Tensor:
         mean = self.weight.mean(dim=(1, 2, 3, 4), keepdim=True)
         variance = self.weight.var(dim=(1, 2, 3, 4), keepdim=True)
         fan_in = self.weight[0].numel()
-        kernels = (self.weight - mean) / torch.sqrt(variance * fan_in + 1e-4) * self.gain
-        return self._conv_forward(x, kernels, self.bias)
+        return (self.weight - mean) / torch.sqrt(variance * fan_in + 1e-4) * self.gain
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.kernels(), self.bias)
 
 
 def _convolution(inputs: int, outputs: int, kernel: Size, stride: Size = (1, 1, 1)) -> nn.Sequential:
-    return nn.Sequential(_StandardisedConvolution(inputs, outputs, kernel, stride), nn.LeakyReLU(0.01, inplace=True))
+    return nn.Sequential(StandardisedConvolution(inputs, outputs, kernel, stride), nn.LeakyReLU(SLOPE, inplace=True))

@@ -32,11 +32,13 @@ def on_device(network: Network, device: torch.device) -> Network:
     return moved.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload, no-any-return]  # torch's stubs lack it
 
 
+def is_faster_in_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    has = torch.cpu.get_capabilities()
+    return device.type == "cpu" and any(has.get(unit, False) for unit in ("amx_bf16", "avx512_bf16"))
+
+
 def mixed_precision(device: torch.device, *, wanted: bool = True) -> torch.autocast:
     """bfloat16 where the device is faster with it, float32 elsewhere: the networks were trained with both."""
-    if device.type == "cuda":
-        enabled = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        has = torch.cpu.get_capabilities()
-        enabled = device.type == "cpu" and any(has.get(unit, False) for unit in ("amx_bf16", "avx512_bf16"))
-    return torch.autocast(device.type, torch.bfloat16, enabled=wanted and enabled)
+    return torch.autocast(device.type, torch.bfloat16, enabled=wanted and is_faster_in_bfloat16(device))

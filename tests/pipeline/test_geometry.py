@@ -7,18 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.anatomy import AIR_HU, Lobe
-from pipeline.geometry import (
-    Grid,
-    LobeLabels,
-    LungMask,
-    area_on_faces_cm2,
-    distance_to_mm,
-    grid_of,
-    is_truncated,
-    resample,
-    resample_labels,
-    to_sitk,
-)
+from pipeline.geometry import Grid, LobeLabels, LungMask, area_on_faces_cm2, distance_to_mm, grid_of, to_sitk
+from pipeline.resampling import is_truncated, resample, resample_labels
 
 
 @st.composite

@@ -1,10 +1,9 @@
 """The lesion stage around a network that answers by rule."""
 
-import itertools
+from collections.abc import Callable
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,39 +11,33 @@ from pipeline.geometry import Grid, LungMask, Matrix, Volume
 from pipeline.lesions import (
     CERTAIN,
     FAINT,
-    HALO,
     LIKELY,
-    LOW_MEMORY_TILE,
-    TILE,
     WIDE_MM,
     LesionNetwork,
-    Tile,
-    _pieces,
     believe_wide,
     lesion_grid,
-    predict,
     prepare,
     segment_lesions,
     window,
 )
-from pipeline.networks.dense_unet import TOTAL_STRIDE, DenseUNet, DenseUNetConfig
+from pipeline.networks.dense_unet import TOTAL_STRIDE
 from pipeline.networks.weights import ModelInfo
 
 GRID = Grid((60, 70, 80), (4.0, 3.0, 3.0), (-120.0, -100.0, 300.0))
 FLIPPED: Matrix = ((-1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.0, -1.0, 0.0))
 
 
-class BrightIsLesion(DenseUNet):
+class BrightIsLesion:
     """Calls a lesion whatever lies above the middle of the window."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat((torch.zeros_like(x[:, :1]), 20 * (x[:, :1] - 0.5)), dim=1)
+    def probability(self, inputs: np.ndarray, slices: int, progress: Callable[[float], None]) -> np.ndarray:
+        progress(slices / inputs.shape[1])
+        return (1 / (1 + np.exp(-20 * (inputs[0] - 0.5)))).astype(np.float32)
 
 
 @pytest.fixture
 def network() -> LesionNetwork:
-    bright = BrightIsLesion(DenseUNetConfig(stem=2, growth=2, layers=1, widths=(2, 2, 2, 2, 2)))
-    return LesionNetwork(bright, torch.device("cpu"), ModelInfo("lesions", "0", "0" * 64))
+    return LesionNetwork(BrightIsLesion(), ModelInfo("lesions", "0", "0" * 64))
 
 
 def chest(grid: Grid) -> tuple[Volume, LungMask, np.ndarray]:
@@ -96,32 +89,6 @@ def test_box_holds_the_lungs_in_sizes_the_network_takes() -> None:
     voxel_ml = box.voxel_volume_ml
     assert inputs[1].sum() * voxel_ml == pytest.approx(lungs.volume_ml(), rel=0.03)
     assert not inputs[1][:, 0].any()
-
-
-@given(size=st.integers(1, 300).map(lambda n: n * 8), edge=st.sampled_from([32, 40, 64, 512]))
-def test_pieces_cover_an_axis_once_and_stay_inside(size: int, edge: int) -> None:
-    pieces = list(_pieces(size, edge, 8))
-    kept = list(itertools.chain.from_iterable(range(keep.start, keep.stop) for _, keep in pieces))
-    assert kept == list(range(size))
-    for begin, keep in pieces:
-        assert 0 <= begin <= keep.start
-        assert keep.stop <= min(begin + edge, size)
-
-
-@pytest.mark.parametrize("tile", [TILE, LOW_MEMORY_TILE])
-def test_tiles_are_what_the_network_takes_and_more_than_their_halo(tile: Tile) -> None:
-    assert all(edge % stride == 0 for edge, stride in zip(tile, TOTAL_STRIDE, strict=True))
-    assert all(edge > 2 * halo for edge, halo in zip(tile, HALO, strict=True))
-
-
-@pytest.mark.parametrize("tile", [TILE, LOW_MEMORY_TILE])
-def test_tiles_give_what_one_piece_would(network: LesionNetwork, tile: Tile) -> None:
-    image = np.random.default_rng(0).random((72, 32, 320)).astype(np.float32)
-    inputs = np.stack([image, np.ones_like(image), np.zeros_like(image)])
-    seen: list[float] = []
-    assert np.allclose(predict(inputs, network, seen.append, tile), network.probability(inputs))
-    assert seen == sorted(seen)
-    assert seen[-1] == 1.0
 
 
 def slab(thickness_mm: float, faint: float = 0.1, likely: float = 0.9) -> tuple[np.ndarray, np.ndarray]:

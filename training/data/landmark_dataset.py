@@ -21,11 +21,12 @@ import SimpleITK as sitk
 from jaxtyping import Float64
 
 from pipeline.anatomy import AIR_HU, Landmark
-from pipeline.geometry import Grid, Triple, Volume, grid_of, resample, to_sitk
+from pipeline.geometry import Grid, Triple, Volume, grid_of, to_sitk
 from pipeline.io.read import read_ct
 from pipeline.landmarks import build_levels
 from pipeline.networks.q_network import LandmarkConfig
 from pipeline.phantom import Fit, PhantomRecipe, make_phantom
+from pipeline.resampling import resample
 from training.data.splits import write_arrays
 
 #: Coarser than most scans, so that the many deformed copies of one are quick to make.

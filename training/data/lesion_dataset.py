@@ -17,9 +17,10 @@ import numpy as np
 import SimpleITK as sitk
 from jaxtyping import Bool, UInt8
 
-from pipeline.geometry import LungMask, Volume, grid_of, resample, resample_labels
+from pipeline.geometry import LungMask, Volume, grid_of
 from pipeline.lesions import MARGIN_MM, SPACING_MM, window
 from pipeline.phantom import PhantomRecipe, make_phantom
+from pipeline.resampling import resample, resample_labels
 from training.augment.pasted_lesions import with_pasted_lesions
 from training.data.covid_slices import read_stacks
 from training.data.splits import write_arrays

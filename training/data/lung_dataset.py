@@ -18,12 +18,13 @@ from jaxtyping import Bool, Float32, UInt8
 from scipy import ndimage
 
 from pipeline.anatomy import AIR_HU, Landmark
-from pipeline.geometry import Grid, LandmarkPosition, Scan, Triple, Volume, grid_of, resample, resample_labels, to_sitk
+from pipeline.geometry import Grid, LandmarkPosition, Scan, Triple, Volume, grid_of, to_sitk
 from pipeline.io.read import read_ct
 from pipeline.lungs.fissure_model import read_shapes
 from pipeline.lungs.segment import roi_grid
 from pipeline.networks.di2in import LungConfig
 from pipeline.phantom import PhantomRecipe, make_phantom
+from pipeline.resampling import resample, resample_labels
 from training.data.covid_slices import PIXEL_MM, SLICE_MM, CovidSlices, as_hu, read_covid
 from training.data.fissure_atlas import draw_lobes
 from training.data.landmark_dataset import read_marks, turned_and_scaled

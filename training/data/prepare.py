@@ -17,13 +17,14 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from pipeline.anatomy import LEFT_LOBES, RIGHT_LOBES, Landmark
-from pipeline.geometry import TRUNCATED_CM2, Volume, area_on_faces_cm2, resample, resample_labels
+from pipeline.geometry import Volume, area_on_faces_cm2
 from pipeline.io.read import read_ct, read_volume
 from pipeline.lesions import SPACING_MM
 from pipeline.lungs.fissure_model import read_shapes
 from pipeline.lungs.fissure_refinement import THICKEST_SLICES_MM
 from pipeline.networks.di2in import LungConfig
 from pipeline.networks.q_network import LandmarkConfig
+from pipeline.resampling import TRUNCATED_CM2, resample, resample_labels
 from training.data.cohort import CohortError, Row
 from training.data.fissure_atlas import SidesError
 from training.data.fissure_atlas import draw_lobes as draw_lobes_of

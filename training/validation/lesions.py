@@ -17,12 +17,12 @@ import torch
 from jaxtyping import Bool, Float32
 
 from evaluation.overlap import dice
-from pipeline.geometry import resample_labels
-from pipeline.lesions import LIKELY, LesionNetwork, believe_wide, lesion_grid, predict, prepare, window
+from pipeline.lesions import LIKELY, LesionNetwork, believe_wide, lesion_grid, prepare, window
 from pipeline.networks.dense_unet import TOTAL_STRIDE, network_inputs
 from pipeline.networks.device import choose_device
 from pipeline.networks.weights import load_weights
 from pipeline.phantom import PhantomRecipe, make_phantom
+from pipeline.resampling import resample_labels
 from training.data.lesion_batches import read_examples
 from training.data.splits import FIRST_UNSEEN_SEED, Stage, patient_of, read_split
 
@@ -71,7 +71,7 @@ def compare(
     pads = [(0, -n % stride) for n, stride in zip(image.shape, TOTAL_STRIDE, strict=True)]
     padded = (torch.from_numpy(np.pad(field, pads)) for field in (image, lungs.astype(np.float32)))
     z, y, x = image.shape
-    probability = predict(network_inputs(*padded).numpy(), network)[:z, :y, :x]
+    probability = network.probability(network_inputs(*padded).numpy())[:z, :y, :x]
     found = (believe_wide(probability, lungs) >= LIKELY) & lungs
     baseline = (image > window(np.array([BASELINE_HU]))[0]) & lungs
     percent, true_percent = (100.0 * int(mask.sum()) / max(int(lungs.sum()), 1) for mask in (found, truth))

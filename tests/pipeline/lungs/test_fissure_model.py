@@ -9,7 +9,7 @@ from scipy import ndimage
 from evaluation.overlap import dice
 from pipeline.anatomy import FISSURES, LEFT_LOBES, RIGHT_LOBES, Lobe
 from pipeline.findings import SEEN_SD
-from pipeline.geometry import Grid, Volume, resample, resample_labels
+from pipeline.geometry import Grid, Volume
 from pipeline.lungs.fissure_model import (
     CLEAR_MM,
     LEAST_COUNTED,
@@ -17,6 +17,7 @@ from pipeline.lungs.fissure_model import (
     STANDARD_MM,
     LungBox,
     Surface,
+    _Chance,
     _Search,
     draw_side,
     lay_fissures,
@@ -24,6 +25,7 @@ from pipeline.lungs.fissure_model import (
     read_shapes,
 )
 from pipeline.lungs.fissure_sheets import Sheets
+from pipeline.resampling import resample, resample_labels
 
 ROI = Grid((134, 90, 130), (2.0, 2.0, 2.0), (-130.0, -90.0, -135.0))
 SCAN = Grid((100, 150, 215), (3.0, 1.25, 1.25), (-134.0, -94.0, -150.0))
@@ -183,8 +185,9 @@ def test_the_search_knows_which_way_is_down(seed: int) -> None:
     drawn = rng.multivariate_normal(fissure.mean, 0.2 * fissure.covariance)
     search = _Search.of(fissure, LungBox.of(LEFT, ROI), Sheets(rising.copy(), wide), drawn, 5.0, None)
     at, step = 0.3 * rng.normal(size=6), 1e-4 * rng.normal(size=6)
-    change = search.nats(at + step, 0.4, 0.05) - search.nats(at - step, 0.4, 0.05)
-    assert search.slope(at, 0.4, 0.05) @ (2 * step) == pytest.approx(change, rel=0.05, abs=1e-5)
+    chance = _Chance(median=0.4, spread=0.05)
+    change = search.nats_and_slope(at + step, chance)[0] - search.nats_and_slope(at - step, chance)[0]
+    assert search.nats_and_slope(at, chance)[1] @ (2 * step) == pytest.approx(change, rel=0.05, abs=1e-5)
 
 
 def test_of_the_horizontal_fissure_counts_what_is_above_the_oblique_one() -> None:
@@ -201,7 +204,7 @@ def test_of_the_horizontal_fissure_counts_what_is_above_the_oblique_one() -> Non
         points = [horizontal.plane_points() - mm * horizontal.axes[2] for mm in lowered_mm]
         counted = np.array([(oblique.heights(at) > CLEAR_MM).mean() for at in points])
         flat = np.array([-lowered_mm[np.abs(counted - share).argmin()], 0, 0, 0, 0, 0])
-        return search.met(np.linalg.solve(search.root, flat - horizontal.mean))
+        return float(search.met(np.linalg.solve(search.root, flat - horizontal.mean)[None])[0])
 
     assert met_where_counts(1.0) == pytest.approx(1.0)
     assert met_where_counts(0.5) == pytest.approx(1.0)

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from pipeline.anatomy import FISSURES, Lobe
-from pipeline.geometry import Grid, Volume, resample, resample_labels
+from pipeline.geometry import Grid, Volume
 from pipeline.lungs.fissure_refinement import REACH_MM, THICKEST_SLICES_MM, follow_fissures, refine_borders
 from pipeline.phantom import PhantomRecipe, make_phantom
+from pipeline.resampling import resample, resample_labels
 
 ROI = Grid((50, 50, 44), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0))
 SCAN = Grid((100, 100, 88), (1.0, 1.0, 1.0), (-0.5, -0.5, -0.5))

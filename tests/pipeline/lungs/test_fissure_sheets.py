@@ -5,7 +5,7 @@ import pytest
 from scipy import ndimage
 
 from pipeline.geometry import IDENTITY, Grid, Matrix, Volume
-from pipeline.lungs.fissure_sheets import FINE_MM, find_faint_sheets, find_sheets, sheetness
+from pipeline.lungs.fissure_sheets import FINE_MM, eigenvalues, find_faint_sheets, find_sheets, sheetness
 
 SCAN = Grid((60, 80, 70), (1.0, 1.0, 1.0), (-0.5, -0.5, -0.5))
 ROI = Grid((30, 40, 35), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0))
@@ -28,6 +28,16 @@ def test_a_sheet_is_told_from_a_vessel_and_from_nothing() -> None:
     assert sheet[29:31, 40, 35].max() == 1.0
     assert vessel[28:32, 38:42, 35].mean() < 0.5 * sheet[29:31, 40, 35].mean()
     assert flat.max() == 0.0
+
+
+def test_eigenvalues_are_those_of_a_solver() -> None:
+    made = np.random.default_rng(0).normal(size=(500, 3, 3))
+    matrices = made + made.transpose(0, 2, 1)
+    # With two or three that are the same, the closed form is at its limits.
+    matrices[:3] = [np.zeros((3, 3)), 2 * np.eye(3), np.diag([1.0, 1.0, -3.0])]
+    zz, yy, xx, zy, zx, yx = (matrices[:, i, j] for i, j in ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2)))
+    found = np.stack(eigenvalues(zz, yy, xx, zy, zx, yx), axis=1)
+    assert np.abs(found - np.linalg.eigvalsh(matrices)).max() < 1e-12
 
 
 @pytest.mark.parametrize("level_hu", [-950, -850, -700])

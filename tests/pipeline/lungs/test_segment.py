@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from evaluation.overlap import dice
 from pipeline.anatomy import Landmark, Lobe
 from pipeline.errors import LungsNotFoundError
-from pipeline.geometry import Grid, LandmarkPosition, Matrix, Triple, Volume, resample_labels
+from pipeline.geometry import Grid, LandmarkPosition, Matrix, Triple, Volume
 from pipeline.lungs.segment import Landmarks, clean_labels, prepare, roi_grid, segment_lungs
 from pipeline.networks.di2in import CLASSES, Di2in, LungConfig, LungNetwork
 from pipeline.networks.weights import ModelInfo, load_weights
 from pipeline.phantom import PhantomRecipe, make_phantom
+from pipeline.resampling import resample_labels
 from training.validation.lungs import sides_are_right
 
 Axes = tuple[int, int, int]
