@@ -96,6 +96,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Two]:
         JobsSettings(
             data_dir=folder, source_allowlist=(ALLOWED_SOURCE,), callback_allowlist=("https://example.org/",),
             reap_seconds=3600, max_upload_bytes=1 << 20,
+            audit="off",  # it writes together what several calls did, which would count for whichever comes then
         )
     )  # fmt: skip
     jobs.reconciler.reconcile()
@@ -321,10 +322,15 @@ def test_it_costs_what_an_id_costs_that_never_was(
             known = {name: stats["calls"] - before.get(name, {"calls": 0})["calls"] for name, stats in after.items()}
             return {name: n for name, n in {**known, **asked}.items() if n and name != "cmdstat_info"}
 
-        work(states.new_id())  # connections are made, and scripts known, from here on
-        expected = work(states.new_id())
+        # The gateway looks at its keys from time to time: what is done each time is the call's.
+        def least(id_: str) -> dict[str, int]:
+            found = [work(id_) for _ in range(3)]
+            return {name: n for name in found[0] if (n := min(one.get(name, 0) for one in found))}
+
+        least(states.new_id())  # connections are made, and scripts known, from here on
+        expected = least(states.new_id())
         for id_ in two.ids:
-            assert work(id_) == expected, id_
+            assert least(id_) == expected, id_
     if operation_id != "put_upload_part":
         assert expected, "something was counted"
 

@@ -35,7 +35,7 @@ def test_the_seeds_are_what_they_seem() -> None:
             reader.close()
 
 
-@pytest.mark.parametrize("name", ["zip", "nrrd"])
+@pytest.mark.parametrize("name", ["zip"])  # the others take as long to begin; `make fuzz` has them all
 def test_a_little_fuzzing_finds_nothing(name: str, tmp_path: Path) -> None:
     pytest.importorskip("atheris")
     command = [sys.executable, "-m", "tests.fuzz", "--only", name, "--runs", "1500", "--minutes", "0.5"]

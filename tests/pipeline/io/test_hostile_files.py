@@ -24,6 +24,8 @@ from tests.support.hostile.cases import CANARY, CASES, READ, Case, deflated
 LIMITS = SizeLimits(ReadLimits.max_voxels, ReadLimits.max_bytes, ReadLimits.max_files)
 #: Types are checked at every call here, which takes most of it; `make test-hostile` holds 10 seconds.
 LONGEST_SECONDS = 60
+#: Where types are checked at every call, half a million elements take half a minute: these are read in the child.
+HERE = [case for case in CASES if "empty elements" not in case.name or "1000" in case.name]
 #: What all files together may add to the memory of this process.
 MOST_MIB = 700
 
@@ -40,7 +42,7 @@ def test_there_are_enough_of_them() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # pydicom says what it doubts
-@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+@pytest.mark.parametrize("case", HERE, ids=[case.name for case in HERE])
 def test_a_file_that_means_harm(case: Case, tmp_path: Path) -> None:
     (work := tmp_path / "work").mkdir()
     content = case.make()
@@ -69,7 +71,8 @@ def test_a_file_that_means_harm(case: Case, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("dicom 400,000 items", ScanTooLargeError),
+        ("dicom 600,000 empty elements", ScanTooLargeError),
+        ("dicom 60,000 empty elements in each of ten files", ScanTooLargeError),
         ("zip overlapping entries that quote each other", DamagedFileError),
         ("gzip bomb of the announced size", ScanTooLargeError),
         ("dicom deflated bomb", UnsupportedFormatError),
