@@ -55,7 +55,7 @@ ROOT = Path(__file__).parents[2]
         ("fe80::1", "link-local"),
         ("224.0.0.1", "multicast"),
         ("ff02::1", "multicast"),
-        *((str(address), "a metadata service") for address in METADATA),
+        *((str(address), "a metadata service") for address in sorted(METADATA, key=str)),
         ("::ffff:169.254.169.254", "a metadata service"),
         ("64:ff9b::a9fe:a9fe", "a metadata service"),
         *(
