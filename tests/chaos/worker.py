@@ -37,6 +37,10 @@ class Obedient:
         self._history.note("start", self._order.name, pid=os.getpid())
         return Scan(Volume(np.full(GRID.shape, -100, dtype=np.int16), GRID), ())
 
+    def deidentify(self, path: Path, target: Path, key: bytes) -> None:  # noqa: ARG002
+        """Nobody is named in an order."""
+        target.write_bytes(path.read_bytes())
+
     def quantify(self, scan: Scan, progress: Callable[[str, float], None], *, low_memory: bool) -> Any:
         order = self._order
         if order.deed == "not-chest":
