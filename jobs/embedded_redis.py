@@ -161,7 +161,7 @@ def supervise(folder: Path, server: str) -> None:
             if len(started) == MOST_STARTS and time.monotonic() - started[0] < STARTS_SECONDS:
                 return
             started.append(time.monotonic())
-            process = subprocess.Popen(command)  # noqa: S603
+            process = subprocess.Popen(command)  # noqa: S603 (the same command once more)
             deadline = time.monotonic() + START_SECONDS
             while process.poll() is None and not running(folder) and time.monotonic() < deadline:
                 time.sleep(0.02)

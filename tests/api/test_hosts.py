@@ -7,10 +7,14 @@ from typing import Any
 
 import httpx
 import pytest
+from obstore.store import MemoryStore
 
 from api.app import create_app
+from jobs.access.doors import Doors
+from jobs.access.keys import KeyRing
 from jobs.errors import SettingsError
-from jobs.settings import ApiSettings, read_settings
+from jobs.settings import AccessSettings, ApiSettings, read_settings
+from jobs.store.object_store import ObjectStore
 from tests.api.conftest import nifti, require_problem, running_service
 
 EVERYWHERE = {"LOBEWISE_API_HOST": "0.0.0.0"}  # noqa: S104 (nothing listens)
@@ -25,7 +29,8 @@ async def asked(
 ) -> httpx.Response:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    app = create_app(read_settings(ApiSettings))
+    doors = Doors(AccessSettings(access="open"), KeyRing(ObjectStore(MemoryStore())))
+    app = create_app(read_settings(ApiSettings), doors=doors)
     transport = httpx.ASGITransport(app, client=("127.0.0.1", 4711))
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost:8000") as client:
         return await client.request(method, "/problems/poison", headers=headers)
