@@ -4,7 +4,7 @@ import json
 import os
 import re
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.markup import escape
@@ -13,11 +13,11 @@ from rich.table import Column, Table
 from cli.output import Exit, err, fail, out
 from jobs import states
 from jobs.access.caller import DEFAULT_TENANT, TENANT_NAME, Role
-from jobs.access.keys import REFRESH_SECONDS, Keys, KeyState, NoSuchKeyError, StoredKey
 from jobs.audit.entries import Act, Entry
-from jobs.audit.trail import record_at_once
-from jobs.bootstrap import blobs_of
 from jobs.settings import JobsSettings, read_settings
+
+if TYPE_CHECKING:  # they bring the broker and the stores, which take a while: all commands load this module
+    from jobs.access.keys import Keys, KeyState, StoredKey
 
 keys = typer.Typer(
     name="keys",
@@ -83,6 +83,8 @@ def list_keys(
 @keys.command(epilog="Example:  [bold]lobewise keys revoke 3f1c09d27a5be864[/]")
 def revoke(key_id: KeyId) -> None:
     """End a key at once, and for good. Every gateway has heard of it within seconds."""
+    from jobs.access.keys import REFRESH_SECONDS, NoSuchKeyError
+
     try:
         state = _keys().revoke(key_id)
     except NoSuchKeyError as error:
@@ -97,6 +99,8 @@ def rotate(
     overlap: Annotated[str, typer.Option(help="How long the old one is good for still: 24h, 7d; 0h: no more.")] = "24h",
 ) -> None:
     """Make a key with the same name, tenant, roles and life as another, which ends after a while."""
+    from jobs.access.keys import NoSuchKeyError
+
     try:
         key, stored = _keys().rotate(key_id, span_of(overlap))
     except NoSuchKeyError as error:
@@ -131,19 +135,25 @@ def span_of(text: str) -> timedelta:
     return int(match[1]) * _UNITS[match[2]]
 
 
-def _keys() -> Keys:
+def _keys() -> "Keys":
+    from jobs.access.keys import Keys
+    from jobs.bootstrap import blobs_of
+
     return Keys(blobs_of(read_settings(JobsSettings)))
 
 
-def _record(act: Act, stored: StoredKey, key_id: str | None = None) -> None:
+def _record(act: Act, stored: "StoredKey", key_id: str | None = None) -> None:
     """In the audit trail, before a key is shown: one that nobody could say the origin of is not given out."""
+    from jobs.audit.trail import record_at_once
+    from jobs.bootstrap import blobs_of
+
     settings = read_settings(JobsSettings)
     who = f"command line, user {os.getuid()}"
     entry = Entry(act, tenant=stored.tenant, subject=who, kind="key", id=key_id or stored.id)
     record_at_once(blobs_of(settings), settings, entry)
 
 
-def _show(key: str, stored: StoredKey) -> None:
+def _show(key: str, stored: "StoredKey") -> None:
     # The key alone on the output, so that it can be piped to where it is kept and shown nowhere.
     typer.echo(key)
     ends = stored.expires_at.isoformat(timespec="minutes") if stored.expires_at else NEVER
@@ -152,7 +162,7 @@ def _show(key: str, stored: StoredKey) -> None:
     err.print(escape(sentence), "It is shown this once.", highlight=False, soft_wrap=True)
 
 
-def _row(state: KeyState) -> dict[str, Any]:
+def _row(state: "KeyState") -> dict[str, Any]:
     key = state.key
     return {
         "id": key.id,
