@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -116,7 +117,7 @@ def test_a_bucket_that_is_gone_is_a_fault_and_not_an_empty_one(s3_server: S3Serv
 
 def test_a_folder_that_is_gone_is_a_fault_too(tmp_path: Path) -> None:
     blobs = open_object_store((tmp_path / "blobs").as_uri())
-    (tmp_path / "blobs").rmdir()
+    shutil.rmtree(tmp_path / "blobs")
     with pytest.raises(StorageUnavailableError):
         blobs.check()
     with pytest.raises(StorageUnavailableError):
