@@ -115,6 +115,7 @@ def test_a_gateway_listens_on_ipv6_and_links_to_itself(host: str, scan: Path, tm
         "LOBEWISE_DATA_DIR": str(tmp_path / "data"),
         "LOBEWISE_API_HOST": host,
         "LOBEWISE_API_PORT": str(port),
+        "LOBEWISE_ACCESS": "open",  # beyond the loopback it wants a key else
     }
     with running([sys.executable, "-m", "api"], environment, tmp_path / "log"):
         assert until(lambda: answers(f"{address}/healthz"), 60), (tmp_path / "log").read_text()
