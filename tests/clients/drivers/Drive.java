@@ -153,7 +153,8 @@ public class Drive {
           .map(pair -> pair.split("=", 2)).collect(Collectors.toMap(pair -> pair[0], pair -> pair[1]));
       Path part = Files.write(Path.of("part"), partOf(made, 1));
       uploads.putUploadPart(
-          made.getId(), 1, Long.parseLong(query.get("expires")), query.get("signature"), part.toFile());
+          made.getId(), 1, Long.parseLong(query.get("expires")), query.get("signature"), part.toFile(),
+          query.get("tenant"));
       equal(uploads.getUpload(made.getId()).getParts().get(0).getReceived(), true);
       uploadId = made.getId();
     });
