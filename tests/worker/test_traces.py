@@ -170,6 +170,7 @@ def test_one_trace_leads_from_the_callers_span_to_the_last_blob_and_the_callback
     assert (post.service, attempt.service, callback.service) == services
     assert post.attributes == {
         "lobewise.job.id": job_id,
+        "lobewise.tenant": "default",
         "http.request.method": "POST",
         "http.route": "/v1/jobs",
         "http.response.status_code": 202,
