@@ -95,7 +95,7 @@ class Doors:
             return ANONYMOUS
         if not self._is_shut:
             raise StorageUnavailableError("it is not known yet whether there are keys")
-        given = api_key
+        given = api_key or None  # an empty header is none: some clients send all that the document names
         if given is None and authorization is not None:
             scheme, _, rest = authorization.partition(" ")
             given = rest.strip() if scheme.lower() == "bearer" else None

@@ -638,9 +638,9 @@ def test_every_order_of_steps_keeps_the_promises(world: None) -> None:
     print(COUNTS)
 
 
-def _overwrite(blobs: GatedObjectStore, key: str, data: bytes) -> bool:
+def _overwrite(blobs: GatedObjectStore, key: str, data: bytes, **named: bool) -> bool:
     if not key.endswith("manifest.json"):
-        return ObjectStore.create(blobs, key, data)
+        return ObjectStore.create(blobs, key, data, **named)
     blobs.write(key, data)
     return True
 
@@ -652,6 +652,7 @@ def _late_worker(machine: JobMachine) -> Running:
     machine.deliver("succeed", 0, "go")
     worker = machine.running[0]
     while not re.match(r"(create|write) .*/manifest\.json", str(worker.actor.step)):
+        assert not worker.actor.is_done, worker.actor.error
         worker.actor.go()
     return worker
 
