@@ -46,6 +46,7 @@ class Lease:
         scan: the input; complete once it was fetched.
         span: of the attempt; active inside the `with` statement, ended with it.
         must_deidentify: the input is stored as it came, and shall be replaced.
+        is_deidentified: the input was replaced by one that names no patient.
         low_memory: an earlier attempt ran out of memory, or its worker was lost, as one is that the kernel kills for
             it: the work should be done in smaller pieces.
         on_overdue: called in the heartbeat's thread when the attempt must stop and its work does not end within
@@ -60,6 +61,7 @@ class Lease:
         self.scan: InputInfo = record.input
         self.low_memory = False
         self.must_deidentify = False
+        self.is_deidentified = False
         self.on_overdue: Callable[[Lease], None] | None = None
         self._backends = backends
         self._state = states.running(record, attempt=claim.attempt, started_at=claim.started_at)

@@ -76,6 +76,30 @@ class MaskName(StrEnum):
     HIGH_OPACITY = "high-opacity"
 
 
+class DicomProduct(StrEnum):
+    """The DICOM instances of a succeeded job whose scan was a DICOM series; of the patient and study of that series."""
+
+    #: Segmentation: lungs, lobes, lesions and high opacity, on the planes of the source.
+    SEG = "seg"
+    #: Comprehensive 3D SR after TID 1500: the report's figures.
+    SR = "sr"
+
+
+class NoDicomReason(StrEnum):
+    """Why a succeeded job has no DICOM products."""
+
+    #: The scan was NIfTI, NRRD or MetaImage: there is no study to belong to.
+    NOT_DICOM = "not-dicom"
+    #: Study, series, frame of reference or instances have no valid UID, so that nothing can point at them.
+    UIDS_MISSING = "uids-missing"
+    #: The operator does not want them.
+    SWITCHED_OFF = "switched-off"
+    #: The worker could not make them; its log says why.
+    FAILED = "failed"
+    #: A version that made none scored the scan.
+    EARLIER_VERSION = "earlier-version"
+
+
 class CallbackOutcome(StrEnum):
     """How one attempt at a callback ended."""
 
@@ -388,7 +412,7 @@ class Inspection(Model):
 
 
 class Report(Model):
-    """What the scan's scores are, schema 1. `masks` are filled with addresses by the API."""
+    """What the scan's scores are, schema 1. `masks` and `dicom` are filled with addresses by the API."""
 
     schema_version: SchemaVersion = SCHEMA_VERSION
     job_id: str
@@ -398,6 +422,9 @@ class Report(Model):
     landmarks: list[LandmarkPoint]
     quality: list[QualityFinding]
     masks: dict[MaskName, str] = Field(default_factory=dict, description="address of each mask")
+    dicom: dict[DicomProduct, str] = Field(
+        default_factory=dict, description="address of each DICOM product; none where the scan was no DICOM series"
+    )
     provenance: Provenance
 
 
@@ -430,6 +457,39 @@ class MaskBlob(Model):
     labels: list[MaskLabel] = Field(default_factory=list, description="none in what earlier versions stored")
 
 
+class DicomInstance(Model):
+    """One image that the scan was made of."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    frame: int | None = Field(default=None, description="from 1, of a multi-frame image")
+
+
+class DicomIdentity(Model):
+    """`identity.json`: whom and what a DICOM scan is of. This and the DICOM products are all that names a patient.
+
+    Without `attributes`, and with mapped UIDs, where scans are de-identified.
+    """
+
+    schema_version: SchemaVersion = SCHEMA_VERSION
+    study_uid: str
+    series_uid: str
+    frame_of_reference_uid: str
+    images: list[DicomInstance] = Field(description="of which the volume was made, in the order of its planes")
+    attributes: dict[str, str] = Field(
+        default_factory=dict, description="of patient and study, by DICOM keyword; those that were empty are missing"
+    )
+
+
+class DicomBlob(Model):
+    """A stored DICOM product."""
+
+    name: DicomProduct
+    key: str
+    size_bytes: int
+    sha256: str
+
+
 class Manifest(Model):
     """`manifest.json`: created once, never replaced; its existence ends the job. The winner of all attempts."""
 
@@ -443,6 +503,9 @@ class Manifest(Model):
     report_key: str | None = None
     inspection_key: str | None = None
     masks: list[MaskBlob] = Field(default_factory=list)
+    dicom: list[DicomBlob] = Field(default_factory=list)
+    no_dicom: NoDicomReason | None = None
+    identity_key: str | None = None
     error: JobError | None = None
     reused_from: str | None = Field(default=None, description="the job that was computed, if not this one")
     index_key: str | None = Field(default=None, description="of the blob by which others find this result")

@@ -137,6 +137,11 @@ class JobsSettings(BaseSettings):
         min_length=32,
         description="UIDs are mapped under it, the same for all workers. Without it one is made in `data_dir`",
     )
+    dicom_products: bool = Field(
+        default=True,
+        description="whether the worker makes a DICOM segmentation and a structured report of a scan that came as a "
+        "DICOM series; they name the patient as the series does, or as `deidentify` leaves it",
+    )
     reuse_results: bool = Field(
         default=True,
         description="whether a scan that was scored before, by the same software and weights, is given that result",

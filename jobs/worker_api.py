@@ -5,9 +5,10 @@ import secrets
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from opentelemetry.trace import SpanKind
 
@@ -21,13 +22,44 @@ from jobs.errors import (
     UnavailableError,
     WrongStateError,
 )
-from jobs.models import Inspection, JobError, Manifest, MaskBlob, MaskLabels, MaskName, Report, Stage
+from jobs.models import (
+    DicomBlob,
+    DicomIdentity,
+    DicomProduct,
+    Inspection,
+    JobError,
+    Manifest,
+    MaskBlob,
+    MaskLabels,
+    MaskName,
+    NoDicomReason,
+    Report,
+    Stage,
+)
 from jobs.recovery import finalize
-from jobs.store.inputs import Inputs
+from jobs.store.inputs import InputKind, Inputs
 from jobs.store.job_store import Claim, Ending
 from jobs.store.keys import attempt_key
 from jobs.store.results import Results, results_prefix
 from jobs.store.signed_urls import read_or_make_secret
+
+
+@dataclass(frozen=True, repr=False)
+class DicomResult:
+    """What DICOM a job gives back.
+
+    Attributes:
+        identity: None where the scan was no DICOM, or not whole.
+        absent: why there are no files.
+    """
+
+    identity: DicomIdentity | None = None
+    files: Mapping[DicomProduct, Path] = field(default_factory=dict)
+    absent: NoDicomReason | None = None
+
+
+#: Of a scan that was no DICOM.
+NO_DICOM: Final = DicomResult(absent=NoDicomReason.NOT_DICOM)
 
 
 class WorkerApi:
@@ -128,7 +160,8 @@ class WorkerApi:
             allowed = settings.source_allowlist
             lease.scan = remote_sources.fetch(accepted.source, path, allowlist=allowed, limits=limits)
             return path
-        lease.must_deidentify = Inputs(self._store.blobs).read(lease.record, path)
+        kind = Inputs(self._store.blobs).read(lease.record, path)
+        lease.must_deidentify, lease.is_deidentified = kind is InputKind.RECEIVED, kind is InputKind.DEIDENTIFIED
         return path
 
     @cached_property
@@ -142,6 +175,10 @@ class WorkerApi:
             secret = read_or_make_secret(path, lambda: secrets.token_hex(32))
         # Two tenants that have the same study shall not be able to tell.
         return hmac.digest(secret.encode(), self._backends.tenant.encode(), "sha256")
+
+    def must_hide_identity(self, lease: Lease) -> bool:
+        """Whether what was just read names a patient, and may not be kept so; a fetched scan is never replaced."""
+        return lease.must_deidentify or (self.settings.deidentify == "basic" and not lease.is_deidentified)
 
     def replace_input(self, lease: Lease, path: Path) -> None:
         """Keep the scan at `path`, which names no patient, in place of the one that came. Raises as `fence`."""
@@ -179,8 +216,9 @@ class WorkerApi:
         masks: Mapping[MaskName, Path],
         labels: MaskLabels | None = None,
         digest: str | None = None,
+        dicom: DicomResult = NO_DICOM,
     ) -> None:
-        """Store report and masks, then the manifest that makes the job succeeded; it has the masks' labels, too.
+        """Store report, masks and DICOM, then the manifest that makes the job succeeded; it has the labels, too.
 
         Args:
             digest: of the software and weights; without it no other job is given this result.
@@ -199,13 +237,29 @@ class WorkerApi:
                 of_mask = labels.masks[name] if labels is not None else []
                 blob = MaskBlob(name=name, key=key, size_bytes=path.stat().st_size, sha256=sha256, labels=of_mask)
                 stored.append(blob)
+            products = []
+            for product, path in dicom.files.items():
+                key = attempt_key(lease.job_id, lease.attempt, f"{product}.dcm")
+                sha256 = self._store.blobs.write_file(key, path)
+                products.append(DicomBlob(name=product, key=key, size_bytes=path.stat().st_size, sha256=sha256))
+            identity_key = None
+            if dicom.identity is not None:
+                identity_key = attempt_key(lease.job_id, lease.attempt, "identity.json")
+                self._store.blobs.write(identity_key, dicom.identity.stored())
             report_key = attempt_key(lease.job_id, lease.attempt, "report.json")
             self._store.blobs.write(report_key, report.model_dump_json().encode())
             index_key = None
             if digest is not None and lease.scan.sha256 is not None and self.settings.reuse_results:
                 index_key = results_prefix(lease.record, lease.scan.sha256, digest) + lease.job_id
             manifest = _succeeded(
-                lease, severity=report.severity, report_key=report_key, masks=stored, index_key=index_key
+                lease,
+                severity=report.severity,
+                report_key=report_key,
+                masks=stored,
+                dicom=products,
+                no_dicom=dicom.absent,
+                identity_key=identity_key,
+                index_key=index_key,
             )
             # The report's seconds of `store` are those of writing the masks; uploading them belongs to the stage, too.
             seconds = dict(report.provenance.seconds)

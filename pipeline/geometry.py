@@ -14,6 +14,7 @@ import SimpleITK as sitk
 from jaxtyping import Bool, Float32, Float64, Int16, Shaped, UInt8
 
 from pipeline.anatomy import LEFT_LOBES, Landmark, Lobe
+from pipeline.source_identity import SourceIdentity
 
 Triple = tuple[float, float, float]
 Matrix = tuple[Triple, Triple, Triple]
@@ -228,11 +229,13 @@ class Scan:
 
     Attributes:
         source: None of a scan that was never a file.
+        identity: whom and what it is of; None of what is no DICOM, or of DICOM without the UIDs that it must have.
     """
 
     volume: Volume
     findings: tuple[Finding, ...] = ()
     source: GeometrySource | None = None
+    identity: SourceIdentity | None = None
 
 
 @dataclass(frozen=True)

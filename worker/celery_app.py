@@ -144,7 +144,7 @@ class _Process:
             os.kill(os.getppid(), signal.SIGTERM)
             raise
         worker = process_name(os.getpid())
-        digest = result_digest(analysis.loaded_models)
+        digest = result_digest(analysis.loaded_models, self._settings)
         self._context = WorkerContext(jobs, analysis, worker, stop_hard=self.kill, result_digest=digest)
         self._context.drain.listen()
         arguments = (jobs, worker, analysis.loaded_models, digest)

@@ -29,6 +29,7 @@ from jobs.models import (
     SeverityScores,
     ValueHistogram,
 )
+from jobs.settings import JobsSettings
 from jobs.version import __version__
 from pipeline import severity as science
 from pipeline.geometry import Finding, GeometrySource, LesionMask, LobeLabels, LungMask, Scan
@@ -79,9 +80,11 @@ def models_of(infos: Iterable[ModelInfo]) -> list[ModelProvenance]:
     return [ModelProvenance(name=info.name, version=info.version, sha256=info.sha256) for info in infos]
 
 
-def result_digest(models: Iterable[ModelProvenance]) -> str:
-    """Of all that results depend on beside the scan: the weights, the version, and the source of what scores."""
+def result_digest(models: Iterable[ModelProvenance], settings: JobsSettings) -> str:
+    """Of all that results depend on beside the scan: the weights, the version, the source of what scores, settings."""
     digest = hashlib.sha256(__version__.encode())
+    # What DICOM products say of the patient: a result from before names may be kept names them.
+    digest.update(f"{settings.deidentify} {settings.dicom_products}\0".encode())
     for model in sorted(models, key=lambda model: (model.name, model.version, model.sha256)):
         digest.update(model.model_dump_json().encode())
     # A version may stay the same while somebody works on the code, and wants to see what that changes.

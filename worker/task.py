@@ -34,6 +34,7 @@ from pipeline.geometry import Scan
 from pipeline.io.deidentify import deidentify
 from pipeline.io.overview import draw_slices
 from pipeline.io.read import ReadLimits, read_ct
+from worker.dicom_products import make_products
 from worker.report import inspection_of, mask_labels, models_of, report_of, write_masks
 from worker.shutdown import Drain
 
@@ -191,6 +192,9 @@ def _score(context: WorkerContext, lease: Lease, folder: Path) -> None:
             return
         with clock.stage(Stage.READ, READ_AT):
             scan = context.analysis.read(path)
+            identity = scan.identity
+            if identity is not None and context.jobs.must_hide_identity(lease):
+                identity = identity.deidentified(context.jobs.deidentification_key)
             if lease.must_deidentify:
                 _replace_input(context, lease, path)
         if lease.record.task is JobTask.VALIDATE:
@@ -205,8 +209,12 @@ def _score(context: WorkerContext, lease: Lease, folder: Path) -> None:
             result = context.analysis.quantify(scan, progress, low_memory=lease.low_memory)
         with clock.stage(Stage.STORE, QUANTIFY_TO):
             masks = write_masks(result, folder)
-        report = report_of(result, job_id=lease.job_id, input_sha256=lease.scan.sha256 or "", seconds=clock.seconds)
-        context.jobs.succeed(lease, report, masks, mask_labels(), digest)
+            report = report_of(result, job_id=lease.job_id, input_sha256=lease.scan.sha256 or "", seconds=clock.seconds)
+            name, wanted = f"{lease.job_id} {lease.attempt}", context.jobs.settings.dicom_products
+            dicom = make_products(result, report, identity, folder, name, wanted=wanted)
+            report = report.model_copy(update={"dicom": dict.fromkeys(dicom.files, "")})
+        report.provenance.seconds[Stage.STORE] = clock.seconds[Stage.STORE]
+        context.jobs.succeed(lease, report, masks, mask_labels(), digest, dicom)
     except (PipelineError, SourceError) as error:
         problem = error.problem if isinstance(error, SourceError) else BY_SLUG[error.code]
         log.info("the scan cannot be scored", extra={"code": problem.slug})

@@ -9,6 +9,7 @@ steps the next attempt finds either what was received or a whole input. What was
 import hashlib
 from dataclasses import dataclass
 from datetime import datetime
+from enum import Enum
 from pathlib import Path
 
 from jobs import states
@@ -36,14 +37,25 @@ def input_key(job_id: str, settings: JobsSettings) -> str:
     return job_key(job_id, RECEIVED if settings.deidentify == "basic" else "input")
 
 
+class InputKind(Enum):
+    """What a stored scan is."""
+
+    #: As it came, and stays so.
+    KEPT = "kept"
+    #: As it came, and shall not stay so.
+    RECEIVED = "received"
+    #: Without what names the patient.
+    DEIDENTIFIED = "deidentified"
+
+
 @dataclass(frozen=True)
 class Inputs:
     """Every method raises StorageUnavailableError."""
 
     blobs: ObjectStore
 
-    def read(self, record: JobRecord, path: Path) -> bool:
-        """Copy the scan to `path`, checked against its sha256. True: it is as it came, and shall not stay so.
+    def read(self, record: JobRecord, path: Path) -> InputKind:
+        """Copy the scan to `path`, checked against its sha256.
 
         Raises FileNotFoundError: there is none.
         """
@@ -53,17 +65,17 @@ class Inputs:
             pass
         else:
             _check(path, record.input.sha256)
-            return False
+            return InputKind.KEPT
         if self._read_deidentified(record.id, path):
-            return False
+            return InputKind.DEIDENTIFIED
         try:
             self.blobs.read_file(job_key(record.id, RECEIVED), path)
         except FileNotFoundError:
             if self._read_deidentified(record.id, path):  # another attempt has just done it
-                return False
+                return InputKind.DEIDENTIFIED
             raise
         _check(path, record.input.sha256)
-        return True
+        return InputKind.RECEIVED
 
     def replace(self, job_id: str, attempt: int, path: Path) -> None:
         """Keep the scan at `path` in place of the one that came, unless another attempt did so before."""

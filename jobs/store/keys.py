@@ -8,6 +8,8 @@ jobs/{id}/deidentified.json         created once: which of the attempts' `input`
 jobs/{id}/attempts/{n}/claim.json   created once, before the work: attempt n has begun
 jobs/{id}/attempts/{n}/ended.json   created once: attempt n ended without an outcome and may publish none
 jobs/{id}/attempts/{n}/report.json  and the masks, named as in `MaskName`
+jobs/{id}/attempts/{n}/identity.json  whom a DICOM scan is of; read for the DICOM products' sake alone
+jobs/{id}/attempts/{n}/seg.dcm      and sr.dcm, named as in `DicomProduct`
 jobs/{id}/attempts/{n}/input        the scan without what names the patient
 jobs/{id}/manifest.json             created once: the outcome
 jobs/{id}/callbacks/{round}/{n}.json        created once: an attempt to tell of it

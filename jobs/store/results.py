@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.errors import NewerSchemaError
-from jobs.models import JobRecord, JobTask, Manifest, MaskBlob, Report
+from jobs.models import DicomBlob, JobRecord, JobTask, Manifest, MaskBlob, NoDicomReason, Report
 from jobs.settings import JobsSettings
 from jobs.store.job_store import JobStore
 from jobs.store.keys import RESULTS, attempt_key
@@ -30,6 +30,9 @@ class CopiedResult:
     report: Report
     report_key: str
     masks: list[MaskBlob]
+    dicom: list[DicomBlob]
+    no_dicom: NoDicomReason | None
+    identity_key: str | None
 
     def in_manifest(self) -> dict[str, Any]:
         """The fields of the later job's manifest that come from it."""
@@ -37,6 +40,9 @@ class CopiedResult:
             "severity": self.report.severity,
             "report_key": self.report_key,
             "masks": self.masks,
+            "dicom": self.dicom,
+            "no_dicom": self.no_dicom,
+            "identity_key": self.identity_key,
             "reused_from": self.source_id,
         }
 
@@ -82,18 +88,31 @@ class Results:
         if manifest.outcome != "succeeded" or manifest.input_sha256 != input_sha256 or manifest.report_key is None:
             return None
         report = Report.read(self.store.blobs.read(manifest.report_key) or b"")
-        masks = []
-        for mask in manifest.masks:
-            key = attempt_key(job_id, attempt, mask.key.rpartition("/")[2])
-            self.store.blobs.copy(mask.key, key)
-            if _sha256(self.store.blobs, key) != mask.sha256:
+        copied: list[MaskBlob | DicomBlob] = []
+        for blob in (*manifest.masks, *manifest.dicom):
+            key = attempt_key(job_id, attempt, blob.key.rpartition("/")[2])
+            self.store.blobs.copy(blob.key, key)
+            if _sha256(self.store.blobs, key) != blob.sha256:
                 return None
-            masks.append(mask.model_copy(update={"key": key}))
+            copied.append(blob.model_copy(update={"key": key}))
+        identity_key = None
+        if manifest.identity_key is not None:
+            # The same instances of the same patient, since the bytes are the same.
+            identity_key = attempt_key(job_id, attempt, "identity.json")
+            self.store.blobs.copy(manifest.identity_key, identity_key)
         provenance = report.provenance.model_copy(update={"reused_from": source_id})
         report = report.model_copy(update={"job_id": job_id, "provenance": provenance})
         report_key = attempt_key(job_id, attempt, "report.json")
         self.store.blobs.write(report_key, report.model_dump_json().encode())
-        return CopiedResult(source_id, report, report_key, masks)
+        return CopiedResult(
+            source_id,
+            report,
+            report_key,
+            masks=[blob for blob in copied if isinstance(blob, MaskBlob)],
+            dicom=[blob for blob in copied if isinstance(blob, DicomBlob)],
+            no_dicom=manifest.no_dicom,
+            identity_key=identity_key,
+        )
 
 
 def _sha256(blobs: ObjectStore, key: str) -> str:

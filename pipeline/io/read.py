@@ -1,10 +1,11 @@
 """Reads a CT in a child process that may fail, and notes what is unusual about it.
 
 The child (`sandbox`) runs `formats.scan`; back come the pixels in a file of the child's private folder, and the grid
-and what was noticed as JSON. Nothing about the patient comes back: of what names one the child reads PatientID alone,
-and keeps a digest of it to tell patients apart.
+and what was noticed as JSON. Whom a DICOM scan is of comes back in a file of its own (`source_identity`), and in
+nothing else.
 """
 
+import json
 import os
 import tempfile
 from dataclasses import dataclass
@@ -18,9 +19,13 @@ from pipeline.findings import findings_of_scan
 from pipeline.geometry import Finding, GeometrySource, Grid, NiftiGeometry, Scan, Triple, Volume
 from pipeline.intensities import normalise
 from pipeline.io.sandbox import Confinement, call_confined, open_left
+from pipeline.source_identity import SourceIdentity
 
 _READER = "pipeline.io.formats.scan:leave_hounsfield"
 _HU_FILE = "hu.raw"
+_IDENTITY_FILE = "identity.json"
+#: Of the largest series that is read; a slice takes some 200.
+_IDENTITY_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ def read_ct(path: Path, limits: ReadLimits = ReadLimits()) -> Scan:
     stored = _read_stored(path, limits, is_noisy=True)
     volume, corrections = normalise(stored.volume)
     findings = (*stored.findings, *corrections)
-    return Scan(volume, (*findings, *findings_of_scan(volume, findings)), stored.source)
+    return Scan(volume, (*findings, *findings_of_scan(volume, findings)), stored.source, stored.identity)
 
 
 def read_volume(path: Path, limits: ReadLimits = ReadLimits()) -> Scan:
@@ -101,7 +106,8 @@ def _read_stored(path: Path, limits: ReadLimits, *, is_noisy: bool) -> Scan:
                 hu = np.fromfile(left, np.int16).reshape(grid.shape)
         except (KeyError, TypeError, ValueError) as error:
             raise DamagedFileError("The reader did not leave what it announced.") from error
-    return Scan(Volume(hu, grid), findings, source)
+        identity = _identity(folder, z) if answer.get("has_identity") else None
+    return Scan(Volume(hu, grid), findings, source, identity)
 
 
 def confinement_of(scan: str, limits: ReadLimits) -> Confinement:
@@ -113,6 +119,16 @@ def confinement_of(scan: str, limits: ReadLimits) -> Confinement:
         readable=(scan,),
         is_required=limits.is_sandbox_required,
     )
+
+
+def _identity(folder: Path, planes: int) -> SourceIdentity:
+    with open_left(folder, _IDENTITY_FILE) as left:
+        text = left.read(_IDENTITY_BYTES)
+    try:
+        return SourceIdentity.parse(json.loads(text), planes)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        # Not as the cause, which might quote a patient's data.
+        raise DamagedFileError("The reader did not leave what it announced.") from None
 
 
 def _source(answer: dict[str, Any]) -> GeometrySource:

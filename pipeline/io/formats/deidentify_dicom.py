@@ -8,10 +8,7 @@ Some dummies are chosen, so that the same volume is read from what is left: time
 the scan, UIDs are mapped under a key, and whether contrast was given stays known.
 """
 
-import hmac
 import io
-import re
-import uuid
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -29,14 +26,13 @@ from pipeline.io.formats.dicom_headers import NO_CONTRAST
 from pipeline.io.formats.dicom_inventory import Inventory, take_stock
 from pipeline.io.formats.dicom_tags import FAULTS, OVERLAY_BITS, seconds_of_day, text
 from pipeline.io.formats.limits import SizeLimits
+from pipeline.source_identity import mapped_uid
 
 #: Of the table of actions: the newest edition of the standard that the library has.
 EDITION: Final = "2026c"
 _ACTIONS: Final[dict[tuple[int, ...], Callable[..., None]]] = profile.initialize_actions(f"dicomfields_{EDITION}")
 _REPEATING: Final = {tag: action for tag, action in _ACTIONS.items() if len(tag) > 2}
 
-#: UIDs that the standard itself gives out; they name nobody.
-_STANDARD_UID: Final = re.compile(r"1\.2\.840\.10008\.[0-9.]+")
 _TIMES: Final = (0x00080032, 0x00080033)
 _CONTRAST_AGENT: Final = 0x00180010
 _FIRST_GROUP: Final = 0x0008
@@ -167,9 +163,5 @@ class BasicProfile:
             del data[tag]
 
     def mapped(self, uid: object) -> str:
-        """The UID in place of this one, made of a UUID (PS3.5, annex B.2); without the key nobody can tell of which."""
-        written = str(uid or "")
-        if not written or _STANDARD_UID.fullmatch(written):
-            return written
-        digest = hmac.digest(self.key, written.encode(), "sha256")
-        return f"2.25.{uuid.UUID(bytes=digest[:16], version=5).int}"
+        """The UID in place of this one."""
+        return mapped_uid(self.key, str(uid or ""))

@@ -16,6 +16,7 @@ from pipeline.geometry import Finding, Scan, Volume, as_evidence
 from pipeline.io.formats.archive import Member
 from pipeline.io.formats.dicom_grid import grid_of_stack, interpolate
 from pipeline.io.formats.dicom_headers import Slice
+from pipeline.io.formats.dicom_identity import identity_of
 from pipeline.io.formats.dicom_inventory import Inventory, take_stock
 from pipeline.io.formats.dicom_pixels import check_pixels, decoded_frames, hounsfield, pixel_digest, rescale_of
 from pipeline.io.formats.dicom_stacks import Stack, choose, one_patient, stacks_of, without_repeats
@@ -74,7 +75,8 @@ def _read(stock: Inventory, limits: SizeLimits, noticed: list[Finding]) -> Scan:
         check_pixels(s.pixels)
     planes, odd = _decode(chosen.slices)
     noticed += odd
-    return Scan(Volume(interpolate(planes, on), on.grid), tuple(noticed), on.source)
+    volume = Volume(interpolate(planes, on), on.grid)
+    return Scan(volume, tuple(noticed), on.source, identity_of(chosen.slices, on))
 
 
 def _left_out(stock: Inventory, chosen: Stack) -> tuple[Finding, ...]:

@@ -89,6 +89,7 @@ class Slice:
     Attributes:
         frame: index within a multi-frame file; 0 in all others.
         uid: SOPInstanceUID.
+        sop_class: SOPClassUID.
         position_mm: LPS (x, y, z) of the first pixel's centre.
         rows_and_columns: direction cosines along a row, then along a column.
         spacing_mm: between rows, between columns.
@@ -101,6 +102,7 @@ class Slice:
     pixels: StoredPixels
     frame: int
     uid: str
+    sop_class: str
     study: str
     series: str
     frame_of_reference: str
@@ -234,6 +236,7 @@ def slice_of(pixels: StoredPixels, frame: int, header: Dataset, groups: FrameGro
         pixels=pixels,
         frame=frame,
         uid=text(header, "SOPInstanceUID"),
+        sop_class=text(header, "SOPClassUID"),
         study=text(header, "StudyInstanceUID"),
         series=text(header, "SeriesInstanceUID"),
         frame_of_reference=text(header, "FrameOfReferenceUID"),

@@ -1,6 +1,7 @@
 """The DICOM tags that are read, and what is written under them, whatever it means.
 
-Only these are read. None of them names a patient but PatientID, of which `dicom_inventory` keeps a digest.
+None of them names a patient but PatientID, of which `dicom_inventory` keeps a digest; what names the patient of the
+stack that is scored is read by `dicom_identity` alone.
 """
 
 import re

@@ -1,5 +1,6 @@
 """Reads whatever a path holds and leaves Hounsfield units in the working folder: what the sandbox runs."""
 
+import json
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +16,7 @@ from pipeline.io.formats.images import read_image
 from pipeline.io.formats.limits import SizeLimits
 
 HU_FILE: Final = "hu.raw"
+IDENTITY_FILE: Final = "identity.json"
 
 READ_AS: Final = "NIfTI (.nii, .nii.gz), NRRD, MetaImage (.mha) and DICOM series (a zip or a folder)"
 
@@ -24,8 +26,10 @@ def leave_hounsfield(
 ) -> dict[str, Any]:
     """Read `path`, write `hu.raw` (int16 of this machine, z-y-x) to the working folder and say where it lies.
 
+    Whom a DICOM scan is of goes to `identity.json`, apart from the answer, which may be quoted.
+
     Returns:
-        `grid`, `findings` and `source`, as JSON holds them.
+        `grid`, `findings` and `source`, as JSON holds them, and whether there is an identity.
 
     Raises:
         PipelineError: as its kinds say.
@@ -33,10 +37,13 @@ def leave_hounsfield(
     limits = SizeLimits(max_voxels, max_bytes, max_files, is_noisy)
     scan = _read(Path(path), Path.cwd(), limits)
     scan.volume.hu.tofile(HU_FILE)
+    if scan.identity is not None:
+        Path(IDENTITY_FILE).write_text(json.dumps(scan.identity.as_json()), encoding="ascii")
     return {
         "grid": asdict(scan.volume.grid),
         "findings": [asdict(finding) for finding in scan.findings],
         "source": asdict(scan.source) if scan.source else None,
+        "has_identity": scan.identity is not None,
     }
 
 
