@@ -40,6 +40,8 @@ ROLES: Final[Mapping[str, Role | None]] = {
     "get_mask": Role.READ,
     "get_mask_url": Role.READ,
     "head_mask": Role.READ,
+    "get_dicom": Role.READ,
+    "head_dicom": Role.READ,
     "export_reports_ndjson": Role.READ,
     "export_reports_csv": Role.READ,
     "list_models": Role.READ,

@@ -54,6 +54,8 @@ ACTS: Final[Mapping[str, Act | None]] = {
     "get_labels": Act.READ,
     "get_mask": Act.DOWNLOAD,
     "head_mask": Act.LOOK,
+    "get_dicom": Act.DOWNLOAD,
+    "head_dicom": Act.LOOK,
     # Whoever has the address needs no key for the mask, and its bytes may not pass through here.
     "get_mask_url": Act.DOWNLOAD,
     "export_reports_ndjson": Act.EXPORT,
@@ -140,7 +142,8 @@ def entry_of(scope: Scope, status: int, headers: Headers) -> Entry | None:
     kind, found_id = next(((_KINDS[name], value) for name, value in ids_of(scope).items()), (None, None))
     if act is Act.SUBMIT and found_id is None:
         kind, found_id = made_by(headers)
-    part: Any = scope.get("path_params", {}).get("name") if found_id is not None else None
+    given = scope.get("path_params", {})
+    part: Any = given.get("name", given.get("product")) if found_id is not None else None
     return Entry(
         act,
         outcome,

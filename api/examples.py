@@ -18,6 +18,9 @@ from jobs.models import (
     CallbackFault,
     CallbackOutcome,
     CallbackStatus,
+    DicomIdentity,
+    DicomInstance,
+    DicomProduct,
     InputInfo,
     Inspection,
     JobError,
@@ -192,6 +195,20 @@ REPORT: Final = Report(
         geometry=ScanGeometry(file_format="DICOM", used=["ImagePositionPatient", "ImageOrientationPatient"]),
         seconds={"read": 0.7, "landmarks": 2.4, "lungs": 9.8, "lesions": 21.0, "severity": 0.6, "store": 1.9},
     ),
+    dicom=dict.fromkeys(DicomProduct, ""),
+)
+
+IDENTITY: Final = DicomIdentity(
+    study_uid="2.25.103030187281104513218394813746250413087",
+    series_uid="2.25.141216104731246803718265035912748503120",
+    frame_of_reference_uid="2.25.281503817204613508261407391625840172653",
+    images=[
+        DicomInstance(
+            sop_class_uid="1.2.840.10008.5.1.4.1.1.2", sop_instance_uid=f"2.25.31820475613084517263048172650938147{n}"
+        )
+        for n in range(3)
+    ],
+    attributes={"PatientID": "4711", "AccessionNumber": "A-20260302-17"},
 )
 
 LABELS: Final = MaskLabels(

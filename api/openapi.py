@@ -31,7 +31,7 @@ TAGS: Final = [
     {"name": "batches", "description": "Submit many scans in one call."},
     {"name": "uploads", "description": "Send large scans in parts, straight to the storage."},
     {"name": "callbacks", "description": "Be told how a job ended, instead of asking."},
-    {"name": "results", "description": "Scores and masks of succeeded jobs."},
+    {"name": "results", "description": "Scores, masks and DICOM of succeeded jobs."},
     {"name": "service", "description": "What the service is made of and how it does."},
 ]
 _HEADERS: Final[dict[str, dict[str, Any]]] = {
@@ -134,8 +134,8 @@ def json_answer(description: str, examples: dict[str, Any], *header_names: str) 
     return {"description": description, "headers": headers(*header_names), "content": content}
 
 
-def file_answer(description: str, *header_names: str) -> dict[str, Any]:
-    content = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+def file_answer(description: str, *header_names: str, media_type: str = "application/octet-stream") -> dict[str, Any]:
+    content = {media_type: {"schema": {"type": "string", "format": "binary"}}}
     return {"description": description, "headers": headers(*header_names), "content": content}
 
 

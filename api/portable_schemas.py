@@ -7,7 +7,7 @@ tuple, a text of a constant, a map of anything where the keys are known, a class
 from typing import Any, Final
 
 from jobs.live.feed import ChangeType
-from jobs.models import MaskName
+from jobs.models import DicomProduct, MaskName
 
 #: Lists of words that pydantic writes anew wherever they are used. Each becomes a schema with this name.
 NAMED_WORDS: Final = {
@@ -24,9 +24,12 @@ NAMED_WORDS: Final = {
 NAMED_MAPS: Final = {
     (tuple(MaskName), True): ("MaskLinks", "Address of each mask."),
     (tuple(MaskName), False): ("LabelsByMask", "What the numbers of each mask stand for."),
+    (tuple(DicomProduct), True): ("DicomLinks", "Address of each DICOM product that there is."),
     (("self", "report"), True): ("JobEndedLinks", "Addresses of the job, and of its report where it has one."),
     (("self",), True): ("BatchEndedLinks", "Address of the batch."),
 }
+#: Of these, those that may lack keys.
+_INCOMPLETE: Final = frozenset({"DicomLinks"})
 #: What clients send.
 SENT: Final = frozenset(
     {"UploadSubmission", "SourceSubmission", "Source", "BatchSubmission", "BatchItemSubmission", "UploadRequest"}
@@ -96,8 +99,7 @@ def _with_known_keys(node: dict[str, Any], schemas: dict[str, Any], named: dict[
         "type": "object",
         "description": description,
         "properties": dict.fromkeys(words, value),
-        "required": list(words),
-    }
+    } | ({} if name in _INCOMPLETE else {"required": list(words)})
     return _without(node, "propertyNames", "additionalProperties", "type") | {"$ref": _REF + name}
 
 

@@ -96,7 +96,8 @@ def feed_view(changes: Changes, states: Sequence[JobState | None]) -> FeedPage:
 
 
 def report_view(report: Report, addresses: Addresses) -> Report:
-    return report.model_copy(update={"masks": _masks(report.job_id, addresses)})
+    dicom = {product: addresses.job(report.job_id, "dicom", product) for product in report.dicom}
+    return report.model_copy(update={"masks": _masks(report.job_id, addresses), "dicom": dicom})
 
 
 def upload_view(state: MultipartUploadState, addresses: Addresses) -> Upload:

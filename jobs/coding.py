@@ -106,9 +106,7 @@ PERCENT_HIGH_OPACITY: Final = _ours(
     "Percentage of high opacity",
     "Volume of high opacity in percent of the volume of the lungs, or of the lobe.",
 )
-LUNG_SEVERITY_SCORE: Final = _ours(
-    "LSS", "Lung severity score", "Sum of the five lobes' severity scores: 0 to 20."
-)
+LUNG_SEVERITY_SCORE: Final = _ours("LSS", "Lung severity score", "Sum of the five lobes' severity scores: 0 to 20.")
 LUNG_HIGH_OPACITY_SCORE: Final = _ours(
     "LHOS", "Lung high opacity score", "Sum of the five lobes' high opacity scores: 0 to 20."
 )

@@ -9,6 +9,7 @@ JobsError
 ├── BatchNotFoundError            no such batch was ever accepted
 ├── TooManyTenantsError           one more than the operator allows
 ├── NoCallbackError               the job, or the batch, tells nobody how it ended
+├── NoDicomError                  the job's scan was no DICOM series, or nothing could be made of it
 ├── IdempotencyMismatchError      the key was used with another request
 ├── IdempotencyInFlightError      the first request with this key is still being accepted
 ├── InvalidCursorError            a page cursor that this service did not make
@@ -118,6 +119,14 @@ class NoCallbackError(JobsError):
 
     def __init__(self, id_: str) -> None:
         super().__init__(f"{id_} was posted without a callback_url")
+
+
+class NoDicomError(JobsError):
+    problem = problems.NO_DICOM
+
+    def __init__(self, reason: str) -> None:
+        """`reason` is one of `NoDicomReason`."""
+        super().__init__(f"the job has no DICOM products ({reason})", reason=reason)
 
 
 class IdempotencyMismatchError(JobsError):

@@ -279,6 +279,15 @@ NO_CALLBACK: Final = ProblemType(
     "The job, or the batch, was posted without a `callback_url`.",
     "Give a `callback_url` when you post the scan, or the batch.",
 )
+NO_DICOM: Final = ProblemType(
+    "no-dicom",
+    404,
+    "The job has no DICOM products",
+    "`evidence.reason` says why: `not-dicom` (the scan was NIfTI, NRRD or MetaImage and belongs to no study), "
+    "`uids-missing` (the series lacks UIDs that results must point at), `switched-off` (by the operator), `failed` "
+    "(the worker's log says at what) or `earlier-version` (which made none).",
+    "Send the DICOM series itself, as it comes from the scanner or the PACS. The masks are there as NIfTI in any case.",
+)
 RANGE_NOT_SATISFIABLE: Final = ProblemType(
     "range-not-satisfiable",
     416,

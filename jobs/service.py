@@ -22,6 +22,7 @@ from jobs.errors import (
     IdempotencyInFlightError,
     JobNotFoundError,
     JobPurgedError,
+    NoDicomError,
     StorageUnavailableError,
     UnavailableError,
     WrongStateError,
@@ -31,7 +32,21 @@ from jobs.live.events import JobEvent
 from jobs.live.feed import Changes
 from jobs.live.pagination import ALL, Query
 from jobs.live.status_batcher import StatusBatcher
-from jobs.models import Inspection, JobRecord, JobState, JobStatus, JobTask, Manifest, MaskLabels, MaskName, Report
+from jobs.models import (
+    DicomBlob,
+    DicomProduct,
+    Inspection,
+    JobRecord,
+    JobState,
+    JobStatus,
+    JobTask,
+    Manifest,
+    MaskBlob,
+    MaskLabels,
+    MaskName,
+    NoDicomReason,
+    Report,
+)
 from jobs.recovery import finalize
 from jobs.states import JobPage, Readiness
 from jobs.store.idempotency import Idempotency
@@ -56,8 +71,8 @@ _report_readers: Final = ThreadPoolExecutor(READ_AT_ONCE, thread_name_prefix="re
 
 
 @dataclass(frozen=True)
-class StoredMask:
-    """A mask of a succeeded job."""
+class StoredFile:
+    """A mask or a DICOM product of a succeeded job."""
 
     blobs: ObjectStore
     key: str
@@ -332,14 +347,24 @@ class JobService:
             raise StorageUnavailableError(f"the result of job {job_id} is missing")
         return data
 
-    def mask(self, job_id: str, name: MaskName) -> StoredMask:
+    def mask(self, job_id: str, name: MaskName) -> StoredFile:
         """Raises WrongStateError unless succeeded."""
-        stored = next(mask for mask in self._require_scored(job_id).masks if mask.name == name)
+        return self._file(job_id, next(mask for mask in self._require_scored(job_id).masks if mask.name == name))
+
+    def dicom(self, job_id: str, product: DicomProduct) -> StoredFile:
+        """Raises WrongStateError unless succeeded, NoDicomError: the job has no DICOM products."""
+        manifest = self._require_scored(job_id)
+        stored = next((blob for blob in manifest.dicom if blob.name == product), None)
+        if stored is None:
+            raise NoDicomError(manifest.no_dicom or NoDicomReason.EARLIER_VERSION)
+        return self._file(job_id, stored)
+
+    def _file(self, job_id: str, stored: MaskBlob | DicomBlob) -> StoredFile:
         info = self._store.blobs.info(stored.key)
         if info is None:
             self._store.record(job_id)
-            raise StorageUnavailableError(f"a mask of job {job_id} is missing")
-        return StoredMask(self._store.blobs, stored.key, stored.size_bytes, stored.sha256, info.last_modified)
+            raise StorageUnavailableError(f"a result of job {job_id} is missing")
+        return StoredFile(self._store.blobs, stored.key, stored.size_bytes, stored.sha256, info.last_modified)
 
     def labels(self, job_id: str) -> MaskLabels:
         """Raises WrongStateError unless succeeded, and of a job whose worker stored no labels."""

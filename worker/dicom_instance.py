@@ -5,20 +5,21 @@ in at the end, from texts that were checked when the scan was read.
 """
 
 import hashlib
+import logging
 import uuid
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import pydicom
 from highdicom.coding_schemes import CodingSchemeIdentificationItem
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 from pydicom.uid import CTImageStorage
-from pydicom.valuerep import DS, format_number_as_ds
+from pydicom.valuerep import DSfloat, format_number_as_ds
 
 from jobs.coding import SCHEME, SCHEME_NAME, SCHEME_UID, Concept
 from jobs.models import ModelProvenance
@@ -27,7 +28,13 @@ from pipeline.geometry import Grid
 from pipeline.source_identity import ATTRIBUTES, SourceIdentity
 
 MANUFACTURER: Final = "Lobewise"
-#: Of the instances that stand for the planes while highdicom works; the real ones are put in their place.
+
+# They log what they copy, and from which instances.
+for library in ("highdicom", "pydicom"):
+    logging.getLogger(library).setLevel(logging.CRITICAL)
+
+#: Of the instances that stand for the planes while highdicom works; the real ones are put in their place. No UID that
+#: is made of a UUID has another part.
 _PLACEHOLDER: Final = "2.25.1."
 
 
@@ -87,14 +94,14 @@ class Maker:
             setattr(image, keyword, "")
         return image
 
-    def planes(self, indices: Sequence[int], grid: Grid) -> list[Dataset]:
-        """One image for each plane of the grid that is listed, where that plane lies."""
+    def planes(self, grid: Grid) -> list[Dataset]:
+        """One image for each plane of the grid, where that plane lies."""
         found = []
         _, rows, columns = grid.shape
-        for index in indices:
+        for index, plane in enumerate(self.identity.planes):
             image = self.nameless(CTImageStorage, f"{_PLACEHOLDER}{index + 1}")
             image.Rows, image.Columns = rows, columns
-            image.ImagePositionPatient = _decimals(self.identity.planes[index].position_mm)
+            image.ImagePositionPatient = _decimals(plane.position_mm)
             image.ImageOrientationPatient = _decimals(self.identity.orientation)
             image.PixelSpacing = _decimals(self.identity.pixel_spacing_mm)
             # Masks fill the space between slices, however thick these are.
@@ -104,11 +111,11 @@ class Maker:
 
     def sources_of(self, placeholder: Dataset) -> list[Dataset]:
         """The references to the images of a plane, made from that to its placeholder."""
-        plane = self.identity.planes[int(str(placeholder.ReferencedSOPInstanceUID).rpartition(".")[2]) - 1]
+        plane = self.identity.planes[int(placeholder.ReferencedSOPInstanceUID.removeprefix(_PLACEHOLDER)) - 1]
         found = []
         for index in plane.images:
-            source, reference = self.identity.images[index], Dataset()
-            reference.update(placeholder)
+            # Deep, since frames of several segments share the elements.
+            source, reference = self.identity.images[index], deepcopy(placeholder)
             reference.ReferencedSOPClassUID = source.sop_class_uid
             reference.ReferencedSOPInstanceUID = source.sop_instance_uid
             if source.frame is not None:
@@ -154,6 +161,6 @@ def code_item(concept: Concept) -> Dataset:
     return item
 
 
-def _decimals(values: Sequence[float]) -> list[DS]:
+def _decimals(values: Sequence[float]) -> list[Any]:
     """As the 16 characters of a decimal string hold them."""
-    return [pydicom.valuerep.DSfloat(format_number_as_ds(float(value))) for value in values]
+    return [DSfloat(format_number_as_ds(float(value))) for value in values]

@@ -38,9 +38,7 @@ def make_products(
         series_uid=identity.series_uid,
         frame_of_reference_uid=identity.frame_of_reference_uid,
         images=[
-            DicomInstance(
-                sop_class_uid=image.sop_class_uid, sop_instance_uid=image.sop_instance_uid, frame=image.frame
-            )
+            DicomInstance(sop_class_uid=image.sop_class_uid, sop_instance_uid=image.sop_instance_uid, frame=image.frame)
             for image in identity.images
         ],
         attributes=dict(identity.attributes),
@@ -62,6 +60,6 @@ def make_products(
     except Exception as fault:
         # The message may quote what names the patient, and so may a line of the traceback.
         frames = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in traceback.extract_tb(fault.__traceback__)]
-        log.error("the DICOM products were not made", extra={"fault": type(fault).__name__, "at": frames[-4:]})  # noqa: TRY400
+        log.error("the DICOM products were not made", extra={"fault": type(fault).__name__, "at": frames[-4:]})
         return DicomResult(kept, absent=NoDicomReason.FAILED)
     return DicomResult(kept, files)

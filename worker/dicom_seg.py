@@ -1,12 +1,12 @@
 """The masks of a scan as a DICOM Segmentation, plane by plane on the images that the scan was made of."""
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from highdicom import AlgorithmIdentificationSequence
 from highdicom.color import CIELabColor
-from highdicom.seg import Segmentation, SegmentDescription
+from highdicom.seg import Segmentation, SegmentDescription, SegmentsOverlapValues
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 
@@ -42,17 +42,13 @@ def write_seg(
     """
     masks = (lungs.mask, *(lobes.labels == label.number for label in LABELS[MaskName.LOBES]))
     masks += (lesions.mask, high_opacity.mask)
-    # Planes beyond the lungs would only take memory: eight bytes for each of their voxels.
-    used = np.flatnonzero(np.logical_or.reduce([mask.any(axis=(1, 2)) for mask in masks]))
-    _, rows, columns = lungs.grid.shape
-    stacked = np.empty((len(masks), len(used), rows, columns), np.uint8)
-    for segment, mask in zip(stacked, masks, strict=True):
-        segment[:] = mask[used]
+    bits = np.zeros(lungs.grid.shape, np.uint8)
+    for bit, mask in enumerate(masks):
+        bits |= mask.astype(np.uint8) << bit
     with quiet():
-        instance = Segmentation(
-            source_images=maker.planes([int(index) for index in used], lungs.grid),
-            # Each segment's frames lie one after the other in memory.
-            pixel_array=np.moveaxis(stacked, 0, -1),
+        instance = _OfBits(
+            source_images=maker.planes(lungs.grid),
+            pixel_array=bits,
             segmentation_type="BINARY",
             segment_descriptions=[_described(maker, number) for number in range(1, len(SEGMENTS) + 1)],
             content_label="LOBEWISE",
@@ -61,6 +57,22 @@ def write_seg(
         )
     _point_at_sources(instance, maker)
     maker.write(instance, DESCRIPTION, path)
+
+
+class _OfBits(Segmentation):
+    """Takes an array in which each segment is a bit.
+
+    highdicom takes overlapping segments as an array of their own each, and sums these up: 16 bytes for a voxel in place
+    of one, gigabytes for a long scan.
+    """
+
+    @classmethod
+    def _check_and_cast_pixel_array(cls, pixel_array: Any, *_: Any, **__: Any) -> tuple[Any, SegmentsOverlapValues]:
+        return pixel_array, SegmentsOverlapValues.YES
+
+    @staticmethod
+    def _get_segment_pixel_array(pixel_array: Any, segment_number: int, *_: Any, **__: Any) -> Any:
+        return (pixel_array >> (segment_number - 1)) & 1
 
 
 def _described(maker: Maker, number: int) -> SegmentDescription:

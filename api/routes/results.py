@@ -1,4 +1,4 @@
-"""What a succeeded job found: its report and its masks."""
+"""What a succeeded job found: its report, its masks and its DICOM."""
 
 import base64
 import hashlib
@@ -16,15 +16,17 @@ from api.routes.jobs import READ_PROBLEMS, IfNoneMatch, JobId
 from api.schemas import MaskAddress
 from api.views import as_json, json_response, report_view
 from jobs import problems
-from jobs.models import Inspection, MaskLabels, MaskName, Report
-from jobs.service import StoredMask
+from jobs.models import DicomProduct, Inspection, MaskLabels, MaskName, Report
+from jobs.service import StoredFile
 
 router = APIRouter(tags=["results"])
 
 #: Not application/gzip, which some clients would unpack or not know; the file name says what it is.
 MEDIA_TYPE: Final = "application/octet-stream"
+DICOM_MEDIA_TYPE: Final = "application/dicom"
 
 Name = Annotated[MaskName, Path(description="which mask")]
+Product = Annotated[DicomProduct, Path(description="`seg`: the segmentation; `sr`: the structured report")]
 Range = Annotated[
     str | None,
     Header(alias="Range", description="one range of bytes; several are answered with all", examples=["bytes=0-1023"]),
@@ -131,17 +133,8 @@ def get_mask(
     """A gzipped NIfTI on the scan's own grid. `lobes` has 1 left upper, 2 left lower, 3 right upper, 4 right middle
     and 5 right lower; the others have 1 inside.
     """
-    mask = jobs.mask(job_id, name)
-    headers = _headers(mask, name)
-    if is_known(headers["ETag"], if_none_match):
-        return Response(status_code=304, headers={"ETag": headers["ETag"]})
-    applies = range_applies(if_range, headers["ETag"], headers["Last-Modified"])
-    part = parse_range(range, mask.size_bytes) if applies else None
-    begin, end = part or (0, mask.size_bytes)
-    headers |= {"Content-Length": str(end - begin)}
-    if part is not None:
-        headers["Content-Range"] = f"bytes {begin}-{end - 1}/{mask.size_bytes}"
-    return StreamingResponse(mask.read(begin, end), 206 if part else 200, headers, MEDIA_TYPE)
+    headers = _headers(mask := jobs.mask(job_id, name), f"{name}.nii.gz")
+    return _file_response(mask, headers, MEDIA_TYPE, if_none_match, range, if_range)
 
 
 @router.get(
@@ -187,19 +180,90 @@ def get_mask_url(job_id: JobId, name: Name, jobs: JobsDep, addresses: AddressesD
 )
 def head_mask(job_id: JobId, name: Name, jobs: JobsDep, if_none_match: IfNoneMatch = None) -> Response:
     """Size, digest and version, without the file."""
-    headers = _headers(mask := jobs.mask(job_id, name), name)
+    headers = _headers(mask := jobs.mask(job_id, name), f"{name}.nii.gz")
+    return _head_response(mask, headers, MEDIA_TYPE, if_none_match)
+
+
+@router.get(
+    "/v1/jobs/{job_id}/dicom/{product}",
+    operation_id="get_dicom",
+    summary="Get a DICOM product",
+    response_class=Response,
+    responses={
+        200: openapi.file_answer("All of the instance.", *_FILE_HEADERS, media_type=DICOM_MEDIA_TYPE),
+        206: openapi.file_answer(
+            "The part that `Range` asks for.", *_FILE_HEADERS, "Content-Range", media_type=DICOM_MEDIA_TYPE
+        ),
+        304: openapi.not_modified(),
+        **openapi.problem_answers(*_PROBLEMS, problems.NO_DICOM, problems.RANGE_NOT_SATISFIABLE),
+    },
+)
+def get_dicom(
+    job_id: JobId,
+    product: Product,
+    jobs: JobsDep,
+    if_none_match: IfNoneMatch = None,
+    range: Range = None,  # noqa: A002  # the header's name
+    if_range: IfRange = None,
+) -> Response:
+    """A DICOM instance (PS3.10 file) of the patient and study of the scan: `seg` has lungs, lobes, lesions and high
+    opacity on the planes of the source, `sr` the report's figures after TID 1500, with references to both.
+
+    404 of a job whose scan was no DICOM series; `evidence.reason` says why.
+    """
+    headers = _headers(stored := jobs.dicom(job_id, product), f"{product}.dcm")
+    return _file_response(stored, headers, DICOM_MEDIA_TYPE, if_none_match, range, if_range)
+
+
+@router.head(
+    "/v1/jobs/{job_id}/dicom/{product}",
+    operation_id="head_dicom",
+    summary="Ask about a DICOM product",
+    response_class=Response,
+    responses={
+        200: {"description": "The headers that GET would answer with.", "headers": openapi.headers(*_FILE_HEADERS)},
+        304: openapi.not_modified(),
+        **openapi.problem_answers(*_PROBLEMS, problems.NO_DICOM),
+    },
+)
+def head_dicom(job_id: JobId, product: Product, jobs: JobsDep, if_none_match: IfNoneMatch = None) -> Response:
+    """Size, digest and version, without the instance."""
+    headers = _headers(stored := jobs.dicom(job_id, product), f"{product}.dcm")
+    return _head_response(stored, headers, DICOM_MEDIA_TYPE, if_none_match)
+
+
+def _file_response(
+    stored: StoredFile,
+    headers: dict[str, str],
+    media_type: str,
+    if_none_match: str | None,
+    asked: str | None,
+    if_range: str | None,
+) -> Response:
     if is_known(headers["ETag"], if_none_match):
         return Response(status_code=304, headers={"ETag": headers["ETag"]})
-    return Response(headers=headers | {"Content-Length": str(mask.size_bytes), "Content-Type": MEDIA_TYPE})
+    applies = range_applies(if_range, headers["ETag"], headers["Last-Modified"])
+    part = parse_range(asked, stored.size_bytes) if applies else None
+    begin, end = part or (0, stored.size_bytes)
+    headers |= {"Content-Length": str(end - begin)}
+    if part is not None:
+        headers["Content-Range"] = f"bytes {begin}-{end - 1}/{stored.size_bytes}"
+    return StreamingResponse(stored.read(begin, end), 206 if part else 200, headers, media_type)
 
 
-def _headers(mask: StoredMask, name: MaskName) -> dict[str, str]:
+def _head_response(stored: StoredFile, headers: dict[str, str], media_type: str, if_none_match: str | None) -> Response:
+    if is_known(headers["ETag"], if_none_match):
+        return Response(status_code=304, headers={"ETag": headers["ETag"]})
+    return Response(headers=headers | {"Content-Length": str(stored.size_bytes), "Content-Type": media_type})
+
+
+def _headers(stored: StoredFile, file_name: str) -> dict[str, str]:
     # The sha256 of the whole file, for a part of it too (RFC 9530): a download in parts can be checked.
-    digest = base64.b64encode(bytes.fromhex(mask.sha256)).decode()
+    digest = base64.b64encode(bytes.fromhex(stored.sha256)).decode()
     return {
-        "ETag": quoted(mask.sha256),
-        "Last-Modified": format_datetime(mask.last_modified, usegmt=True),
+        "ETag": quoted(stored.sha256),
+        "Last-Modified": format_datetime(stored.last_modified, usegmt=True),
         "Accept-Ranges": "bytes",
         "Repr-Digest": f"sha-256=:{digest}:",
-        "Content-Disposition": f'attachment; filename="{name}.nii.gz"',
+        "Content-Disposition": f'attachment; filename="{file_name}"',
     }

@@ -84,7 +84,7 @@ class Entry:
         subject: id of the key, hash of a token's subject, `anonymous`, or what of ours did it.
         address: of the peer, as trusted proxies tell it.
         kind: of what: `job`, `batch`, `upload`, `key`, or `trail`.
-        part: which mask.
+        part: which mask, or DICOM product.
         status: of the HTTP answer.
         times: how often the same happened until the entry was stored; of looks and refusals alone.
         more: what only the entries of the trail itself have.

@@ -89,7 +89,8 @@ class Results:
             return None
         report = Report.read(self.store.blobs.read(manifest.report_key) or b"")
         copied: list[MaskBlob | DicomBlob] = []
-        for blob in (*manifest.masks, *manifest.dicom):
+        blobs: list[MaskBlob | DicomBlob] = [*manifest.masks, *manifest.dicom]
+        for blob in blobs:
             key = attempt_key(job_id, attempt, blob.key.rpartition("/")[2])
             self.store.blobs.copy(blob.key, key)
             if _sha256(self.store.blobs, key) != blob.sha256:

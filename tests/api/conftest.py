@@ -15,9 +15,10 @@ import uvicorn
 from api import examples
 from api.app import create_app
 from jobs.bootstrap import Connection, connect
-from jobs.models import JobError, MaskName, SeverityScores
+from jobs.models import DicomProduct, JobError, MaskName, SeverityScores
 from jobs.settings import ApiSettings, JobsSettings
 from jobs.store.object_store import RESERVE
+from jobs.worker_api import DicomResult
 
 MAX_UPLOAD_BYTES = 1 << 20
 ALLOWED_SOURCE = "https://pacs.example/ct/"
@@ -31,6 +32,10 @@ def nifti(size_bytes: int = 2000, fill: bytes = b"\0") -> bytes:
 
 def mask_bytes(name: MaskName) -> bytes:
     return gzip.compress(f"mask {name}".encode() * 500, mtime=0)
+
+
+def dicom_bytes(product: DicomProduct) -> bytes:
+    return f"{product} ".encode() * 300
 
 
 @dataclass
@@ -48,7 +53,14 @@ class Worker:
             masks[name] = self.folder / f"{job_id}-{name}"
             masks[name].write_bytes(mask_bytes(name))
         with self.jobs.worker.claim(job_id, "test") as lease:
-            self.jobs.worker.succeed(lease, report, masks, examples.LABELS)
+            self.jobs.worker.succeed(lease, report, masks, examples.LABELS, dicom=self._dicom(job_id))
+
+    def _dicom(self, job_id: str) -> DicomResult:
+        files = {}
+        for product in DicomProduct:
+            files[product] = self.folder / f"{job_id}-{product}"
+            files[product].write_bytes(dicom_bytes(product))
+        return DicomResult(examples.IDENTITY, files)
 
     def fail(self, job_id: str, error: JobError = examples.FAILURE) -> None:
         with self.jobs.worker.claim(job_id, "test") as lease:

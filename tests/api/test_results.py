@@ -7,10 +7,11 @@ import httpx
 import pytest
 
 from api import examples
-from jobs.models import MaskLabels, MaskName, Report
+from jobs.models import DicomProduct, MaskLabels, MaskName, NoDicomReason, Report
+from jobs.worker_api import DicomResult
 from worker.report import mask_labels
 
-from .conftest import Service, mask_bytes, require_problem
+from .conftest import Service, dicom_bytes, mask_bytes, require_problem
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def test_the_report_is_what_the_worker_stored_with_addresses(shared: Service, jo
     assert (again.status_code, again.content) == (304, b"")
 
 
-@pytest.mark.parametrize("below", ["report", "labels", "masks/lungs"])
+@pytest.mark.parametrize("below", ["report", "labels", "masks/lungs", "dicom/seg"])
 def test_results_are_409_until_the_job_has_succeeded(shared: Service, below: str) -> None:
     queued = shared.submit()
     failed = shared.submit()
@@ -138,3 +139,36 @@ def test_a_known_mask_is_304(shared: Service, job_id: str) -> None:
 
 def test_a_mask_of_another_name_is_404(shared: Service, job_id: str) -> None:
     require_problem(shared.client.get(f"/v1/jobs/{job_id}/masks/heart"), 404, "not-found")
+
+
+def test_dicom_comes_as_masks_do(shared: Service, job_id: str) -> None:
+    report = shared.client.get(f"/v1/jobs/{job_id}/report").json()
+    assert set(report["dicom"]) == set(DicomProduct)
+    for product, url in report["dicom"].items():
+        data = dicom_bytes(DicomProduct(product))
+        answer, head = httpx.get(url), httpx.head(url)
+        assert (answer.status_code, answer.content) == (200, data)
+        assert answer.headers["content-type"] == head.headers["content-type"] == "application/dicom"
+        assert answer.headers["content-disposition"] == f'attachment; filename="{product}.dcm"'
+        assert head.headers["content-length"] == str(len(data))
+        part = httpx.get(url, headers={"Range": "bytes=3-9", "If-Range": answer.headers["etag"]})
+        assert (part.status_code, part.content) == (206, data[3:10])
+        assert part.headers["repr-digest"] == answer.headers["repr-digest"]
+        for call in (httpx.get, httpx.head):
+            assert call(url, headers={"If-None-Match": answer.headers["etag"]}).status_code == 304
+    require_problem(shared.client.get(f"/v1/jobs/{job_id}/dicom/pdf"), 404, "not-found")
+
+
+@pytest.mark.parametrize("absent", [*NoDicomReason, None])
+def test_a_job_without_dicom_says_why(shared: Service, absent: NoDicomReason | None) -> None:
+    job_id = shared.submit()
+    (path := shared.worker.folder / job_id).write_bytes(b"a mask")
+    report = examples.REPORT.model_copy(update={"job_id": job_id, "dicom": {}})
+    with shared.jobs.worker.claim(job_id, "test") as lease:
+        shared.jobs.worker.succeed(
+            lease, report, dict.fromkeys(MaskName, path), dicom=DicomResult(examples.IDENTITY, absent=absent)
+        )
+    for product in DicomProduct:
+        problem = require_problem(shared.client.get(f"/v1/jobs/{job_id}/dicom/{product}"), 404, "no-dicom")
+        assert problem["evidence"] == {"reason": absent or "earlier-version"}
+    assert shared.client.get(f"/v1/jobs/{job_id}/report").json()["dicom"] == {}

@@ -13,9 +13,10 @@ import redis
 from jobs import states
 from jobs.batches import BatchItem, BatchRecord
 from jobs.bootstrap import Connection
-from jobs.models import JobRecord, MaskName
+from jobs.models import DicomIdentity, DicomProduct, JobRecord, MaskName
 from jobs.settings import JobsSettings
 from jobs.store.keys import job_key
+from jobs.worker_api import DicomResult
 from tests.jobs.conftest import report_for, upload
 from tests.support.processes import until
 
@@ -64,6 +65,15 @@ def unfinished(jobs: Connection) -> list[object]:
     return list(blobs.bucket.unfinished("jobs/") if blobs.bucket else (blobs.folder or Path()).rglob("*#*"))
 
 
+IDENTITY = DicomIdentity(
+    study_uid="1.2.3",
+    series_uid="1.2.4",
+    frame_of_reference_uid="1.2.5",
+    images=[],
+    attributes={"PatientName": "Wilhelmine"},
+)
+
+
 def a_job_with_everything(jobs: Connection, folder: Path) -> tuple[str, str]:
     """The ids of a job and of its batch."""
     job_id, batch_id, now = states.new_id(), states.new_id(), states.now()
@@ -82,7 +92,8 @@ def a_job_with_everything(jobs: Connection, folder: Path) -> tuple[str, str]:
     mask.write_bytes(b"lungs of Wilhelmine")
     with jobs.worker.claim(job_id, "test") as lease:
         leave_unfinished(jobs, job_key(job_id, "attempts/1/lungs.nii.gz"))
-        jobs.worker.succeed(lease, report_for(job_id), dict.fromkeys(MaskName, mask), digest=DIGEST)
+        dicom = DicomResult(IDENTITY, dict.fromkeys(DicomProduct, mask))
+        jobs.worker.succeed(lease, report_for(job_id), dict.fromkeys(MaskName, mask), digest=DIGEST, dicom=dicom)
     jobs.backends.store.blobs.create(job_key(job_id, "callbacks/1/1.json"), b'{"url": "Wilhelmine"}')
     assert jobs.service.get(job_id).client_reference == "Wilhelmine-4711"
     return job_id, batch_id

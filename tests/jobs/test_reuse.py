@@ -13,14 +13,20 @@ from jobs.bootstrap import Connection, connect
 from jobs.errors import JobPurgedError, LeaseLostError, StorageUnavailableError
 from jobs.live.pagination import Query
 from jobs.live.workers import WorkerStats
-from jobs.models import JobState, JobStatus, JobTask, MaskName
+from jobs.models import DicomIdentity, DicomProduct, JobState, JobStatus, JobTask, MaskName
 from jobs.settings import JobsSettings
 from jobs.store.keys import RESULTS
+from jobs.worker_api import DicomResult
 
 from .conftest import report_for
 
 Post = Callable[..., str]
 DIGEST, OTHER = "a" * 64, "b" * 64
+
+
+IDENTITY = DicomIdentity(
+    study_uid="1.2.3", series_uid="1.2.4", frame_of_reference_uid="1.2.5", images=[], attributes={"PatientID": "1"}
+)
 
 
 @pytest.fixture
@@ -36,7 +42,8 @@ def compute(tmp_path: Any) -> Callable[..., None]:
         path = tmp_path / "mask.nii.gz"
         path.write_bytes(b"a mask of " + lease.job_id.encode())
         report = report_for(lease.job_id, percent_opacity)
-        jobs.worker.succeed(lease, report, dict.fromkeys(MaskName, path), digest=digest)
+        dicom = DicomResult(IDENTITY, dict.fromkeys(DicomProduct, path))
+        jobs.worker.succeed(lease, report, dict.fromkeys(MaskName, path), digest=digest, dicom=dicom)
 
     return compute
 

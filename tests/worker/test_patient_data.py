@@ -3,7 +3,9 @@
 Real gateway, worker and sender with the embedded Valkey; the scans are read, in the sandbox, and de-identified.
 """
 
+import asyncio
 import gzip
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -16,10 +18,14 @@ import numpy as np
 import pytest
 import redis
 
-from jobs import embedded_redis
+from jobs import embedded_redis, states
+from jobs.bootstrap import connect
+from jobs.models import InputInfo, JobRecord
+from jobs.settings import JobsSettings
 from tests.support.canary import (
     CANARY,
     NAME,
+    ROOT_UID,
     plain_parts,
     planted_dicom,
     planted_metaimage,
@@ -29,7 +35,9 @@ from tests.support.canary import (
 )
 from tests.support.collector import Collector, collecting
 from tests.support.processes import free_ports, running, until
+from tests.support.reading_worker import Reading
 from tests.support.receiver import Receiver, receiving
+from worker.task import WorkerContext, work_on
 
 #: What a client says of its own accord is stored: its reference, and the addresses that it gives.
 GIVEN = "referenz-des-klienten"
@@ -141,6 +149,8 @@ def collect(client: httpx.Client, folder: Path, receiver: Receiver, collector: C
             answer = client.get(f"/v1/jobs/{job_id}/masks/{mask}")
             if answer.status_code == 200:
                 texts[f"{kind}/{mask}"] = gzip.decompress(answer.content)
+        for product in ("seg", "sr"):
+            texts[f"{kind}/{product}"] = client.get(f"/v1/jobs/{job_id}/dicom/{product}").content
     for path in ("/v1/jobs", "/v1/events", "/v1/reports.csv", "/v1/reports.ndjson", "/metrics", "/openapi.json"):
         texts[path] = client.get(path).content
     for _ in outcomes.keys() - {"source"}:
@@ -162,9 +172,11 @@ def test_scans_of_every_kind_came_to_their_ends(written: Written) -> None:
 def test_the_name_is_in_nothing_that_the_service_wrote(written: Written) -> None:
     names = {path.name for path in written.folder.rglob("*")}
     assert {"gateway.log", "worker.log", "sender.log", "dump.rdb", "deidentified.json", "input"} <= names
+    assert {"identity.json", "seg.dcm", "sr.dcm"} <= names
     assert any(name.endswith(".incr.aof") for name in names), "Valkey's log of changes was looked through"
     assert not {"received"} & names, "no scan is left as it came"
-    for trace in (CANARY, CANARY.lower(), CANARY.title(), NAME.encode("utf-16-le")):
+    assert all(b"DICM" in written.texts[f"DICOM/{product}"][:132] for product in ("seg", "sr"))
+    for trace in (CANARY, CANARY.lower(), CANARY.title(), NAME.encode("utf-16-le"), ROOT_UID.encode()):
         assert written.having(trace) == []
     assert not [path for path in written.folder.rglob("*") if NAME in path.name]
 
@@ -180,3 +192,36 @@ def test_what_is_kept_of_a_scan_is_the_scan(written: Written) -> None:
     kept = sorted(path for path in written.folder.glob("data/blobs/jobs/*/attempts/*/input"))
     assert len(kept) == 4, "one for each that could be read"
     assert any(HU.astype("<i2").tobytes() in part for path in kept for part in _parts(path))
+
+
+def test_without_deidentification_the_name_is_in_the_scan_the_identity_and_the_dicom_products_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    jobs = connect(JobsSettings(data_dir=tmp_path))
+    try:
+        job_id, data = states.new_id(), planted_zip(slices())
+
+        async def upload() -> InputInfo:
+            sink = jobs.service.open_upload(job_id)
+            await sink.write(data)
+            return await sink.finish()
+
+        record = JobRecord(id=job_id, created_at=states.now(), input=asyncio.run(upload()))
+        jobs.service.accept(record)
+        with caplog.at_level(logging.DEBUG):
+            work_on(WorkerContext(jobs.worker, Reading(), "test", stop_hard=lambda: None), job_id)
+        assert jobs.service.get(job_id).status == "succeeded"
+        blobs = jobs.backends.store.blobs
+        named = {key for key in blobs.keys("") if any(CANARY in part for part in plain_parts(blobs.read(key) or b""))}
+        own = f"jobs/{job_id}/"
+        kept = {f"{own}attempts/1/{name}" for name in ("identity.json", "seg.dcm", "sr.dcm")}
+        assert named == {f"{own}input", *kept}
+        of_series = {key for key in blobs.keys("") if ROOT_UID.encode() in (blobs.read(key) or b"")}
+        assert of_series - named == set()
+        for text in (caplog.text, str([vars(record) for record in caplog.records])):
+            assert CANARY.decode() not in text
+            assert ROOT_UID not in text
+        jobs.service.purge(job_id)
+        assert set(blobs.keys("jobs/")) == {f"{own}purged.json"}
+    finally:
+        jobs.close()

@@ -14,7 +14,12 @@ from pipeline.source_identity import ATTRIBUTES, SourceIdentity, SourceImage, So
 def identity_of(slices: Sequence[Slice], on: SliceGrid) -> SourceIdentity | None:
     """Of the slices of a stack on its grid; None where a UID is missing without which nothing can point at them."""
     first = slices[0]
-    named = (first.study, first.series, first.frame_of_reference, *(uid for s in slices for uid in (s.sop_class, s.uid)))
+    named = (
+        first.study,
+        first.series,
+        first.frame_of_reference,
+        *(uid for s in slices for uid in (s.sop_class, s.uid)),
+    )
     if not all(map(is_uid, named)):
         return None
     planes = []
