@@ -42,6 +42,7 @@ ROLES: Final[Mapping[str, Role | None]] = {
     "head_mask": Role.READ,
     "get_dicom": Role.READ,
     "head_dicom": Role.READ,
+    "get_fhir": Role.READ,
     "export_reports_ndjson": Role.READ,
     "export_reports_csv": Role.READ,
     "list_models": Role.READ,

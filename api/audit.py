@@ -56,6 +56,7 @@ ACTS: Final[Mapping[str, Act | None]] = {
     "head_mask": Act.LOOK,
     "get_dicom": Act.DOWNLOAD,
     "head_dicom": Act.LOOK,
+    "get_fhir": Act.READ,
     # Whoever has the address needs no key for the mask, and its bytes may not pass through here.
     "get_mask_url": Act.DOWNLOAD,
     "export_reports_ndjson": Act.EXPORT,

@@ -211,6 +211,8 @@ IDENTITY: Final = DicomIdentity(
     attributes={"PatientID": "4711", "AccessionNumber": "A-20260302-17"},
 )
 
+FINISHED_AT: Final = _moment(41)
+
 LABELS: Final = MaskLabels(
     masks={
         MaskName.LUNGS: [

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from fastapi import FastAPI
 
-from api import access, examples
+from api import access, examples, fhir
 from api.errors import MEDIA_TYPE
 from api.portable_schemas import make_portable
 from api.schemas import BatchSubmission, ExportedReport, Problem, SourceSubmission, UploadRequest
@@ -137,6 +137,16 @@ def json_answer(description: str, examples: dict[str, Any], *header_names: str) 
 def file_answer(description: str, *header_names: str, media_type: str = "application/octet-stream") -> dict[str, Any]:
     content = {media_type: {"schema": {"type": "string", "format": "binary"}}}
     return {"description": description, "headers": headers(*header_names), "content": content}
+
+
+def fhir_answer(description: str, *header_names: str) -> dict[str, Any]:
+    """A success that is a FHIR resource, whose schema is HL7's."""
+    bundle = fhir.bundle_of(examples.REPORT, examples.IDENTITY, examples.FINISHED_AT)
+    content = {
+        "schema": {"type": "object", "description": "as HL7 FHIR R4 (4.0.1) defines it", "additionalProperties": True},
+        "examples": {"bundle": {"summary": "a mild case", "value": bundle}},
+    }
+    return {"description": description, "headers": headers(*header_names), "content": {fhir.MEDIA_TYPE: content}}
 
 
 def text_answer(

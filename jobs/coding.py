@@ -121,10 +121,16 @@ LOBE_HIGH_OPACITY_SCORE: Final = _ours(
     "By the percentage of high opacity of the lobe, in the same steps: 0 to 4.",
 )
 
+#: FHIR's alone: in DICOM they are volumes of segments.
+OPACITY_VOLUME: Final = _ours("OV", "Volume of opacity", "Volume of the opacities in the lungs.")
+HIGH_OPACITY_VOLUME: Final = _ours("HOV", "Volume of high opacity", "Volume of high opacity in the lungs.")
+
 #: All that is private.
 PRIVATE: Final = (
     HIGH_OPACITY,
     THRESHOLD,
+    OPACITY_VOLUME,
+    HIGH_OPACITY_VOLUME,
     PERCENT_OPACITY,
     PERCENT_OPACITY_LOW,
     PERCENT_OPACITY_HIGH,

@@ -34,6 +34,7 @@ from jobs.live.pagination import ALL, Query
 from jobs.live.status_batcher import StatusBatcher
 from jobs.models import (
     DicomBlob,
+    DicomIdentity,
     DicomProduct,
     Inspection,
     JobRecord,
@@ -88,6 +89,15 @@ class StoredFile:
         """Where it can be had without us for some seconds; None where the store gives no such addresses."""
         bucket = self.blobs.bucket
         return bucket.file_url(self.key, self.key.rpartition("/")[2], seconds) if bucket else None
+
+
+@dataclass(frozen=True, repr=False)
+class ScoredScan:
+    """What a succeeded job found, and of whom; `identity` is None where the scan was no DICOM."""
+
+    report: Report
+    identity: DicomIdentity | None
+    finished_at: datetime
 
 
 class JobService:
@@ -309,6 +319,15 @@ class JobService:
     def report(self, job_id: str) -> Report:
         """Raises WrongStateError unless succeeded."""
         return Report.read(self._result(job_id, self._require_scored(job_id).report_key))
+
+    def scored(self, job_id: str) -> ScoredScan:
+        """The report, and whom it is of. Raises WrongStateError unless succeeded."""
+        manifest = self._require_scored(job_id)
+        report = Report.read(self._result(job_id, manifest.report_key))
+        identity = None
+        if manifest.identity_key is not None:
+            identity = DicomIdentity.read(self._result(job_id, manifest.identity_key))
+        return ScoredScan(report, identity, manifest.finished_at)
 
     def reports(
         self, query: Query, *, after: str | None, limit: int | None

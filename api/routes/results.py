@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import json
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Annotated, Final
@@ -9,7 +10,7 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Header, Path, Response
 from fastapi.responses import StreamingResponse
 
-from api import examples, openapi
+from api import examples, fhir, openapi
 from api.conditional import is_known, parse_range, quoted, range_applies
 from api.dependencies import AddressesDep, JobsDep
 from api.routes.jobs import READ_PROBLEMS, IfNoneMatch, JobId
@@ -230,6 +231,32 @@ def head_dicom(job_id: JobId, product: Product, jobs: JobsDep, if_none_match: If
     """Size, digest and version, without the instance."""
     headers = _headers(stored := jobs.dicom(job_id, product), f"{product}.dcm")
     return _head_response(stored, headers, DICOM_MEDIA_TYPE, if_none_match)
+
+
+@router.get(
+    "/v1/jobs/{job_id}/fhir",
+    operation_id="get_fhir",
+    summary="Get the scores as FHIR",
+    response_class=Response,
+    responses={
+        200: openapi.fhir_answer("A Bundle of FHIR R4.", "ETag"),
+        304: openapi.not_modified(),
+        **openapi.problem_answers(*READ_PROBLEMS, problems.WRONG_STATE),
+    },
+)
+def get_fhir(job_id: JobId, jobs: JobsDep, if_none_match: IfNoneMatch = None) -> Response:
+    """DiagnosticReport, Device and an Observation for each figure, with UCUM units and SNOMED CT sites.
+
+    Of a DICOM series patient and study are named by their identifiers, as far as they are kept.
+
+    409 until the job has succeeded.
+    """
+    scored = jobs.scored(job_id)
+    body = json.dumps(fhir.bundle_of(scored.report, scored.identity, scored.finished_at), separators=(",", ":"))
+    etag = quoted(hashlib.sha256(body.encode()).hexdigest()[:32])
+    if is_known(etag, if_none_match):
+        return Response(status_code=304, headers={"ETag": etag})
+    return Response(body, headers={"ETag": etag}, media_type=fhir.MEDIA_TYPE)
 
 
 def _file_response(

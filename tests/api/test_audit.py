@@ -83,6 +83,7 @@ def test_a_change_is_stored_before_it_is_answered(audited: Service) -> None:
         ("/v1/jobs/{}/masks/lungs", "download", "lungs"),
         ("/v1/jobs/{}/masks/lobes/url", "download", "lobes"),
         ("/v1/jobs/{}/dicom/seg", "download", "seg"),
+        ("/v1/jobs/{}/fhir", "read", None),
         ("/v1/reports.csv", "export", None),
         ("/v1/reports.ndjson", "export", None),
         ("/v1/jobs", "list", None),
