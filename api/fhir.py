@@ -43,9 +43,9 @@ def bundle_of(report: Report, identity: DicomIdentity | None, finished_at: datet
         uid = {"system": _DICOM_UID, "value": f"urn:oid:{identity.study_uid}"}
         study = [{"type": "ImagingStudy", "identifier": uid}]
     issued = finished_at.isoformat()
-    device = _entry(report, "device", _device(report))
+    device = _entry(report, "device", device_of(report))
     observations = []
-    for name, what in _figures(report):
+    for name, what in figures_of(report):
         observation = {
             "resourceType": "Observation",
             **common,
@@ -78,7 +78,7 @@ def bundle_of(report: Report, identity: DicomIdentity | None, finished_at: datet
     }
 
 
-def _device(report: Report) -> Json:
+def device_of(report: Report) -> Json:
     weights = [
         {"text": f"weights {model.name} {model.version} sha256 {model.sha256}"} for model in report.provenance.models
     ]
@@ -91,7 +91,7 @@ def _device(report: Report) -> Json:
     }
 
 
-def _figures(report: Report) -> Iterator[tuple[str, Json]]:
+def figures_of(report: Report) -> Iterator[tuple[str, Json]]:
     """What each Observation says of itself, with a name for it."""
     severity, lungs, site = report.severity, report.lungs, coding.LUNGS
     threshold = _component(coding.THRESHOLD, coding.HIGH_OPACITY_HU, coding.HOUNSFIELD)

@@ -36,11 +36,11 @@ def identity_of(slices: Sequence[Slice], on: SliceGrid) -> SourceIdentity | None
         pixel_spacing_mm=first.spacing_mm,
         images=tuple(SourceImage(s.sop_class, s.uid, s.frame + 1 if s.pixels.frames > 1 else None) for s in slices),
         planes=tuple(planes),
-        attributes=_attributes(first),
+        attributes=attributes_of(first),
     )
 
 
-def _attributes(first: Slice) -> dict[str, str]:
+def attributes_of(first: Slice) -> dict[str, str]:
     """Of patient and study. A series is of one patient, or was refused before."""
     with HeaderFile(first.pixels.path, HeaderBudget()) as file:
         try:
