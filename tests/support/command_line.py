@@ -12,7 +12,9 @@ import tempfile
 from pathlib import Path
 
 _FORKED = multiprocessing.get_context("forkserver")
-_FORKED.set_forkserver_preload(["cli", "cli.app", "evaluation.report", "pipeline.quantify", "training.lungs", "api.app"])
+_FORKED.set_forkserver_preload(
+    ["cli", "cli.app", "evaluation.report", "pipeline.quantify", "training.lungs", "api.app"]
+)
 
 
 def run(*arguments: object, timeout: float = 120) -> "subprocess.CompletedProcess[str]":
