@@ -2,11 +2,11 @@
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Depends, Path, Query, Response
 
 from api import examples, openapi
 from api.conditional import is_known
-from api.dependencies import JobsDep
+from api.dependencies import JobsDep, one_of_each
 from api.routes.jobs import READ_PROBLEMS, IfNoneMatch, JobId
 from api.stored_file import FILE_HEADERS, IfRange, Range, file_headers, stored_file
 from jobs import problems
@@ -21,6 +21,7 @@ PictureName = Literal["axial", "coronal", "sagittal", "glass"]
 @router.get(
     "/v1/jobs/{job_id}/scan",
     operation_id="get_scan",
+    dependencies=[Depends(one_of_each)],
     summary="Get the scan",
     response_class=Response,
     responses={

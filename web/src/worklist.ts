@@ -12,6 +12,8 @@ const PAGE = 50;
 /** A browser opens six connections to a host, and the feed waits in one of them. */
 const STREAMS = 2;
 const POLL_MS = 3000;
+/** Of jobs that are asked about without a stream; the feed tells what becomes of the others. */
+const ASKED_AT_ONCE = 5;
 const STATUSES: Status[] = ["queued", "running", "succeeded", "failed", "cancelled"];
 const STATUS_WORDS: Record<Status, Word> = {
   queued: "queued",
@@ -207,10 +209,13 @@ class Worklist {
   /** Progress of running jobs: a stream for the first, a question now and then for others. */
   private tick(): void {
     if (document.hidden) return;
-    for (const id of this.order) {
+    let asked = 0;
+    for (const id of this.shown.keys()) {
       const job = this.jobs.get(id);
-      if (job?.status === "queued" || (job?.status === "running" && !this.watch(id))) void this.look(id);
-      else if (job && this.shown.has(id)) this.draw(job);
+      if (!job) continue;
+      const isOpen = job.status === "queued" || (job.status === "running" && !this.watch(id));
+      if (isOpen && asked++ < ASKED_AT_ONCE) void this.look(id);
+      else this.draw(job);
     }
   }
 
@@ -267,6 +272,8 @@ class Worklist {
     const label = job.client_reference ?? job.id.slice(-12);
     const may = (role: string): boolean => this.who.roles.includes(role);
     const isOpen = job.status === "queued" || job.status === "running";
+    // Whoever is at a button of this row stays there.
+    const focused = row.contains(document.activeElement) ? document.activeElement?.getAttribute("aria-label") : null;
     row.replaceChildren(
       el("td", { class: "picture" }, picture),
       el("th", { scope: "row" }, isScored ? el("a", { href: address(`view/${job.id}`) }, label) : label),
@@ -290,6 +297,7 @@ class Worklist {
           : null,
       ),
     );
+    if (focused) row.querySelector<HTMLElement>(`[aria-label="${CSS.escape(focused)}"]`)?.focus();
     return row;
   }
 
