@@ -14,7 +14,8 @@ export const VIEWS = {
   render: SLICE_TYPE.RENDER,
 } as const;
 export type ViewName = keyof typeof VIEWS;
-export const LAYERS = ["lobes", "lungs", "lesions", "high-opacity"] as const;
+/** From the lowest to the topmost. */
+export const LAYERS = ["lungs", "lobes", "lesions", "high-opacity"] as const;
 export type LayerName = (typeof LAYERS)[number];
 
 /** Where the crosshair is: in LPS mm as reports have it, and what is there. */
@@ -27,6 +28,7 @@ export class Viewer {
   private readonly nv: Niivue;
   private readonly layers = new Map<LayerName, NVImage>();
   private readonly shown = new Set<LayerName>(["lesions"]);
+  private scan: NVImage | null = null;
   private layerOpacity = 0.45;
   private window: WindowName = "lung";
   private view: ViewName = "multi";
@@ -42,7 +44,8 @@ export class Viewer {
       isOrientationTextVisible: true,
       backColor: [0, 0, 0, 1],
       crosshairColor: [0.35, 0.75, 1, 0.9],
-      crosshairWidth: 1,
+      crosshairWidth: 0.15,
+      crosshairWidthUnit: "percent",
       fontColor: [0.9, 0.9, 0.9, 1],
       dragAndDropEnabled: false,
       loadingText: "",
@@ -61,52 +64,48 @@ export class Viewer {
 
   /** The first picture. Raises CallError: there is none. */
   async showPreview(): Promise<void> {
-    const preview = await this.load("scan?size=preview", "gray", 1);
+    const preview = await this.load("scan?size=preview", WINDOWS[this.window]);
     await this.nv.attachToCanvas(this.canvas);
-    this.nv.addVolume(preview);
+    this.scan = preview;
     this.setView(this.view);
-    this.setWindow(this.window);
-    this.drawn();
+    this.draw();
   }
 
   /** The scan itself in the preview's place. Raises CallError: it is not kept. */
   async showScan(): Promise<void> {
-    const scan = await this.load("scan", "gray", 1);
-    const before = this.nv.volumes[0];
-    const mm = before ? this.nv.frac2mm(this.nv.scene.crosshairPos) : null;
-    this.nv.addVolume(scan);
-    this.nv.setVolume(scan, 0);
-    if (before) this.nv.removeVolume(before);
-    this.setWindow(this.window);
-    if (mm) this.goTo([mm[0] as number, mm[1] as number, mm[2] as number]);
+    const mm = this.nv.frac2mm(this.nv.scene.crosshairPos);
+    this.scan = await this.load("scan", WINDOWS[this.window]);
+    this.draw();
+    this.goTo([mm[0] as number, mm[1] as number, mm[2] as number]);
   }
 
   /** Masks with the colours of their labels. */
   async showLayers(labels: Labels): Promise<void> {
-    // What is shown first comes first.
-    for (const name of ["lesions", "lobes", "high-opacity", "lungs"] as const) {
-      const image = await this.load(`masks/${name}`, "gray", 0);
-      const known = labels.masks[name] ?? [];
-      const rgb = (at: number): number[] => [0, ...known.map((label) => parseInt(label.colour.slice(at, at + 2), 16))];
-      image.setColormapLabel({
-        R: rgb(1),
-        G: rgb(3),
-        B: rgb(5),
-        A: [0, ...known.map(() => 255)],
-        I: [0, ...known.map((label) => label.number)],
-        labels: ["", ...known.map((label) => label.name)],
-      });
-      this.layers.set(name, image);
-      this.nv.addVolume(image);
-      this.applyOpacities();
-    }
+    await Promise.all(
+      LAYERS.map(async (name) => {
+        // A mask's own largest value is 1 to 5; its colours come from its labels.
+        const image = await this.load(`masks/${name}`, [0, 1]);
+        const known = labels.masks[name] ?? [];
+        const rgb = (at: number): number[] => [0, ...known.map((label) => parseInt(label.colour.slice(at, at + 2), 16))];
+        image.setColormapLabel({
+          R: rgb(1),
+          G: rgb(3),
+          B: rgb(5),
+          A: [0, ...known.map(() => 255)],
+          I: [0, ...known.map((label) => label.number)],
+          labels: ["", ...known.map((label) => label.name)],
+        });
+        this.layers.set(name, image);
+      }),
+    );
+    this.draw();
     this.onPlace(this.place());
   }
 
   setLayer(name: LayerName, isShown: boolean): void {
     if (isShown) this.shown.add(name);
     else this.shown.delete(name);
-    this.applyOpacities();
+    this.draw();
   }
 
   isShown(name: LayerName): boolean {
@@ -115,15 +114,13 @@ export class Viewer {
 
   setLayerOpacity(opacity: number): void {
     this.layerOpacity = opacity;
-    this.applyOpacities();
+    this.draw();
   }
 
   setWindow(name: WindowName): void {
     this.window = name;
-    const scan = this.nv.volumes[0];
-    if (!scan) return;
-    [scan.cal_min, scan.cal_max] = WINDOWS[name];
-    this.nv.updateGLVolume();
+    if (this.scan) [this.scan.cal_min, this.scan.cal_max] = WINDOWS[name];
+    this.draw();
   }
 
   setView(name: ViewName): void {
@@ -180,24 +177,30 @@ export class Viewer {
     };
     return {
       mm: [-(mm[0] as number), -(mm[1] as number), mm[2] as number],
-      hu: at(this.nv.volumes[0]),
+      hu: at(this.scan ?? undefined),
       lobe: at(this.layers.get("lobes")) ?? 0,
       isLesion: at(this.layers.get("lesions")) === 1,
     };
   }
 
-  private applyOpacities(): void {
-    for (const [name, image] of this.layers) image.opacity = this.shown.has(name) ? this.layerOpacity : 0;
+  /** All that is shown, at once: each layer costs a pass over the whole volume. */
+  private draw(): void {
+    if (!this.scan) return;
+    // Later ones lie above: what is looked for on top.
+    const shown = LAYERS.filter((name) => this.shown.has(name)).map((name) => this.layers.get(name));
+    const overlays = shown.filter((image): image is NVImage => image !== undefined);
+    for (const image of overlays) image.opacity = this.layerOpacity;
+    this.nv.volumes = [this.scan, ...overlays];
+    this.nv.back = this.scan;
+    this.nv.overlays = overlays;
     this.nv.updateGLVolume();
     this.drawn();
   }
 
-  private async load(below: string, colormap: string, opacity: number): Promise<NVImage> {
+  private async load(below: string, [cal_min, cal_max]: readonly [number, number]): Promise<NVImage> {
     const data = await (await call(`v1/jobs/${this.jobId}/${below}`)).arrayBuffer();
     const name = `${below.replace(/\W+/g, "-")}.nii.gz`;
-    // A mask's own largest value is 1 to 5; its colours come from its labels.
-    const [cal_min, cal_max] = opacity === 1 ? WINDOWS[this.window] : [0, 1];
-    return NVImage.loadFromUrl({ url: data, name, colormap, opacity, cal_min, cal_max });
+    return NVImage.loadFromUrl({ url: data, name, colormap: "gray", cal_min, cal_max });
   }
 
   /** For who looks from outside, as tests do: what is drawn now. */
