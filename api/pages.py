@@ -44,10 +44,10 @@ def install(app: FastAPI) -> None:
     """Add the addresses of the pages to the gateway."""
     app.add_route("/", _page("index.html"), methods=["GET"])
     app.add_route("/view/{job_id}", _page("view.html"), methods=["GET"])
-    app.add_route("/assets/{name}", _asset, methods=["GET"])
-    app.add_route("/session", _look, methods=["GET"])
-    app.add_route("/session", _sign_in, methods=["POST"])
-    app.add_route("/session", _sign_out, methods=["DELETE"])
+    app.add_route("/assets/{name}", asset, methods=["GET"])
+    app.add_route("/session", look, methods=["GET"])
+    app.add_route("/session", sign_in, methods=["POST"])
+    app.add_route("/session", sign_out, methods=["DELETE"])
 
 
 def _page(name: str) -> Any:
@@ -55,7 +55,7 @@ def _page(name: str) -> Any:
         job_id = request.path_params.get("job_id")
         if job_id is not None and not is_id(job_id):
             raise ApiError(problems.NOT_FOUND, problems.NOT_FOUND.meaning)
-        text = _text(FOLDER / name)
+        text = text_of(FOLDER / name)
         if text is None:
             return PlainTextResponse(NOT_BUILT, 404)
         root = request.scope.get("root_path", "").rstrip("/")
@@ -67,11 +67,11 @@ def _page(name: str) -> Any:
 
 
 @lru_cache
-def _text(path: Path) -> str | None:
+def text_of(path: Path) -> str | None:
     return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
-async def _asset(request: Request) -> Response:
+async def asset(request: Request) -> Response:
     name = str(request.path_params["name"])
     path = FOLDER / "assets" / name
     if name.startswith(".") or path.parent != FOLDER / "assets" or not path.is_file() or path.suffix == ".gz":
@@ -84,7 +84,7 @@ async def _asset(request: Request) -> Response:
     return FileResponse(path, headers=headers, media_type=_TYPES.get(Path(name).suffix, "application/octet-stream"))
 
 
-async def _look(request: Request) -> Response:
+async def look(request: Request) -> Response:
     """Who is signed in, and whether anybody has to be."""
     doors: Doors = request.app.state.doors
     caller: Caller = request.state.caller
@@ -99,7 +99,7 @@ async def _look(request: Request) -> Response:
     )
 
 
-async def _sign_in(request: Request) -> Response:
+async def sign_in(request: Request) -> Response:
     """Take a key, and give a cookie. Raises JobsError, ApiError."""
     body = b""
     async for piece in request.stream():
@@ -121,7 +121,7 @@ async def _sign_in(request: Request) -> Response:
     return response
 
 
-async def _sign_out(request: Request) -> Response:
+async def sign_out(request: Request) -> Response:
     response = Response(status_code=204)
     _set_cookie(request, response, "", 0)
     return response
