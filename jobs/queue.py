@@ -207,7 +207,8 @@ class _Channel(redis.Channel):
             log.warning("a message that is no JSON was dropped: %s", type(error).__name__)
             raise Empty from error
         except _FullError as full:
-            # Back to where it was, so that it is the list's next. Who dies before that leaves it to the reconciler.
+            # Back to the end it was taken from: next, unless another comes back meanwhile. Who dies before that leaves
+            # it to the reconciler.
             with self.conn_or_acquire() as client:
                 client.rpush(full.list_name, dumps(full.message))  # type: ignore[no-untyped-call]
             self._queue_cycle.rest(_tenant_of(full.list_name))

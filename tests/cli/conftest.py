@@ -2,10 +2,11 @@
 
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 
 import pytest
+
+from tests.support import command_line
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -19,9 +20,4 @@ def silent_service() -> Iterator[str]:
 @pytest.fixture
 def lobewise() -> Run:
     """`lobewise("score", path)` as people run it."""
-
-    def run(*arguments: object, timeout: float = 120) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-m", "cli", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
-
-    return run
+    return command_line.run

@@ -19,22 +19,6 @@ def pairs(tmp_path: Path) -> tuple[str, str, str, str]:
     return "--truth", str(truth), "--predicted", str(predicted)
 
 
-def test_scores_become_a_report(lobewise: Run, pairs: tuple[str, ...], tmp_path: Path) -> None:
-    result = lobewise("evaluate", *pairs, "--label", "toy [cohort]", "--note", "made up", "--out", tmp_path / "report")
-    assert result.returncode == 0, result.stderr
-    assert "Data: toy [cohort] (12 diseased, 6 controls)" in result.stdout
-    assert "Pearson" in result.stdout
-    assert {path.name for path in (tmp_path / "report").iterdir()} == {
-        "report.html",
-        "report.md",
-        "report.json",
-        "figures",
-    }
-    about = json.loads((tmp_path / "report" / "report.json").read_text())["about"]
-    assert (about["label"], about["note"]) == ("toy [cohort]", "made up")
-    assert set(about["inputs"]) == {"truth.csv", "predicted.csv"}
-
-
 def test_a_bad_table_ends_with_2_and_says_what_to_do(lobewise: Run, pairs: tuple[str, ...], tmp_path: Path) -> None:
     Path(pairs[3]).write_text("case,percent_opacity\na,1\n")
     result = lobewise("evaluate", *pairs, "--label", "x", "--out", tmp_path / "report")
@@ -87,8 +71,19 @@ main()
 """
 
 
-def test_scores_are_evaluated_without_torch_and_service(pairs: tuple[str, ...], tmp_path: Path) -> None:
-    arguments = ("evaluate", *pairs, "--label", "x", "--out", str(tmp_path / "report"))
-    command = [sys.executable, "-c", WALL, *arguments]
+def test_scores_become_a_report_without_torch_and_service(pairs: tuple[str, ...], tmp_path: Path) -> None:
+    about = ("--label", "toy [cohort]", "--note", "made up", "--out", str(tmp_path / "report"))
+    command = [sys.executable, "-c", WALL, "evaluate", *pairs, *about]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 0, result.stderr
+    assert "Data: toy [cohort] (12 diseased, 6 controls)" in result.stdout
+    assert "Pearson" in result.stdout
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {
+        "report.html",
+        "report.md",
+        "report.json",
+        "figures",
+    }
+    about = json.loads((tmp_path / "report" / "report.json").read_text())["about"]
+    assert (about["label"], about["note"]) == ("toy [cohort]", "made up")
+    assert set(about["inputs"]) == {"truth.csv", "predicted.csv"}
