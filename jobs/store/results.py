@@ -88,7 +88,8 @@ class Results:
         images: list[ImageBlob] = []
         known, keeps = frozenset(ImageName), self.settings.keep_images
         wanted = (image for image in manifest.images if image.name in known and ImageName(image.name).is_kept(keeps))
-        for blob in (*manifest.masks, *wanted):
+        copied: list[MaskBlob | ImageBlob] = [*manifest.masks, *wanted]
+        for blob in copied:
             folder = "images/" if isinstance(blob, ImageBlob) else ""
             key = attempt_key(job_id, attempt, folder + blob.key.rpartition("/")[2])
             self.store.blobs.copy(blob.key, key)

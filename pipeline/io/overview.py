@@ -76,7 +76,7 @@ def glass_view(lobes: LobeLabels, lesions: LesionMask) -> Picture:
         outline = _outline((labels == lobe).any(axis=1))
         picture[outline] = 0.5 * picture[outline] + 0.5 * np.array(rgb)
     picture += red[..., None] * (np.array(LESION_RGB) - picture)
-    return picture[::-1].astype(np.uint8)
+    return np.asarray(picture[::-1].astype(np.uint8))
 
 
 def _key_planes(grid: Grid, lobes: LobeLabels, lesions: LesionMask) -> tuple[Grid, Grid, Grid]:

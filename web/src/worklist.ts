@@ -162,7 +162,7 @@ class Worklist {
           { headers },
         );
         cursor = found.next_cursor;
-        if (found.items.length > 0) await this.changed(new Set(found.items.map((item) => item.job_id)));
+        if (found.items.length > 0) await this.changed(found.items);
         else await pause(200);
       } catch (error) {
         if (error instanceof CallError && error.status === 401) return location.reload();
@@ -175,7 +175,10 @@ class Worklist {
     }
   }
 
-  private async changed(ids: Set<string>): Promise<void> {
+  private async changed(items: { job_id: string; type: string }[]): Promise<void> {
+    const purged = new Set(items.filter((item) => item.type.endsWith(".purged")).map((item) => item.job_id));
+    for (const id of purged) this.forget(id);
+    const ids = new Set(items.map((item) => item.job_id).filter((id) => !purged.has(id)));
     const isNew = [...ids].some((id) => !this.jobs.has(id));
     for (const id of ids) {
       if (this.jobs.has(id)) await this.look(id);
@@ -342,6 +345,7 @@ class Worklist {
     const id = this.toDelete;
     this.dialog.close();
     if (id === null) return;
+    this.stopWatching(id);
     try {
       await call(`v1/jobs/${id}`, { method: "DELETE" });
       this.forget(id);
