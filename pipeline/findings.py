@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline.anatomy import FISSURES, Landmark, Lobe
 from pipeline.body_orientation import body_orientation, orientation_findings
-from pipeline.errors import NotChestCTError, PipelineError
+from pipeline.errors import PipelineError
 from pipeline.geometry import (
     Finding,
     Grid,
@@ -101,21 +101,6 @@ class _Layout:
         return cls(grid.shape[axis], min(edge for i, edge in enumerate(grid.size_mm) if i != axis))
 
 
-def require_chest(volume: Volume, landmarks: Mapping[Landmark, LandmarkPosition]) -> None:
-    """Refuse a scan that shows neither the carina nor the sternum tip.
-
-    Raises:
-        NotChestCTError: no landmark was found; its evidence says what was seen instead.
-    """
-    if any(position.found for position in landmarks.values()):
-        return
-    z_mm, y_mm, x_mm = (round(edge) for edge in volume.grid.size_mm)
-    raise NotChestCTError(
-        "Neither the carina nor the tip of the sternum was found.",
-        evidence={"extent_mm": [x_mm, y_mm, z_mm], **histogram_evidence(volume)},
-    )
-
-
 def refusal(error: PipelineError, scan: Scan) -> PipelineError:
     """The same refusal that begins with what was seen of the scan, and with every finding in its evidence.
 
@@ -123,7 +108,8 @@ def refusal(error: PipelineError, scan: Scan) -> PipelineError:
     """
     volume = scan.volume
     z_mm, y_mm, x_mm = (round(edge) for edge in volume.grid.size_mm)
-    air_percent = histogram_evidence(volume)["air_in_body_percent"]
+    histogram = histogram_evidence(volume)
+    air_percent = histogram["air_in_body_percent"]
     body = body_orientation(volume)
     if body is None:
         spine = "no spine beside lungs"
@@ -142,7 +128,7 @@ def refusal(error: PipelineError, scan: Scan) -> PipelineError:
         f"{''.join(f'{message} ' for message in told)}{seen}{remarks} {error.detail}",
         evidence={
             "extent_mm": [x_mm, y_mm, z_mm],
-            "air_in_body_percent": air_percent,
+            **histogram,
             **error.evidence,
             "findings": as_evidence(scan.findings),
         },
@@ -155,7 +141,10 @@ def findings_of_result(
     """What is unusual about a result that was reached."""
     found = []
     carina = landmarks.get(Landmark.CARINA)
-    if carina is None or not carina.found:
+    if not any(landmark.found for landmark in landmarks.values()):
+        message = "No landmark was found: the lungs were placed by a coarse look at the whole scan. Look at their mask."
+        found.append(Finding("landmarks-not-found", "warning", message))
+    elif carina is None or not carina.found:
         message = "The lungs were placed by the sternum tip: no carina was found."
         found.append(Finding("carina-not-found", "warning", message))
     # Lung on the outermost voxels of any face: the scan ends before the lung does.

@@ -1,6 +1,7 @@
 """What happens to a CT, in order: the table of contents of the science.
 
-landmarks -> lungs and lobes -> lesions -> severity. Each step has a file of its own; this page only calls them.
+one order of axes -> landmarks -> lungs and lobes -> lesions -> severity -> back on the scan's own grid. Each step
+has a file of its own; this page only calls them.
 """
 
 import time
@@ -12,9 +13,9 @@ from typing import Final
 
 import torch
 
-from pipeline.anatomy import Landmark
+from pipeline.canonical import CanonicalScan
 from pipeline.errors import LungsNotFoundError, NotChestCTError
-from pipeline.findings import findings_of_lobes, findings_of_result, refusal, require_chest
+from pipeline.findings import findings_of_lobes, findings_of_result, refusal
 from pipeline.geometry import Finding, GeometrySource, LandmarkPosition, LesionMask, LobeLabels, LungMask, Scan
 from pipeline.intensities import require_hounsfield
 from pipeline.landmarks import find_landmarks
@@ -116,17 +117,17 @@ def quantify(scan: Scan, models: Models, progress: Progress = ignore, *, low_mem
         low_memory: fewer slices at a time, which needs less memory and more time.
 
     Raises:
-        NotChestCTError: the values are not Hounsfield units, or neither landmark is in the scan.
+        NotChestCTError: the values are not Hounsfield units, or neither a landmark nor anything like lungs is in it.
         LungsNotFoundError: a chest, but no lungs could be segmented. Both say what was seen of the scan before.
     """
-    volume = scan.volume
+    canonical = CanonicalScan.of(scan.volume)
+    volume = canonical.volume
     clock = _StageClock(progress)
 
     try:
         with clock.stage("landmarks"):
             require_hounsfield(volume)
             landmarks = find_landmarks(volume, models.landmarks)
-            require_chest(volume, landmarks)
 
         with clock.stage("lungs") as part_done:
             lobes = models.lungs.segment(volume, landmarks, part_done)
@@ -148,14 +149,16 @@ def quantify(scan: Scan, models: Models, progress: Progress = ignore, *, low_mem
             *findings_of_lobes(lobes, severity, between),
         )
 
+    to_scan, grid = canonical.to_scan, scan.volume.grid
+    on_scan = LobeLabels(to_scan(lobes.labels), grid, lobes.fissures_sd)
     return Quantification(
-        lungs=lungs,
-        lobes=lobes,
-        lesions=lesions,
-        high_opacity=high_opacity,
+        lungs=on_scan.lungs(),
+        lobes=on_scan,
+        lesions=LesionMask(to_scan(lesions.mask), grid),
+        high_opacity=LesionMask(to_scan(high_opacity.mask), grid),
         severity=severity,
         opacity_range=between,
-        landmarks=tuple(landmarks[mark] for mark in Landmark if mark in landmarks),
+        landmarks=canonical.in_patient(landmarks),
         findings=findings,
         seconds=clock.seconds,
         models=models.infos,

@@ -15,8 +15,10 @@ import torch
 
 from pipeline.anatomy import Lobe
 from pipeline.geometry import LobeLabels, Volume, to_sitk
+from pipeline.lungs.placement import COARSE_MM, require_lung_tissue
 from pipeline.lungs.segment import Landmarks, Progress, require_lungs
 from pipeline.networks.weights import ModelInfo, WeightsError, sha256_of
+from pipeline.resampling import resample, resample_labels
 
 try:
     from lungmask.mask import MODEL_URLS, LMInferer
@@ -67,14 +69,19 @@ class LungmaskBackend:
         )
 
     def segment(self, volume: Volume, landmarks: Landmarks, progress: Progress) -> LobeLabels:
-        """The lobes; `landmarks` are not looked at. It cannot tell how far it is before it is done.
+        """The lobes; `landmarks` do not place them. It cannot tell how far it is before it is done.
 
         Raises:
+            NotChestCTError: there is no landmark, and what it found is no lung tissue.
             LungsNotFoundError: what it found is too small to be lungs.
         """
         labels = np.asarray(self.inferer.apply(to_sitk(volume.hu, volume.grid)), dtype=np.uint8)
         labels = np.where(labels <= max(Lobe), labels, 0).astype(np.uint8)
-        require_lungs(labels, volume.grid.voxel_volume_ml, volume.grid, landmarks)
+        if not any(landmark.found for landmark in landmarks.values()):
+            coarse = volume.grid.covering((COARSE_MM,) * 3)
+            on_coarse = resample_labels(labels, volume.grid, coarse)
+            require_lung_tissue(resample(volume.hu, volume.grid, coarse), on_coarse, COARSE_MM)
+        require_lungs(labels, volume.grid.voxel_volume_ml, volume.grid)
         progress(1.0)
         return LobeLabels(labels, volume.grid)
 

@@ -3,7 +3,8 @@
 A landmark places a box of fixed size around the lungs, the box is resampled to 2 mm, a DI2IN labels it, and the
 labels are brought back to the voxels of the scan. The network runs twice: a coarse pass over the whole box finds the
 lungs, and a fine pass over them alone, as wide as in training, draws them; its normalisation depends on how much of
-what it sees is lung. Then the borders between lobes go to the fissures that the scan shows.
+what it sees is lung. Where no landmark is found, the coarse pass is over the whole
+scan (`placement`). Then the borders between lobes go to the fissures that the scan shows.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,13 +18,14 @@ from scipy.spatial import KDTree
 
 from pipeline.anatomy import LEFT_LOBES, RIGHT_LOBES, Landmark, Lobe
 from pipeline.errors import LungsNotFoundError
-from pipeline.geometry import Grid, LandmarkPosition, LobeLabels, Volume, distance_to_mm, index_box, part_of
+from pipeline.geometry import Grid, LandmarkPosition, LobeLabels, Volume, index_box, part_of
 from pipeline.lungs.fissure_model import SeenSd
 from pipeline.lungs.fissure_refinement import follow_fissures
+from pipeline.lungs.placement import CoarseLook, fitting_grid, look_everywhere, main_parts, prepare
 from pipeline.networks.di2in import CLASSES, LungConfig, LungNetwork
-from pipeline.resampling import resample, sampled
+from pipeline.resampling import resample
 
-__all__ = ["LungNetwork", "prepare", "roi_grid", "segment_lungs"]
+__all__ = ["LungNetwork", "place_lungs", "prepare", "roi_grid", "segment_lungs"]
 
 Landmarks = Mapping[Landmark, LandmarkPosition]
 #: Called with the share of this stage that is done, 0 to 1.
@@ -35,10 +37,6 @@ Probabilities = Float32[np.ndarray, "6 z y x"]
 
 #: Less than this is not taken for lungs; two lungs of an adult hold litres, even collapsed ones more than this.
 MIN_LUNGS_ML: Final = 200.0
-#: A separate part of a lung is kept if it holds at least this share of the side's largest part ...
-KEPT_SHARE: Final = 0.02
-#: ... and comes this near to it. What lies beyond the chest wall is a blanket or an arm, not lung.
-KEPT_GAP_MM: Final = 12.0
 #: Slices of the scan that are labelled at a time, which bounds the memory.
 SLAB_SLICES: Final = 48
 
@@ -56,26 +54,39 @@ def segment_lungs(
         borders: has the last word on the borders between lobes, on the network's grid, and tells what it saw of them.
 
     Raises:
-        LungsNotFoundError: there is no landmark, or what the network found is too small to be lungs.
+        NotChestCTError: there is no landmark, and nothing else in the scan looks like lungs.
+        LungsNotFoundError: what the network found is too small to be lungs.
     """
     config = network.config
-    region = roi_grid(volume.grid, landmarks, config)
     # Each volume is normalised by its own statistics (decision 4): the fine pass must hold as much lung as in training.
-    rough = network.coarse_labels(prepare(volume, region, config))
+    look = place_lungs(volume, landmarks, network)
     progress(0.2)
-    roi = closer_grid(region, rough, config)
-    require_lungs(rough, 8 * region.voxel_volume_ml, region, landmarks)
+    roi = closer_grid(look.region, look.labels, config)
+    require_lungs(look.labels, 8 * look.region.voxel_volume_ml, look.region)
     probabilities = network.probabilities(prepare(volume, roi, config))
     progress(0.6)
     followed, fissures_sd = borders(volume, roi, clean_labels(probabilities, config.spacing_mm))
     labels = _without_fragments(followed)
-    require_lungs(labels, roi.voxel_volume_ml, roi, landmarks)
+    require_lungs(labels, roi.voxel_volume_ml, roi)
     # The probabilities, certain where the cleaned labels are not the likeliest ones.
     changed = probabilities.argmax(axis=0) != labels
     certain = np.arange(CLASSES)[:, None] == labels[changed]
     probabilities[:, changed] = certain
     on_scan = _on_grid(probabilities, roi, volume.grid, labels > 0, progress)
     return LobeLabels(on_scan, volume.grid, fissures_sd)
+
+
+def place_lungs(volume: Volume, landmarks: Landmarks, network: LungNetwork) -> CoarseLook:
+    """The coarse pass in the landmark's box, or else over the whole scan.
+
+    Raises:
+        NotChestCTError: there is no landmark, and nothing else in the scan looks like lungs.
+        LungsNotFoundError: the landmark lies beside the scan.
+    """
+    if not any(landmark.found for landmark in landmarks.values()):
+        return look_everywhere(volume, network)
+    region = roi_grid(volume.grid, landmarks, network.config)
+    return CoarseLook(region, network.coarse_labels(prepare(volume, region, network.config)))
 
 
 def roi_grid(scan: Grid, landmarks: Landmarks, config: LungConfig) -> Grid:
@@ -106,9 +117,9 @@ def roi_grid(scan: Grid, landmarks: Landmarks, config: LungConfig) -> Grid:
     if np.any(upper <= lower):
         raise LungsNotFoundError(
             f"The {landmark.value} lies so far outside of the scan that no lungs can be in it.",
-            evidence={"landmark": landmark.value, "position_mm": centre.tolist()},
+            evidence={"landmark": landmark.value},
         )
-    return _fitting_grid(lower, upper, config)
+    return fitting_grid(lower, upper, config)
 
 
 def closer_grid(region: Grid, rough: ScanLabels, config: LungConfig) -> Grid:
@@ -118,25 +129,14 @@ def closer_grid(region: Grid, rough: ScanLabels, config: LungConfig) -> Grid:
         rough: labels of the region at twice its spacing.
     """
     sides = [np.isin(rough, side) for side in (LEFT_LOBES, RIGHT_LOBES)]
-    where = np.argwhere(sum(_main_parts(side, 2 * config.spacing_mm) for side in sides))
+    where = np.argwhere(sum(main_parts(side, 2 * config.spacing_mm) for side in sides))
     if not len(where):
         return region
     bounds = np.asarray(region.bounds_mm())
     corners = bounds[0] + 2 * config.spacing_mm * np.stack([where.min(axis=0), where.max(axis=0) + 1])[:, ::-1]
     lower = np.maximum(corners[0] - config.margin_mm, bounds[0])
     upper = np.minimum(corners[1] + config.margin_mm, bounds[1])
-    return _fitting_grid(lower, upper, config)
-
-
-def prepare(volume: Volume, roi: Grid, config: LungConfig) -> Float32[np.ndarray, "z y x"]:
-    """The scan in the region of interest, in [-1, 1]; what lies outside of the scan is air. Training shares this."""
-    return normalise(sampled(volume, roi), config)
-
-
-def normalise(hu: Float32[np.ndarray, "z y x"], config: LungConfig) -> Float32[np.ndarray, "z y x"]:
-    """HU in the window of `config` as [-1, 1]."""
-    low, high = config.window_hu
-    return np.asarray((np.clip(hu, low, high) - low) * np.float32(2.0 / (high - low)) - 1.0, dtype=np.float32)
+    return fitting_grid(lower, upper, config)
 
 
 def clean_labels(probabilities: Probabilities, spacing_mm: float) -> Labels:
@@ -144,20 +144,13 @@ def clean_labels(probabilities: Probabilities, spacing_mm: float) -> Labels:
     labels = probabilities.argmax(axis=0).astype(np.uint8)
     lungs = np.zeros(labels.shape, dtype=np.bool_)
     for side in (LEFT_LOBES, RIGHT_LOBES):
-        lungs |= _main_parts(np.isin(labels, side), spacing_mm)
+        lungs |= main_parts(np.isin(labels, side), spacing_mm)
     lungs = np.asarray(ndimage.binary_fill_holes(lungs))
     labels = np.where(lungs, 1 + probabilities[1:].argmax(axis=0), 0).astype(np.uint8)
     return _without_fragments(labels)
 
 
-def _fitting_grid(lower_mm: np.ndarray, upper_mm: np.ndarray, config: LungConfig) -> Grid:
-    """The box, its edges rounded up to what the network takes."""
-    multiple_mm = config.stride * config.spacing_mm
-    edges_mm = np.maximum(np.ceil((upper_mm - lower_mm) / multiple_mm - 1e-6), 2) * multiple_mm
-    return Grid.axis_aligned(lower_mm.tolist(), (lower_mm + edges_mm).tolist(), (config.spacing_mm,) * 3)
-
-
-def require_lungs(labels: Shaped[np.ndarray, "zl yl xl"], voxel_ml: float, roi: Grid, landmarks: Landmarks) -> None:
+def require_lungs(labels: Shaped[np.ndarray, "zl yl xl"], voxel_ml: float, roi: Grid) -> None:
     """Refuse what is too small to be lungs.
 
     Args:
@@ -174,23 +167,9 @@ def require_lungs(labels: Shaped[np.ndarray, "zl yl xl"], voxel_ml: float, roi: 
             evidence={
                 "lungs_ml": round(volume_ml, 1),
                 "least_ml": MIN_LUNGS_ML,
-                "searched_mm": [bound.round(1).tolist() for bound in roi.bounds_mm()],
-                "landmarks_mm": {mark.value: found.position_mm for mark, found in landmarks.items()},
+                "searched_mm": [round(edge, 1) for edge in roi.size_mm[::-1]],
             },
         )
-
-
-def _main_parts(side: Bool[np.ndarray, "z y x"], spacing_mm: float) -> Bool[np.ndarray, "z y x"]:
-    """The largest connected part of a lung, and others that are large enough and near it."""
-    parts = np.asarray(cc3d.connected_components(side, connectivity=6))
-    sizes = np.bincount(parts.ravel())
-    sizes[0] = 0
-    main = int(np.argmax(sizes))
-    if sizes[main] == 0:
-        return side
-    gap_mm = distance_to_mm(parts == main, (spacing_mm,) * 3)
-    near = np.bincount(parts[gap_mm <= KEPT_GAP_MM], minlength=len(sizes)) > 0
-    return np.asarray((near & (sizes >= KEPT_SHARE * sizes[main]) & (sizes > 0))[parts])
 
 
 def _without_fragments(labels: Labels) -> Labels:
