@@ -57,6 +57,8 @@ ACTS: Final[Mapping[str, Act | None]] = {
     "get_dicom": Act.DOWNLOAD,
     "head_dicom": Act.LOOK,
     "get_fhir": Act.READ,
+    "get_scan": Act.DOWNLOAD,
+    "get_picture": Act.DOWNLOAD,
     # Whoever has the address needs no key for the mask, and its bytes may not pass through here.
     "get_mask_url": Act.DOWNLOAD,
     "export_reports_ndjson": Act.EXPORT,

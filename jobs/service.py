@@ -20,6 +20,7 @@ from jobs.ends import Ends
 from jobs.errors import (
     BrokerUnavailableError,
     IdempotencyInFlightError,
+    ImageNotKeptError,
     JobNotFoundError,
     JobPurgedError,
     NoDicomError,
@@ -36,6 +37,8 @@ from jobs.models import (
     DicomBlob,
     DicomIdentity,
     DicomProduct,
+    ImageBlob,
+    ImageName,
     Inspection,
     JobRecord,
     JobState,
@@ -73,7 +76,7 @@ _report_readers: Final = ThreadPoolExecutor(READ_AT_ONCE, thread_name_prefix="re
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A mask or a DICOM product of a succeeded job."""
+    """A mask, an image or a DICOM product of a succeeded job."""
 
     blobs: ObjectStore
     key: str
@@ -378,11 +381,18 @@ class JobService:
             raise NoDicomError(manifest.no_dicom or NoDicomReason.EARLIER_VERSION)
         return self._file(job_id, stored)
 
-    def _file(self, job_id: str, stored: MaskBlob | DicomBlob) -> StoredFile:
+    def image(self, job_id: str, name: ImageName) -> StoredFile:
+        """Raises WrongStateError unless succeeded, ImageNotKeptError: the worker stored none, or it is not shown."""
+        for image in self._require_scored(job_id).images:
+            if image.name == name and name.is_kept(self.settings.keep_images):
+                return self._file(job_id, image)
+        raise ImageNotKeptError(job_id, name)
+
+    def _file(self, job_id: str, stored: MaskBlob | ImageBlob | DicomBlob) -> StoredFile:
         info = self._store.blobs.info(stored.key)
         if info is None:
             self._store.record(job_id)
-            raise StorageUnavailableError(f"a result of job {job_id} is missing")
+            raise StorageUnavailableError(f"a file of job {job_id} is missing")
         return StoredFile(self._store.blobs, stored.key, stored.size_bytes, stored.sha256, info.last_modified)
 
     def labels(self, job_id: str) -> MaskLabels:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from opentelemetry.trace import SpanKind
@@ -26,6 +27,8 @@ from jobs.models import (
     DicomBlob,
     DicomIdentity,
     DicomProduct,
+    ImageBlob,
+    ImageName,
     Inspection,
     JobError,
     Manifest,
@@ -216,12 +219,14 @@ class WorkerApi:
         masks: Mapping[MaskName, Path],
         labels: MaskLabels | None = None,
         digest: str | None = None,
+        images: Mapping[ImageName, Path] = MappingProxyType({}),
         dicom: DicomResult = NO_DICOM,
     ) -> None:
         """Store report, masks and DICOM, then the manifest that makes the job succeeded; it has the labels, too.
 
         Args:
             digest: of the software and weights; without it no other job is given this result.
+            images: the scan and pictures to look at the result with; the names of their files are kept.
 
         Raises:
             LeaseLostError: this attempt may not publish; nothing of it will be seen.
@@ -246,6 +251,11 @@ class WorkerApi:
             if dicom.identity is not None:
                 identity_key = attempt_key(lease.job_id, lease.attempt, "identity.json")
                 self._store.blobs.write(identity_key, dicom.identity.stored())
+            kept = []
+            for image, path in images.items():
+                key = attempt_key(lease.job_id, lease.attempt, f"images/{path.name}")
+                sha256 = self._store.blobs.write_file(key, path)
+                kept.append(ImageBlob(name=image, key=key, size_bytes=path.stat().st_size, sha256=sha256))
             report_key = attempt_key(lease.job_id, lease.attempt, "report.json")
             self._store.blobs.write(report_key, report.model_dump_json().encode())
             index_key = None
@@ -256,6 +266,7 @@ class WorkerApi:
                 severity=report.severity,
                 report_key=report_key,
                 masks=stored,
+                images=kept,
                 dicom=products,
                 no_dicom=dicom.absent,
                 identity_key=identity_key,

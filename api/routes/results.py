@@ -1,20 +1,18 @@
 """What a succeeded job found: its report, its masks and its DICOM."""
 
-import base64
 import hashlib
 import json
 from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
 from typing import Annotated, Final
 
-from fastapi import APIRouter, Header, Path, Response
-from fastapi.responses import StreamingResponse
+from fastapi import APIRouter, Path, Response
 
 from api import examples, fhir, openapi
-from api.conditional import is_known, parse_range, quoted, range_applies
+from api.conditional import is_known, quoted
 from api.dependencies import AddressesDep, JobsDep
 from api.routes.jobs import READ_PROBLEMS, IfNoneMatch, JobId
 from api.schemas import MaskAddress
+from api.stored_file import FILE_HEADERS, MEDIA_TYPE, IfRange, Range, file_headers, stored_file
 from api.views import as_json, json_response, report_view
 from jobs import problems
 from jobs.models import DicomProduct, Inspection, MaskLabels, MaskName, Report
@@ -22,23 +20,10 @@ from jobs.service import StoredFile
 
 router = APIRouter(tags=["results"])
 
-#: Not application/gzip, which some clients would unpack or not know; the file name says what it is.
-MEDIA_TYPE: Final = "application/octet-stream"
 DICOM_MEDIA_TYPE: Final = "application/dicom"
 
 Name = Annotated[MaskName, Path(description="which mask")]
 Product = Annotated[DicomProduct, Path(description="`seg`: the segmentation; `sr`: the structured report")]
-Range = Annotated[
-    str | None,
-    Header(alias="Range", description="one range of bytes; several are answered with all", examples=["bytes=0-1023"]),
-]
-IfRange = Annotated[
-    str | None,
-    Header(
-        alias="If-Range", description="the ETag or Last-Modified of the part you have: all of the file if it changed"
-    ),
-]
-_FILE_HEADERS: Final = ("ETag", "Last-Modified", "Accept-Ranges", "Repr-Digest", "Content-Disposition")
 _PROBLEMS: Final = (*READ_PROBLEMS, problems.NOT_FOUND, problems.WRONG_STATE)
 
 
@@ -117,8 +102,8 @@ def get_labels(job_id: JobId, jobs: JobsDep) -> Response:
     summary="Get a mask",
     response_class=Response,
     responses={
-        200: openapi.file_answer("All of the file.", *_FILE_HEADERS),
-        206: openapi.file_answer("The part that `Range` asks for.", *_FILE_HEADERS, "Content-Range"),
+        200: openapi.file_answer("All of the file.", *FILE_HEADERS),
+        206: openapi.file_answer("The part that `Range` asks for.", *FILE_HEADERS, "Content-Range"),
         304: openapi.not_modified(),
         **openapi.problem_answers(*_PROBLEMS, problems.RANGE_NOT_SATISFIABLE),
     },
@@ -134,8 +119,7 @@ def get_mask(
     """A gzipped NIfTI on the scan's own grid. `lobes` has 1 left upper, 2 left lower, 3 right upper, 4 right middle
     and 5 right lower; the others have 1 inside.
     """
-    headers = _headers(mask := jobs.mask(job_id, name), f"{name}.nii.gz")
-    return _file_response(mask, headers, MEDIA_TYPE, if_none_match, range, if_range)
+    return stored_file(jobs.mask(job_id, name), f"{name}.nii.gz", if_none_match, range, if_range)
 
 
 @router.get(
@@ -174,15 +158,14 @@ def get_mask_url(job_id: JobId, name: Name, jobs: JobsDep, addresses: AddressesD
     summary="Ask about a mask",
     response_class=Response,
     responses={
-        200: {"description": "The headers that GET would answer with.", "headers": openapi.headers(*_FILE_HEADERS)},
+        200: {"description": "The headers that GET would answer with.", "headers": openapi.headers(*FILE_HEADERS)},
         304: openapi.not_modified(),
         **openapi.problem_answers(*_PROBLEMS),
     },
 )
 def head_mask(job_id: JobId, name: Name, jobs: JobsDep, if_none_match: IfNoneMatch = None) -> Response:
     """Size, digest and version, without the file."""
-    headers = _headers(mask := jobs.mask(job_id, name), f"{name}.nii.gz")
-    return _head_response(mask, headers, MEDIA_TYPE, if_none_match)
+    return _head_response(jobs.mask(job_id, name), f"{name}.nii.gz", MEDIA_TYPE, if_none_match)
 
 
 @router.get(
@@ -191,9 +174,9 @@ def head_mask(job_id: JobId, name: Name, jobs: JobsDep, if_none_match: IfNoneMat
     summary="Get a DICOM product",
     response_class=Response,
     responses={
-        200: openapi.file_answer("All of the instance.", *_FILE_HEADERS, media_type=DICOM_MEDIA_TYPE),
+        200: openapi.file_answer("All of the instance.", *FILE_HEADERS, media_type=DICOM_MEDIA_TYPE),
         206: openapi.file_answer(
-            "The part that `Range` asks for.", *_FILE_HEADERS, "Content-Range", media_type=DICOM_MEDIA_TYPE
+            "The part that `Range` asks for.", *FILE_HEADERS, "Content-Range", media_type=DICOM_MEDIA_TYPE
         ),
         304: openapi.not_modified(),
         **openapi.problem_answers(*_PROBLEMS, problems.NO_DICOM, problems.RANGE_NOT_SATISFIABLE),
@@ -212,8 +195,8 @@ def get_dicom(
 
     404 of a job whose scan was no DICOM series; `evidence.reason` says why.
     """
-    headers = _headers(stored := jobs.dicom(job_id, product), f"{product}.dcm")
-    return _file_response(stored, headers, DICOM_MEDIA_TYPE, if_none_match, range, if_range)
+    stored = jobs.dicom(job_id, product)
+    return stored_file(stored, f"{product}.dcm", if_none_match, range, if_range, DICOM_MEDIA_TYPE)
 
 
 @router.head(
@@ -222,15 +205,14 @@ def get_dicom(
     summary="Ask about a DICOM product",
     response_class=Response,
     responses={
-        200: {"description": "The headers that GET would answer with.", "headers": openapi.headers(*_FILE_HEADERS)},
+        200: {"description": "The headers that GET would answer with.", "headers": openapi.headers(*FILE_HEADERS)},
         304: openapi.not_modified(),
         **openapi.problem_answers(*_PROBLEMS, problems.NO_DICOM),
     },
 )
 def head_dicom(job_id: JobId, product: Product, jobs: JobsDep, if_none_match: IfNoneMatch = None) -> Response:
     """Size, digest and version, without the instance."""
-    headers = _headers(stored := jobs.dicom(job_id, product), f"{product}.dcm")
-    return _head_response(stored, headers, DICOM_MEDIA_TYPE, if_none_match)
+    return _head_response(jobs.dicom(job_id, product), f"{product}.dcm", DICOM_MEDIA_TYPE, if_none_match)
 
 
 @router.get(
@@ -259,38 +241,8 @@ def get_fhir(job_id: JobId, jobs: JobsDep, if_none_match: IfNoneMatch = None) ->
     return Response(body, headers={"ETag": etag}, media_type=fhir.MEDIA_TYPE)
 
 
-def _file_response(
-    stored: StoredFile,
-    headers: dict[str, str],
-    media_type: str,
-    if_none_match: str | None,
-    asked: str | None,
-    if_range: str | None,
-) -> Response:
-    if is_known(headers["ETag"], if_none_match):
-        return Response(status_code=304, headers={"ETag": headers["ETag"]})
-    applies = range_applies(if_range, headers["ETag"], headers["Last-Modified"])
-    part = parse_range(asked, stored.size_bytes) if applies else None
-    begin, end = part or (0, stored.size_bytes)
-    headers |= {"Content-Length": str(end - begin)}
-    if part is not None:
-        headers["Content-Range"] = f"bytes {begin}-{end - 1}/{stored.size_bytes}"
-    return StreamingResponse(stored.read(begin, end), 206 if part else 200, headers, media_type)
-
-
-def _head_response(stored: StoredFile, headers: dict[str, str], media_type: str, if_none_match: str | None) -> Response:
+def _head_response(stored: StoredFile, file_name: str, media_type: str, if_none_match: str | None) -> Response:
+    headers = file_headers(stored, file_name)
     if is_known(headers["ETag"], if_none_match):
         return Response(status_code=304, headers={"ETag": headers["ETag"]})
     return Response(headers=headers | {"Content-Length": str(stored.size_bytes), "Content-Type": media_type})
-
-
-def _headers(stored: StoredFile, file_name: str) -> dict[str, str]:
-    # The sha256 of the whole file, for a part of it too (RFC 9530): a download in parts can be checked.
-    digest = base64.b64encode(bytes.fromhex(stored.sha256)).decode()
-    return {
-        "ETag": quoted(stored.sha256),
-        "Last-Modified": format_datetime(stored.last_modified, usegmt=True),
-        "Accept-Ranges": "bytes",
-        "Repr-Digest": f"sha-256=:{digest}:",
-        "Content-Disposition": f'attachment; filename="{file_name}"',
-    }

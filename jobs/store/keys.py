@@ -10,6 +10,7 @@ jobs/{id}/attempts/{n}/ended.json   created once: attempt n ended without an out
 jobs/{id}/attempts/{n}/report.json  and the masks, named as in `MaskName`
 jobs/{id}/attempts/{n}/identity.json  whom a DICOM scan is of; read for the DICOM products' sake alone
 jobs/{id}/attempts/{n}/seg.dcm      and sr.dcm, named as in `DicomProduct`
+jobs/{id}/attempts/{n}/images/      scan and pictures, named as in `ImageName`
 jobs/{id}/attempts/{n}/input        the scan without what names the patient
 jobs/{id}/manifest.json             created once: the outcome
 jobs/{id}/callbacks/{round}/{n}.json        created once: an attempt to tell of it
@@ -31,6 +32,7 @@ uploads/{id}/scan                   all parts, joined
 uploads/{id}/completed.json         created once: a job may take the scan
 access/keys/{id}/key.json           created once: a key to the API, hashed (`access.keys`)
 access/keys/{id}/ends/{moment}      it ends at that time, in ms since 1970; at once where that is 0
+access/session-secret               created once: seals the cookies of the pages (`access.sessions`)
 tenants/{tenant}/tenant.json        created once, before anything else of a tenant but `default`
 tenants/{tenant}/                   all of the above, of its own
 ```

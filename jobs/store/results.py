@@ -10,7 +10,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.errors import NewerSchemaError
-from jobs.models import DicomBlob, JobRecord, JobTask, Manifest, MaskBlob, NoDicomReason, Report
+from jobs.models import (
+    DicomBlob,
+    ImageBlob,
+    ImageName,
+    JobRecord,
+    JobTask,
+    Manifest,
+    MaskBlob,
+    NoDicomReason,
+    Report,
+)
 from jobs.settings import JobsSettings
 from jobs.store.job_store import JobStore
 from jobs.store.keys import RESULTS, attempt_key
@@ -30,6 +40,7 @@ class CopiedResult:
     report: Report
     report_key: str
     masks: list[MaskBlob]
+    images: list[ImageBlob]
     dicom: list[DicomBlob]
     no_dicom: NoDicomReason | None
     identity_key: str | None
@@ -40,6 +51,7 @@ class CopiedResult:
             "severity": self.report.severity,
             "report_key": self.report_key,
             "masks": self.masks,
+            "images": self.images,
             "dicom": self.dicom,
             "no_dicom": self.no_dicom,
             "identity_key": self.identity_key,
@@ -68,7 +80,7 @@ class Results:
     def copy(self, record: JobRecord, input_sha256: str, digest: str, attempt: int) -> CopiedResult | None:
         """Copy the newest whole result for these bytes into the attempt's folder; None if there is none.
 
-        The masks are copied within the store, and the copies are read: what is damaged is not given to anybody.
+        Masks and images are copied within the store, and the copies are read: what is damaged is not given to anybody.
         """
         prefix = results_prefix(record, input_sha256, digest)
         for source_id in sorted((key.removeprefix(prefix) for key in self.store.blobs.keys(prefix)), reverse=True):
@@ -88,14 +100,24 @@ class Results:
         if manifest.outcome != "succeeded" or manifest.input_sha256 != input_sha256 or manifest.report_key is None:
             return None
         report = Report.read(self.store.blobs.read(manifest.report_key) or b"")
-        copied: list[MaskBlob | DicomBlob] = []
-        blobs: list[MaskBlob | DicomBlob] = [*manifest.masks, *manifest.dicom]
-        for blob in blobs:
-            key = attempt_key(job_id, attempt, blob.key.rpartition("/")[2])
+        masks: list[MaskBlob] = []
+        images: list[ImageBlob] = []
+        dicom: list[DicomBlob] = []
+        known, keeps = frozenset(ImageName), self.settings.keep_images
+        wanted = (image for image in manifest.images if image.name in known and ImageName(image.name).is_kept(keeps))
+        copied: list[MaskBlob | ImageBlob | DicomBlob] = [*manifest.masks, *wanted, *manifest.dicom]
+        for blob in copied:
+            folder = "images/" if isinstance(blob, ImageBlob) else ""
+            key = attempt_key(job_id, attempt, folder + blob.key.rpartition("/")[2])
             self.store.blobs.copy(blob.key, key)
             if _sha256(self.store.blobs, key) != blob.sha256:
                 return None
-            copied.append(blob.model_copy(update={"key": key}))
+            if isinstance(blob, ImageBlob):
+                images.append(blob.model_copy(update={"key": key}))
+            elif isinstance(blob, DicomBlob):
+                dicom.append(blob.model_copy(update={"key": key}))
+            else:
+                masks.append(blob.model_copy(update={"key": key}))
         identity_key = None
         if manifest.identity_key is not None:
             # The same instances of the same patient, since the bytes are the same.
@@ -105,15 +127,7 @@ class Results:
         report = report.model_copy(update={"job_id": job_id, "provenance": provenance})
         report_key = attempt_key(job_id, attempt, "report.json")
         self.store.blobs.write(report_key, report.model_dump_json().encode())
-        return CopiedResult(
-            source_id,
-            report,
-            report_key,
-            masks=[blob for blob in copied if isinstance(blob, MaskBlob)],
-            dicom=[blob for blob in copied if isinstance(blob, DicomBlob)],
-            no_dicom=manifest.no_dicom,
-            identity_key=identity_key,
-        )
+        return CopiedResult(source_id, report, report_key, masks, images, dicom, manifest.no_dicom, identity_key)
 
 
 def _sha256(blobs: ObjectStore, key: str) -> str:

@@ -15,7 +15,7 @@ import uvicorn
 from api import examples
 from api.app import create_app
 from jobs.bootstrap import Connection, connect
-from jobs.models import DicomProduct, JobError, MaskName, SeverityScores
+from jobs.models import DicomProduct, ImageName, JobError, MaskName, SeverityScores
 from jobs.settings import ApiSettings, JobsSettings
 from jobs.store.object_store import RESERVE
 from jobs.worker_api import DicomResult
@@ -38,6 +38,10 @@ def dicom_bytes(product: DicomProduct) -> bytes:
     return f"{product} ".encode() * 300
 
 
+def image_bytes(name: ImageName) -> bytes:
+    return f"image {name}".encode() * 500
+
+
 @dataclass
 class Worker:
     """Does what a worker does, but for the science."""
@@ -52,8 +56,11 @@ class Worker:
         for name in MaskName:
             masks[name] = self.folder / f"{job_id}-{name}"
             masks[name].write_bytes(mask_bytes(name))
+        images = {name: self.folder / name for name in ImageName}
+        for name, path in images.items():
+            path.write_bytes(image_bytes(name))
         with self.jobs.worker.claim(job_id, "test") as lease:
-            self.jobs.worker.succeed(lease, report, masks, examples.LABELS, dicom=self._dicom(job_id))
+            self.jobs.worker.succeed(lease, report, masks, examples.LABELS, images=images, dicom=self._dicom(job_id))
 
     def _dicom(self, job_id: str) -> DicomResult:
         files = {}

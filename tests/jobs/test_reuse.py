@@ -13,7 +13,7 @@ from jobs.bootstrap import Connection, connect
 from jobs.errors import JobPurgedError, LeaseLostError, StorageUnavailableError
 from jobs.live.pagination import Query
 from jobs.live.workers import WorkerStats
-from jobs.models import DicomIdentity, DicomProduct, JobState, JobStatus, JobTask, MaskName
+from jobs.models import DicomIdentity, DicomProduct, ImageName, JobState, JobStatus, JobTask, MaskName
 from jobs.settings import JobsSettings
 from jobs.store.keys import RESULTS
 from jobs.worker_api import DicomResult
@@ -42,8 +42,12 @@ def compute(tmp_path: Any) -> Callable[..., None]:
         path = tmp_path / "mask.nii.gz"
         path.write_bytes(b"a mask of " + lease.job_id.encode())
         report = report_for(lease.job_id, percent_opacity)
+        images = {name: path.with_name(f"{name}.png") for name in ImageName}
+        for name, image in images.items():
+            image.write_bytes(f"{name} of {lease.job_id}".encode())
         dicom = DicomResult(IDENTITY, dict.fromkeys(DicomProduct, path))
-        jobs.worker.succeed(lease, report, dict.fromkeys(MaskName, path), digest=digest, dicom=dicom)
+        masks = dict.fromkeys(MaskName, path)
+        jobs.worker.succeed(lease, report, masks, digest=digest, images=images, dicom=dicom)
 
     return compute
 
@@ -229,6 +233,8 @@ class TestWhatIsNeverUsedAgain:
         assert jobs.service.get(post(jobs)).status == JobStatus.QUEUED
         # What was copied before is the other job's own.
         assert b"".join(jobs.service.mask(copy, MaskName.LOBES).read()) == f"a mask of {source_id}".encode()
+        for name in ImageName:
+            assert b"".join(jobs.service.image(copy, name).read()) == f"{name} of {source_id}".encode()
 
     def test_one_whose_gateway_was_killed_after_the_tombstone(
         self, jobs: Connection, post: Post, computed: Post

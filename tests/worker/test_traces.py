@@ -19,6 +19,7 @@ import redis
 
 from cli.local import free_port
 from jobs.bootstrap import connect
+from jobs.models import ImageName
 from jobs.settings import JobsSettings
 from tests.support.collector import Collector, Told, collecting
 
@@ -157,7 +158,7 @@ def test_one_trace_leads_from_the_callers_span_to_the_last_blob_and_the_callback
         ("claim", "blob create"): 1,
         **{("attempt", stage): 1 for stage in STAGES},
         ("attempt", "publish"): 1,
-        ("publish", "blob write"): len(MASKS) + 1,
+        ("publish", "blob write"): len(MASKS) + len(ImageName) + 1,
         ("publish", "blob create"): 1,
         ("POST /v1/jobs", "callback"): 1,
         ("callback", "blob create"): 1,
