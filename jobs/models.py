@@ -504,6 +504,9 @@ class DicomBlob(Model):
     """A stored DICOM product."""
 
     name: DicomProduct
+    key: str
+    size_bytes: int
+    sha256: str
 
 
 class ImageBlob(Model):
