@@ -98,8 +98,8 @@ def test_there_are_few_fragments_and_the_reasons_stand_in_the_code() -> None:
     # lists by reference and time, the feed of all changes, deadlines, results used again, exports, labels, ends of
     # batches, estimates; tenants, and all that keeps them apart; outbound connections; the audit trail; the limits of
     # the gateway, hosts and origins; names taken out of stored scans;
-    # the gate before parsers.
-    assert counts.lines <= 41_500
+    # the gate before parsers; DICOM segmentations and reports, FHIR.
+    assert counts.lines <= 42_100
     assert len(counts.named_once) <= 0.12 * len(counts.functions)
     assert counts.comments >= 0.02 * counts.lines
 
