@@ -10,7 +10,7 @@ CALLS ?= 10000
 .DEFAULT_GOAL := help
 
 
-.PHONY: help install demo openapi-check test lint types layers unit test-states test-files test-hostile fuzz test-tenants test-issuer test-monitoring test-proxies first-hour docs images chaos chaos-small soak k8s-check load load-check test-clients audit-code audit-dependencies sbom format constraints clean
+.PHONY: help install demo web test-browser openapi-check test lint types layers unit test-states test-files test-hostile fuzz test-tenants test-issuer test-monitoring test-proxies first-hour docs images chaos chaos-small soak k8s-check load load-check test-clients audit-code audit-dependencies sbom format constraints clean
 
 help: ## show the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -24,8 +24,16 @@ install: .venv/.installed ## build .venv with everything
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e clients/python -e '.[api,worker,dev]'
 	@touch $@
 
-demo: install ## score a scan over HTTP: make demo [CT=scan.nii.gz | CT=dicom.zip | CT=dicom-folder/]
-	$(BIN)/lobewise demo $(if $(CT),"$(CT)")
+demo: install ## score a scan over HTTP: make demo [CT=scan.nii.gz | CT=dicom.zip | CT=dicom-folder/] [LOOK=1: and look at it in a browser]
+	$(if $(LOOK),-command -v npm > /dev/null && $(MAKE) web)
+	$(BIN)/lobewise demo $(if $(LOOK),--look) $(if $(CT),"$(CT)")
+
+web: web/node_modules/.installed ## build the pages of the gateway into api/web (needs node and npm)
+	cd web && npx tsc --noEmit && npx vite build --logLevel warn
+
+web/node_modules/.installed: web/package.json web/package-lock.json
+	cd web && npm ci --no-fund --no-audit --silent
+	@touch $@
 
 test: install lint types layers unit ## all checks and tests
 
@@ -68,6 +76,14 @@ first-hour: install clients/postman/node_modules/.installed ## a notebook and a 
 
 clients/postman/node_modules/.installed: clients/postman/package.json
 	npm install --prefix clients/postman --no-package-lock --no-fund --no-audit --silent
+	@touch $@
+
+test-browser: install web .venv/.browser ## the pages in a real browser: types, WCAG, policy, orientation (node, npm; Debian: chromium)
+	command -v chromium
+	$(BIN)/pytest tests/browser
+
+.venv/.browser: constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt playwright
 	@touch $@
 
 test-issuer: install tests/access/node_modules/.installed ## tokens of a real OpenID Connect issuer (node and npm)
@@ -166,4 +182,4 @@ test-clients: install .venv-clients/.installed ## generate clients with ten gene
 	@touch $@
 
 clean: ## remove .venv and everything that was generated
-	rm -rf .venv clients/postman/node_modules tests/access/node_modules .venv-k8s .venv-load .venv-clients tests/clients/node_modules tests/clients/build .images out build *.egg-info lobewise-data .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv api/web web/node_modules clients/postman/node_modules tests/access/node_modules .venv-k8s .venv-load .venv-clients tests/clients/node_modules tests/clients/build .images out build *.egg-info lobewise-data .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

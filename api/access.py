@@ -3,14 +3,17 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
+from anyio.to_thread import run_sync
 from fastapi import Request
 from starlette.datastructures import Headers
+from starlette.requests import cookie_parser
 from starlette.types import Scope
 
 from api.errors import ApiError, problem_of
 from jobs import problems
 from jobs.access.caller import NOBODY, Caller, Role
 from jobs.access.doors import Doors
+from jobs.access.sessions import Sessions
 from jobs.errors import JobsError, UnauthenticatedError
 
 #: The role of each operation; None: public, or with a right of its own. `create_app` refuses one that is not here.
@@ -40,6 +43,8 @@ ROLES: Final[Mapping[str, Role | None]] = {
     "get_mask": Role.READ,
     "get_mask_url": Role.READ,
     "head_mask": Role.READ,
+    "get_scan": Role.READ,
+    "get_picture": Role.READ,
     "export_reports_ndjson": Role.READ,
     "export_reports_csv": Role.READ,
     "list_models": Role.READ,
@@ -54,6 +59,8 @@ ROLES: Final[Mapping[str, Role | None]] = {
     "get_readiness": None,
     "get_problem_type": None,
 }
+#: Of the pages: the key, sealed (`jobs.access.sessions`).
+COOKIE: Final = "lobewise-session"
 SECURITY_SCHEMES: Final[dict[str, Any]] = {
     "bearer": {
         "type": "http",
@@ -116,9 +123,17 @@ async def is_still_allowed(request: Request) -> bool:
 async def _caller(doors: Doors, scope: Scope) -> Caller:
     """Raises JobsError."""
     headers, server = Headers(scope=scope), scope.get("server")
+    authorization, api_key = headers.get("authorization"), headers.get("x-api-key")
+    # A page's: a program that says who it is does not come with one.
+    cookie = None if authorization or api_key else cookie_parser(headers.get("cookie", "")).get(COOKIE)
+    if cookie is not None and not doors.are_open:
+        sessions: Sessions = scope["app"].state.sessions
+        opened = sessions.open(cookie) if sessions.is_ready else await run_sync(sessions.open, cookie)
+        # What is over or changed is no key.
+        api_key = opened or "-"
     # Where the connection was taken; a socket in the file system has no port.
     host = server[0] if server is not None and server[1] is not None else None
-    return await doors.caller_of(headers.get("authorization"), headers.get("x-api-key"), host)
+    return await doors.caller_of(authorization, api_key, host)
 
 
 def security(operation_id: str) -> list[dict[str, list[str]]]:

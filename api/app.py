@@ -16,7 +16,7 @@ from fastapi import Depends, FastAPI
 from fastapi.responses import PlainTextResponse
 from fastapi_offline import FastAPIOffline
 
-from api import errors, openapi
+from api import errors, openapi, pages
 from api.access import ROLES, authorize
 from api.connection_limits import ClientShares, Connections
 from api.docs_page import STATIC_URL, docs_page
@@ -27,13 +27,26 @@ from api.metrics import Metrics
 from api.middleware import RequestEnvelope
 from api.protocol import PiecewiseProtocol
 from api.quotas import RequestCounter, count_request
-from api.routes import batches, callbacks, events, exports, feed, quota, results, service, submission, uploads
+from api.routes import (
+    batches,
+    callbacks,
+    events,
+    exports,
+    feed,
+    images,
+    quota,
+    results,
+    service,
+    submission,
+    uploads,
+)
 from api.routes import jobs as job_routes
 from api.sse import Streams
 from api.upload_limits import UploadLimiter
 from jobs.access.caller import DEFAULT_TENANT
 from jobs.access.doors import Doors
 from jobs.access.keys import KeyRing
+from jobs.access.sessions import Sessions
 from jobs.bootstrap import Connection, connect
 from jobs.logs import configure_logging
 from jobs.private_files import keep_private
@@ -92,8 +105,8 @@ def create_app(
     if jobs is not None:
         _use(app, jobs)
     # The router tries its routes in this order, so polls, which are most of the requests, come first.
-    modules = (job_routes, submission, batches, uploads, events, feed, callbacks, results, exports, quota, service)
-    routers = [module.router for module in modules]
+    first = (job_routes, submission, batches, uploads, events, feed, callbacks)
+    routers = [module.router for module in (*first, results, images, exports, quota, service)]
     app.state.routes = [route for router in routers for route in router.routes]
     # One that nobody has thought of would be everybody's.
     if forgotten := {route.operation_id for route in app.state.routes} ^ set(ROLES):
@@ -106,6 +119,7 @@ def create_app(
     openapi.install(app)
     # Beside the document, and not in it.
     app.add_route("/docs", docs_page)
+    pages.install(app)
     app.add_route("/llms.txt", lambda _request: PlainTextResponse(openapi.for_language_models(app)))
     app.add_middleware(HostAndOrigin, settings=settings)
     app.add_middleware(RequestEnvelope, metrics=app.state.metrics, upload_limiter=app.state.upload_limiter)
@@ -203,4 +217,5 @@ def _use(app: FastAPI, connection: Connection) -> None:
     app.state.audit = connection.backends.audit
     if connection.backends.audit is not None:
         app.state.metrics.watch_audit(connection.backends.audit)
+    app.state.sessions = Sessions(connection.backends.store.blobs)
     app.state.doors = app.state.doors or Doors(read_settings(AccessSettings), KeyRing(connection.backends.store.blobs))

@@ -54,6 +54,8 @@ ACTS: Final[Mapping[str, Act | None]] = {
     "get_labels": Act.READ,
     "get_mask": Act.DOWNLOAD,
     "head_mask": Act.LOOK,
+    "get_scan": Act.DOWNLOAD,
+    "get_picture": Act.DOWNLOAD,
     # Whoever has the address needs no key for the mask, and its bytes may not pass through here.
     "get_mask_url": Act.DOWNLOAD,
     "export_reports_ndjson": Act.EXPORT,

@@ -47,6 +47,7 @@ from jobs.states import MultipartUploadState, PartState, UrlSignature
 ADDRESSES: Final = Addresses("https://lobewise.example")
 JOB_ID: Final = "01935f3a-7c1e-7b6a-9d53-2f1c7e0a4b11"
 UPLOAD_ID: Final = "01935f3a-7c1e-7b6a-9d53-2f1c7e0a4b99"
+PICTURE: Final = "coronal"
 BATCH_ID: Final = "01935f3a-7c1e-7b6a-9d53-2f1c7e0a4b77"
 SHA256: Final = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 REVISION: Final = "5d41402abc4b2a76"

@@ -395,12 +395,13 @@ def demo(
     scan: Annotated[Path | None, typer.Argument(help="A scan; a phantom by default.", exists=True)] = None,
     folder: Annotated[Path, typer.Option("--out", "-o", help="Folder for masks, report and logs.")] = Path("out/demo"),
     device: Device = "auto",
+    look: Annotated[bool, typer.Option(help="Let it run on, to look at the result in a browser.")] = False,
 ) -> None:
     """Start the service, send it a scan over HTTP, print its scores, and stop everything again."""
     with needs("submit"):
         from cli.demo import run
 
-    run(scan, folder, device)
+    run(scan, folder, device, is_looked_at=look)
 
 
 @app.command(

@@ -1,10 +1,11 @@
 """`lobewise demo`: one scan through the whole service, from nothing to scores, and everything stopped again."""
 
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from cli.client import connected, score_remotely
-from cli.local import free_port, local_service, terminated_like_interrupted
+from cli.local import free_port, local_service, terminated_like_interrupted, watch
 from cli.output import Exit, ServiceError, err, fail, out, print_report
 from jobs.models import Report
 
@@ -12,7 +13,7 @@ from jobs.models import Report
 SEED, PERCENT_OPACITY, SPACING_MM = 2020, 14.0, (3.0, 1.5, 1.5)
 
 
-def run(scan: Path | None, folder: Path, device: str) -> None:
+def run(scan: Path | None, folder: Path, device: str, *, is_looked_at: bool = False) -> None:
     """Raises: typer.Exit: with the code that says what went wrong."""
     folder.mkdir(parents=True, exist_ok=True)
     truth: Report | None = None
@@ -30,11 +31,19 @@ def run(scan: Path | None, folder: Path, device: str) -> None:
                 with connected(service.address) as client:
                     result, report = score_remotely(client, scan)
                     paths = result.save(folder)
+                if is_looked_at:
+                    print_report(out, report, truth)
+                    out.print(
+                        f"Look at it: {service.address}/view/{report.job_id}   (Ctrl-C stops all)", highlight=False
+                    )
+                    with suppress(KeyboardInterrupt):
+                        watch(service)
+                    return
             from pipeline.geometry import LesionMask, LobeLabels
             from pipeline.io.overview import draw_overview
             from pipeline.io.read import read_ct, read_volume
 
-            # A service gives no picture: it is drawn from the masks that came with its answer.
+            # As `lobewise score` draws it, from the masks that came with the answer.
             overview, volume = folder / "overview.png", read_ct(scan).volume
             lobes, lesions = (read_volume(folder / f"{name}.nii.gz").volume.hu for name in ("lobes", "lesions"))
             labels, mask = LobeLabels(lobes.astype("uint8"), volume.grid), LesionMask(lesions > 0, volume.grid)

@@ -66,7 +66,7 @@ def draw_cases(analysis: Analysis, compared: Compared, folder: Path, label: str)
             lesions = Pair(truth["lesions"], predicted["lesions"])
             dense = Pair(truth["high_opacity"], predicted["high_opacity"])
             centre = centre_mm(lesions.truth | lesions.predicted, grid)
-            coronal, axial = planes_through(centre, around(truth["lungs"] | predicted["lungs"], grid))
+            coronal, axial, _ = planes_through(centre, around(truth["lungs"] | predicted["lungs"], grid))
             # Rows of an array run downwards, and the z axis upwards.
             pictures = (
                 picture(volume, lesions, axial)[0],

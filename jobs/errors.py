@@ -6,6 +6,7 @@ JobsError
 ├── UnauthenticatedError          a call without a valid key or token
 ├── ForbiddenError                a caller without the role, or whose token names no tenant
 ├── WrongStateError               the job's status does not allow this
+├── ImageNotKeptError             a succeeded job without the image that is asked for
 ├── BatchNotFoundError            no such batch was ever accepted
 ├── TooManyTenantsError           one more than the operator allows
 ├── NoCallbackError               the job, or the batch, tells nobody how it ended
@@ -104,6 +105,13 @@ class WrongStateError(JobsError):
     def __init__(self, status: str, detail: str) -> None:
         """`status` is the one that the job had at the time."""
         super().__init__(detail, status=status)
+
+
+class ImageNotKeptError(JobsError):
+    problem = problems.IMAGE_NOT_KEPT
+
+    def __init__(self, job_id: str, name: str) -> None:
+        super().__init__(f"there is no {name} of job {job_id}", image=name)
 
 
 class BatchNotFoundError(JobsError):

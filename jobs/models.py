@@ -76,6 +76,25 @@ class MaskName(StrEnum):
     HIGH_OPACITY = "high-opacity"
 
 
+class ImageName(StrEnum):
+    """What a result is looked at with, beside the masks. An earlier job, or one whose operator keeps none, has none."""
+
+    #: The CT itself in Hounsfield units, a gzipped NIfTI on the masks' grid.
+    SCAN = "scan"
+    #: The same, coarse, for a first look.
+    PREVIEW = "preview"
+    #: Slices in the lung window with the lobes' contours and the opacities, PNG, as radiologists look at them.
+    AXIAL = "axial"
+    CORONAL = "coronal"
+    SAGITTAL = "sagittal"
+    #: The opacities projected from the front onto the lungs, PNG.
+    GLASS = "glass"
+
+    def is_kept(self, keep_images: Literal["all", "preview", "none"]) -> bool:
+        """Whether the setting of this name has it stored and answered."""
+        return keep_images == "all" or (keep_images == "preview" and self is not ImageName.SCAN)
+
+
 class CallbackOutcome(StrEnum):
     """How one attempt at a callback ended."""
 
@@ -430,6 +449,16 @@ class MaskBlob(Model):
     labels: list[MaskLabel] = Field(default_factory=list, description="none in what earlier versions stored")
 
 
+class ImageBlob(Model):
+    """A stored scan or picture."""
+
+    #: Of `ImageName`, or one that a later version knows.
+    name: str
+    key: str
+    size_bytes: int
+    sha256: str
+
+
 class Manifest(Model):
     """`manifest.json`: created once, never replaced; its existence ends the job. The winner of all attempts."""
 
@@ -443,6 +472,7 @@ class Manifest(Model):
     report_key: str | None = None
     inspection_key: str | None = None
     masks: list[MaskBlob] = Field(default_factory=list)
+    images: list[ImageBlob] = Field(default_factory=list, description="none in what earlier versions stored")
     error: JobError | None = None
     reused_from: str | None = Field(default=None, description="the job that was computed, if not this one")
     index_key: str | None = Field(default=None, description="of the blob by which others find this result")

@@ -226,6 +226,14 @@ CURSOR_EXPIRED: Final = ProblemType(
     "Get a new cursor with `GET /v1/events?start=newest`, then list all jobs with `GET /v1/jobs`, then follow the "
     "cursor.",
 )
+IMAGE_NOT_KEPT: Final = ProblemType(
+    "image-not-kept",
+    404,
+    "The job has no such image",
+    "Scan and pictures are stored when a job succeeds, where the operator keeps them (`LOBEWISE_KEEP_IMAGES`). This "
+    "job was scored by a version that did not, or its operator keeps fewer.",
+    "Masks and report are there all the same. To have the images, submit the scan again with `reuse=false`.",
+)
 WRONG_STATE: Final = ProblemType(
     "wrong-state",
     409,

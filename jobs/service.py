@@ -20,6 +20,7 @@ from jobs.ends import Ends
 from jobs.errors import (
     BrokerUnavailableError,
     IdempotencyInFlightError,
+    ImageNotKeptError,
     JobNotFoundError,
     JobPurgedError,
     StorageUnavailableError,
@@ -31,7 +32,20 @@ from jobs.live.events import JobEvent
 from jobs.live.feed import Changes
 from jobs.live.pagination import ALL, Query
 from jobs.live.status_batcher import StatusBatcher
-from jobs.models import Inspection, JobRecord, JobState, JobStatus, JobTask, Manifest, MaskLabels, MaskName, Report
+from jobs.models import (
+    ImageBlob,
+    ImageName,
+    Inspection,
+    JobRecord,
+    JobState,
+    JobStatus,
+    JobTask,
+    Manifest,
+    MaskBlob,
+    MaskLabels,
+    MaskName,
+    Report,
+)
 from jobs.recovery import finalize
 from jobs.states import JobPage, Readiness
 from jobs.store.idempotency import Idempotency
@@ -56,8 +70,8 @@ _report_readers: Final = ThreadPoolExecutor(READ_AT_ONCE, thread_name_prefix="re
 
 
 @dataclass(frozen=True)
-class StoredMask:
-    """A mask of a succeeded job."""
+class StoredFile:
+    """A mask or an image of a succeeded job."""
 
     blobs: ObjectStore
     key: str
@@ -332,14 +346,23 @@ class JobService:
             raise StorageUnavailableError(f"the result of job {job_id} is missing")
         return data
 
-    def mask(self, job_id: str, name: MaskName) -> StoredMask:
+    def mask(self, job_id: str, name: MaskName) -> StoredFile:
         """Raises WrongStateError unless succeeded."""
-        stored = next(mask for mask in self._require_scored(job_id).masks if mask.name == name)
+        return self._file(job_id, next(mask for mask in self._require_scored(job_id).masks if mask.name == name))
+
+    def image(self, job_id: str, name: ImageName) -> StoredFile:
+        """Raises WrongStateError unless succeeded, ImageNotKeptError: the worker stored none, or it is not shown."""
+        for image in self._require_scored(job_id).images:
+            if image.name == name and name.is_kept(self.settings.keep_images):
+                return self._file(job_id, image)
+        raise ImageNotKeptError(job_id, name)
+
+    def _file(self, job_id: str, stored: MaskBlob | ImageBlob) -> StoredFile:
         info = self._store.blobs.info(stored.key)
         if info is None:
             self._store.record(job_id)
-            raise StorageUnavailableError(f"a mask of job {job_id} is missing")
-        return StoredMask(self._store.blobs, stored.key, stored.size_bytes, stored.sha256, info.last_modified)
+            raise StorageUnavailableError(f"a file of job {job_id} is missing")
+        return StoredFile(self._store.blobs, stored.key, stored.size_bytes, stored.sha256, info.last_modified)
 
     def labels(self, job_id: str) -> MaskLabels:
         """Raises WrongStateError unless succeeded, and of a job whose worker stored no labels."""

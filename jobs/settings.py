@@ -141,6 +141,12 @@ class JobsSettings(BaseSettings):
         default=True,
         description="whether a scan that was scored before, by the same software and weights, is given that result",
     )
+    keep_images: Literal["all", "preview", "none"] = Field(
+        default="all",
+        description="what is stored beside report and masks to look at a result with: `all` has the CT on the masks' "
+        "grid, a coarse one and pictures; `preview` leaves out the CT itself, which is the large one; `none` stores "
+        "and answers none of them",
+    )
     hard_limit_seconds: PositiveInt = Field(default=1800, description="an attempt that takes longer is killed")
     soft_limit_seconds: PositiveInt = Field(
         default=1500, description="an attempt that takes longer is interrupted and counts as failed"
@@ -471,6 +477,9 @@ class ApiSettings(BaseSettings):
         default=5.0,
         description="when `LOBEWISE_API_MAX_UPLOADS` scans are on their way in, one whose client was too slow for so "
         "long gives its place to the next",
+    )
+    session_seconds: PositiveInt = Field(
+        default=8 * 3600, description="how long who signs in to the pages stays so; what ends the key ends it earlier"
     )
     shutdown_seconds: PositiveInt = Field(default=10, description="how long requests may finish when the gateway stops")
 

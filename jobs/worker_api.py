@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from opentelemetry.trace import SpanKind
@@ -21,7 +22,18 @@ from jobs.errors import (
     UnavailableError,
     WrongStateError,
 )
-from jobs.models import Inspection, JobError, Manifest, MaskBlob, MaskLabels, MaskName, Report, Stage
+from jobs.models import (
+    ImageBlob,
+    ImageName,
+    Inspection,
+    JobError,
+    Manifest,
+    MaskBlob,
+    MaskLabels,
+    MaskName,
+    Report,
+    Stage,
+)
 from jobs.recovery import finalize
 from jobs.store.inputs import Inputs
 from jobs.store.job_store import Claim, Ending
@@ -179,11 +191,13 @@ class WorkerApi:
         masks: Mapping[MaskName, Path],
         labels: MaskLabels | None = None,
         digest: str | None = None,
+        images: Mapping[ImageName, Path] = MappingProxyType({}),
     ) -> None:
         """Store report and masks, then the manifest that makes the job succeeded; it has the masks' labels, too.
 
         Args:
             digest: of the software and weights; without it no other job is given this result.
+            images: the scan and pictures to look at the result with; the names of their files are kept.
 
         Raises:
             LeaseLostError: this attempt may not publish; nothing of it will be seen.
@@ -199,13 +213,18 @@ class WorkerApi:
                 of_mask = labels.masks[name] if labels is not None else []
                 blob = MaskBlob(name=name, key=key, size_bytes=path.stat().st_size, sha256=sha256, labels=of_mask)
                 stored.append(blob)
+            kept = []
+            for image, path in images.items():
+                key = attempt_key(lease.job_id, lease.attempt, f"images/{path.name}")
+                sha256 = self._store.blobs.write_file(key, path)
+                kept.append(ImageBlob(name=image, key=key, size_bytes=path.stat().st_size, sha256=sha256))
             report_key = attempt_key(lease.job_id, lease.attempt, "report.json")
             self._store.blobs.write(report_key, report.model_dump_json().encode())
             index_key = None
             if digest is not None and lease.scan.sha256 is not None and self.settings.reuse_results:
                 index_key = results_prefix(lease.record, lease.scan.sha256, digest) + lease.job_id
             manifest = _succeeded(
-                lease, severity=report.severity, report_key=report_key, masks=stored, index_key=index_key
+                lease, severity=report.severity, report_key=report_key, masks=stored, images=kept, index_key=index_key
             )
             # The report's seconds of `store` are those of writing the masks; uploading them belongs to the stage, too.
             seconds = dict(report.provenance.seconds)

@@ -80,7 +80,7 @@ def test_retired_words_are_in_no_name() -> None:
 
 def test_the_top_of_the_repository_holds_the_rooms_and_little_else() -> None:
     folders = {path.relative_to(ROOT).parts[0] for path in FILES if len(path.relative_to(ROOT).parts) > 1}
-    assert folders == {*ROOMS, ".ci", "clients", "deploy", "docs", "k8s", "tests"}
+    assert folders == {*ROOMS, ".ci", "clients", "deploy", "docs", "k8s", "tests", "web"}
 
 
 def test_modules_import_in_no_circle() -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import numpy as np
 
 from jobs.models import (
+    ImageName,
     Inspection,
     LandmarkPoint,
     LobeName,
@@ -31,9 +32,11 @@ from jobs.models import (
 )
 from jobs.version import __version__
 from pipeline import severity as science
-from pipeline.geometry import Finding, GeometrySource, LesionMask, LobeLabels, LungMask, Scan
-from pipeline.io.write import write_mask
+from pipeline.geometry import Finding, GeometrySource, LesionMask, LobeLabels, LungMask, Scan, Volume
+from pipeline.io.overview import draw_pictures
+from pipeline.io.write import write_ct, write_mask
 from pipeline.labels import LABELS
+from pipeline.resampling import resample
 from pipeline.severity import LobeSeverity, Severity
 
 if TYPE_CHECKING:  # they import torch, which takes seconds, and only their attributes are used here
@@ -46,6 +49,9 @@ if TYPE_CHECKING:  # they import torch, which takes seconds, and only their attr
 FIRST_BIN_HU = -1024
 LAST_BIN_HU = 3072
 BIN_HU = 64
+
+#: Spacing of the coarse scan: some 3 MB for a chest, which a browser has in a fraction of a second.
+PREVIEW_MM = 3.0
 
 
 def report_of(
@@ -140,6 +146,20 @@ def write_masks(result: Quantification, folder: Path) -> dict[MaskName, Path]:
         paths[name] = folder / f"{name}.nii.gz"
         array = mask.labels if isinstance(mask, LobeLabels) else mask.mask
         write_mask(paths[name], array, mask.grid, result.source, LABELS[name])
+    return paths
+
+
+def write_images(scan: Scan, result: Quantification, folder: Path, *, with_scan: bool) -> dict[ImageName, Path]:
+    """What the result is looked at with, in `folder`: pictures, a coarse scan and, if wanted, the scan itself."""
+    pictures = draw_pictures(folder, scan.volume, result.lobes, result.lesions)
+    paths = {ImageName(name): path for name, path in pictures.items()}
+    grid = scan.volume.grid.not_finer_than(PREVIEW_MM)
+    coarse = resample(scan.volume.hu, scan.volume.grid, grid)
+    paths[ImageName.PREVIEW] = folder / "preview.nii.gz"
+    write_ct(paths[ImageName.PREVIEW], Volume(np.clip(np.rint(coarse), -32768, 32767).astype(np.int16), grid))
+    if with_scan:
+        paths[ImageName.SCAN] = folder / "scan.nii.gz"
+        write_ct(paths[ImageName.SCAN], scan.volume, result.source)
     return paths
 
 

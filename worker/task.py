@@ -24,7 +24,7 @@ from jobs.errors import (
     SourceError,
     WrongStateError,
 )
-from jobs.models import JobError, JobTask, ModelProvenance, Stage
+from jobs.models import ImageName, JobError, JobTask, ModelProvenance, Stage
 from jobs.problems import BY_SLUG
 from jobs.settings import JobsSettings
 from jobs.tracing import OUTCOME, step
@@ -34,7 +34,7 @@ from pipeline.geometry import Scan
 from pipeline.io.deidentify import deidentify
 from pipeline.io.overview import draw_slices
 from pipeline.io.read import ReadLimits, read_ct
-from worker.report import inspection_of, mask_labels, models_of, report_of, write_masks
+from worker.report import inspection_of, mask_labels, models_of, report_of, write_images, write_masks
 from worker.shutdown import Drain
 
 if TYPE_CHECKING:  # it imports torch, which the parent of the worker processes does not need
@@ -205,8 +205,12 @@ def _score(context: WorkerContext, lease: Lease, folder: Path) -> None:
             result = context.analysis.quantify(scan, progress, low_memory=lease.low_memory)
         with clock.stage(Stage.STORE, QUANTIFY_TO):
             masks = write_masks(result, folder)
+            keeps = context.jobs.settings.keep_images
+            images = {}
+            if keeps != "none":
+                images = write_images(scan, result, folder, with_scan=ImageName.SCAN.is_kept(keeps))
         report = report_of(result, job_id=lease.job_id, input_sha256=lease.scan.sha256 or "", seconds=clock.seconds)
-        context.jobs.succeed(lease, report, masks, mask_labels(), digest)
+        context.jobs.succeed(lease, report, masks, mask_labels(), digest, images)
     except (PipelineError, SourceError) as error:
         problem = error.problem if isinstance(error, SourceError) else BY_SLUG[error.code]
         log.info("the scan cannot be scored", extra={"code": problem.slug})

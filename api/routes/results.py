@@ -1,41 +1,24 @@
 """What a succeeded job found: its report and its masks."""
 
-import base64
 import hashlib
 from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
 from typing import Annotated, Final
 
-from fastapi import APIRouter, Header, Path, Response
-from fastapi.responses import StreamingResponse
+from fastapi import APIRouter, Path, Response
 
 from api import examples, openapi
-from api.conditional import is_known, parse_range, quoted, range_applies
+from api.conditional import is_known, quoted
 from api.dependencies import AddressesDep, JobsDep
 from api.routes.jobs import READ_PROBLEMS, IfNoneMatch, JobId
 from api.schemas import MaskAddress
+from api.stored_file import FILE_HEADERS, MEDIA_TYPE, IfRange, Range, file_headers, stored_file
 from api.views import as_json, json_response, report_view
 from jobs import problems
 from jobs.models import Inspection, MaskLabels, MaskName, Report
-from jobs.service import StoredMask
 
 router = APIRouter(tags=["results"])
 
-#: Not application/gzip, which some clients would unpack or not know; the file name says what it is.
-MEDIA_TYPE: Final = "application/octet-stream"
-
 Name = Annotated[MaskName, Path(description="which mask")]
-Range = Annotated[
-    str | None,
-    Header(alias="Range", description="one range of bytes; several are answered with all", examples=["bytes=0-1023"]),
-]
-IfRange = Annotated[
-    str | None,
-    Header(
-        alias="If-Range", description="the ETag or Last-Modified of the part you have: all of the file if it changed"
-    ),
-]
-_FILE_HEADERS: Final = ("ETag", "Last-Modified", "Accept-Ranges", "Repr-Digest", "Content-Disposition")
 _PROBLEMS: Final = (*READ_PROBLEMS, problems.NOT_FOUND, problems.WRONG_STATE)
 
 
@@ -114,8 +97,8 @@ def get_labels(job_id: JobId, jobs: JobsDep) -> Response:
     summary="Get a mask",
     response_class=Response,
     responses={
-        200: openapi.file_answer("All of the file.", *_FILE_HEADERS),
-        206: openapi.file_answer("The part that `Range` asks for.", *_FILE_HEADERS, "Content-Range"),
+        200: openapi.file_answer("All of the file.", *FILE_HEADERS),
+        206: openapi.file_answer("The part that `Range` asks for.", *FILE_HEADERS, "Content-Range"),
         304: openapi.not_modified(),
         **openapi.problem_answers(*_PROBLEMS, problems.RANGE_NOT_SATISFIABLE),
     },
@@ -131,17 +114,7 @@ def get_mask(
     """A gzipped NIfTI on the scan's own grid. `lobes` has 1 left upper, 2 left lower, 3 right upper, 4 right middle
     and 5 right lower; the others have 1 inside.
     """
-    mask = jobs.mask(job_id, name)
-    headers = _headers(mask, name)
-    if is_known(headers["ETag"], if_none_match):
-        return Response(status_code=304, headers={"ETag": headers["ETag"]})
-    applies = range_applies(if_range, headers["ETag"], headers["Last-Modified"])
-    part = parse_range(range, mask.size_bytes) if applies else None
-    begin, end = part or (0, mask.size_bytes)
-    headers |= {"Content-Length": str(end - begin)}
-    if part is not None:
-        headers["Content-Range"] = f"bytes {begin}-{end - 1}/{mask.size_bytes}"
-    return StreamingResponse(mask.read(begin, end), 206 if part else 200, headers, MEDIA_TYPE)
+    return stored_file(jobs.mask(job_id, name), f"{name}.nii.gz", if_none_match, range, if_range)
 
 
 @router.get(
@@ -180,26 +153,14 @@ def get_mask_url(job_id: JobId, name: Name, jobs: JobsDep, addresses: AddressesD
     summary="Ask about a mask",
     response_class=Response,
     responses={
-        200: {"description": "The headers that GET would answer with.", "headers": openapi.headers(*_FILE_HEADERS)},
+        200: {"description": "The headers that GET would answer with.", "headers": openapi.headers(*FILE_HEADERS)},
         304: openapi.not_modified(),
         **openapi.problem_answers(*_PROBLEMS),
     },
 )
 def head_mask(job_id: JobId, name: Name, jobs: JobsDep, if_none_match: IfNoneMatch = None) -> Response:
     """Size, digest and version, without the file."""
-    headers = _headers(mask := jobs.mask(job_id, name), name)
+    headers = file_headers(mask := jobs.mask(job_id, name), f"{name}.nii.gz")
     if is_known(headers["ETag"], if_none_match):
         return Response(status_code=304, headers={"ETag": headers["ETag"]})
     return Response(headers=headers | {"Content-Length": str(mask.size_bytes), "Content-Type": MEDIA_TYPE})
-
-
-def _headers(mask: StoredMask, name: MaskName) -> dict[str, str]:
-    # The sha256 of the whole file, for a part of it too (RFC 9530): a download in parts can be checked.
-    digest = base64.b64encode(bytes.fromhex(mask.sha256)).decode()
-    return {
-        "ETag": quoted(mask.sha256),
-        "Last-Modified": format_datetime(mask.last_modified, usegmt=True),
-        "Accept-Ranges": "bytes",
-        "Repr-Digest": f"sha-256=:{digest}:",
-        "Content-Disposition": f'attachment; filename="{name}.nii.gz"',
-    }

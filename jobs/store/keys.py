@@ -8,6 +8,7 @@ jobs/{id}/deidentified.json         created once: which of the attempts' `input`
 jobs/{id}/attempts/{n}/claim.json   created once, before the work: attempt n has begun
 jobs/{id}/attempts/{n}/ended.json   created once: attempt n ended without an outcome and may publish none
 jobs/{id}/attempts/{n}/report.json  and the masks, named as in `MaskName`
+jobs/{id}/attempts/{n}/images/      scan and pictures, named as in `ImageName`
 jobs/{id}/attempts/{n}/input        the scan without what names the patient
 jobs/{id}/manifest.json             created once: the outcome
 jobs/{id}/callbacks/{round}/{n}.json        created once: an attempt to tell of it
@@ -29,6 +30,7 @@ uploads/{id}/scan                   all parts, joined
 uploads/{id}/completed.json         created once: a job may take the scan
 access/keys/{id}/key.json           created once: a key to the API, hashed (`access.keys`)
 access/keys/{id}/ends/{moment}      it ends at that time, in ms since 1970; at once where that is 0
+access/session-secret               created once: seals the cookies of the pages (`access.sessions`)
 tenants/{tenant}/tenant.json        created once, before anything else of a tenant but `default`
 tenants/{tenant}/                   all of the above, of its own
 ```

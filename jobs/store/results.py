@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.errors import NewerSchemaError
-from jobs.models import JobRecord, JobTask, Manifest, MaskBlob, Report
+from jobs.models import ImageBlob, ImageName, JobRecord, JobTask, Manifest, MaskBlob, Report
 from jobs.settings import JobsSettings
 from jobs.store.job_store import JobStore
 from jobs.store.keys import RESULTS, attempt_key
@@ -30,6 +30,7 @@ class CopiedResult:
     report: Report
     report_key: str
     masks: list[MaskBlob]
+    images: list[ImageBlob]
 
     def in_manifest(self) -> dict[str, Any]:
         """The fields of the later job's manifest that come from it."""
@@ -37,6 +38,7 @@ class CopiedResult:
             "severity": self.report.severity,
             "report_key": self.report_key,
             "masks": self.masks,
+            "images": self.images,
             "reused_from": self.source_id,
         }
 
@@ -62,7 +64,7 @@ class Results:
     def copy(self, record: JobRecord, input_sha256: str, digest: str, attempt: int) -> CopiedResult | None:
         """Copy the newest whole result for these bytes into the attempt's folder; None if there is none.
 
-        The masks are copied within the store, and the copies are read: what is damaged is not given to anybody.
+        Masks and images are copied within the store, and the copies are read: what is damaged is not given to anybody.
         """
         prefix = results_prefix(record, input_sha256, digest)
         for source_id in sorted((key.removeprefix(prefix) for key in self.store.blobs.keys(prefix)), reverse=True):
@@ -82,18 +84,26 @@ class Results:
         if manifest.outcome != "succeeded" or manifest.input_sha256 != input_sha256 or manifest.report_key is None:
             return None
         report = Report.read(self.store.blobs.read(manifest.report_key) or b"")
-        masks = []
-        for mask in manifest.masks:
-            key = attempt_key(job_id, attempt, mask.key.rpartition("/")[2])
-            self.store.blobs.copy(mask.key, key)
-            if _sha256(self.store.blobs, key) != mask.sha256:
+        masks: list[MaskBlob] = []
+        images: list[ImageBlob] = []
+        known, keeps = frozenset(ImageName), self.settings.keep_images
+        wanted = (image for image in manifest.images if image.name in known and ImageName(image.name).is_kept(keeps))
+        copied: list[MaskBlob | ImageBlob] = [*manifest.masks, *wanted]
+        for blob in copied:
+            folder = "images/" if isinstance(blob, ImageBlob) else ""
+            key = attempt_key(job_id, attempt, folder + blob.key.rpartition("/")[2])
+            self.store.blobs.copy(blob.key, key)
+            if _sha256(self.store.blobs, key) != blob.sha256:
                 return None
-            masks.append(mask.model_copy(update={"key": key}))
+            if isinstance(blob, ImageBlob):
+                images.append(blob.model_copy(update={"key": key}))
+            else:
+                masks.append(blob.model_copy(update={"key": key}))
         provenance = report.provenance.model_copy(update={"reused_from": source_id})
         report = report.model_copy(update={"job_id": job_id, "provenance": provenance})
         report_key = attempt_key(job_id, attempt, "report.json")
         self.store.blobs.write(report_key, report.model_dump_json().encode())
-        return CopiedResult(source_id, report, report_key, masks)
+        return CopiedResult(source_id, report, report_key, masks, images)
 
 
 def _sha256(blobs: ObjectStore, key: str) -> str:

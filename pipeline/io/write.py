@@ -48,9 +48,9 @@ def write_mask(
     _write(path, mask.astype(np.uint8, copy=False), grid, source, _label_table(labels) if labels else b"")
 
 
-def write_ct(path: Path, volume: Volume) -> None:
+def write_ct(path: Path, volume: Volume, source: GeometrySource | None = None) -> None:
     """Write a CT to `path` (`.nii.gz`) as int16 Hounsfield units, in the same way."""
-    _write(path, volume.hu, volume.grid, None, b"")
+    _write(path, volume.hu, volume.grid, source, b"")
 
 
 def _label_table(labels: Sequence[Label]) -> bytes:

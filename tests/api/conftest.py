@@ -15,7 +15,7 @@ import uvicorn
 from api import examples
 from api.app import create_app
 from jobs.bootstrap import Connection, connect
-from jobs.models import JobError, MaskName, SeverityScores
+from jobs.models import ImageName, JobError, MaskName, SeverityScores
 from jobs.settings import ApiSettings, JobsSettings
 from jobs.store.object_store import RESERVE
 
@@ -33,6 +33,10 @@ def mask_bytes(name: MaskName) -> bytes:
     return gzip.compress(f"mask {name}".encode() * 500, mtime=0)
 
 
+def image_bytes(name: ImageName) -> bytes:
+    return f"image {name}".encode() * 500
+
+
 @dataclass
 class Worker:
     """Does what a worker does, but for the science."""
@@ -47,8 +51,11 @@ class Worker:
         for name in MaskName:
             masks[name] = self.folder / f"{job_id}-{name}"
             masks[name].write_bytes(mask_bytes(name))
+        images = {name: self.folder / name for name in ImageName}
+        for name, path in images.items():
+            path.write_bytes(image_bytes(name))
         with self.jobs.worker.claim(job_id, "test") as lease:
-            self.jobs.worker.succeed(lease, report, masks, examples.LABELS)
+            self.jobs.worker.succeed(lease, report, masks, examples.LABELS, images=images)
 
     def fail(self, job_id: str, error: JobError = examples.FAILURE) -> None:
         with self.jobs.worker.claim(job_id, "test") as lease:

@@ -29,7 +29,7 @@ def test_operations_have_names_for_clients() -> None:
         "abort_upload", "get_callback", "redeliver_callback", "create_batch", "list_batches", "get_batch",
         "export_reports_csv", "export_reports_ndjson",
         "cancel_batch", "validate_scan", "get_inspection", "create_job_from_source", "validate_scan_from_source",
-        "get_labels", "list_events", "get_batch_callback", "redeliver_batch_callback",
+        "get_labels", "list_events", "get_batch_callback", "redeliver_batch_callback", "get_scan", "get_picture",
         "list_models", "get_quota", "get_health", "get_readiness", "get_metrics", "get_problem_type",
     }  # fmt: skip
 

@@ -127,7 +127,7 @@ def test_an_unknown_type_is_404(shared: Service) -> None:
     require_problem(shared.client.get("/problems/unheard-of"), 404, "not-found")
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v2/jobs", "/v1/jobs/", "/%ff", "/v1/jobs/a/b/c", "//v1/jobs"])
+@pytest.mark.parametrize("path", ["/nothing", "/v1", "/v2/jobs", "/v1/jobs/", "/%ff", "/v1/jobs/a/b/c", "//v1/jobs"])
 def test_the_routers_own_404_is_a_problem(shared: Service, path: str) -> None:
     require_problem(httpx.get(shared.address + path), 404, "not-found")
 

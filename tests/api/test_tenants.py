@@ -156,7 +156,8 @@ def named_by(operation: dict[str, Any]) -> set[str]:
 
 def call(client: httpx.Client, operation_id: str, ids: dict[str, str], **more: Any) -> httpx.Response:
     method, path, _ = OPERATIONS[operation_id]
-    whole = path.format(**{"name": "lungs", "number": 1, "slug": "x", **ids})
+    name = "axial" if operation_id == "get_picture" else "lungs"
+    whole = path.format(**{"name": name, "number": 1, "slug": "x", **ids})
     if operation_id == "put_upload_part":
         more |= {"params": {"expires": 4_000_000_000, "signature": "0" * 64}, "content": nifti()}
     return client.request(method, whole, **more)

@@ -71,15 +71,25 @@ def run(*command: str | Path, stdout: int | None = None) -> None:
 def build(store: Store, part: str) -> None:
     """The image of one part, as its Dockerfile says."""
     found = outside.settings(PIP)
-    secret = store.folder / "pip.conf"
-    secret.touch(mode=0o600)
+    of_npm = outside.npm_settings()
+    contents = {
+        "pip": outside.as_file(found),
+        "npm": "".join(f"{name}={value}\n" for name, value in of_npm.items()),
+    }
+    secrets = {name: store.folder / f"{name}.conf" for name in contents}
     try:
-        secret.write_text(outside.as_file(found))
+        for name, secret in secrets.items():
+            secret.touch(mode=0o600)
+            secret.write_text(contents[name])
+        given = [f"--secret=id={name},src={secret}" for name, secret in secrets.items()]
+        # The certificate of a registry's mirror is one file; of pip's folders it may lie in one.
+        lendable = {*outside.folders(found), *(Path(of_npm[name]) for name in ("cafile",) if name in of_npm)}
         for stage in STAGES:
-            lent = [] if stage is None else ["--target", stage, *outside.volumes(outside.folders(found))]
-            store.buildah("bud", *_options(part), *lent, f"--secret=id=pip,src={secret}", ROOT, shown=True)
+            lent = [] if stage is None else ["--target", stage, *outside.volumes(sorted(lendable))]
+            store.buildah("bud", *_options(part), *lent, *given, ROOT, shown=True)
     finally:
-        secret.unlink()
+        for secret in secrets.values():
+            secret.unlink()
 
 
 def _options(part: str) -> list[str]:

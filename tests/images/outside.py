@@ -6,6 +6,7 @@ looks for them there.
 
 import ast
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,19 @@ def as_file(found: dict[str, str]) -> str:
     """The same as a pip.conf."""
     lines = (f"{name} = {' '.join(value.split())}" for name, value in found.items())
     return "\n".join(["[global]", *lines, ""])
+
+
+def npm_settings() -> dict[str, str]:
+    """What npm of this machine says of its registry, where there is npm; the image's own brings the rest."""
+    npm = shutil.which("npm")
+    if npm is None:
+        return {}
+    asked = {name: [npm, "config", "get", name] for name in ("registry", "cafile")}
+    told = {
+        name: subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE).stdout.strip()
+        for name, command in asked.items()
+    }
+    return {name: value for name, value in told.items() if value not in ("", "null", "undefined")}
 
 
 def folders(found: dict[str, str]) -> list[Path]:

@@ -13,7 +13,7 @@ from jobs.bootstrap import Connection, connect
 from jobs.errors import JobPurgedError, LeaseLostError, StorageUnavailableError
 from jobs.live.pagination import Query
 from jobs.live.workers import WorkerStats
-from jobs.models import JobState, JobStatus, JobTask, MaskName
+from jobs.models import ImageName, JobState, JobStatus, JobTask, MaskName
 from jobs.settings import JobsSettings
 from jobs.store.keys import RESULTS
 
@@ -36,7 +36,10 @@ def compute(tmp_path: Any) -> Callable[..., None]:
         path = tmp_path / "mask.nii.gz"
         path.write_bytes(b"a mask of " + lease.job_id.encode())
         report = report_for(lease.job_id, percent_opacity)
-        jobs.worker.succeed(lease, report, dict.fromkeys(MaskName, path), digest=digest)
+        images = {name: path.with_name(f"{name}.png") for name in ImageName}
+        for name, image in images.items():
+            image.write_bytes(f"{name} of {lease.job_id}".encode())
+        jobs.worker.succeed(lease, report, dict.fromkeys(MaskName, path), digest=digest, images=images)
 
     return compute
 
@@ -222,6 +225,8 @@ class TestWhatIsNeverUsedAgain:
         assert jobs.service.get(post(jobs)).status == JobStatus.QUEUED
         # What was copied before is the other job's own.
         assert b"".join(jobs.service.mask(copy, MaskName.LOBES).read()) == f"a mask of {source_id}".encode()
+        for name in ImageName:
+            assert b"".join(jobs.service.image(copy, name).read()) == f"{name} of {source_id}".encode()
 
     def test_one_whose_gateway_was_killed_after_the_tombstone(
         self, jobs: Connection, post: Post, computed: Post

@@ -614,6 +614,8 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(finalize, "SHOW_EVERY_SECONDS", 0)
     logging.disable()
     monkeypatch.setattr(task, "write_masks", write_masks)
+    # Stored as masks are, and shown by nothing that is told of a job.
+    monkeypatch.setattr(task, "write_images", lambda *_scan_result_folder, **_: {})
     monkeypatch.setattr(task, "report_of", report_of)
     with tempfile.TemporaryDirectory() as folder:
         WORLD[:] = [World(Path(folder))]

@@ -19,6 +19,7 @@ import redis
 
 from cli.local import free_port
 from jobs.bootstrap import connect
+from jobs.models import ImageName
 from jobs.settings import JobsSettings
 from tests.support.collector import Collector, Told, collecting
 
@@ -157,7 +158,7 @@ def test_one_trace_leads_from_the_callers_span_to_the_last_blob_and_the_callback
         ("claim", "blob create"): 1,
         **{("attempt", stage): 1 for stage in STAGES},
         ("attempt", "publish"): 1,
-        ("publish", "blob write"): len(MASKS) + 1,
+        ("publish", "blob write"): len(MASKS) + len(ImageName) + 1,
         ("publish", "blob create"): 1,
         ("POST /v1/jobs", "callback"): 1,
         ("callback", "blob create"): 1,
@@ -292,33 +293,16 @@ def test_a_collector_that_does_not_answer_holds_nothing_up(collector: Collector,
         assert len(complaints) <= 3, "one a process and minute"
 
 
-def test_a_process_that_ends_sends_what_it_still_has(collector: Collector, tmp_path: Path) -> None:
-    with serving(tmp_path, **collector.environment(OTEL_BSP_SCHEDULE_DELAY="600000")) as service:
+def test_a_process_that_ends_or_kills_itself_sends_what_it_still_has(collector: Collector, tmp_path: Path) -> None:
+    """And of a call that is not sampled there is nothing."""
+    late = {"LOBEWISE_CANCEL_GRACE_SECONDS": "0.5", "OTEL_BSP_SCHEDULE_DELAY": "600000"}
+    with serving(tmp_path, **collector.environment(**late)) as service:
         worker = service.start_worker()
-        answer = service.submit({"do": "score"})
-        service.finished(answer.json()["id"])
+        unsampled = service.submit({"do": "score"}, headers={"traceparent": f"00-{TRACE}-{CALLER}-00"})
+        whole = service.submit({"do": "score"})
+        for answer in (unsampled, whole):
+            assert service.finished(answer.json()["id"])["status"] == "succeeded"
         assert collector.spans == []
-        stop(worker)
-        assert {span.service for span in collector.spans} == {"lobewise-worker"}
-    spans = collector.trace(answer.headers["traceresponse"].split("-")[1])
-    assert {"POST /v1/jobs", "attempt", "publish"} <= {span.name for span in spans}
-    require_whole(spans, {""})
-
-
-def test_a_call_that_is_not_sampled_leaves_no_trace(collector: Collector, tmp_path: Path) -> None:
-    with serving(tmp_path, **collector.environment()) as service:
-        worker = service.start_worker()
-        answer = service.submit({"do": "score"}, headers={"traceparent": f"00-{TRACE}-{CALLER}-00"})
-        service.finished(answer.json()["id"])
-        stop(worker)
-        assert answer.headers["traceresponse"].startswith(f"00-{TRACE}-")
-    assert collector.trace(TRACE) == []
-
-
-def test_a_worker_process_that_kills_itself_tells_of_its_attempt_first(collector: Collector, tmp_path: Path) -> None:
-    quick = {"LOBEWISE_CANCEL_GRACE_SECONDS": "0.5", "OTEL_BSP_SCHEDULE_DELAY": "600000"}
-    with serving(tmp_path, **collector.environment(**quick)) as service:
-        worker = service.start_worker()
         short = service.submit({"do": "memory-unless-frugal"})
         assert service.finished(short.json()["id"])["status"] == "succeeded"
         stuck = service.submit({"do": "hang-on"})
@@ -328,7 +312,12 @@ def test_a_worker_process_that_kills_itself_tells_of_its_attempt_first(collector
         service.client.post(f"{address}/cancel")
         assert service.finished(stuck.json()["id"])["status"] == "cancelled"
         stop(worker)
-    for answer, outcomes in ((short, ["out-of-memory", "succeeded"]), (stuck, ["cancelled"])):
+        assert {span.service for span in collector.spans} == {"lobewise-worker"}
+    assert unsampled.headers["traceresponse"].startswith(f"00-{TRACE}-")
+    assert collector.trace(TRACE) == []
+    expected = ((whole, ["succeeded"]), (short, ["out-of-memory", "succeeded"]), (stuck, ["cancelled"]))
+    for answer, outcomes in expected:
         spans = collector.trace(answer.headers["traceresponse"].split("-")[1])
         require_whole(spans, {""})
+        assert {"POST /v1/jobs", "attempt"} <= {span.name for span in spans}
         assert [span.attributes["lobewise.outcome"] for span in spans if span.name == "attempt"] == outcomes

@@ -22,8 +22,9 @@ import SimpleITK as sitk
 from jobs import states
 from jobs.bootstrap import Connection, connect
 from jobs.errors import JobNotFoundError, SettingsError
-from jobs.models import InputInfo, JobRecord, JobStatus, JobTask, MaskName, Priority
+from jobs.models import ImageName, InputInfo, JobRecord, JobStatus, JobTask, MaskName, Priority
 from jobs.settings import JobsSettings
+from pipeline.anatomy import AIR_HU
 from pipeline.io.confinement import Protection
 from tests.support.processes import until
 from worker.main import run
@@ -156,6 +157,18 @@ def test_a_scan_is_scored_and_its_masks_lie_on_its_own_grid(service: Service, tm
         assert image.GetOrigin() == pytest.approx((-10.0, 20.0, 30.0))
         assert image.GetDirection() == pytest.approx((0, 0, 1, 1, 0, 0, 0, 1, 0))
         assert set(np.unique(sitk.GetArrayFromImage(image))) == values
+    for name, spacing_mm in ((ImageName.SCAN, (0.5, 1.0, 2.0)), (ImageName.PREVIEW, (3.0, 3.0, 3.0))):
+        path = tmp_path / f"{name}.nii.gz"
+        path.write_bytes(b"".join(service.jobs.service.image(job_id, name).read()))
+        image = sitk.ReadImage(str(path))
+        assert image.GetSpacing() == pytest.approx(spacing_mm)
+        assert image.GetDirection() == pytest.approx((0, 0, 1, 1, 0, 0, 0, 1, 0))
+        # The coarse one reaches over the edge, where air is.
+        values = set(np.unique(sitk.GetArrayFromImage(image)))
+        assert -100 in values
+        assert values <= ({-100} if name is ImageName.SCAN else {-100, AIR_HU})
+    for name in (ImageName.AXIAL, ImageName.CORONAL, ImageName.SAGITTAL, ImageName.GLASS):
+        assert b"".join(service.jobs.service.image(job_id, name).read())[:8] == b"\x89PNG\r\n\x1a\n"
 
 
 def test_the_same_scan_is_given_the_finished_result_and_by_whom_it_was_computed(tmp_path: Path) -> None:

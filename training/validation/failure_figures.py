@@ -82,7 +82,7 @@ def draw_masks(path: Path, shown: Sequence[tuple[Answer, Pair, str]]) -> None:
             lungs = (case.phantom.lobes.labels > 0) | case.found.lungs.mask
             wrong: Mask = pair.truth ^ pair.predicted
             middle_mm = centre_mm(wrong if wrong.any() else pair.truth, volume.grid)
-            coronal, axial = planes_through(middle_mm, around(lungs, volume.grid))
+            coronal, axial, _ = planes_through(middle_mm, around(lungs, volume.grid))
             row[0].imshow(picture(volume, pair, axial)[0], interpolation="nearest")
             row[1].imshow(picture(volume, pair, coronal)[::-1, 0], interpolation="nearest")
             row[0].set_title(f"Phantom {case.result.seed}\n{title}", loc="left", fontsize=9, parse_math=False)
@@ -96,7 +96,7 @@ def draw_carinas(path: Path, shown: Sequence[Answer]) -> None:
             volume, nothing = case.phantom.volume, np.zeros(case.phantom.volume.grid.shape, dtype=np.bool_)
             true_mm = case.phantom.landmarks[Landmark.CARINA]
             found_mm = next(mark.position_mm for mark in case.found.landmarks if mark.landmark is Landmark.CARINA)
-            coronal, axial = planes_through(true_mm, around(case.phantom.lobes.labels > 0, volume.grid))
+            coronal, axial, _ = planes_through(true_mm, around(case.phantom.lobes.labels > 0, volume.grid))
             row[0].imshow(picture(volume, Pair(nothing, nothing), axial)[0])
             row[1].imshow(picture(volume, Pair(nothing, nothing), coronal)[:, 0], origin="lower")
             for position, colour, name in ((true_mm, ORANGE, "truth"), (found_mm, BLUE, "found")):

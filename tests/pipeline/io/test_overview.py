@@ -7,7 +7,7 @@ import SimpleITK as sitk
 
 from pipeline.anatomy import Lobe
 from pipeline.geometry import LesionMask, LobeLabels, Volume
-from pipeline.io.overview import LESION_RGB, LOBE_RGB, draw_overview
+from pipeline.io.overview import LESION_RGB, LOBE_RGB, draw_overview, draw_pictures
 
 
 def drawn(path: Path, chest: Volume, lobes: LobeLabels, lesion: np.ndarray) -> np.ndarray:
@@ -44,3 +44,25 @@ def test_a_scan_without_lungs_is_drawn_too(chest: Volume, lobes: LobeLabels, tmp
     picture = drawn(tmp_path / "x.png", chest, nothing, np.zeros(chest.hu.shape, dtype=bool))
     assert picture.shape[2] == 3
     assert picture.std() > 10
+
+
+def test_each_picture_has_the_lesion_on_the_side_of_the_patient(
+    chest: Volume, lobes: LobeLabels, tmp_path: Path
+) -> None:
+    """Opacity in the right upper lobe alone: on the left of what is seen from the front, and up."""
+    lesion = LesionMask(lobes.labels == Lobe.RIGHT_UPPER, lobes.grid)
+    pictures = {
+        name: np.asarray(sitk.GetArrayFromImage(sitk.ReadImage(str(path)))).astype(int)
+        for name, path in draw_pictures(tmp_path, chest, lobes, lesion).items()
+    }
+    assert set(pictures) == {"axial", "coronal", "sagittal", "glass"}
+    for name in ("axial", "coronal", "glass"):
+        picture = pictures[name]
+        red = np.argwhere((picture[..., 0] - picture[..., 2] > 80) & (picture[..., 1] < 120))
+        assert len(red) > 500, name
+        assert red[:, 1].max() < picture.shape[1] / 2, name
+        if name != "axial":
+            assert red[:, 0].mean() < picture.shape[0] / 2, name
+    assert pictures["glass"].shape == pictures["coronal"].shape
+    front, back = (where(pictures["sagittal"], LOBE_RGB[lobe]) for lobe in (Lobe.RIGHT_UPPER, Lobe.RIGHT_LOWER))
+    assert front[:, 1].mean() < back[:, 1].mean()
