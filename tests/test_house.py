@@ -99,7 +99,7 @@ def test_there_are_few_fragments_and_the_reasons_stand_in_the_code() -> None:
     # batches, estimates; tenants, and all that keeps them apart; outbound connections; the audit trail; the limits of
     # the gateway, hosts and origins; names taken out of stored scans;
     # the gate before parsers; DICOM segmentations and reports, FHIR.
-    assert counts.lines <= 42_100
+    assert counts.lines <= 42_400
     assert len(counts.named_once) <= 0.12 * len(counts.functions)
     assert counts.comments >= 0.02 * counts.lines
 
