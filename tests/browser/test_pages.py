@@ -104,12 +104,12 @@ def test_the_list_is_searched_narrowed_and_sorted(signed_in: Any, site: Site) ->
     mine, other = site.submit(client_reference="needle-1"), site.submit(client_reference="hay-1")
     page.goto("/")
     row(page, mine).wait_for()
-    page.get_by_label("Search by reference").fill("NEEDLE")
+    page.get_by_role("searchbox").fill("NEEDLE")
     row(page, other).wait_for(state="detached")
     assert row(page, mine).is_visible()
-    page.get_by_label("Search by reference").fill("nobody has this")
+    page.get_by_role("searchbox").fill("nobody has this")
     page.get_by_text("No job fits these filters.").wait_for()
-    page.get_by_label("Search by reference").fill("")
+    page.get_by_role("searchbox").fill("")
     page.get_by_label("Status").select_option("failed")
     row(page, mine).wait_for(state="detached")
     page.get_by_label("Status").select_option("")
@@ -163,8 +163,8 @@ def test_a_click_on_a_lobe_leads_to_it(signed_in: Any, site: Site, job_id: str) 
     page.locator("canvas").focus()
     page.keyboard.press("ArrowDown")
     assert place.inner_text() != before
-    # Three millimetres to the feet.
-    assert height_mm(before) - height_mm(place.inner_text()) == pytest.approx(3, abs=0.11)
+    # A slice to the feet: three millimetres, from wherever in its slice the crosshair was.
+    assert height_mm(before) - height_mm(place.inner_text()) == pytest.approx(3, abs=1.5)
 
 
 def height_mm(place: str) -> float:
@@ -200,6 +200,8 @@ def test_a_job_without_images_is_told_plainly(signed_in: Any, site: Site, faults
     assert page.get_by_role("heading", name="Scores").is_visible()
     assert {fault for fault in faults if "404" not in fault} == set()
     faults.clear()
+    # In the list of other tests its picture would be missing, of which a browser complains.
+    site.client.delete(f"/v1/jobs/{job_id}").raise_for_status()
 
 
 def test_what_is_no_result_says_so(signed_in: Any, site: Site, faults: list[str]) -> None:
@@ -233,7 +235,7 @@ def test_on_a_phone_all_of_it_is_there(signed_in: Any, site: Site, job_id: str) 
     page.set_viewport_size({"width": 390, "height": 800})
     for address in ("/", f"/view/{job_id}"):
         page.goto(address)
-        page.locator("tr, canvas").first.wait_for()
+        page.locator("tbody tr, canvas").first.wait_for()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
     wait_for(page, "all")
     assert violations(page) == []
