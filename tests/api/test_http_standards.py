@@ -18,7 +18,7 @@ PARAMETERS = [
 
 @pytest.mark.parametrize(("method", "path", "name"), PARAMETERS)
 def test_a_parameter_that_is_given_twice_is_refused(shared: Service, method: str, path: str, name: str) -> None:
-    path = path.format(batch_id="0" * 32, upload_id="0" * 32, number=1)
+    path = path.format(job_id="0" * 32, batch_id="0" * 32, upload_id="0" * 32, number=1)
     query: dict = {"expires": "1", "signature": "x"} if "upload" in path else {}
     query |= {name: ["1", "2"]}
     problem = require_problem(shared.client.request(method, path, params=query), 422, "invalid-parameters")
