@@ -21,8 +21,12 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
     (folder / "openapi.json").write_text(json.dumps(DOCUMENT))
     (folder / "config.yml").write_text(
         f"package_name_override: {PACKAGE}\nproject_name_override: client\npost_hooks: []\n"
-        # The generator knows no lines of JSON: they are bytes to it.
-        "content_type_overrides: {application/x-ndjson: application/octet-stream}\n"
+        # The generator knows neither lines of JSON nor these files: they are bytes to it.
+        "content_type_overrides:\n"
+        + "".join(
+            f"  {kind}: application/octet-stream\n"
+            for kind in ("application/x-ndjson", "application/dicom", "image/png")
+        )
     )
     done = subprocess.run(
         [sys.executable, "-m", "openapi_python_client", "generate", "--path", "openapi.json", "--config", "config.yml"],

@@ -19,7 +19,7 @@ class DigestWorker(Worker):
     def compute(self, job_id: str) -> None:
         real = self.jobs.worker.succeed
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(self.jobs.worker, "succeed", lambda *given: real(*given, digest=DIGEST))
+            patch.setattr(self.jobs.worker, "succeed", lambda *given, **named: real(*given, digest=DIGEST, **named))
             self.succeed(job_id)
 
 

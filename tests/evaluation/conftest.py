@@ -20,7 +20,7 @@ def _call_here(function: str, arguments: Mapping[str, Any], folder: Path, _limit
         return json.loads(json.dumps(getattr(importlib.import_module(module), name)(**arguments)))
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(read, "call_confined", _call_here)

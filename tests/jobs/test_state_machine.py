@@ -66,6 +66,7 @@ from jobs.states import new_id
 from jobs.store.job_store import JobStore
 from jobs.store.keys import job_key
 from jobs.store.object_store import ObjectStore
+from jobs.worker_api import NO_DICOM
 from pipeline.errors import LungsNotFoundError
 from tests.support.interleaving import Actor, GatedLive, GatedObjectStore, GatedQueue, this_actor
 from worker import task
@@ -89,10 +90,10 @@ class Analysis:
     def __init__(self, plan: str, worker: str) -> None:
         self.plan, self.worker = plan, worker
 
-    def read(self, path: Path) -> bytes:
-        return path.read_bytes()
+    def read(self, path: Path) -> SimpleNamespace:
+        return SimpleNamespace(content=path.read_bytes(), identity=None)
 
-    def quantify(self, _: bytes, progress: Callable[[str, float], None], **_more: bool) -> str:
+    def quantify(self, _: SimpleNamespace, progress: Callable[[str, float], None], **_more: bool) -> str:
         progress("lungs", 0.5)
         if self.plan == "unscorable":
             raise LungsNotFoundError("There are no lungs.", evidence={})
@@ -616,6 +617,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(task, "write_masks", write_masks)
     # Stored as masks are, and shown by nothing that is told of a job.
     monkeypatch.setattr(task, "write_images", lambda *_scan_result_folder, **_: {})
+    monkeypatch.setattr(task, "make_products", lambda *_given, **_: NO_DICOM)
     monkeypatch.setattr(task, "report_of", report_of)
     with tempfile.TemporaryDirectory() as folder:
         WORLD[:] = [World(Path(folder))]
